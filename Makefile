@@ -1,0 +1,41 @@
+# make search    make the environment if it is missing, then run the quickstart search
+# make test      every test
+# make lint      ruff and mypy, as CI runs them
+# make ui        the MLflow pages of every search below $(STORAGE), on 127.0.0.1
+
+STORAGE ?= searches
+FILE    ?= quickstart
+PORT    ?= 5000
+ARGS    ?=
+
+# The first interpreter that the project supports; override with make PYTHON=...
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+
+RUN = .venv/bin/python
+
+.PHONY: search test lint ui clean
+
+search: .venv/ready
+	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: .venv/ready
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+ui: .venv/ready
+	$(RUN) -m xlstm_tune.tracking ui --storage $(STORAGE) --port $(PORT)
+
+.venv/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; name one with make PYTHON=/path/to/python"; exit 2; }
+	@echo "Making the environment in .venv with $(PYTHON) (a few minutes, once) ..."
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch .venv/ready
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,131 @@
+"""Early stopping as Ray's schedulers do it with our settings, fed with results by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from xlstm_tune.errors import SpecError
+from xlstm_tune.search.schedulers import make_scheduler
+from xlstm_tune.spec import SearchConfig
+
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the schedulers look at of a Ray trial."""
+
+    trial_id: str
+
+
+class Controller:
+    """What the median rule looks at of Ray's controller: trials that wait for a turn."""
+
+    def get_live_trials(self) -> list[Any]:
+        @dataclass
+        class Waiting:
+            status: str = "PENDING"
+
+        return [Waiting()]
+
+
+def feed(scheduler: TrialScheduler, number: int, scores: list[float]) -> list[str]:
+    """The scheduler's decisions over the epochs of one trial; the last epoch ends it, as Ray does."""
+    trial, controller = Trial(str(number)), Controller()
+    scheduler.on_trial_add(controller, trial)
+    decisions = []
+    best = math.inf
+    for epoch, value in enumerate(scores, start=1):
+        best = min(best, value)
+        result = {"epoch": epoch, "val_rmse": value, "best_val_rmse": best}
+        if epoch == len(scores):
+            scheduler.on_trial_complete(controller, trial, result)
+            break
+        decisions.append(scheduler.on_trial_result(controller, trial, result))
+        if decisions[-1] == STOP:
+            scheduler.on_trial_complete(controller, trial, result)
+            break
+    return decisions
+
+
+def make(name: str, epochs: int = 10, **settings: Any) -> TrialScheduler:
+    return make_scheduler(SearchConfig.parse({"scheduler": name, **settings}), epochs)
+
+
+def test_asha_stops_the_worse_at_the_end_of_the_grace_period() -> None:
+    scheduler = make("asha", grace_epochs=2)
+    for number in range(3):
+        assert STOP not in feed(scheduler, number, [1.0 - number / 10] * 10)
+    assert feed(scheduler, 3, [5.0] * 10) == [CONTINUE, STOP]
+    assert STOP not in feed(scheduler, 4, [0.1] * 10)
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(1, 1), (9, 1), (30, 3), (100, 10)])
+def test_asha_grace_period_is_a_tenth(epochs: int, first: int) -> None:
+    scheduler = make("asha", epochs=epochs)
+    for number in range(3):
+        feed(scheduler, number, [1.0] * (epochs + 1))
+    assert feed(scheduler, 3, [9.0] * (epochs + 1)) == [CONTINUE] * (first - 1) + [STOP]
+
+
+def test_asha_judges_by_the_best_epoch_so_far() -> None:
+    scheduler = make("asha", grace_epochs=3)
+    for number in range(3):
+        feed(scheduler, number, [1.0] * 10)
+    assert STOP not in feed(scheduler, 3, [0.5, 0.5, 9.0] + [0.5] * 7)
+
+
+def test_asha_leaves_the_last_epoch_to_the_trial() -> None:
+    scheduler = make("asha", epochs=3)
+    assert feed(scheduler, 0, [1.0, 1.0, 1.0, 1.0]) == [CONTINUE] * 3
+
+
+def test_asha_takes_no_notice_of_failed_trials() -> None:
+    scheduler = make("asha", grace_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(scheduler, 0, [math.nan])
+        feed(scheduler, 1, [math.nan])
+        assert feed(scheduler, 2, [1.0] * 3) == [CONTINUE, CONTINUE]
+        assert feed(scheduler, 3, [2.0] * 3) == [STOP]
+
+
+@pytest.mark.parametrize("factor", [2, 5])
+def test_asha_reduction_factor_sets_the_rungs(factor: int) -> None:
+    scheduler = make("asha", epochs=20, grace_epochs=1, reduction_factor=factor)
+    good = [1.0] * 20
+    for number in range(6):
+        feed(scheduler, number, good)
+    # Best until the first rung, worst afterwards: stopped at the second.
+    slow = [0.5, *[0.5] * (factor - 1)]
+    assert STOP not in feed(scheduler, 7, slow + [0.5] * 15)
+    worse_later = feed(scheduler, 8, [1.0, *[1.0] * 19])
+    assert STOP not in worse_later
+    assert feed(scheduler, 9, [2.0] * 20) == [STOP]
+
+
+def test_median_stops_the_worse_half_and_never_pauses() -> None:
+    scheduler = make("median", grace_epochs=2)
+    decisions = [feed(scheduler, number, [1.0] * 8) for number in range(3)]
+    decisions.append(feed(scheduler, 3, [2.0] * 8))
+    assert decisions[3] == [CONTINUE, STOP]
+    assert {decision for row in decisions for decision in row} == {CONTINUE, STOP}
+    feed(scheduler, 4, [math.nan])  # a failed trial
+    assert STOP not in feed(scheduler, 5, [0.5] * 8)
+
+
+def test_none_stops_nobody() -> None:
+    scheduler = make("none")
+    assert all(STOP not in feed(scheduler, number, [float(number)] * 5) for number in range(6))
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_grace_period_longer_than_the_training_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=r"search.grace_epochs must not exceed training.epochs, got 11 and 10"):
+        make(name, grace_epochs=11)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from xlstm_tune.models.config import FAMILIES
+from xlstm_tune.models.forecaster import Shape, build_model
+from xlstm_tune.training.memory import estimate_memory, saved_bytes
+from xlstm_tune.training.optimiser import build_optimiser
+
+SHAPE = Shape(features=7, lookback=48, horizon=3, targets=2, target_columns=(0, 4))
+MIB = 2**20
+Maker = Callable[..., Any]
+
+
+def held_bytes(model: nn.Module, batch: int) -> int:
+    """What the allocator still holds after a forward pass whose graph is alive: inputs and activations."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        x, y = torch.randn(batch, SHAPE.lookback, SHAPE.features), torch.randn(batch, SHAPE.horizon, SHAPE.targets)
+        loss = nn.functional.mse_loss(model(x), y)
+    assert loss.requires_grad
+    return sum(event.self_cpu_memory_usage for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimate_memory_agrees_with_the_allocator(family: str, make_config: Maker) -> None:
+    config = make_config(model={"family": family, "hidden_size": 32, "layers": 2, "dropout": 0.1}, batch_size=20)
+    estimate = estimate_memory(config, SHAPE, "cpu")
+    model = build_model(config.model, SHAPE).train()
+    assert estimate.activations_mib == pytest.approx(held_bytes(model, 20) / MIB, rel=0.15)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_estimate_memory_extrapolates_to_any_batch(batch: int, make_config: Maker) -> None:
+    config = make_config(model={"family": "xlstm", "pattern": "sm", "hidden_size": 32}, batch_size=batch)
+    measured = saved_bytes(build_model(config.model, SHAPE), config, SHAPE, batch)
+    assert estimate_memory(config, SHAPE, "cpu").activations_mib == pytest.approx(measured / MIB, rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimate_memory_extrapolates_to_any_lookback(family: str, make_config: Maker) -> None:
+    config = make_config(model={"family": family, "conv_kernel": 7, "pooling": "mean"}, batch_size=2)
+    shape = Shape(features=3, lookback=90, horizon=2, targets=1)
+    measured = saved_bytes(build_model(config.model, shape), config, shape, 2)
+    assert estimate_memory(config, shape, "cpu").activations_mib == pytest.approx(measured / MIB, rel=0.05)
+
+
+@pytest.mark.parametrize(("optimiser", "moments"), [("adamw", 2), ("adam", 2), ("sgd", 1)])
+def test_estimate_memory_counts_what_the_optimiser_keeps(optimiser: str, moments: int, make_config: Maker) -> None:
+    config = make_config(optimiser=optimiser)
+    estimate = estimate_memory(config, SHAPE, "cpu")
+    model = build_model(config.model, SHAPE)
+    built = build_optimiser(model, config.training)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    kept = [
+        value for values in built.state_dict()["state"].values() for name, value in values.items() if name != "step"
+    ]
+    assert estimate.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert estimate.optimiser_mib == pytest.approx(sum(value.nbytes for value in kept) / MIB)
+    assert estimate.weights_mib == estimate.gradients_mib == pytest.approx(4 * estimate.parameters / MIB)
+    parts = estimate.weights_mib + estimate.gradients_mib + estimate.optimiser_mib + estimate.activations_mib
+    assert estimate.total_mib == pytest.approx(parts)
+
+
+def test_estimate_memory_in_bf16_is_smaller(make_config: Maker) -> None:
+    model = {"family": "mlstm", "hidden_size": 32}
+    exact, half = (
+        estimate_memory(make_config(model=model, precision=precision), SHAPE, "cpu") for precision in ("fp32", "bf16")
+    )
+    assert half.activations_mib < 0.95 * exact.activations_mib
+
+
+def test_estimate_memory_is_quick_and_leaves_the_generator_alone(make_config: Maker) -> None:
+    config = make_config(model={"family": "xlstm", "pattern": "msm", "hidden_size": 128, "heads": 4}, batch_size=64)
+    shape = Shape(features=19, lookback=365, horizon=1, targets=1)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    started = time.perf_counter()
+    estimate_memory(config, shape, "cpu")
+    assert time.perf_counter() - started < 2.0  # 1 s and a busy machine
+    assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,252 @@
+"""Time as the user writes it, as one int64 per row that sorts and subtracts.
+
+Stamps are nanoseconds since 1970 for dates and epoch numbers, consecutive week numbers for MMWR weeks (53-week years
+included), and row numbers where the rows are their own clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from epiweeks import Week, Year
+
+from xlstm_tune.data.config import TimeConfig
+from xlstm_tune.data.read import BLANKS, Source
+from xlstm_tune.errors import DataError
+
+Kind = Literal["order", "date", "week"]
+_SECOND = 1_000_000_000
+_DAY = 86_400 * _SECOND
+_UNITS = {"s": _SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
+_WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with dictionary encoding undone and every kind of text as `string`."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    return column
+
+
+def first_bad(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], object]) -> int:
+    """Row of the first cell that `convert` refuses; `convert` must refuse the whole column.
+
+    Arrow says that a cell is bad but not which: halving finds it in as much work as two conversions.
+    """
+    good, bad = 0, len(column)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            convert(column.slice(good, middle - good))
+            good = middle
+        except pa.ArrowException:
+            bad = middle
+    return good
+
+
+def parse_time(source: Source, time: TimeConfig) -> tuple[np.ndarray, Kind]:
+    """Stamps int64 [R] of the time column in file order, and their kind. Raises DataError for the first bad cell."""
+    column = plain(source.table.column(time.column))
+    if pa.types.is_string(column.type):
+        column = pc.if_else(pc.is_in(pc.utf8_trim_whitespace(column), pa.array(BLANKS)), None, column)
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"the time column '{time.column}' is blank in {source.where(row)}; every row needs its time")
+    if time.format == "mmwr-week":
+        return _weeks(column, time, source), "week"
+    if time.format == "epoch":
+        return _epoch(column, time, source), "date"
+    return _dates(column, time, source), "date"
+
+
+def _weeks(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
+    if not (pa.types.is_string(column.type) or pa.types.is_integer(column.type)):
+        raise DataError(f"the time column '{time.column}' holds {column.type}, not MMWR weeks such as 2006_1")
+    codes = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    numbers = []
+    for position, text in enumerate(codes.dictionary.to_pylist()):
+        try:
+            numbers.append(week_number(text))
+        except ValueError as error:
+            row = int(np.flatnonzero(codes.indices.to_numpy() == position)[0])
+            raise DataError(f"column '{time.column}', {source.where(row)}: {error}") from None
+    stamps: np.ndarray = np.array(numbers, dtype=np.int64)[codes.indices.to_numpy()]
+    return stamps
+
+
+def week_number(text: str) -> int:
+    """Consecutive number of an MMWR week such as 2006_1, 2006-W01 or 200601; ValueError when there is none such."""
+    match = _WEEK.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is not an MMWR week; write year_week, such as 2006_1")
+    year, week = int(match[1]), int(match[2])
+    if year < 1:
+        raise ValueError(f"'{text}' is not an MMWR week; there is no year {year}")
+    last = Year(year).totalweeks()
+    if not 1 <= week <= last:
+        raise ValueError(f"'{text}' is not an MMWR week; {year} has the weeks 1 to {last}")
+    # MMWR weeks begin on Sundays, whose ordinals are the multiples of 7.
+    return int(Week(year, week).startdate().toordinal()) // 7
+
+
+def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
+    factor = _UNITS[time.unit]
+    if pa.types.is_string(column.type):
+        row = first_bad(column, to_float) if _refuses(column, to_float) else 0
+        raise DataError(
+            f"column '{time.column}' holds text ('{column[row]}' in {source.where(row)}), "
+            f"but data.time.format: epoch asks for numbers"
+        )
+    if pa.types.is_integer(column.type):
+        numbers = column.cast(pa.int64()).to_numpy()
+        fits = np.abs(numbers) <= np.iinfo(np.int64).max // factor
+        stamps = np.where(fits, numbers, 0) * factor
+    elif pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        numbers = column.cast(pa.float64()).to_numpy() * factor
+        fits = np.abs(numbers) < 2.0**63
+        stamps = np.rint(np.where(fits, numbers, 0)).astype(np.int64)
+    else:
+        raise DataError(f"column '{time.column}' holds {column.type}, but data.time.format: epoch asks for numbers")
+    if not fits.all():
+        row = int(np.flatnonzero(~fits)[0])
+        raise DataError(
+            f"column '{time.column}' holds {column[row]} in {source.where(row)}, which is no time in {time.unit} "
+            f"since 1970 (years 1678 to 2262 fit); set data.time.unit"
+        )
+    return stamps
+
+
+def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers as float64; ArrowInvalid for text that is none."""
+    return column.cast(pa.float64(), safe=False)
+
+
+def _refuses(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], object]) -> bool:
+    try:
+        convert(column)
+    except pa.ArrowException:
+        return True
+    return False
+
+
+def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        raise DataError(
+            f"the time column '{time.column}' holds numbers ({column[0]} in {source.where(0)}); "
+            f"set data.time.format: epoch (with its unit) or mmwr-week"
+        )
+    if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
+    if _refuses(column, to_nanoseconds):
+        row = first_bad(column, to_nanoseconds)
+        text = str(column[row])
+        if pa.types.is_string(kind) and not re.match(r"\s*\d{4}-\d\d-\d\d", text):
+            week = _WEEK.fullmatch(text) is not None
+            remedy = "set data.time.format: mmwr-week" if week else "write it as 2012-01-31 or 2012-01-31 13:00:00"
+            raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
+        raise DataError(
+            f"'{text}' in {source.where(row)} of column '{time.column}' is not a date between 1678 and 2262"
+        )
+    return to_nanoseconds(column)
+
+
+def to_nanoseconds(column: pa.ChunkedArray) -> np.ndarray:
+    """Dates, timestamps or ISO text as int64 nanoseconds since 1970 (UTC where a zone is given); ArrowInvalid."""
+    if pa.types.is_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        # 2012/01/31 has the order of an ISO date, so it cannot be misread.
+        column = pc.replace_substring_regex(column, r"^(\d{4})/(\d\d)/(\d\d)", r"\1-\2-\3")
+        if pc.all(pc.match_substring_regex(column, r"^\d{4}-\d\d$")).as_py():
+            column = pc.binary_join_element_wise(column, "01", "-")
+        zoned = pc.all(pc.match_substring_regex(column, r"\d\d:.*(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
+        column = column.cast(pa.timestamp("ns", "UTC" if zoned else None))
+    stamps: np.ndarray = column.cast(pa.timestamp("ns", getattr(column.type, "tz", None))).cast(pa.int64()).to_numpy()
+    return stamps
+
+
+def parse_moment(text: str, kind: Kind) -> int:
+    """A stamp from text in the search file, such as where a part of the split begins; ValueError."""
+    if kind == "week":
+        return week_number(text)
+    if kind == "order":
+        raise ValueError(f"'{text}' is a time, but data.time is not set, so the rows have none")
+    try:
+        return int(to_nanoseconds(pa.chunked_array([[text]]))[0])
+    except pa.ArrowException:
+        raise ValueError(f"'{text}' is not an ISO date; write it as 2012-01-31 or 2012-01-31 13:00:00") from None
+
+
+def modal_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
+    """The commonest difference between neighbours inside a series; None when every series has one row."""
+    later = _later_rows(time, offsets)
+    if not len(later):
+        return None
+    values, counts = np.unique(time[later] - time[later - 1], return_counts=True)
+    return int(values[np.argmax(counts)])
+
+
+def _later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Rows that have an earlier row of their series right before them."""
+    inside = np.ones(len(time), dtype=bool)
+    inside[offsets[:-1]] = False
+    return np.flatnonzero(inside)
+
+
+def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
+    """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
+    usual = modal_step(time, offsets)
+    if usual is None or kind == "order":
+        return None
+    later = _later_rows(time, offsets)
+    steps = time[later] - time[later - 1]
+    odd = later[steps != usual]
+    if not len(odd) or (kind == "date" and _calendar(steps)):
+        return None
+    gaps = "1 step in time differs" if len(odd) == 1 else f"{len(odd)} steps in time differ"
+    return (
+        f"{gaps} from the usual {describe_step(usual, kind)}, the first between {label(int(odd[0]) - 1)} and "
+        f"{label(int(odd[0]))}; every row counts as one step all the same"
+    )
+
+
+def _calendar(steps: np.ndarray) -> bool:
+    """Whether every step is one month, one quarter or one year of the calendar."""
+    days, rest = np.divmod(steps, _DAY)
+    low, high = int(days.min()), int(days.max())
+    spans = ((28, 31), (89, 92), (365, 366))
+    return not rest.any() and any(first <= low and high <= last for first, last in spans)
+
+
+def describe_step(step: int, kind: Kind) -> str:
+    """A step in words, such as `1 h` or `7 d`."""
+    if kind == "week":
+        return f"{step} week" if step == 1 else f"{step} weeks"
+    for name, size in (("d", _DAY), ("h", 3600 * _SECOND), ("min", 60 * _SECOND), ("s", _SECOND)):
+        if step % size == 0:
+            return f"{step // size} {name}"
+    return f"{step / _SECOND:g} s"
+
+
+def season_of(step: int | None, kind: Kind) -> int:
+    """Steps in the natural period of a series: a day of hours, a week of days, a year of weeks or months; 1 = none."""
+    if step is None or kind == "order":
+        return 1
+    if kind == "week":
+        return 52 if step == 1 else 1
+    days, rest = divmod(step, _DAY)
+    if rest == 0:
+        if 28 <= days <= 31:
+            return 12
+        if 89 <= days <= 92:
+            return 4
+        return {1: 7, 7: 52}.get(days, 1)
+    # Below five minutes a day is too many steps for a lookback to reach.
+    return _DAY // step if 300 * _SECOND <= step < _DAY and _DAY % step == 0 else 1

@@ -1,0 +1,97 @@
+"""What the data are and how they are cut. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from xlstm_tune.strict import Spec
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+"""One column name or a list of them."""
+Cycles = Annotated[list[Literal["year", "week", "day"]], BeforeValidator(_as_list)]
+Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | str
+"""Of a part: a share (0.15), a number of steps or groups (2880), or where it begins (2018-01-01)."""
+
+
+class TimeConfig(Spec):
+    """The column that orders the rows of a series."""
+
+    column: str
+    format: Literal["auto", "iso", "epoch", "mmwr-week"] = "auto"
+    """`auto` reads ISO dates and date columns; epoch numbers and MMWR weeks (2006_1) are asked for by name."""
+    unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Of epoch numbers."""
+
+
+class SplitConfig(Spec):
+    """Which rows or sequences may be seen when."""
+
+    by: Names = ["time"]
+    """`time`: the last part is the test. Column names: whole groups stay on one side. Both: late groups only."""
+    train: Size | None = None
+    """Everything before validation unless given; then what follows the test part is left out."""
+    validation: Size = 0.15
+    test: Size = 0.15
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which groups fall on which side."""
+
+
+class DataConfig(Spec):
+    """A table of sequences and the question asked of it."""
+
+    source: Names
+    """Path, glob, folder, s3:// or file:// URI, or sample:NAME."""
+    sample: dict[str, int | float] = Field(default_factory=dict)
+    """Parameters of a built-in sample, such as {counties: 48, years: 22, seed: 0}."""
+    task: Literal["forecast", "regression"] = "forecast"
+    time: TimeConfig | None = None
+    """None: the rows are in order."""
+    series: Names = []
+    """Forecasts: the columns that tell one series from another (long format); none = one series."""
+    sequence: Names = []
+    """Regression: the columns that make one sequence, such as [county, year]."""
+    target: Names
+    """One column, several, or `all`."""
+    features: Names = ["all"]
+    """Inputs: `all` (every column but time, series and sequence) or a list; a forecast's targets are always inputs."""
+    exclude: Names = []
+    """Columns that `all` leaves out."""
+    categories: Names = []
+    """Text columns, each turned into one 0/1 input per value seen in the training part."""
+    calendar: Cycles = []
+    """Cycles told from the time column as sine and cosine inputs: of `year`, `week`, `day`."""
+    missing: Literal["error", "forward_fill", "interpolate", "drop"] = "error"
+    lookback: Annotated[int, Field(ge=1)] | None = None
+    """L, the steps a model sees. Forecasts must give it; in regression None means the whole sequence."""
+    horizon: Annotated[int, Field(ge=1)] = 1
+    """H, the steps forecast."""
+    stride: Annotated[int, Field(ge=1)] = 1
+    """Steps between training windows; validation and test always use every window."""
+    season: Annotated[int, Field(ge=1)] | None = None
+    """Period of the seasonal naive baseline in steps; None derives it from the time step where it can."""
+    split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> DataConfig:
+        if self.task == "forecast":
+            if self.lookback is None:
+                raise ValueError("'data.lookback' is missing; a forecast needs it: how many steps the model sees")
+            if self.sequence:
+                raise ValueError(
+                    "'data.sequence' belongs to task: regression; a forecast names its series in 'data.series'"
+                )
+        else:
+            if not self.sequence:
+                raise ValueError("'data.sequence' is missing; a regression needs the columns that make one sequence")
+            if self.series:
+                raise ValueError("'data.series' belongs to task: forecast; a regression names 'data.sequence'")
+            if self.horizon != 1:
+                raise ValueError("'data.horizon' belongs to task: forecast; a regression has one target per sequence")
+        return self

@@ -1,0 +1,180 @@
+"""From files or a built-in sample to checked columns of numbers: series by series, in the order of time.
+
+R rows, F input columns, K targets, S series (forecast) or sequences (regression).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from xlstm_tune.data.calendar import cycle_columns
+from xlstm_tune.data.clock import Kind, gaps_note, modal_step, parse_time, plain
+from xlstm_tune.data.columns import Columns, numbers
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.missing import fill
+from xlstm_tune.data.read import read_source
+from xlstm_tune.data.roles import Roles, assign_roles
+from xlstm_tune.data.rows import Rows, arrange, series_name
+from xlstm_tune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Table:
+    """Checked data in their own units, before anything is split or scaled."""
+
+    values: np.ndarray
+    """[R, F] float32 inputs, C-contiguous; rows grouped by series and ordered in time inside each."""
+    features: tuple[str, ...]
+    """F names, such as "temp_max", or "weather=rain" for a value of a category."""
+    one_hot: tuple[int, ...]
+    """Columns of `values` that stand for a value of a category."""
+    targets: np.ndarray
+    """float64 in the target's units; forecast [R, K] by row, regression [S, K] by sequence."""
+    target_names: tuple[str, ...]
+    observed: np.ndarray
+    """bool like `targets`: False where the target was blank and the policy filled it."""
+    peeks: np.ndarray
+    """bool [R]: rows with a cell that `interpolate` filled from a later row; no forecast may start right after one."""
+    offsets: np.ndarray
+    """int64 [S + 1]: series s has the rows offsets[s] .. offsets[s + 1] - 1."""
+    keys: tuple[tuple[str, ...], ...]
+    """S tuples of the values of the key columns as text; (("all",),) for a single series."""
+    key_names: tuple[str, ...]
+    time: np.ndarray
+    """int64 [R]: nanoseconds since 1970, consecutive MMWR week, or row number of the file counted from 0."""
+    time_kind: Kind
+    step: int | None
+    """The commonest difference of `time` inside a series; None in row order or with one row a series."""
+    labels: pa.ChunkedArray | None
+    """The time column as it was read, by row of the file; None in row order."""
+    file_rows: np.ndarray
+    """int64 [R]: row of the file(s), counted from 0, that each row of `values` came from."""
+    oracle: np.ndarray | None
+    """[S, K] float64, the known conditional mean of the targets of a simulated sample; else None."""
+    notes: tuple[str, ...]
+    """One-sentence observations for the user."""
+    fingerprint: str
+    """SHA-256 of all that a model could see."""
+
+    def time_label(self, row: int) -> str:
+        """The time of a row as the user wrote it; the row number of the file in row order."""
+        if self.labels is None:
+            return str(int(self.file_rows[row]) + 1)
+        return str(self.labels[int(self.file_rows[row])])
+
+    def series_name(self, series: int) -> str:
+        """A series in words, such as `county=Pima, year=2006`; empty for a single series without a key."""
+        return series_name(self.key_names, self.keys[series])
+
+
+def load_table(config: DataConfig) -> Table:
+    """Read, check, order and clean what the `data` section of a search file names.
+
+    Raises DataError with one sentence for anything that cannot be used.
+    """
+    source = read_source(config.source, config.sample)
+    roles = assign_roles(source.table, config, source.oracle.values())
+    notes: list[str] = []
+    if roles.unnamed:
+        notes.append("a column without a name (a row index?) was left out")
+    stamps: np.ndarray = np.arange(source.table.num_rows, dtype=np.int64)
+    kind: Kind = "order"
+    if config.time is not None:
+        stamps, kind = parse_time(source, config.time)
+    rows = arrange(source, roles, config.task == "forecast", stamps, notes)
+    oracle: np.ndarray | None = None
+    if config.task == "regression":
+        targets, rows = _sequence_targets(rows, roles, config.missing, notes)
+        observed = np.ones(targets.shape, dtype=bool)
+        if source.oracle and all(name in source.oracle for name in roles.targets):
+            first = rows.order[rows.offsets[:-1]]
+            oracle = np.stack([numbers(source, source.oracle[name], True)[first] for name in roles.targets], axis=1)
+    filled = fill(Columns.read(source, rows.order, roles), rows, config.missing, notes)
+    rows = filled.rows
+    if config.task == "forecast":
+        targets = np.stack([filled.columns.cells[name] for name in roles.targets], axis=1)
+        observed = np.stack([~filled.blank[name] for name in roles.targets], axis=1)
+    elif len(rows.offsets) - 1 < len(targets):
+        targets, observed = targets[rows.kept], observed[rows.kept]
+        oracle = oracle[rows.kept] if oracle is not None else None
+    values, features, one_hot = filled.columns.matrix(roles)
+
+    time = stamps[rows.order]
+    if config.calendar:
+        cycles, names = cycle_columns(time, kind, config.calendar)
+        taken = sorted(set(names) & set(features))
+        if taken:
+            raise DataError(f"the table already has the column '{taken[0]}', which data.calendar makes; exclude one")
+        values, features = np.concatenate([values, cycles], axis=1), (*features, *names)
+    labels = plain(source.table.column(roles.time)) if roles.time is not None else None
+    table = Table(
+        values=values,
+        features=features,
+        one_hot=one_hot,
+        targets=targets,
+        target_names=roles.targets,
+        observed=observed,
+        peeks=filled.peeks,
+        offsets=rows.offsets,
+        keys=rows.keys,
+        key_names=roles.keys,
+        time=time,
+        time_kind=kind,
+        step=None if kind == "order" else modal_step(time, rows.offsets),
+        labels=labels,
+        file_rows=rows.order,
+        oracle=oracle,
+        notes=(),
+        fingerprint="",
+    )
+    gaps = gaps_note(time, rows.offsets, kind, table.time_label)
+    return replace(table, notes=(*notes, *([gaps] if gaps else [])), fingerprint=_fingerprint(table))
+
+
+def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -> tuple[np.ndarray, Rows]:
+    """[S, K] the one value of each target in each sequence; sequences without one go, unless the policy is `error`."""
+    targets = np.empty((len(rows.keys), len(roles.targets)))
+    for column, name in enumerate(roles.targets):
+        cells = numbers(rows.source, name, True)[rows.order]
+        low = np.fmin.reduceat(cells, rows.offsets[:-1])
+        high = np.fmax.reduceat(cells, rows.offsets[:-1])
+        varied = np.flatnonzero(low < high)
+        if len(varied):
+            start, end = int(rows.offsets[varied[0]]), int(rows.offsets[varied[0] + 1])
+            known = start + np.flatnonzero(~np.isnan(cells[start:end]))
+            other = int(known[np.flatnonzero(cells[known] != cells[known[0]])[0]])
+            raise DataError(
+                f"the target '{name}' changes within the sequence "
+                f"{series_name(rows.key_names, rows.keys[int(varied[0])])} ({cells[known[0]]:g} in "
+                f"{rows.where(int(known[0]))}, {cells[other]:g} in {rows.where(other)}); "
+                f"a regression has one target per sequence"
+            )
+        targets[:, column] = low
+    blank = np.asarray(np.isnan(targets).any(axis=1))
+    if not blank.any():
+        return targets, rows
+    if policy == "error":
+        first = int(np.flatnonzero(blank)[0])
+        name = roles.targets[int(np.flatnonzero(np.isnan(targets[first]))[0])]
+        raise DataError(
+            f"the target '{name}' is blank in {blank.sum()} sequences, the first is "
+            f"{series_name(rows.key_names, rows.keys[first])} ({rows.where(int(rows.offsets[first]))}); "
+            f"set data.missing: drop to leave them out"
+        )
+    if blank.all():
+        raise DataError("every sequence lacks a target; give at least some of them one")
+    notes.append(f"{blank.sum()} of {len(blank)} sequences have no target and were left out")
+    return targets[~blank], rows.keep(np.repeat(~blank, np.diff(rows.offsets)))
+
+
+def _fingerprint(table: Table) -> str:
+    digest = hashlib.sha256()
+    names = (table.features, table.target_names, table.keys, table.key_names, table.time_kind)
+    digest.update(repr(names).encode())
+    for array in (table.values, table.targets, table.observed, table.offsets, table.time):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""The public ops of the model family: slstm() and mlstm(), one signature over all backends.
+
+Legend: B batch, T steps, N heads, D head width. Half-precision inputs are computed in float32: h comes back in the
+inputs' dtype, states stay in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.mlstm_reference import MLSTMState, mlstm_reference
+from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
+
+__all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
+
+
+def slstm(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None = None,
+    initial_state: SLSTMState | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, SLSTMState]:
+    """The sLSTM cell over a sequence; equations in `slstm_reference`.
+
+    gates: [B, T, N, 4, D], the inputs' share of the gates i, f, z, o. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
+    initial_state: h, c, n, m, each [B, N, D]; None is the empty state, and so is n = 0 for a single element.
+    Returns h over time [B, T, N, D] and the final state. All inputs are differentiable.
+    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    """
+    expect_shape(gates, "slstm: gates", B=None, T=None, N=None, gates=4, D=None)
+    batch, _, heads, _, width = gates.shape
+    expect_shape(recurrent, "slstm: recurrent", N=heads, gates=4, D_out=width, D_in=width)
+    if bias is not None:
+        expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
+    for name, tensor in zip(SLSTMState._fields, initial_state or (), strict=False):
+        expect_shape(tensor, f"slstm: state {name}", B=batch, N=heads, D=width)
+    resolve("slstm", backend)
+    dtype = _compute_dtype(gates, recurrent)
+    state = None if initial_state is None else SLSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    with torch.autocast(gates.device.type, enabled=False):
+        h, final = slstm_reference(
+            gates.to(dtype), recurrent.to(dtype), None if bias is None else bias.to(dtype), state
+        )
+    return h.to(gates.dtype), final
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    initial_state: MLSTMState | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, MLSTMState]:
+    """The mLSTM cell over a sequence; equations in `mlstm_reference`.
+
+    q, k, v: [B, T, N, D] (k unscaled). i, f: [B, T, N], the gates before exponential and sigmoid.
+    initial_state: C [B, N, D of k, D of v], n [B, N, D], m [B, N]; None is the empty state (0, 0, -inf).
+    Returns h over time [B, T, N, D] and the final state. All inputs are differentiable.
+    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    """
+    expect_shape(q, "mlstm: q", B=None, T=None, N=None, D=None)
+    batch, steps, heads, width = q.shape
+    expect_shape(k, "mlstm: k", B=batch, T=steps, N=heads, D=width)
+    expect_shape(v, "mlstm: v", B=batch, T=steps, N=heads, D=None)
+    expect_shape(i, "mlstm: i", B=batch, T=steps, N=heads)
+    expect_shape(f, "mlstm: f", B=batch, T=steps, N=heads)
+    if initial_state is not None:
+        expect_shape(initial_state.c, "mlstm: state c", B=batch, N=heads, D_k=width, D_v=v.shape[-1])
+        expect_shape(initial_state.n, "mlstm: state n", B=batch, N=heads, D_k=width)
+        expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
+    resolve("mlstm", backend)
+    dtype = _compute_dtype(q, k, v, i, f)
+    state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    with torch.autocast(q.device.type, enabled=False):
+        h, final = mlstm_reference(q.to(dtype), k.to(dtype), v.to(dtype), i.to(dtype), f.to(dtype), state)
+    return h.to(q.dtype), final
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any input has it, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,0 +1,264 @@
+"""What every search must beat: predictions without a network, on the same samples and in the target's own units.
+
+Shapes: N samples, L lookback, H horizon, K targets, R rows, F features, n samples of one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from xlstm_tune.data.windows import Prepared
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+JUDGED = ("validation", "test")
+RIDGE = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths tried, as shares of the mean eigenvalue of the inputs' covariance."""
+ROUNDING = 1e-13
+"""Variance, in standardised units, that float32 values have from rounding alone: nothing is learnt from less."""
+SEGMENTS = 12
+TREND = 25
+"""Steps of DLinear's moving average, as published."""
+FIT_ROWS = 200_000
+"""At most so many (window, target) pairs are fitted on …"""
+FIT_WORK = 3e10
+"""… and fewer where L² of each would come to more than this, but never fewer than 10 L."""
+BLOCK = 4_000_000
+"""Numbers gathered at a time: 32 MB."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One baseline's predictions of the parts on which models are judged."""
+
+    name: str
+    predictions: dict[str, Array]
+    """"validation" and "test" → [n, H, K] in the target's own units."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """What was chosen on validation, such as the ridge strength."""
+
+
+def baselines(data: Prepared, groups: Index | None = None) -> list[Baseline]:
+    """Every baseline that fits the task.
+
+    Forecast: `mean` of the training part; `last_value`; `seasonal_naive`, the value a season before (where a season is
+    known); `nlinear` and `dlinear` (Zeng et al. 2023), linear maps from lookback to horizon shared by all targets.
+    Regression: `mean`; `group_mean`, of the training samples with the same number in `groups` [N] (left out without
+    groups, or when a judged sample's group is not in the training part); `linear`, on each feature's means over twelve
+    segments of the sequence. Linear maps are fitted by ridge regression in closed form, the strength chosen on
+    validation.
+    """
+    if data.task == "forecast":
+        found = [_mean(data), _last_value(data)]
+        if data.season > 1:
+            found.append(_seasonal_naive(data))
+        return [*found, *_linear_forecasts(data)]
+    found = [_mean(data)]
+    by_group = _group_mean(data, groups)
+    if by_group:
+        found.append(by_group)
+    return [*found, _linear_regression(data)]
+
+
+def best_possible(data: Prepared) -> dict[str, float] | None:
+    """RMSE of the known conditional mean on each part, in the target's units; None where it is not known."""
+    if data.oracle is None:
+        return None
+    error = data.oracle - _own_units(data, data.targets)  # [N, K]
+    return {part: float(np.sqrt(np.mean(error[index] ** 2))) for part, index in data.parts.items() if len(index)}
+
+
+def _own_units(data: Prepared, standardised: NDArray[np.floating]) -> Array:
+    """[…, K] from units of the training part's deviation to the target's own."""
+    return np.asarray(standardised.astype(np.float64) * data.target_std + data.target_mean)
+
+
+def _mean(data: Prepared) -> Baseline:
+    step = data.target_mean[None, None]
+    return Baseline("mean", {part: np.tile(step, (len(data.parts[part]), data.horizon, 1)) for part in JUDGED})
+
+
+def _last_value(data: Prepared) -> Baseline:
+    def predict(part: str) -> Array:
+        last = _own_units(data, data.targets[data.ends[data.parts[part]] - 1])  # [n, K]
+        return np.repeat(last[:, None], data.horizon, axis=1)
+
+    return Baseline("last_value", {part: predict(part) for part in JUDGED})
+
+
+def _seasonal_naive(data: Prepared) -> Baseline:
+    """Step h repeats the same step of the last whole season; the last value where the history is too short for that."""
+    back = np.arange(data.horizon) % data.season - data.season  # from the end of the input
+
+    def predict(part: str) -> Array:
+        index = data.parts[part]
+        rows = data.ends[index][:, None] + back
+        rows = np.where(rows < data.starts[index][:, None], data.ends[index][:, None] - 1, rows)
+        return _own_units(data, data.targets[rows])
+
+    return Baseline("seasonal_naive", {part: predict(part) for part in JUDGED}, {"season": float(data.season)})
+
+
+def _linear_forecasts(data: Prepared) -> list[Baseline]:
+    """NLinear and DLinear from one pass over the training windows.
+
+    Both are linear in the window x [L], so the moments of (x, y) are all that either needs. NLinear maps x − x_L to
+    y − x_L. DLinear maps (trend, remainder) = (M x, x − M x), M a moving average, to y: the window's weights are then
+    w = Mᵀu + (1 − M)ᵀv, and the smallest |u|² + |v|² with a given w is wᵀ G⁻¹ w with G = MᵀM + (1 − M)ᵀ(1 − M), so the
+    ridge is one on G^−½ w, for inputs G^½ x.
+    """
+    length, horizon = data.lookback, data.horizon
+    total = np.zeros(length + horizon)
+    second = np.zeros((length + horizon, length + horizon))
+    count = 0
+    for rows in _pairs(data, "train", limit=int(max(10 * length, min(FIT_ROWS, FIT_WORK / length**2)))):
+        total += rows.sum(0)
+        second += rows.T @ rows
+        count += len(rows)
+    mean = total / count
+    covariance = second / count - np.outer(mean, mean)
+
+    less_last = np.eye(length + horizon)  # (x, y) → (x − x_L, y − x_L)
+    less_last[:, length - 1] -= 1.0
+    average = _moving_average(length)
+    remainder = np.eye(length) - average
+    spread = average.T @ average + remainder.T @ remainder
+    return [
+        _fit_forecast(data, "nlinear", less_last @ mean, less_last @ covariance @ less_last.T, np.eye(length)),
+        _fit_forecast(data, "dlinear", mean, covariance, spread),
+    ]
+
+
+def _fit_forecast(data: Prepared, name: str, mean: Array, covariance: Array, metric: Array) -> Baseline:
+    """A linear map from the window to the horizon, in NLinear's case from and to what is less the last value.
+
+    mean [L + H] and covariance [L + H, L + H] of inputs and outputs, metric G [L, L] of the ridge.
+    """
+    minus_last = name == "nlinear"
+    length = data.lookback
+    values, vectors = np.linalg.eigh(metric)
+    root = vectors * np.sqrt(values) @ vectors.T
+    fits = _ridge(root @ covariance[:length, :length] @ root, root @ covariance[:length, length:])
+    weights = [root @ fit for fit in fits]
+
+    def forecast(windows: Array, weight: Array) -> Array:
+        base = windows[:, -1:] if minus_last else 0.0
+        return np.asarray((windows - base - mean[:length]) @ weight + mean[length:] + base)
+
+    def error(rows: Array, weight: Array) -> float:
+        return float(((forecast(rows[:, :length], weight) - rows[:, length:]) ** 2).sum())
+
+    errors = np.zeros(len(weights))
+    for rows in _pairs(data, "validation", limit=FIT_ROWS):
+        errors += [error(rows, weight) for weight in weights]
+    chosen = int(np.argmin(errors))
+
+    def predict(part: str) -> Array:
+        out = np.empty((len(data.parts[part]) * len(data.target_names), data.horizon))
+        done = 0
+        for windows in _pairs(data, part, horizon=False):
+            out[done : done + len(windows)] = forecast(windows, weights[chosen])
+            done += len(windows)
+        by_sample = out.reshape(len(data.parts[part]), len(data.target_names), data.horizon).transpose(0, 2, 1)
+        return _own_units(data, by_sample)
+
+    return Baseline(name, {part: predict(part) for part in JUDGED}, {"ridge": RIDGE[chosen]})
+
+
+def _pairs(data: Prepared, part: str, limit: int | None = None, horizon: bool = True) -> Iterator[Array]:
+    """Blocks [rows, L + H] (or [rows, L]): one target's window and what follows it, sample by sample, target by target.
+
+    Of more than `limit` pairs, one is drawn from each of `limit` equal stretches: evenly spread, the same every time,
+    and in step with no season.
+    """
+    ends, targets = data.ends[data.parts[part]], len(data.target_names)
+    total = len(ends) * targets
+    picked = np.arange(total)
+    if limit is not None and total > limit:
+        jitter = np.random.default_rng(0).random(limit)
+        picked = ((np.arange(limit) + jitter) * (total / limit)).astype(np.int64)
+    steps = np.arange(-data.lookback, data.horizon if horizon else 0)
+    size = max(1, BLOCK // len(steps))
+    for first in range(0, len(picked), size):
+        sample, target = np.divmod(picked[first : first + size], targets)
+        yield data.targets[ends[sample][:, None] + steps, target[:, None]].astype(np.float64)
+
+
+def _moving_average(length: int) -> Array:
+    """The matrix [L, L] of a centred moving average over TREND steps, the ends repeated beyond the edges."""
+    matrix = np.zeros((length, length))
+    step = np.arange(length)
+    for shift in range(-(TREND // 2), TREND // 2 + 1):
+        matrix[step, np.clip(step + shift, 0, length - 1)] += 1 / TREND
+    return matrix
+
+
+def _ridge(covariance: Array, cross: Array) -> list[Array]:
+    """Ridge solutions [P, Q], one per strength in RIDGE, from the covariances of inputs [P, P] and with outputs [P, Q].
+
+    The intercept is the caller's: what is mapped is deviations from the means.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 0)
+    projected = vectors.T @ cross
+    floors = [max(strength * float(values.mean()), ROUNDING) for strength in RIDGE]
+    return [vectors @ (projected / (values + floor)[:, None]) for floor in floors]
+
+
+def _group_mean(data: Prepared, groups: Index | None) -> Baseline | None:
+    if groups is None:
+        return None
+    train = data.parts["train"]
+    known, number = np.unique(groups[train], return_inverse=True)
+    judged = np.concatenate([groups[data.parts[part]] for part in JUDGED])
+    if not np.isin(judged, known).all():
+        return None
+    total = np.zeros((len(known), len(data.target_names)))
+    np.add.at(total, number, data.targets[train])
+    means = _own_units(data, total / np.bincount(number)[:, None])
+    return Baseline(
+        "group_mean",
+        {part: means[np.searchsorted(known, groups[data.parts[part]])][:, None] for part in JUDGED},
+    )
+
+
+def _linear_regression(data: Prepared) -> Baseline:
+    train = _segment_means(data, data.parts["train"])
+    centre, spread = train.mean(0), train.std(0)
+    spread[spread == 0] = 1.0
+    x = (train - centre) / spread
+    y = data.targets[data.parts["train"]].astype(np.float64)
+    fits = _ridge(x.T @ x / len(x), x.T @ (y - y.mean(0)) / len(x))
+
+    def predictor(part: str) -> Callable[[Array], Array]:
+        inputs = (_segment_means(data, data.parts[part]) - centre) / spread
+        return lambda fit: inputs @ fit + y.mean(0)
+
+    predict = {part: predictor(part) for part in JUDGED}
+    actual = data.targets[data.parts["validation"]]
+    chosen = int(np.argmin([((predict["validation"](fit) - actual) ** 2).sum() for fit in fits]))
+    predictions = {part: _own_units(data, predict[part](fits[chosen]))[:, None] for part in JUDGED}
+    return Baseline("linear", predictions, {"ridge": RIDGE[chosen]})
+
+
+def _segment_means(data: Prepared, index: Index | Sequence[int]) -> Array:
+    """[n, SEGMENTS · F]: the mean of each feature over equal segments of the steps that a model may see.
+
+    A sequence with fewer steps than segments repeats steps.
+    """
+    out = np.empty((len(index), SEGMENTS, data.features.shape[1]))
+    for place, sample in enumerate(index):
+        end = int(data.ends[sample])
+        start = max(int(data.starts[sample]), end - data.lookback)
+        cuts = np.arange(SEGMENTS + 1) * (end - start) // SEGMENTS
+        # reduceat gives the row at a cut where two cuts coincide, which is the repeated step.
+        sums = np.add.reduceat(data.features[start:end], cuts[:-1], axis=0, dtype=np.float64)
+        out[place] = sums / np.maximum(np.diff(cuts), 1)[:, None]
+    return out.reshape(len(index), -1)

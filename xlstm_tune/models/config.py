@@ -1,0 +1,85 @@
+"""What a model is made of. Imports no torch, so that a search file is checked in milliseconds."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from xlstm_tune.strict import Spec
+
+Family = Literal["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"]
+FAMILIES: tuple[Family, ...] = ("lstm", "lstm_scratch", "slstm", "mlstm", "xlstm")
+
+_COMMON = ("family", "hidden_size", "dropout", "pooling", "instance_norm")
+_XLSTM = ("heads", "conv_kernel")
+
+
+class ModelConfig(Spec):
+    """One model of the family. Keys that a family does not read are ignored by it (see `relevant`)."""
+
+    family: Family = "xlstm"
+    pattern: Annotated[str, Field(pattern=r"^[sm]+$", max_length=64)] = "ms"
+    """Blocks of an `xlstm` stack from input to output: s = sLSTM, m = mLSTM."""
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Layers of `lstm` and `lstm_scratch`, blocks of `slstm` and `mlstm`."""
+    hidden_size: Annotated[int, Field(ge=1, le=16384)] = 64
+    """D, the width of the residual stream (xLSTM) or of the hidden state (LSTM)."""
+    heads: Annotated[int, Field(ge=1, le=1024)] = 4
+    bias: bool = True
+    """Bias of the LSTM gates (`lstm`, `lstm_scratch`)."""
+    conv_kernel: Annotated[int, Field(ge=0, le=64)] = 4
+    """Steps of the causal convolution before the gates of an xLSTM block; 0 = none."""
+    proj_factor: Annotated[float, Field(ge=0.25, le=8)] = 2.0
+    """Inner width of an mLSTM block over `hidden_size`, rounded up to a multiple of 64."""
+    ff_factor: Annotated[float, Field(ge=0.25, le=8)] = 1.3
+    """Width of the feed-forward after an sLSTM block over `hidden_size`, rounded up to a multiple of 64."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pooling: Literal["last", "mean"] = "last"
+    """Which hidden state the head sees: the last step's, or the mean over steps."""
+    instance_norm: Literal["none", "last", "reversible"] = "none"
+    """Forecasts only. `last`: each window minus its last value, added back after the head (NLinear's way).
+    `reversible`: each window by its own mean and deviation, undone after the head (RevIN, Kim et al. 2022)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        blocks = self.blocks
+        if "s" in blocks and self.hidden_size % self.heads:
+            raise ValueError(
+                f"model.heads must divide model.hidden_size in an sLSTM block, "
+                f"got {self.heads} heads and hidden_size {self.hidden_size}"
+            )
+        if "m" in blocks and self.inner_size % self.heads:
+            raise ValueError(
+                f"model.heads must divide the inner width of an mLSTM block ({self.inner_size} = model.hidden_size × "
+                f"model.proj_factor, rounded up to 64), got {self.heads} heads"
+            )
+        return self
+
+    @property
+    def blocks(self) -> str:
+        """The xLSTM blocks from input to output; empty for the LSTM families."""
+        if self.family == "xlstm":
+            return self.pattern
+        return {"slstm": "s", "mlstm": "m"}.get(self.family, "") * self.layers
+
+    @property
+    def inner_size(self) -> int:
+        """P, the inner width of an mLSTM block: `hidden_size × proj_factor` rounded up to 64."""
+        return round_up_64(self.hidden_size * self.proj_factor)
+
+    def relevant(self) -> dict[str, Any]:
+        """Only the keys that this family reads: two configs that agree here are the same model."""
+        if not self.blocks:
+            keys: tuple[str, ...] = (*_COMMON, "layers", "bias")
+        else:
+            keys = (*_COMMON, *_XLSTM, "pattern" if self.family == "xlstm" else "layers")
+            keys += ("proj_factor",) if "m" in self.blocks else ()
+            keys += ("ff_factor",) if "s" in self.blocks else ()
+        return {key: getattr(self, key) for key in keys}
+
+
+def round_up_64(width: float) -> int:
+    """The next multiple of 64 at or above `width`, as the official xLSTM package rounds."""
+    return 64 * math.ceil(width / 64)

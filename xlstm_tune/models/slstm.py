@@ -1,0 +1,86 @@
+"""The sLSTM layer. Legend: B batch, T steps, E width, N heads, D = E / N head width."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xlstm_tune.kernels import SLSTMState, slstm
+from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.models.block import CausalConv, Norm, init_projection
+
+
+class SLSTMLayerState(NamedTuple):
+    """The last kernel - 1 inputs [B, K - 1, E] (none without a convolution), and the cell's state."""
+
+    conv: Tensor
+    cell: SLSTMState
+
+
+def forget_bias(heads: int, width: int, block: int = 0, blocks: int = 1) -> Tensor:
+    """Initial forget-gate bias [N, D]: 5 - 12 u^(0.3 + 1.3 block / (blocks - 1)), with u = d / (D - 1) over a head.
+
+    Early blocks mostly forget fast, late ones remember. A single block counts as the first. Heads of width 1 have no d
+    to spread over: u = n / (N - 1) then runs over the heads, as over the units of one head (and is 0 for one unit).
+    """
+    units = heads if width == 1 else width
+    spread = torch.arange(units) / max(units - 1, 1)
+    bias = 5.0 - 12.0 * spread ** (0.3 + 1.3 * block / max(blocks - 1, 1))
+    return bias.view(heads, 1) if width == 1 else bias.expand(heads, width)
+
+
+class SLSTMLayer(nn.Module):
+    """Causal convolution and SiLU before the gates i and f, the raw input for z and o; cell; dropout; norm per head.
+
+    Without a convolution (kernel 0) all gates see the raw input. Gates stand in the order i, f, z, o:
+    input_weight and recurrent_weight [N, 4, D out, D in], bias [N, 4, D].
+    Raises ValueError when the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int = 4,
+        conv_kernel: int = 4,
+        dropout: float = 0.0,
+        block: int = 0,
+        blocks: int = 1,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"SLSTMLayer: heads must divide width, got {heads} heads and width {width}")
+        head = width // heads
+        self.width, self.heads, self.backend = width, heads, backend
+        self.conv = CausalConv(width, conv_kernel) if conv_kernel else None
+        self.input_weight = nn.Parameter(torch.empty(heads, 4, head, head))
+        self.recurrent_weight = nn.Parameter(torch.zeros(heads, 4, head, head))
+        self.bias = nn.Parameter(torch.zeros(heads, 4, head))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = Norm(width, heads)
+        init_projection(self.input_weight, width)
+        with torch.no_grad():
+            self.bias[:, 1] = forget_bias(heads, head, block, blocks)
+
+    def forward(self, x: Tensor, state: SLSTMLayerState | None = None) -> tuple[Tensor, SLSTMLayerState]:
+        """x [B, T, E] to the same shape and the final state; a single step is T = 1."""
+        expect_shape(x, "SLSTMLayer: x", B=None, T=None, E=self.width)
+        if self.conv is None:
+            past = x[:, :0]
+            gates = self._gates(x, self.input_weight)
+        else:
+            convolved, past = self.conv(x, None if state is None else state.conv)
+            by_conv, by_input = self.input_weight.chunk(2, dim=1)
+            gates = torch.cat([self._gates(convolved, by_conv), self._gates(x, by_input)], 1)
+        batch, steps, _ = x.shape
+        gates = gates.view(self.heads, 4, -1, steps, batch).permute(4, 3, 0, 1, 2)
+        cell = None if state is None else state.cell
+        h, cell = slstm(gates, self.recurrent_weight, self.bias, cell, backend=self.backend)
+        return self.norm(self.dropout(h.flatten(2))), SLSTMLayerState(past, cell)
+
+    def _gates(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[N, gates · D, T · B]: the batch innermost, the layout that the cell takes in without a transposition."""
+        columns = x.transpose(0, 1).reshape(-1, self.heads, self.width // self.heads).permute(1, 2, 0)
+        return torch.bmm(weight.flatten(1, 2), columns)

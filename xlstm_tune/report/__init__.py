@@ -1,0 +1,1 @@
+"""Tables and pages made from the results alone: neither Ray nor MLflow is needed to read them."""

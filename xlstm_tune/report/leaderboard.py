@@ -1,0 +1,218 @@
+"""Who won, and by how much: one table of the best trials beside the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xlstm_tune.results import read
+
+SHOWN = 10
+"""Trials on the terminal, besides the best of each family; the tables hold all."""
+
+
+WIDE = 110
+"""Columns of a terminal that hold the whole table."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial or a baseline. Figures are None where nothing was scored."""
+
+    model: str
+    family: str | None
+    """None for a baseline."""
+    trial: int | None
+    status: str
+    validation: Mapping[str, float | None]
+    """rmse, mae (target's units), mse_standardised, mae_standardised."""
+    test: Mapping[str, float | None]
+    parameters: int | None
+    seconds: float | None
+    epochs: int | None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Trials and baselines, each best first by the objective on the validation part."""
+
+    metric: str
+    """The objective without `val_`."""
+    trials: list[Entry]
+    baselines: list[Entry]
+    counts: dict[str, int]
+    """Trials by how they ended."""
+
+    @property
+    def winner(self) -> Entry | None:
+        """The best trial; None when none was scored."""
+        return self.trials[0] if self.trials else None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As columns of plain values, for MLflow's table."""
+        entries = [*self.trials, *self.baselines]
+        table: dict[str, list[Any]] = {
+            "model": [entry.model for entry in entries],
+            "family": [entry.family or "baseline" for entry in entries],
+            "trial": [entry.trial for entry in entries],
+            "status": [entry.status for entry in entries],
+        }
+        for part, figures in (("val", "validation"), ("test", "test")):
+            for name in ("rmse", "mae", "mse_standardised", "mae_standardised"):
+                table[f"{part}_{name}"] = [getattr(entry, figures).get(name) for entry in entries]
+        for name in ("parameters", "epochs", "seconds"):
+            table[name] = [getattr(entry, name) for entry in entries]
+        return table
+
+    def summary(self) -> dict[str, float]:
+        """Figures for the parent run: the winner's, the best baseline's, the gain in per cent, trials by end."""
+        figures: dict[str, float] = {f"trials_{status}": float(count) for status, count in self.counts.items()}
+        if self.winner is None:
+            return figures
+        best = self.baselines[0] if self.baselines else None
+        for part, name in (("validation", "val"), ("test", "test")):
+            mine = getattr(self.winner, part).get(self.metric)
+            theirs = getattr(best, part).get(self.metric) if best else None
+            if mine is not None:
+                figures[f"best_{name}_{self.metric}"] = mine
+            if mine is not None and theirs:
+                figures[f"baseline_{name}_{self.metric}"] = theirs
+                figures[f"gain_{name}_percent"] = 100 * (1 - mine / theirs)
+        return figures
+
+
+def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
+    """From the Parquet tables of a search folder, also while the search runs."""
+    metric = objective.removeprefix("val_")
+    scores: dict[int, dict[str, dict[str, float]]] = {}
+    for row in read(folder, "scores").to_pylist():
+        scores.setdefault(row["trial"], {})[row["part"]] = _figures(row)
+    trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", "duplicate"), 0)
+    for row in read(folder, "trials").to_pylist():
+        counts[row["status"]] += 1
+        if row["status"] in ("completed", "pruned") and row[objective] is not None:
+            trials.append(
+                Entry(
+                    model=row["name"],
+                    family=row["family"],
+                    trial=row["trial"],
+                    status=row["status"],
+                    validation=_figures(row, "val_"),
+                    test=scores.get(row["trial"], {}).get("test", {}),
+                    parameters=row["parameters"],
+                    seconds=row["seconds"],
+                    epochs=row["epochs"],
+                )
+            )
+    trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
+    return Leaderboard(metric, trials, _baselines(folder, metric), counts)
+
+
+def best_baseline(folder: Path, objective: str) -> tuple[str, float] | None:
+    """Name and validation figure of the baseline that is hardest to beat."""
+    entries = _baselines(folder, objective.removeprefix("val_"))
+    if not entries:
+        return None
+    value = entries[0].validation[objective.removeprefix("val_")]
+    return None if value is None else (entries[0].model, value)
+
+
+def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mapping[str, float] | None = None) -> None:
+    """The table, and a sentence that says who won and by how much."""
+    wide = console.width >= WIDE
+    metric = board.metric.upper() if board.metric in ("rmse", "mae") else board.metric.replace("_", " ")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("model", overflow="fold", min_width=24)
+    names = [f"{metric}\nvalidation", f"{metric}\ntest"]
+    names += ["MSE std.\ntest", "MAE std.\ntest", "param-\neters", "epochs", "seconds"] if wide else ["param-\neters"]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for rank, entry in enumerate(board.trials, start=1):
+        if rank <= SHOWN or entry.test:
+            style = "bold" if rank == 1 else None
+            table.add_row(str(rank), _titled(entry), *_cells(entry, board.metric, wide), style=style)
+    table.add_section()
+    for entry in board.baselines:
+        table.add_row("", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
+    if best_possible and board.metric == "rmse":
+        figures = [f"{best_possible[part]:.4g}" for part in ("validation", "test")]
+        table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(verdict(board), highlight=False, soft_wrap=True)
+
+
+def verdict(board: Leaderboard) -> str:
+    """One sentence: the winner, and its distance to the best baseline on both parts."""
+    ends = ", ".join(f"{count} {status}" for status, count in board.counts.items() if count)
+    if board.winner is None:
+        return f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
+    winner, metric = board.winner, board.metric
+    text = f"{winner.model} (trial {winner.trial}) won: {metric} {_number(winner.validation.get(metric))} on validation"
+    if winner.test:
+        text += f", {_number(winner.test.get(metric))} on test"
+    if board.baselines:
+        text += f". {_against(winner, board.baselines[0], metric)}"
+    return f"{text}. Trials: {ends}."
+
+
+def _against(winner: Entry, baseline: Entry, metric: str) -> str:
+    """The distance to the best baseline; a search that beat nothing is told so in the first words."""
+    gains = {}
+    for part in ("validation", "test"):
+        mine, theirs = getattr(winner, part).get(metric), getattr(baseline, part).get(metric)
+        if mine is not None and theirs:
+            gains[part] = 100 * (1 - mine / theirs)
+    parts = [f"{abs(gain):.1f}% {'lower' if gain >= 0 else 'higher'} on {part}" for part, gain in gains.items()]
+    lead = "Against the best baseline" if gains.get("validation", 0) > 0 else "No trial beat the best baseline"
+    return f"{lead}, {baseline.model}: {' and '.join(parts)}"
+
+
+def _baselines(folder: Path, metric: str) -> list[Entry]:
+    parts: dict[str, dict[str, dict[str, float]]] = {}
+    for row in read(folder, "baselines").to_pylist():
+        parts.setdefault(row["name"], {})[row["part"]] = _figures(row)
+    entries = [
+        Entry(name, None, None, "baseline", found.get("validation", {}), found.get("test", {}), None, None, None)
+        for name, found in parts.items()
+    ]
+    return sorted(entries, key=lambda entry: entry.validation[metric])
+
+
+def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {name: row[prefix + name] for name in ("rmse", "mae", "mse_standardised", "mae_standardised")}
+
+
+def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
+    scores = [_number(entry.validation.get(metric)), _number(entry.test.get(metric))]
+    parameters = f"{entry.parameters:,}" if entry.parameters else ""
+    if not wide:
+        return [*scores, parameters]
+    return [
+        *scores,
+        _number(entry.test.get("mse_standardised")),
+        _number(entry.test.get("mae_standardised")),
+        parameters,
+        str(entry.epochs) if entry.epochs else "",
+        f"{entry.seconds:.1f}" if entry.seconds is not None else "",
+    ]
+
+
+def _titled(entry: Entry) -> Text:
+    text = Text(entry.model)
+    if entry.status == "pruned":
+        text.append("  (stopped early)", style="dim")
+    return text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:#.4g}".rstrip(".")

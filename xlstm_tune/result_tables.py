@@ -1,0 +1,151 @@
+"""What the tables of a search hold: columns, the keys that tell rows apart, and which values a row may have.
+
+Errors (rmse, mae) are in the target's own units; the *_standardised ones in standard deviations of the
+training part. Times are UTC. Seconds are seconds, memory is MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from xlstm_tune.strict import did_you_mean
+
+VERSION = 1
+VERSION_KEY = b"xlstm_tune.results"
+_INT, _REAL, _TEXT, _TIME = pa.int64(), pa.float64(), pa.string(), pa.timestamp("ms", tz="UTC")
+_METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
+
+
+def _metrics(prefix: str = "") -> dict[str, pa.DataType]:
+    return {prefix + name: _REAL for name in _METRICS}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One table: its columns, those that tell rows apart, and those that hold JSON text."""
+
+    columns: dict[str, pa.DataType]
+    key: tuple[str, ...]
+    json: tuple[str, ...] = ()
+    whole: bool = False  # rows of one key are written together, and replace all earlier ones of that key
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(self.columns, metadata={VERSION_KEY: str(VERSION).encode()})
+
+
+KINDS = {
+    "trials": Kind(
+        {
+            "trial": _INT,  # Optuna's number
+            "name": _TEXT,
+            "status": _TEXT,  # completed, pruned, failed, duplicate
+            "reason": _TEXT,
+            "family": _TEXT,
+            "config": _TEXT,  # JSON: everything that made the model
+            "params": _TEXT,  # JSON: what was suggested
+            "epochs": _INT,
+            "best_epoch": _INT,
+            **_metrics("val_"),  # at the best epoch
+            **_metrics("test_"),
+            "parameters": _INT,
+            "seconds": _REAL,
+            "sequences_per_s": _REAL,
+            "peak_memory_mib": _REAL,
+            "backend": _TEXT,
+            "duplicate_of": _INT,
+            "started": _TIME,
+            "ended": _TIME,
+        },
+        key=("trial",),
+        json=("config", "params"),
+    ),
+    "epochs": Kind(
+        {
+            "trial": _INT,
+            "epoch": _INT,
+            "train_loss": _REAL,
+            **_metrics("val_"),
+            "learning_rate": _REAL,
+            "seconds": _REAL,
+            "sequences_per_s": _REAL,
+            "timestamp": _TIME,
+        },
+        key=("trial", "epoch"),
+    ),
+    "predictions": Kind(
+        {
+            "trial": _INT,  # null for baselines
+            "model": _TEXT,  # family, or the baseline's name
+            "part": _TEXT,
+            "series": _TEXT,
+            "time": _TEXT,  # label of the first horizon step, or of the sequence
+            "step": _INT,  # 1..H
+            "target": _TEXT,
+            "actual": _REAL,
+            "predicted": _REAL,
+        },
+        key=("trial", "model", "part"),
+        whole=True,
+    ),
+    "baselines": Kind(
+        {"name": _TEXT, "part": _TEXT, **_metrics(), "settings": _TEXT}, key=("name", "part"), json=("settings",)
+    ),
+    # Finalists are scored once, after the search, when their rows in `trials` are long written.
+    "scores": Kind({"model": _TEXT, "trial": _INT, "part": _TEXT, **_metrics()}, key=("model", "trial", "part")),
+}
+SCHEMAS: dict[str, pa.Schema] = {name: kind.schema for name, kind in KINDS.items()}
+_MAY_BE_NULL = {("predictions", "trial"), ("scores", "trial")}
+
+
+def rows_to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Plain rows as a table of the schema."""
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[name])
+
+
+def plain_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Every column of the table, as values that JSON and Parquet both keep. Times become ms since 1970."""
+    kind = KINDS[name]
+    for column in row:
+        check_column(name, column)
+    for column in kind.key:
+        if row.get(column) is None and (name, column) not in _MAY_BE_NULL:
+            raise KeyError(f"table '{name}' needs the column '{column}' in every row")
+    return {
+        column: _plain(f"{name}.{column}", row.get(column), type_, column in kind.json)
+        for column, type_ in kind.columns.items()
+    }
+
+
+def _plain(where: str, value: Any, type_: pa.DataType, is_json: bool) -> Any:
+    if value is None:
+        return None
+    if type_ == _TEXT:
+        if is_json and isinstance(value, Mapping):
+            return json.dumps(value, sort_keys=True, ensure_ascii=False)
+        if isinstance(value, str):
+            return str(value)
+    elif type_ == _TIME:
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            return round(value.astimezone(UTC).timestamp() * 1000)
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            return round(float(value) * 1000)
+    elif type_ == _INT:
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{where} must be {type_}, got {value!r}")
+
+
+def check_column(table: str, column: str) -> None:
+    """Raises KeyError with the nearest column that exists."""
+    if column not in KINDS[table].columns:
+        raise KeyError(f"table '{table}' has no column '{column}'; {did_you_mean(column, KINDS[table].columns)}")

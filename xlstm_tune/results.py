@@ -1,0 +1,302 @@
+"""The tables of a search: trials, epochs, predictions, baselines and scores, as Parquet in `<search folder>/results`.
+
+Rows go to a pending file first (one append, which survives the process being killed), then in bulk to new part
+files `results/<table>/part-000012.parquet`, each written under a temporary name, synced and renamed. `read` puts
+all of this together, also while the search runs. A row whose key was written before replaces the older one, as
+after a resume; otherwise nothing is merged. Nothing but pyarrow is needed to read the tables.
+Columns and units: result_tables.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.result_tables import KINDS, SCHEMAS, VERSION, VERSION_KEY, check_column, plain_row, rows_to_table
+from xlstm_tune.strict import did_you_mean
+
+
+@dataclass
+class _Buffer:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    since: float = 0.0  # when the oldest row came
+
+
+class ResultsWriter:
+    """Writes the tables of one search folder; one process at a time. Opening old results continues them.
+
+    Rows are given as mappings of column to value; columns left out are null, unknown ones raise KeyError, wrong
+    types TypeError. JSON columns take mappings too. Times are seconds since 1970 or datetimes with a time zone.
+    """
+
+    def __init__(self, folder: Path, rows: int = 1000, seconds: float = 30.0) -> None:
+        """`rows`, `seconds`: a new part file at the latest after so many rows, or when a row has waited so long."""
+        self._folder = folder
+        self._most_rows, self._most_seconds = rows, seconds
+        self._buffers = {name: _Buffer() for name in KINDS}
+        self._pending: dict[str, int] = {}
+        for name in KINDS:
+            place = _place(folder, name)
+            place.mkdir(parents=True, exist_ok=True)
+            for torn in place.glob(".*.tmp"):
+                torn.unlink()
+            for part in _parts(folder, name):  # what a newer program wrote is refused before anything is added to it
+                _open(part).close()
+            self._buffers[name].rows = _pending_rows(folder, name)
+            # Unbuffered: each row is one write().
+            self._pending[name] = os.open(_pending_path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if not self._buffers[name].rows:
+                os.ftruncate(self._pending[name], 0)  # half a line at most
+        self.flush()
+
+    def trial(self, row: Mapping[str, Any]) -> None:
+        """A trial that has ended."""
+        self._add("trials", row)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch of a trial."""
+        self._add("epochs", row)
+
+    def baselines(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Scores of baselines: one row per baseline and part."""
+        for row in rows:
+            self._add("baselines", row)
+
+    def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Scores of finalists, given after the search: one row per model, trial and part."""
+        for row in rows:
+            self._add("scores", row)
+
+    def predictions(self, table: pa.Table | Mapping[str, Any]) -> None:
+        """All predictions of one or more (trial, model, part); written at once, replacing earlier ones of the same.
+
+        A table, or columns as arrays of one length; the columns are those of the schema, in any order.
+        """
+        kind = KINDS["predictions"]
+        names = table.column_names if isinstance(table, pa.Table) else list(table)
+        for name in names:
+            check_column("predictions", name)
+        for name in kind.columns:
+            if name not in names:
+                raise KeyError(f"table 'predictions' needs the column '{name}'")
+        if not isinstance(table, pa.Table):
+            table = pa.table({name: pa.array(table[name], kind.columns[name]) for name in kind.columns})
+        self._write_part("predictions", [table.select(list(kind.columns)).cast(kind.schema)])
+
+    def flush(self) -> None:
+        """Put everything into part files now."""
+        for name in KINDS:
+            self._flush(name)
+
+    def close(self) -> None:
+        """Flush, and compact the parts of each table into one."""
+        self.flush()
+        for name, descriptor in self._pending.items():
+            os.close(descriptor)
+            _pending_path(self._folder, name).unlink()
+            self._compact(name)
+        self._pending = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add(self, name: str, row: Mapping[str, Any]) -> None:
+        if not self._pending:
+            raise ValueError("the results are closed")
+        plain = plain_row(name, row)
+        os.write(self._pending[name], (json.dumps(plain) + "\n").encode())
+        buffer, now = self._buffers[name], time.monotonic()
+        if not buffer.rows:
+            buffer.since = now
+        buffer.rows.append(plain)
+        for other, waiting in self._buffers.items():
+            if len(waiting.rows) >= self._most_rows or (waiting.rows and now - waiting.since >= self._most_seconds):
+                self._flush(other)
+
+    def _flush(self, name: str) -> None:
+        rows = self._buffers[name].rows
+        if rows:
+            self._write_part(name, [rows_to_table(name, rows)])
+            # Killed between these two lines, the rows are in both places; `read` keeps one of each key.
+            os.ftruncate(self._pending[name], 0)
+            self._buffers[name].rows = []
+
+    def _compact(self, name: str) -> None:
+        parts = _parts(self._folder, name)
+        if len(parts) < 2:
+            return
+        self._write_part(name, _survivors(name, parts))
+        for part in parts:
+            part.unlink()
+
+    def _write_part(self, name: str, tables: Iterable[pa.Table]) -> None:
+        place = _place(self._folder, name)
+        last = max((_part_number(part) for part in place.glob("part-*.parquet")), default=0)
+        path = place / f"part-{last + 1:06d}.parquet"
+        temporary = place / f".{path.name}.tmp"
+        with temporary.open("wb") as file:
+            with pq.ParquetWriter(file, SCHEMAS[name], compression="zstd") as writer:
+                for table in tables:
+                    writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(place)
+
+
+def read(folder: Path, table: str) -> pa.Table:
+    """A table of a search folder, in the order of writing: 'trials', 'epochs', 'predictions', 'baselines', 'scores'.
+
+    Empty if nothing has been written to it. Raises StorageError if the folder holds no results or they come from
+    a newer program, ValueError for a table that does not exist.
+    """
+    if table not in KINDS:
+        raise ValueError(f"there is no table '{table}'; {did_you_mean(table, KINDS)}")
+    if not (folder / "results").is_dir():
+        raise StorageError(f"{folder} holds no results of a search (it has no folder 'results')")
+    for attempt in range(10):
+        # Pending rows first: those that move to a part meanwhile are then seen twice, rather than never.
+        rows = _pending_rows(folder, table)
+        parts = _parts(folder, table)
+        try:
+            tables = list(_survivors(table, parts, rows_to_table(table, rows)))
+        except FileNotFoundError:  # the search has just ended and compacted its parts
+            if attempt == 9:
+                raise
+            continue
+        break
+    return pa.concat_tables([SCHEMAS[table].empty_table(), *tables])
+
+
+def _survivors(name: str, parts: list[Path], newest: pa.Table | None = None) -> Iterator[pa.Table]:
+    """The rows of all parts, oldest first, without those that a later part (or row of the same part) replaces."""
+    kind = KINDS[name]
+    key = list(kind.key)
+    keys = [_read(part, key) for part in parts]
+    if newest is not None:
+        keys.append(newest.select(key))
+    masks = _keep_whole(keys, key) if kind.whole else _keep_last(keys, key)
+    for index, mask in enumerate(masks):
+        table = newest if index == len(parts) else _load(name, parts[index])
+        assert table is not None
+        kept = table if mask is None else table.filter(mask)
+        if kept.num_rows:
+            yield kept
+
+
+def _keep_last(keys: list[pa.Table], key: list[str]) -> list[pa.ChunkedArray | None]:
+    """Per table, which rows are the last of their key over all tables; None for all."""
+    if not keys:
+        return []
+    every = pa.concat_tables(keys)
+    count = every.num_rows
+    every = every.append_column("_row", pa.array(range(count), pa.int64()))
+    last = every.group_by(key).aggregate([("_row", "max")])["_row_max"]
+    if len(last) == count:
+        return [None] * len(keys)
+    mask = pc.is_in(every["_row"], value_set=last.combine_chunks())
+    masks, start = [], 0
+    for table in keys:
+        masks.append(mask.slice(start, table.num_rows))
+        start += table.num_rows
+    return masks
+
+
+def _keep_whole(keys: list[pa.Table], key: list[str]) -> list[pa.ChunkedArray | None]:
+    """Per table, which rows have a key that no later table has; None for all."""
+    seen: set[tuple[Any, ...]] = set()
+    masks: list[pa.ChunkedArray | None] = []
+    for table in reversed(keys):
+        found = {tuple(row.values()) for row in table.group_by(key).aggregate([]).select(key).to_pylist()}
+        replaced = found & seen
+        mask = None
+        for one in replaced:
+            differs = None
+            for name, value in zip(key, one, strict=True):
+                column = table[name]
+                same = pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False)
+                differs = pc.invert(same) if differs is None else pc.or_(differs, pc.invert(same))
+            mask = differs if mask is None else pc.and_(mask, differs)
+        masks.append(mask)
+        seen |= found
+    return masks[::-1]
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / "results" / name
+
+
+def _pending_path(folder: Path, name: str) -> Path:
+    return _place(folder, name) / f"pending.{VERSION}.jsonl"
+
+
+def _part_number(path: Path) -> int:
+    return int(path.stem.removeprefix("part-"))
+
+
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The part files, oldest first; what is still being written has another name. Refuses newer versions."""
+    place = _place(folder, name)
+    for path in place.glob("pending.*.jsonl"):
+        _check_version(path, int(path.name.split(".")[1]))
+    return sorted(place.glob("part-*.parquet"), key=_part_number)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    file = pq.ParquetFile(path)
+    _check_version(path, int((file.schema_arrow.metadata or {}).get(VERSION_KEY, b"0")))
+    return file
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    with _open(path) as file:
+        return file.read(columns)
+
+
+def _load(name: str, path: Path) -> pa.Table:
+    table, schema = _read(path), SCHEMAS[name]
+    for column in schema:
+        if column.name not in table.column_names:  # written by an older version
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table.select(schema.names).cast(schema)
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version > VERSION:
+        raise StorageError(
+            f"{path} was written by a newer xlstm_tune (results version {version}, known here up to {VERSION}); "
+            "update xlstm_tune to read it"
+        )
+
+
+def _pending_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Rows that are in no part file yet; half a last line is left out."""
+    try:
+        lines = _pending_path(folder, name).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

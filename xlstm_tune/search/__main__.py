@@ -1,0 +1,100 @@
+"""The command line: arguments → plan → run. Nothing else happens here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xlstm_tune.errors import UserError
+from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
+from xlstm_tune.spec import SearchSpec
+
+EXAMPLES = """Examples:\n
+  python -m xlstm_tune.search                                   the quickstart\n
+  python -m xlstm_tune.search my_search.yaml --dry-run          check it, train nothing\n
+  python -m xlstm_tune.search my_search.yaml --set training.epochs=5 --trials 10\n
+  python -m xlstm_tune.search grid_xlstm --set data.sample.counties=6
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog=EXAMPLES,
+    help="Search LSTM and xLSTM architectures on a table of sequences, and say which one wins and by how much.",
+)
+def search(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="[FILE]", help="A search file (YAML) or the name of a shipped one. None: the quickstart."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the search file. May be given often."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Configurations to train.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the search; its results lie in STORAGE/NAME.")] = None,
+    storage: Annotated[str, typer.Option(help="Folder that holds searches.")] = "searches",
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server or database. None: sqlite in the storage folder.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster, such as auto. None: this machine.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")] = False,
+) -> None:
+    """See `help` above."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
+    try:
+        if file is None:
+            file = QUICKSTART
+            console.print(
+                f"No search file given: running the shipped [bold]{QUICKSTART}[/]. Others: "
+                + ", ".join(other for other in shipped_spaces() if other != QUICKSTART),
+                highlight=False,
+            )
+        spec = load_spec(file, overrides or (), name=name, search__trials=trials)
+        _go(spec, storage, tracking_uri, address, dry_run, console)
+    except UserError as error:
+        Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _go(
+    spec: SearchSpec, storage: str, tracking_uri: str | None, address: str | None, dry_run: bool, console: Console
+) -> None:
+    # Imported here: the space and the search file are checked before torch and Ray are loaded.
+    from xlstm_tune.search.space import Space
+
+    space = Space.from_spec(spec)
+    from xlstm_tune.search.plan import make_plan
+
+    with console.status("reading the data"):
+        plan = make_plan(spec, space, storage, tracking_uri, address)
+    if dry_run:
+        from xlstm_tune.search.dry_run import print_plan
+
+        print_plan(plan, console)
+        return
+    from xlstm_tune.search.run import run
+
+    raise typer.Exit(run(plan, console))
+
+
+def _plain(error: Exception) -> str:
+    """The message on one line, with rich's markup switched off."""
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))
+
+
+def main() -> None:
+    """Entry point of `python -m xlstm_tune.search` and of the `xlstm-tune` command."""
+    app(prog_name="python -m xlstm_tune.search" if sys.argv[0].endswith("__main__.py") else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The driver's side of every trial: what Ray and the searcher say becomes tables, MLflow events and progress.
+
+Nothing here waits for a network or a disk longer than an append: an epoch costs microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import tune
+
+from xlstm_tune.errors import SpecError
+from xlstm_tune.results import ResultsWriter
+from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.trainable import CONFIG, WEIGHTS, trial_folder
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.tracking import Spool
+from xlstm_tune.training.metrics import METRICS
+
+CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
+"""Figures of an epoch that are drawn as curves."""
+
+
+class Driver(tune.Callback):  # type: ignore[misc]
+    """Tune's callback and the searcher's `on_end` in one; a trial's row is written once both have spoken."""
+
+    def __init__(self, spec: SearchSpec, folder: Any, results: ResultsWriter, spool: Spool, progress: Progress) -> None:
+        self._spec, self._folder = spec, folder
+        self._results, self._spool, self._progress = results, spool, progress
+        self._ends: dict[int, TrialEnd] = {}
+        self._last: dict[int, dict[str, Any]] = {}
+        self._started: dict[int, float] = {}
+        self.rows: list[dict[str, Any]] = []
+        """The trials table so far; `params` as a dict."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its Tuner, callbacks included, and never needs the copy: open files stay here."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker took the trial."""
+        number, params = trial.config["number"], trial.config["params"]
+        config = self._spec.resolve(params)
+        self._started[number] = time.time()
+        self._progress.started(number, config.title(), config.training.epochs)
+        self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A trial finished an epoch, or says why it cannot."""
+        number = trial.config["number"]
+        if result.get("status") == "failed":
+            self._last[number] = {**self._last.get(number, {}), "reason": result["reason"]}
+            return
+        self._last[number] = result
+        now = time.time()
+        self._progress.epoch(number, result["epoch"], result[f"best_{self._spec.search.objective}"])
+        self._spool.epoch(number, result["epoch"], {name: result[name] for name in CURVES}, now)
+        self._results.epoch(
+            {"trial": number, "epoch": result["epoch"], "seconds": result["epoch_seconds"], "timestamp": _moment(now)}
+            | {name: result[name] for name in CURVES}
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, or the scheduler stopped it."""
+        self._finish(trial.config["number"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's worker died."""
+        self._finish(trial.config["number"])
+
+    def on_end(self, end: TrialEnd) -> None:
+        """The searcher's word on how a trial ended; the trial's last epoch reaches this object after it."""
+        self._ends[end.number] = end
+        if end.trial_id is None and end.status != "duplicate":
+            self._finish(end.number)
+        if end.status == "duplicate":
+            config = self._spec.resolve(end.params)
+            self._spool.trial_started(end.number, config.title(), config.flat(), {"family": config.model.family})
+            self._finish(end.number)
+
+    def close(self) -> None:
+        """Write the trials that ended without Ray's word: cut by a time budget or an interruption."""
+        for number in sorted(self._ends):
+            self._finish(number)
+
+    def _finish(self, number: int) -> None:
+        end = self._ends.pop(number, None)
+        if end is None:
+            return
+        last = self._last.pop(number, {})
+        try:
+            config = self._spec.resolve(end.params)
+        except SpecError:
+            # A combination that is no model: the searcher refused it, and its reason says why.
+            config = None
+        metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
+        if end.status == "duplicate":
+            metrics = self._scores_of(end.duplicate_of)
+        now, started = time.time(), self._started.pop(number, time.time())
+        row = {
+            "trial": number,
+            "name": config.title() if config else "no model",
+            "status": end.status,
+            "reason": end.reason,
+            "family": config.model.family if config else end.params.get("model.family", self._spec.model.family),
+            "config": json.dumps(config.flat() if config else {}),
+            "params": json.dumps(end.params),
+            "epochs": last.get("epoch", 0),
+            "best_epoch": last.get("best_epoch"),
+            **metrics,
+            "parameters": last.get("parameters"),
+            "seconds": now - started if end.status != "duplicate" else 0.0,
+            "sequences_per_s": last.get("sequences_per_s"),
+            "peak_memory_mib": last.get("peak_memory_mib"),
+            "backend": last.get("backend"),
+            "duplicate_of": end.duplicate_of,
+            "started": _moment(started),
+            "ended": _moment(now),
+        }
+        self._results.trial(row)
+        self.rows.append({**row, "params": end.params})
+        self._progress.ended_trial(number, end.status)
+        if config:
+            self._track(number, row)
+
+    def _track(self, number: int, row: dict[str, Any]) -> None:
+        folder = trial_folder(self._folder, number)
+        figures = {f"best_val_{name}": row[f"val_{name}"] for name in METRICS}
+        figures |= {name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib")}
+        self._spool.trial_ended(
+            number,
+            row["status"],
+            row["reason"] or "",
+            metrics={name: float(value) for name, value in figures.items() if value is not None},
+            tags={"backend": row["backend"]} if row["backend"] else {},
+            artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
+        )
+
+    def _scores_of(self, number: int | None) -> dict[str, float | None]:
+        """A duplicate carries the figures of the trial that it repeats."""
+        original = next((row for row in self.rows if row["trial"] == number), None)
+        return {f"val_{name}": original[f"val_{name}"] if original else None for name in METRICS}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

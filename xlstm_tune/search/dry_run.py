@@ -1,0 +1,104 @@
+"""`--dry-run`: what a search would do, in numbers, without training anything."""
+
+from __future__ import annotations
+
+import random
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.models.forecaster import count_parameters
+from xlstm_tune.search.finalists import PARTS, actual
+from xlstm_tune.training.loop import shape_of
+from xlstm_tune.training.memory import estimate_memory
+from xlstm_tune.training.metrics import score_units
+
+SAMPLE = 200
+"""Configurations looked at for the smallest and largest model of an infinite space."""
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Shapes, split sizes, distinct configurations, parameter counts, memory."""
+    spec, data = plan.spec, plan.data
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    for title, text in [*data_lines(plan), *space_lines(plan), *model_lines(plan)]:
+        grid.add_row(title, escape(text))
+    where = plan.placement.describe() if plan.placement else f"decided by the cluster at {plan.address}"
+    grid.add_row("placement", where)
+    grid.add_row("results", str(plan.folder))
+    console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
+    console.print(grid, highlight=False)
+    console.print(_baselines(plan), highlight=False)
+    for note in (*data.notes, *plan.space.notes):
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def data_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The table, its split, and the shapes that a model sees."""
+    data, table = plan.data, plan.table
+    counts = ", ".join(f"{part} {len(samples):,}" for part, samples in data.parts.items())
+    unit = "windows" if data.task == "forecast" else "sequences"
+    series = f"{len(table.keys):,} {'series' if data.task == 'forecast' else 'sequences'}"
+    return [
+        ("table", f"{len(table.values):,} rows, {series}, {data.features.shape[1]} input columns"),
+        ("target", ", ".join(data.target_names)),
+        ("input", f"[batch, {data.lookback} steps, {data.features.shape[1]} features]"),
+        ("output", f"[batch, {data.horizon} step{'s' if data.horizon > 1 else ''}, {len(data.target_names)} target(s)]"),
+        (unit, counts),
+    ]
+
+
+def space_lines(plan: Plan) -> list[tuple[str, str]]:
+    """How many configurations there are and how many will be trained."""
+    search = plan.spec.search
+    lines = [("space", plan.space.describe())]
+    if search.algorithm == "grid":
+        points = plan.space.grid()
+        repeats = f", {points.duplicates} of them repeat another" if points.duplicates else ""
+        lines = [("grid", f"{points.size:,} points{repeats}: {len(points.points):,} distinct configurations")]
+    scheduler = "all epochs each" if search.scheduler == "none" else search.scheduler
+    lines.append(("search", f"{search.algorithm}, {plan.trials:,} trials of {plan.spec.training.epochs} epochs, {scheduler}"))
+    return lines
+
+
+def model_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Parameters of the smallest and largest model; memory that training the largest takes."""
+    configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
+    sized = sorted(((count_parameters(c.model, shape_of(plan.data, c.lookback)), i) for i, c in enumerate(configs)))
+    least, most = configs[sized[0][1]], configs[sized[-1][1]]
+    memory = estimate_memory(most, shape_of(plan.data, most.lookback))
+    return [
+        ("parameters", f"{sized[0][0]:,} ({least.title()}) to {sized[-1][0]:,} ({most.title()})"),
+        (
+            "memory",
+            f"about {memory.total_mib:,.0f} MiB to train the largest: {memory.activations_mib:,.0f} activations, "
+            f"{memory.weights_mib + memory.gradients_mib + memory.optimiser_mib:,.0f} weights, gradients, optimiser",
+        ),
+    ]
+
+
+def _looked_at(plan: Plan) -> list[dict[str, object]]:
+    if plan.spec.search.algorithm == "grid":
+        return list(plan.space.grid().points)
+    rng = random.Random(0)
+    return [plan.space.draw(rng) for _ in range(SAMPLE)]
+
+
+def _baselines(plan: Plan) -> Grid:
+    """What a model has to beat."""
+    table = Grid(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("to beat")
+    for part in PARTS:
+        table.add_column(f"{part} RMSE", justify="right")
+    for baseline in plan.baselines:
+        figures = (
+            score_units(baseline.predictions[part], actual(plan.data, part), plan.data.target_std)["rmse"]
+            for part in PARTS
+        )
+        table.add_row(baseline.name, *(f"{figure:.4g}" for figure in figures))
+    if plan.best_possible:
+        table.add_row("best possible (the true mean)", *(f"{plan.best_possible[part]:.4g}" for part in PARTS))
+    return table

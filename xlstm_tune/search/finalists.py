@@ -1,0 +1,137 @@
+"""After the search: the best of each family and the best of all are scored on the test part, once.
+
+Test data decide nothing; they are looked at here for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xlstm_tune.data.table import Table
+from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.models.forecaster import build_model
+from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.trainable import WEIGHTS, trial_folder
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.loop import autocast_dtype, pick_device, predict, shape_of
+
+Array = npt.NDArray[Any]
+PARTS = ("validation", "test")
+MOST_ROWS = 200_000
+"""Predictions kept per model and part; longer parts keep every k-th window, evenly."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial worth scoring on the test part."""
+
+    number: int
+    family: str
+    title: str
+    params: dict[str, Any]
+
+
+def finalists(trials: Iterable[dict[str, Any]], spec: SearchSpec) -> list[Finalist]:
+    """The best finished trial of each family; the first of them is the best of all.
+
+    trials: rows of the trials table. Pruned trials may win: their best epoch counts as any other's.
+    """
+    objective = spec.search.objective
+    scored = [row for row in trials if row["status"] in ("completed", "pruned") and row[objective] is not None]
+    best: dict[str, dict[str, Any]] = {}
+    for row in sorted(scored, key=lambda row: (row[objective], row["trial"])):
+        best.setdefault(row["family"], row)
+    return [Finalist(row["trial"], row["family"], row["name"], row["params"]) for row in best.values()]
+
+
+def predict_parts(folder: Path, number: int, params: dict[str, Any], spec: SearchSpec, data: Prepared) -> dict[str, Array]:
+    """Forecasts of a trial's best weights for validation and test, in the target's own units, [n, H, K]."""
+    config = spec.resolve(params)
+    device = pick_device()
+    dtype = autocast_dtype(config.training.precision, device)
+    model = build_model(config.model, shape_of(data, config.lookback))
+    model.load_state_dict(load_weights(trial_folder(folder, number) / WEIGHTS))
+    model.to(device)
+    parts = {}
+    for part in PARTS:
+        standardised = predict(model, Windows(data, part, config.lookback, device), dtype=dtype).double().numpy()
+        parts[part] = standardised * data.target_std + data.target_mean
+    return parts
+
+
+def actual(data: Prepared, part: str) -> Array:
+    """What really happened in a part, in the target's own units, [n, H, K] float64."""
+    samples = data.parts[part]
+    if data.task == "regression":
+        standardised = data.targets[samples][:, None, :]
+    else:
+        rows = data.ends[samples][:, None] + np.arange(data.horizon)
+        standardised = data.targets[rows]
+    return standardised.astype(np.float64) * data.target_std + data.target_mean
+
+
+def sample_labels(table: Table, data: Prepared, part: str) -> list[tuple[str, str]]:
+    """(series, time) of each sample of a part: the time of a forecast's first step, of a sequence's last row."""
+    rows = data.ends[data.parts[part]] - (data.task == "regression")
+    series = np.searchsorted(table.offsets, rows, side="right") - 1
+    return [(table.series_name(int(s)), table.time_label(int(row))) for s, row in zip(series, rows, strict=True)]
+
+
+def prediction_columns(
+    trial: int | None,
+    model: str,
+    part: str,
+    predicted: Array,
+    truth: Array,
+    labels: Sequence[tuple[str, str]],
+    targets: Sequence[str],
+) -> dict[str, Any]:
+    """Long columns of the predictions table for one model and part.
+
+    predicted, truth: [n, H, K] in the target's own units. labels: (series, time of the first step) of each sample.
+    """
+    n, horizon, k = predicted.shape
+    every = max(1, -(-n * horizon * k // MOST_ROWS))
+    kept = np.arange(0, n, every)
+    rows = len(kept) * horizon * k
+    series, times = zip(*(labels[i] for i in kept), strict=True)
+    return {
+        "trial": [trial] * rows,
+        "model": [model] * rows,
+        "part": [part] * rows,
+        "series": np.repeat(np.array(series, dtype=object), horizon * k),
+        "time": np.repeat(np.array(times, dtype=object), horizon * k),
+        "step": np.tile(np.repeat(np.arange(1, horizon + 1, dtype=np.int32), k), len(kept)),
+        "target": np.tile(np.array(targets, dtype=object), len(kept) * horizon),
+        "actual": truth[kept].reshape(-1),
+        "predicted": predicted[kept].reshape(-1),
+    }
+
+
+def score_remotely(
+    chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Any, placement: Placement
+) -> Iterator[tuple[Finalist, dict[str, Array]]]:
+    """Score finalists as Ray tasks with a trial's own resources: the driver's machine may have no GPU.
+
+    data: Ray's reference to the Prepared data that the trials used.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_predict_task)
+    raw = spec.model_dump(by_alias=True)
+    waiting = [task.remote(str(folder), one.number, one.params, raw, data) for one in chosen]
+    for one, answer in zip(chosen, waiting, strict=True):
+        yield one, ray.get(answer)
+
+
+def _predict_task(
+    folder: str, number: int, params: dict[str, Any], spec: dict[str, Any], data: Prepared
+) -> dict[str, Array]:
+    return predict_parts(Path(folder), number, params, SearchSpec.parse(spec), data)

@@ -1,0 +1,101 @@
+"""The search folder: created once, never overwritten; a search is what lies in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xlstm_tune import __version__
+from xlstm_tune.errors import StorageError
+from xlstm_tune.spec import SearchSpec
+
+SPEC = "spec.yaml"
+ENVIRONMENT = "environment.json"
+
+
+def check_folder(storage: str, name: str) -> Path:
+    """The folder that a new search `name` will use. Creates nothing but the storage folder itself.
+
+    Raises StorageError when it cannot be written or the name is taken.
+    """
+    if "://" in storage:
+        raise StorageError(
+            f"--storage must be a folder that every machine of the search can write, got the address '{storage}'; "
+            "give a local or shared folder"
+        )
+    root = Path(storage).expanduser().absolute()
+    folder = root / name
+    if folder.exists():
+        raise StorageError(
+            f"the name '{name}' is already used by {folder}; continue that search with --resume {name}, "
+            "or choose another with --name"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".writable-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"the storage folder {root} cannot be written ({error.strerror or error}); choose another with --storage"
+        ) from None
+    return folder
+
+
+def create_folder(folder: Path, spec: SearchSpec) -> None:
+    """Make the folder and freeze spec and environment into it. Raises StorageError if another search was faster."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise StorageError(
+            f"another search took the name '{folder.name}' a moment ago; choose another with --name"
+        ) from None
+    (folder / SPEC).write_text(yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False))
+    (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit: what a stranger needs to repeat a search."""
+    packages = {}
+    for name in ("torch", "ray", "optuna", "mlflow", "pyarrow", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "xlstm_tune": __version__,
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpus": _gpus(),
+        "commit": _commit(),
+    }
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this package runs from; None when installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

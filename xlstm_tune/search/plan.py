@@ -1,0 +1,79 @@
+"""A search that has been checked from end to end: everything that can be refused is refused here, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from xlstm_tune.data.table import Table, load_table
+from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.models.baselines import Baseline, baselines, best_possible
+from xlstm_tune.search.folder import check_folder
+from xlstm_tune.search.resources import Placement, local_resources, place
+from xlstm_tune.search.space import Space
+from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
+from xlstm_tune.tracking import check_tracking_uri, default_uri
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, on what, where."""
+
+    spec: SearchSpec
+    space: Space
+    table: Table
+    data: Prepared
+    baselines: list[Baseline]
+    best_possible: dict[str, float] | None
+    """RMSE of the known conditional mean per part; None where nobody knows it."""
+    folder: Path
+    tracking_uri: str
+    address: str | None
+    placement: Placement | None
+    """None: it depends on the cluster at `address`."""
+
+    @property
+    def trials(self) -> int:
+        """Distinct configurations that will be trained."""
+        asked = self.spec.search.trials
+        if self.spec.search.algorithm == "grid":
+            points = len(self.space.grid().points)
+            return min(asked or points, points)
+        asked = asked or DEFAULT_TRIALS
+        return min(asked, self.space.count() or asked)
+
+
+def make_plan(spec: SearchSpec, space: Space, storage: str, tracking_uri: str | None, address: str | None) -> Plan:
+    """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
+
+    Raises UserError with one sentence.
+    """
+    placement = None if address else place(spec.resources, local_resources())
+    folder = check_folder(storage, spec.name)
+    uri = tracking_uri or default_uri(folder.parent)
+    check_tracking_uri(uri)
+    table = load_table(spec.data)
+    data = prepare(table, spec.data, spec.max_lookback())
+    return Plan(
+        spec=spec,
+        space=space,
+        table=table,
+        data=data,
+        baselines=baselines(data, sample_groups(table, data)),
+        best_possible=best_possible(data),
+        folder=folder,
+        tracking_uri=uri,
+        address=address,
+        placement=placement,
+    )
+
+
+def sample_groups(table: Table, data: Prepared) -> npt.NDArray[np.int64] | None:
+    """A number per sample: the first key column's value (the county of county × year). None for forecasts."""
+    if data.task != "regression":
+        return None
+    names = [table.keys[series][0] for series in np.searchsorted(table.offsets, data.ends - 1, side="right") - 1]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)

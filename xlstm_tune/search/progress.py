@@ -1,0 +1,162 @@
+"""What the user sees while a search runs: one live panel on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0
+"""Between two plain lines."""
+
+
+@dataclass
+class Progress:
+    """The state of a search as a person wants it. Updated by the driver's callback, drawn by a thread."""
+
+    total: int | None
+    objective: str
+    baseline: tuple[str, float] | None
+    """Name and validation figure of the best baseline."""
+    concurrent: int
+    note: str = "starting Ray and the first workers"
+    completed: int = 0
+    pruned: int = 0
+    failed: int = 0
+    duplicate: int = 0
+    running: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    """Trial number → (name, epoch, epochs)."""
+    best: tuple[float, int, str] | None = None
+    """Objective, trial number, name."""
+    began: float = field(default_factory=time.monotonic)
+    first_trial: float | None = None
+
+    @property
+    def ended(self) -> int:
+        """Trials that were trained to one of their ends; duplicates cost nothing and do not count."""
+        return self.completed + self.pruned + self.failed
+
+    def started(self, number: int, name: str, epochs: int) -> None:
+        """A trial began."""
+        if self.first_trial is None:
+            self.first_trial = time.monotonic()
+            self.note = ""
+        self.running[number] = (name, 0, epochs)
+
+    def epoch(self, number: int, epoch: int, objective: float) -> None:
+        """A trial finished an epoch with this best-so-far objective."""
+        name, _, epochs = self.running.get(number, (f"trial {number}", 0, epoch))
+        self.running[number] = (name, epoch, epochs)
+        if objective == objective and (self.best is None or objective < self.best[0]):
+            self.best = (objective, number, name)
+
+    def ended_trial(self, number: int, status: str) -> None:
+        """A trial ended as completed, pruned, failed or duplicate."""
+        self.running.pop(number, None)
+        setattr(self, status, getattr(self, status) + 1)
+
+    def seconds_left(self) -> float | None:
+        """By the pace of the trials ended so far; None before the first has ended."""
+        if not self.ended or self.first_trial is None or self.total is None:
+            return None
+        # Running trials count by the share of their epochs that is done.
+        share = sum(epoch / max(epochs, 1) for _, epoch, epochs in list(self.running.values()))
+        pace = (time.monotonic() - self.first_trial) / (self.ended + share)
+        return max(0.0, pace * (self.total - self.ended - share))
+
+    def counts(self) -> str:
+        """`7 of 16 trials · 2 running · 3 pruned · 1 failed`."""
+        parts = [f"{self.ended} of {self.total} trials" if self.total else f"{self.ended} trials"]
+        parts.append(f"{len(self.running)} running")
+        for name in ("pruned", "failed", "duplicate"):
+            if getattr(self, name):
+                parts.append(f"{getattr(self, name)} {name}")
+        return " · ".join(parts)
+
+    def verdict(self) -> str:
+        """The best so far against the best baseline."""
+        if self.best is None:
+            return self.note or "no epoch finished yet"
+        value, number, name = self.best
+        text = f"best {self.objective} {value:.4g} (trial {number}: {name})"
+        if self.baseline:
+            gain = 100 * (1 - value / self.baseline[1]) if self.baseline[1] else 0.0
+            side = f"{gain:.1f}% better than" if gain >= 0 else f"{-gain:.1f}% worse than"
+            text += f", {side} {self.baseline[0]} ({self.baseline[1]:.4g})"
+        return text
+
+    def times(self) -> str:
+        """Elapsed and left."""
+        left = self.seconds_left()
+        return f"{clock(time.monotonic() - self.began)} elapsed" + (
+            f" · about {clock(left)} left" if left is not None else ""
+        )
+
+    def line(self) -> str:
+        """One plain line."""
+        return f"{self.counts()} · {self.times()} · {self.verdict()}"
+
+
+class ProgressView:
+    """Draws a Progress until closed: `with ProgressView(console, progress): ...`."""
+
+    def __init__(self, console: Console, progress: Progress) -> None:
+        self._console, self._progress = console, progress
+        self._stop = threading.Event()
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> ProgressView:
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        else:
+            self._thread = threading.Thread(target=self._lines, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._live:
+            self._live.stop()
+        if self._thread:
+            self._thread.join()
+        self._console.print(self._progress.line(), highlight=False, soft_wrap=True)
+
+    def _lines(self) -> None:
+        while not self._stop.wait(PLAIN_SECONDS):
+            self._console.print(self._progress.line(), highlight=False, soft_wrap=True)
+
+    def _panel(self) -> RenderableType:
+        progress = self._progress
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(total=progress.total or 1, completed=progress.ended, width=32),
+            Text(progress.counts()),
+            Text(progress.times(), style="dim"),
+        )
+        rows = Table.grid(padding=(0, 2))
+        for number, (name, epoch, epochs) in sorted(list(progress.running.items()))[:8]:
+            rows.add_row(
+                Text(f"  trial {number}", style="dim"), Text(name), Text(f"epoch {epoch}/{epochs}", style="dim")
+            )
+        return Group(bar, Text(progress.verdict()), rows)
+
+
+def clock(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

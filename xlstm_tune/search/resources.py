@@ -1,0 +1,60 @@
+"""How many trials run at a time, and on what."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xlstm_tune.errors import ResourceError
+from xlstm_tune.spec import ResourceConfig
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each trial gets, and how many run at a time."""
+
+    cpus: float
+    gpus: float
+    concurrent: int
+
+    def describe(self) -> str:
+        """For people: `2 trials at a time, each on 1 CPU`."""
+        each = f"{self.cpus:g} CPU{'s' if self.cpus != 1 else ''}"
+        if self.gpus:
+            each += f" and {self.gpus:g} GPU{'s' if self.gpus > 1 else ''}"
+        return f"{self.concurrent} trial{'s' if self.concurrent != 1 else ''} at a time, each on {each}"
+
+
+def place(config: ResourceConfig, available: Mapping[str, float], where: str = "this machine") -> Placement:
+    """Fit trials into the `CPU` and `GPU` counts of a machine or cluster.
+
+    Raises ResourceError when not even one trial fits.
+    """
+    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    # A trial of the LSTM family seldom fills a GPU, but how many share one safely depends on their memory: not guessed.
+    wanted = (1.0 if gpus else 0.0) if config.gpus_per_trial == "auto" else float(config.gpus_per_trial)
+    if wanted > gpus:
+        raise ResourceError(
+            f"resources.gpus_per_trial asks for {wanted:g} GPU(s) a trial, but {where} has {gpus:g}; "
+            "ask for fewer, or for 'auto'"
+        )
+    if config.cpus_per_trial > cpus:
+        raise ResourceError(
+            f"resources.cpus_per_trial asks for {config.cpus_per_trial:g} CPU(s) a trial, but {where} has {cpus:g}; "
+            "ask for fewer"
+        )
+    fits = math.floor(cpus / config.cpus_per_trial + 1e-9)
+    if wanted >= 1:
+        fits = min(fits, math.floor(gpus / wanted + 1e-9))
+    elif wanted:
+        fits = min(fits, math.floor(gpus) * math.floor(1 / wanted + 1e-9))
+    return Placement(config.cpus_per_trial, wanted, max(1, min(fits, config.max_concurrent or fits)))
+
+
+def local_resources() -> dict[str, float]:
+    """CPUs that this process may use (a container's share counts) and GPUs that torch can reach."""
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}

@@ -1,0 +1,211 @@
+"""A checked plan, run: Ray places, Optuna proposes, the folder remembers, MLflow shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
+from xlstm_tune.results import ResultsWriter
+from xlstm_tune.search.finalists import PARTS, actual, finalists, prediction_columns, sample_labels, score_remotely
+from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.progress import Progress, ProgressView
+from xlstm_tune.search.resources import Placement, local_resources, place
+from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
+from xlstm_tune.training.metrics import score_units
+
+DRAIN_SECONDS = 120.0
+"""How long a finished search waits for MLflow to take what is left."""
+
+
+def run(plan: Plan, console: Console) -> int:
+    """Run a search to its end and print who won.
+
+    Returns the exit code: 0, or 1 when no trial could be scored.
+    """
+    quiet()
+    create_folder(plan.folder, plan.spec)
+    console.print(
+        f"Search [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of {plan.space.describe()}. "
+        f"Results: {plan.folder}",
+        highlight=False,
+    )
+    for note in (*plan.data.notes, *plan.space.notes):
+        console.print(f"note: {note}", highlight=False, markup=False)
+    with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
+        with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
+            _record_start(plan, spool, results)
+            rows, data = _search(plan, placement, spool, results, console)
+            _score_finalists(plan, placement, rows, data, results, spool)
+        board = build_leaderboard(plan.folder, plan.spec.search.objective)
+        _record_end(plan, spool, board)
+    print_leaderboard(board, console, plan.best_possible)
+    address = ui_command(plan.tracking_uri, plan.folder.parent)
+    verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
+    console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
+    return 0 if board.winner else 1
+
+
+def quiet() -> None:
+    """Silence what Ray, Optuna and torch say to developers; set before Ray is imported."""
+    defaults = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files: 77 ms a trial
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        "TUNE_WARN_THRESHOLD_S": "10",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"(ray|optuna)\b.*")
+    for name in ("ray", "ray.tune", "ray.train", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def tracked(plan: Plan, spool: Spool, console: Console) -> Iterator[None]:
+    """MLflow's writer process, from before the search to after its last event."""
+    writer = Writer.start(plan.folder, plan.tracking_uri)
+    try:
+        yield
+    except BaseException:
+        spool.search_ended("interrupted")
+        raise
+    finally:
+        with console.status("writing the last records to MLflow"):
+            unsent = writer.finish(DRAIN_SECONDS)
+        if unsent:
+            console.print(f"note: {unsent}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def ray_session(plan: Plan) -> Iterator[Placement]:
+    """Ray on this machine, or the cluster at the plan's address. Raises ResourceError when the cluster is too small."""
+    import ray
+
+    if plan.address:
+        ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        here = local_resources()
+        ray.init(
+            num_cpus=int(here["CPU"]),
+            num_gpus=int(here["GPU"]),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield plan.placement or place(plan.spec.resources, ray.cluster_resources(), f"the cluster at {plan.address}")
+    finally:
+        ray.shutdown()
+
+
+def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:
+    """The parent run, the baselines' scores, and what was known before the first trial."""
+    spec, data = plan.spec, plan.data
+    params: dict[str, Any] = {
+        "task": data.task,
+        "targets": ", ".join(data.target_names),
+        "lookback": data.lookback,
+        "horizon": data.horizon,
+        "objective": spec.search.objective,
+        "algorithm": spec.search.algorithm,
+        "scheduler": spec.search.scheduler,
+        "trials": plan.trials,
+        "seed": spec.search.seed,
+        "data_fingerprint": data.fingerprint,
+        "source": hide_credentials(", ".join(spec.data.source)),
+    } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
+    spool.search_started(
+        spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT]
+    )
+    labels = {part: sample_labels(plan.table, data, part) for part in PARTS}
+    for baseline in plan.baselines:
+        for part in PARTS:
+            truth, predicted = actual(data, part), baseline.predictions[part]
+            metrics = score_units(predicted, truth, data.target_std)
+            row = {"name": baseline.name, "part": part, **metrics, "settings": json.dumps(baseline.settings)}
+            results.baselines([row])
+            results.predictions(
+                prediction_columns(None, baseline.name, part, predicted, truth, labels[part], data.target_names)
+            )
+    results.flush()
+
+
+def _search(
+    plan: Plan, placement: Placement, spool: Spool, results: ResultsWriter, console: Console
+) -> tuple[list[dict[str, Any]], Any]:
+    """Run all trials. Returns the rows of the trials table and Ray's reference to the data."""
+    import ray
+    from ray import tune
+
+    from xlstm_tune.search.driver import Driver
+    from xlstm_tune.search.schedulers import make_scheduler
+    from xlstm_tune.search.searcher import OptunaSearcher
+    from xlstm_tune.search.trainable import SearchTrial
+
+    spec = plan.spec
+    progress = Progress(
+        plan.trials, spec.search.objective, best_baseline(plan.folder, spec.search.objective), placement.concurrent
+    )
+    driver = Driver(spec, plan.folder, results, spool, progress)
+    searcher = OptunaSearcher(spec, plan.space, plan.folder, on_end=driver.on_end)
+    data = ray.put(plan.data)
+    trainable = tune.with_resources(
+        # A reference inside a list is passed on as it is: the data stay in the object store, once per node.
+        tune.with_parameters(SearchTrial, data=[data], spec=spec.model_dump(by_alias=True), folder=str(plan.folder)),
+        tune.PlacementGroupFactory([{"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})]),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=make_scheduler(spec.search, spec.training.epochs),
+            num_samples=plan.trials,
+            max_concurrent_trials=placement.concurrent,
+            time_budget_s=spec.search.time_budget,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="ray", storage_path=str(plan.folder), callbacks=[driver], verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    with ProgressView(console, progress):
+        tuner.fit()
+        searcher.close("time budget" if spec.search.time_budget else "interrupted")
+        driver.close()
+    return driver.rows, data
+
+
+def _score_finalists(
+    plan: Plan, placement: Placement, rows: list[dict[str, Any]], data: Any, results: ResultsWriter, spool: Spool
+) -> None:
+    """Test figures for the best of each family: the one look at the test part."""
+    chosen = finalists(rows, plan.spec)
+    for one, parts in score_remotely(chosen, plan.folder, plan.spec, data, placement):
+        for part, predicted in parts.items():
+            truth = actual(plan.data, part)
+            metrics = score_units(predicted, truth, plan.data.target_std)
+            results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
+            labels = sample_labels(plan.table, plan.data, part)
+            results.predictions(
+                prediction_columns(one.number, one.family, part, predicted, truth, labels, plan.data.target_names)
+            )
+            if part == "test":
+                spool.metrics({f"test_{name}": value for name, value in metrics.items()}, trial=one.number)
+
+
+def _record_end(plan: Plan, spool: Spool, board: Leaderboard) -> None:
+    """The leaderboard and the summary figures on the parent run."""
+    spool.table("leaderboard", board.columns())
+    spool.search_ended("completed", board.summary(), [plan.folder / "results"])

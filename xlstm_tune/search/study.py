@@ -1,0 +1,142 @@
+"""The Optuna study behind a search: where it is kept, and which sampler proposes."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.search.duplicates import CUT, REASON
+from xlstm_tune.spec import SearchConfig
+
+JOURNAL = "optuna.journal"
+"""File name of the study below the search folder."""
+LOCK_SECONDS = 10
+"""A lock left by a killed driver is taken over after this long without a write."""
+
+
+class SyncedJournal(JournalFileBackend):  # type: ignore[misc]
+    """Optuna's journal file, forced to disk when told to rather than at every line.
+
+    Optuna waits for the disk (3 to 20 ms) once per parameter and per reported value. A killed process loses nothing
+    without that; only a machine that loses power does, and then a trial that had not ended begins again anyway.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._guard = JournalFileSymlinkLock(str(path), grace_period=LOCK_SECONDS)
+        super().__init__(str(path), lock_obj=self._guard)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append, one line per log."""
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._guard.acquire()
+        try:
+            with self._path.open("ab") as file:
+                file.write(text.encode())
+        finally:
+            self._guard.release()
+
+    def sync(self) -> None:
+        """Force everything appended so far to disk."""
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+
+
+def make_sampler(config: SearchConfig, told: int = 0) -> BaseSampler:
+    """The sampler that `search.algorithm` names.
+
+    told: trials that the study already holds. A resumed search must not draw the numbers of its first run again,
+    so they become part of the seed.
+    """
+    seed = config.seed if not told else int(np.random.SeedSequence([config.seed, told]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if config.algorithm == "tpe":
+            # Without multivariate and group, TPE samples the settings of a conditional space independently;
+            # without the liar, trials running side by side are near copies of each other.
+            return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        if config.algorithm == "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+    # A grid's points are enqueued whole: its sampler only fills what an explicit start point leaves open.
+    return RandomSampler(seed=seed)
+
+
+def open_study(
+    name: str, config: SearchConfig, folder: Path, resume: bool = False
+) -> tuple[optuna.Study, Callable[[], None]]:
+    """Create the study of a search, or open it again.
+
+    folder: the search folder, which holds the journal unless `search.storage` names an Optuna URL.
+    resume: trials that a dead driver left open are told FAIL, so that none is open afterwards.
+    Returns the study, and what to call to force it to disk.
+    Raises StorageError when the storage cannot be opened, or holds a study of this name already and `resume` is
+    not set.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    where = config.storage or str(folder / JOURNAL)
+    try:
+        storage, sync = _open_storage(config.storage, folder / JOURNAL)
+        study = optuna.create_study(
+            study_name=name, storage=storage, sampler=RandomSampler(), direction="minimize", load_if_exists=resume
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        raise StorageError(
+            f"the storage {where} already holds a search named '{name}'; resume it, or choose another --name"
+        ) from None
+    except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
+    _fail_abandoned(study, storage)
+    study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
+    return study, sync
+
+
+def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[], None]]:
+    if url is not None:
+        return optuna.storages.get_storage(url), lambda: None  # databases see to that themselves
+    if path.exists():
+        _drop_torn_line(path)
+    journal = SyncedJournal(path)
+    return JournalStorage(journal), journal.sync
+
+
+def _fail_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
+    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    for _ in waiting:
+        study.ask()  # only a running trial can be told
+    identity = storage.get_study_id_from_name(study.study_name)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        trial_id = storage.get_trial_id_from_study_id_trial_number(identity, trial.number)
+        storage.set_trial_user_attr(trial_id, CUT, True)
+        storage.set_trial_user_attr(trial_id, REASON, "interrupted")
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut the half line that a killed writer leaves; with a line after it, Optuna could never read the file again."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        whole, block = size, 4096
+        while whole:
+            start = max(0, whole - block)
+            file.seek(start)
+            newline = file.read(whole - start).rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
+                break
+            whole = start
+        if whole < size:
+            file.truncate(whole)

@@ -1,0 +1,162 @@
+"""From FILE on the command line to a checked SearchSpec: finding, reading, overriding."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xlstm_tune.errors import SpecError
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.strict import did_you_mean
+
+QUICKSTART = "quickstart"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-4 is a number, dates stay text, a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)) or key in seen:
+                raise SpecError(f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Name → file of the search files that come with the package."""
+    installed = Path(str(package_files.files("xlstm_tune"))) / "search_spaces"
+    folder = installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "search_spaces"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_file(file: str) -> Path:
+    """The path that FILE means: a path, or the name of a shipped search file. Raises SpecError."""
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise SpecError(
+            f"'{file}' is a folder; give a search file (YAML) or a shipped name: {', '.join(shipped_spaces())}"
+        )
+    shipped = shipped_spaces()
+    if file in shipped:
+        return shipped[file]
+    if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
+        nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, nearby) if nearby else f"shipped search files: {', '.join(shipped)}"
+        raise SpecError(f"there is no search file '{file}'; {hint}")
+    raise SpecError(f"'{file}' is neither a file nor a shipped search file; {did_you_mean(file, shipped)}")
+
+
+def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchSpec:
+    """Read and check a search file.
+
+    file: a path or the name of a shipped search file.
+    overrides: `key=value` texts as `--set` gives them; values are read as YAML.
+    given: flat keys with `__` for the dot (name, search__trials) that win over both; None means not given.
+    Raises SpecError with one sentence.
+    """
+    path = find_file(file)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SpecError(f"{path} is not YAML: {_yaml_problem(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise SpecError(
+            f"{path} holds {'nothing' if raw is None else type(raw).__name__}; a search file is a mapping of keys"
+        )
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise SpecError(f"--set takes key=value, such as training.epochs=5, got '{text}'")
+        _assign(raw, key.strip(), _yaml_value(value, text))
+    for flat, value in given.items():
+        if value is not None:
+            _assign(raw, flat.replace("__", "."), value)
+    raw.setdefault("name", path.stem)
+    _check_json(raw)
+    _anchor_sources(raw, path.parent)
+    return SearchSpec.parse(raw)
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def _yaml_value(value: str, text: str) -> Any:
+    try:
+        return yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {text}: the value is not YAML: {_yaml_problem(error)}") from None
+
+
+def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
+    """Set a dotted key; keys of `space` keep their dots (space.model.dropout)."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        raw[head] = value
+        return
+    section = raw.setdefault(head, {})
+    if not isinstance(section, dict):
+        raise SpecError(f"--set {key}: '{head}' holds a value, not a mapping, so nothing can be set below it")
+    if head != "space":
+        _assign(section, rest, value)
+        return
+    parts = rest.split(".")
+    name = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in section), ".".join(parts[:2]))
+    below = rest[len(name) + 1 :]
+    if below:
+        section = section.setdefault(name, {})
+        _assign(section, below, value)
+    else:
+        section[name] = value
+
+
+def _check_json(raw: dict[Any, Any]) -> None:
+    """Only plain keys and values may stand in a search file."""
+    try:
+        json.dumps(raw, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(
+            f"the search file holds a value that is not plain text, number, list or mapping: {error}"
+        ) from None
+
+
+def _anchor_sources(raw: dict[Any, Any], folder: Path) -> None:
+    """Relative data paths are relative to the search file, wherever the command is run from."""
+    data = raw.get("data")
+    if not isinstance(data, dict):
+        return
+    source = data.get("source")
+    many = [one for one in (source if isinstance(source, list) else [source]) if isinstance(one, str)]
+    if isinstance(source, list) and len(many) < len(source):
+        return  # wrong types are refused by the check that follows
+    if many:
+        data["source"] = [one if _anchored(one) else str(folder / one) for one in many]
+
+
+def _anchored(source: str) -> bool:
+    address = re.match(r"^(sample:|[A-Za-z][A-Za-z0-9+.-]*://)", source)
+    return address is not None or Path(source).expanduser().is_absolute()

@@ -1,0 +1,149 @@
+"""The search file: what may stand in it, and what one sampled point of it means.
+
+Imports nothing heavy: a wrong file is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.strict import Spec
+from xlstm_tune.training.config import TrainingConfig, TrialConfig
+
+Scalar = bool | int | float | str
+Objective = Literal["val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised"]
+
+DEFAULT_TRIALS = 32
+"""Where `search.trials` is not given and the search is no grid."""
+
+SEARCHABLE: tuple[str, ...] = (
+    *(f"model.{key}" for key in ModelConfig.model_fields),
+    *(f"training.{key}" for key in TrainingConfig.model_fields),
+    "data.lookback",
+)
+"""Keys that `space:` may hold."""
+
+
+class Dimension(Spec):
+    """One line of `space:`, for example `{log_float: [1e-4, 1e-2]}`."""
+
+    choice: list[Scalar] | None = None
+    float_: Annotated[list[float] | None, Field(alias="float", min_length=2, max_length=2)] = None
+    log_float: Annotated[list[float] | None, Field(min_length=2, max_length=2)] = None
+    int_: Annotated[list[int] | None, Field(alias="int", min_length=2, max_length=2)] = None
+    log_int: Annotated[list[int] | None, Field(min_length=2, max_length=2)] = None
+    step: int | float | None = None
+    """Distance between the values of an `int` or `float` range."""
+    when: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
+    """The dimension exists only where each of these keys has (one of) the given values."""
+
+    @property
+    def kind(self) -> str:
+        """choice, float, log_float, int or log_int."""
+        return next(k for k in ("choice", "float_", "log_float", "int_", "log_int") if self._given(k)).rstrip("_")
+
+    def _given(self, field: str) -> bool:
+        return getattr(self, field) is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        kinds = [k.rstrip("_") for k in ("choice", "float_", "log_float", "int_", "log_int") if self._given(k)]
+        if len(kinds) != 1:
+            given = "none of them" if not kinds else " and ".join(kinds)
+            raise ValueError(f"needs exactly one of choice, float, log_float, int, log_int; got {given}")
+        if self.step is not None and kinds[0] not in ("int", "float"):
+            raise ValueError(f"'step' belongs to int and float ranges, not to {kinds[0]}")
+        return self
+
+
+class SearchConfig(Spec):
+    """How the space is searched."""
+
+    objective: Objective = "val_rmse"
+    algorithm: Literal["tpe", "random", "grid", "gp"] = "tpe"
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Distinct configurations to train; None = every point of a grid, 32 otherwise."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    grace_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs that every trial gets before the scheduler may stop it; None = a tenth of training.epochs, at least 1."""
+    reduction_factor: Annotated[int, Field(ge=2, le=100)] = 3
+    """ASHA keeps the best one in this many at each rung."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    start_with: list[dict[str, Scalar]] | Literal["defaults", "none"] = "defaults"
+    """Points tried first; `defaults`: every family with the values of `model:` and `training:`."""
+    time_budget: Annotated[float, Field(gt=0)] | str | None = None
+    """Seconds, or text such as 30m, 2h, 1d, after which no more is trained."""
+    storage: str | None = None
+    """An Optuna storage URL; None = a journal file in the search folder."""
+
+    @field_validator("time_budget")
+    @classmethod
+    def _seconds(cls, value: float | str | None) -> float | None:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
+        if not match or float(match[1]) <= 0:
+            raise ValueError(f"search.time_budget must be seconds or text such as 30m, 2h or 1d, got '{value}'")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+class ResourceConfig(Spec):
+    """What one trial gets of the machine."""
+
+    cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1
+    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
+    """`auto`: one GPU a trial where there are GPUs, none elsewhere; 0.25 puts four trials on one."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Most trials at a time; None = as many as the resources hold."""
+
+
+class SearchSpec(Spec):
+    """A whole search file."""
+
+    name: Annotated[str, Field(min_length=1, max_length=120)]
+    data: DataConfig
+    search: SearchConfig = SearchConfig()
+    space: dict[str, Dimension] = Field(default_factory=dict)
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    resources: ResourceConfig = ResourceConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        # The name becomes a folder below the storage folder: it must not be able to leave it.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(
+                f"name must be letters, digits, '.', '_' and '-', beginning with a letter or digit, got '{name}'"
+            )
+        return name
+
+    def resolve(self, params: Mapping[str, Scalar]) -> TrialConfig:
+        """The trial that a point of the space means: `params` laid over the fixed values.
+
+        params: flat keys such as `model.hidden_size`; keys not given keep the search file's values.
+        Raises SpecError when the combination is not a model.
+        """
+        overlay: dict[str, dict[str, Scalar]] = {"model": {}, "training": {}, "data": {}}
+        for key, value in params.items():
+            section, _, field = key.partition(".")
+            overlay[section][field] = value
+        model = ModelConfig.parse(self.model.model_dump() | overlay["model"], "model")
+        training = TrainingConfig.parse(self.training.model_dump() | overlay["training"], "training")
+        lookback = DataConfig.parse(self.data.model_dump() | overlay["data"], "data").lookback
+        return TrialConfig(model, training, lookback)
+
+    def max_lookback(self) -> int | None:
+        """The largest lookback that any trial may ask for."""
+        dimension = self.space.get("data.lookback")
+        if dimension is None:
+            return self.data.lookback
+        values = dimension.choice or dimension.int_ or dimension.log_int or []
+        whole = [value for value in values if isinstance(value, int)]
+        return max([*whole, self.data.lookback or 0], default=None)

@@ -1,0 +1,23 @@
+"""MLflow tracking that a search never waits for.
+
+The search appends events to a spool file (`Spool`); a process of its own (`Writer`) reads them and sends them
+to MLflow in batches, retrying for as long as the server is away. What is left when a search ends or dies is
+sent by `python -m xlstm_tune.tracking sync FOLDER`, as often as one likes: nothing arrives twice.
+
+MLflow is imported by the writer process alone (`sender.py`); importing this package costs nothing.
+"""
+
+from xlstm_tune.tracking.spool import Spool
+from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, ui_command
+from xlstm_tune.tracking.writer import Unsent, Writer, sync
+
+__all__ = [
+    "Spool",
+    "Unsent",
+    "Writer",
+    "check_tracking_uri",
+    "default_uri",
+    "hide_credentials",
+    "sync",
+    "ui_command",
+]

@@ -1,0 +1,37 @@
+"""`python -m xlstm_tune.tracking sync FOLDER` sends what a search left unsent; `follow` is the search's own writer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from xlstm_tune.errors import UserError
+from xlstm_tune.tracking.writer import follow, set_up_logging, sync
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 all has arrived, 1 something is left, 2 a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m xlstm_tune.tracking", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    parser_sync = commands.add_parser("sync", help="send what a search left unsent to MLflow")
+    parser_sync.add_argument("folder", type=Path, help="the search's folder, <storage>/<name>")
+    parser_sync.add_argument("--tracking-uri", help="another MLflow store than the one that the search used")
+    parser_follow = commands.add_parser("follow", help="send a spool while its search writes it (started by a search)")
+    parser_follow.add_argument("folder", type=Path)
+    parser_follow.add_argument("--parent", type=int, help="process id of the search")
+    options = parser.parse_args(arguments)
+    set_up_logging()
+    try:
+        if options.command == "follow":
+            return follow(options.folder, options.parent)
+        left = sync(options.folder, options.tracking_uri)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(left or "everything has arrived in MLflow")
+    return 1 if left and left.events else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""From the spool to MLflow: sends what was gathered in few calls, and remembers how far it came.
+
+This and gather.py are all of tracking that imports MLflow; only the writer process and `sync` import them.
+
+Why nothing arrives twice. Progress is the byte offset of the spool up to which everything has arrived
+(`mlflow/state.json`); a gather of events that failed half-way is sent again as a whole. That is harmless:
+metrics carry their time and step, and MLflow drops an identical point; params, tags, files and statuses are
+set to what they are already; and before a run is created by a process that cannot know better (it has just
+started, or its last attempt had no answer), the server is asked for the runs that carry this search's tag.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import requests
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from xlstm_tune.tracking.gather import Pending, batches, gather, run_tags
+from xlstm_tune.tracking.spool import read_address, read_events, spool_path, write_json
+from xlstm_tune.tracking.state import read_state, state_path
+from xlstm_tune.tracking.uri import artifact_location, hide_credentials, sqlite_path
+
+log = logging.getLogger("xlstm_tune.tracking")
+
+SEARCH_TAG, TRIAL_TAG = "xlstm_tune.search", "xlstm_tune.trial"
+PARENT_TAG, TABLES_TAG = "mlflow.parentRunId", "mlflow.loggedArtifacts"
+_MLFLOW_STATUS = {
+    "completed": "FINISHED",
+    "pruned": "FINISHED",
+    "duplicate": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+# What the store says of data that it will never take. A proxy's own 400 and 404 have other codes.
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+_GATHER_BYTES = 1 << 20  # of spool in one go
+
+
+@dataclass
+class Run:
+    """What is known of a run on the server."""
+
+    id: str  # empty: the server refused to make it
+    step: int = -1  # the last step of its curves that has been sent
+    params: bool = False  # whether its params have been sent; they cannot be changed
+    open: bool = True  # whether MLflow shows it as running
+    done: bool = False  # ended for good: nothing more to remember on disk
+    tables: list[str] = field(default_factory=list)
+
+
+class Sender:
+    """Sends the spool of one search folder to one tracking store. One at a time per folder (see writer.py)."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self._folder, self._uri = folder.absolute(), uri
+        self._address = read_address(folder)
+        self._spool = spool_path(folder)
+        self._client: MlflowClient | None = None
+        self._reasons: list[str]
+        self._runs: dict[int | None, Run]  # None: the parent
+        self._forget()
+        state = read_state(folder)
+        if state.get("uri") == hide_credentials(uri):
+            self._offset, self._refused, self._reasons = int(state["offset"]), state["refused"], state["reasons"]
+            for key, run in state["runs"].items():
+                self._runs[None if key == "parent" else int(key)] = Run(**run)
+
+    def _forget(self) -> None:
+        self._offset = 0  # into the spool, in bytes
+        self._refused = 0  # entries
+        self._reasons = []
+        self._runs = {}
+        self._listed = False  # whether _runs holds every run of this search that the server may have
+
+    def send_next(self) -> bool:
+        """Send what the spool holds next; returns whether more may be waiting already.
+
+        Raises whatever the client raises when the store does not answer; then nothing is lost, call again.
+        """
+        if not self.waiting():
+            return False
+        self._connect()
+        events, end = read_events(self._spool, self._offset, _GATHER_BYTES)
+        gathered = gather(events, lambda number: self._runs[number].step if number in self._runs else -1)
+        if None in gathered:  # children name the parent, so it has to be there first
+            self._send(None, gathered.pop(None))
+        for number, pending in gathered.items():
+            self._send(number, pending)
+        full = end - self._offset >= _GATHER_BYTES
+        self._offset = end
+        self._save()
+        return full
+
+    def waiting(self) -> bool:
+        """Whether the spool holds whole lines that have not been sent."""
+        return bool(read_events(self._spool, self._offset, 1)[0])
+
+    def failed(self, error: BaseException) -> None:
+        """Keep the reason for whoever asks why something is unsent."""
+        self._save(hide_credentials(str(error).strip().partition("\n")[0])[:300] or type(error).__name__)
+
+    def interrupt_open_runs(self) -> None:
+        """Nobody will end these any more (the search died): show them as killed. A resume reopens them."""
+        for run in self._runs.values():
+            if run.open and run.id:
+                tags = run_tags({"status": "interrupted"})
+                self._guarded(run, 0, partial(self._connect().log_batch, run.id, tags=tags))
+                self._finish(run, "interrupted", None)
+        self._save()
+
+    def _send(self, number: int | None, pending: Pending) -> None:
+        run = self._find(number)
+        if run is None:
+            if pending.started is None:
+                return self._refuse(pending.events, f"trial {number} has results, but was never started")
+            run = self._create(number, pending)
+        elif pending.started is not None and run.id:
+            self._guarded(run, 0, partial(self._connect().update_run, run.id, status="RUNNING"))
+            run.open, run.done = True, False
+        if not run.id:
+            return self._refuse(pending.events, f"{pending.name or f'trial {number}'} could not be made")
+        params = {} if run.params else pending.params
+        for batch in batches(pending.metrics, params, pending.tags):
+            self._guarded(run, sum(map(len, batch)), partial(self._connect().log_batch, run.id, *batch))
+        run.params = run.params or pending.started is not None
+        self._upload(run, pending)
+        if pending.status is not None:
+            self._finish(run, pending.status, pending.ended)
+        run.step = pending.step
+
+    def _upload(self, run: Run, pending: Pending) -> None:
+        client = self._connect()
+        for name, where in pending.files:
+            path = self._folder / name
+            if path.is_dir():
+                self._guarded(run, 1, partial(client.log_artifacts, run.id, str(path), where or path.name))
+            elif path.is_file():
+                self._guarded(run, 1, partial(client.log_artifact, run.id, str(path), where or None))
+            else:
+                self._refuse(1, f"{path} was gone before it could be sent")
+        for name, table in pending.tables.items():
+            self._guarded(run, 1, partial(client.log_dict, run.id, table, f"{name}.json"))
+            run.tables = [*(other for other in run.tables if other != name), name]
+            shown = json.dumps([{"path": f"{other}.json", "type": "table"} for other in run.tables])
+            self._guarded(run, 0, partial(client.set_tag, run.id, TABLES_TAG, shown))
+
+    def _finish(self, run: Run, status: str, ended: int | None) -> None:
+        self._guarded(run, 0, partial(self._connect().set_terminated, run.id, _MLFLOW_STATUS[status], ended))
+        run.open, run.done = False, status != "interrupted"
+
+    def _connect(self) -> MlflowClient:
+        if self._client is not None:
+            return self._client
+        if self._uri.startswith("sqlite"):
+            sqlite_path(self._uri).parent.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(self._uri)
+        self._experiment = _experiment(
+            client, self._address.experiment, artifact_location(self._uri, self._folder.parent)
+        )
+        self._forget_if_lost(client)
+        self._client = client
+        return client
+
+    def _forget_if_lost(self, client: MlflowClient) -> None:
+        """Start over where the store does not know our runs any more, e.g. because its database was removed."""
+        parent = self._runs.get(None)
+        if parent is None or not parent.id:
+            return
+        try:
+            client.get_run(parent.id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("the store does not know run %s any more; everything is sent again", parent.id)
+            self._forget()
+
+    def _find(self, number: int | None) -> Run | None:
+        if number not in self._runs and not self._listed:
+            self._list()
+        return self._runs.get(number)
+
+    def _list(self) -> None:
+        """Learn which runs of this search the server has already."""
+        client, token = self._connect(), None
+        mine = f"tags.`{SEARCH_TAG}` = '{self._address.search}'"
+        oldest = ["attributes.start_time ASC"]
+        while True:
+            page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, order_by=oldest, page_token=token)
+            for found in page:
+                trial = found.data.tags.get(TRIAL_TAG)
+                number = None if trial is None else int(trial)
+                known = self._runs.setdefault(number, Run(found.info.run_id, open=found.info.status == "RUNNING"))
+                if known.id != found.info.run_id:
+                    log.warning("run %s repeats run %s of trial %s", found.info.run_id, known.id, trial)
+            token = page.token
+            if not token:
+                break
+        self._listed = True
+
+    def _create(self, number: int | None, pending: Pending) -> Run:
+        tags = {tag.key: tag.value for tag in run_tags(pending.tags)} | {SEARCH_TAG: self._address.search}
+        if number is not None:
+            parent = self._find(None)
+            tags[TRIAL_TAG] = str(number)
+            if parent and parent.id:
+                tags[PARENT_TAG] = parent.id
+        run = self._runs.get(number, Run(""))
+        self._listed = False  # should the answer get lost, the run may be there all the same
+        try:
+            made = self._connect().create_run(self._experiment, pending.started, tags, pending.name)
+            run.id = made.info.run_id
+            pending.tags = {}
+        except MlflowException as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            self._refuse(0, str(error))
+        self._listed = True
+        self._runs[number] = run
+        return run
+
+    def _guarded(self, run: Run, entries: int, call: Callable[[], Any]) -> None:
+        """Make the call; what the server will never take is noted and passed over, so that the rest can follow."""
+        try:
+            call()
+        except MlflowException as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            self._refuse(entries, f"run {run.id}: {error}")
+        except requests.HTTPError as error:  # uploads of artifacts
+            status = error.response.status_code if error.response is not None else 0
+            if not 400 <= status < 500 or status in {401, 403, 408, 429}:
+                raise
+            self._refuse(entries, f"run {run.id}: {error}")
+
+    def _refuse(self, entries: int, reason: str) -> None:
+        reason = hide_credentials(reason.partition("\n")[0])[:300]
+        log.warning("not sent: %s", reason)
+        self._refused += entries
+        self._reasons = [*self._reasons, reason][-5:]
+
+    def _save(self, error: str = "") -> None:
+        runs = {"parent" if n is None else str(n): asdict(run) for n, run in self._runs.items() if not run.done}
+        state = {"uri": hide_credentials(self._uri), "offset": self._offset, "runs": runs}
+        told = {"refused": self._refused, "reasons": self._reasons, "error": error}
+        write_json(state_path(self._folder), state | told)
+
+
+def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    """The experiment's id; made if missing, brought back if someone deleted it."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another search was faster
+            assert found is not None
+    if found.lifecycle_stage != "active":
+        log.warning("experiment '%s' had been deleted; it is restored", name)
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)

@@ -1,0 +1,233 @@
+"""The spool: what a search wants tracked, as JSON lines in `<search folder>/mlflow/spool.jsonl`.
+
+Writing an event is one append to a local file (about 10 µs), whatever the tracking server does. Lines are
+never changed; how far they have been sent is the writer's business (`mlflow/state.json`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from xlstm_tune.errors import StorageError, TrackingError
+from xlstm_tune.tracking.uri import hide_credentials
+
+Scalar = str | int | float | bool | None
+VERSION = 1
+STATUSES = ("completed", "pruned", "failed", "duplicate", "interrupted")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Whose events these are and where they go: `<search folder>/mlflow/spool.json`."""
+
+    search: str  # unique over all searches of a server; the tag by which a search finds its own runs again
+    experiment: str
+    uri: str  # without credentials
+    has_credentials: bool  # whether the real URI had some, so that `uri` alone cannot be used
+    version: int = VERSION
+
+
+class Spool:
+    """The search's side. One process writes; opening an existing spool continues it.
+
+    Raises StorageError if another process has the spool open, i.e. the search is already running.
+    """
+
+    def __init__(self, folder: Path, uri: str, experiment: str = "xlstm_tune") -> None:
+        self.folder = folder.absolute()
+        self.path = spool_path(folder)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: each event is one write(), which survives this process being killed.
+        self._file = self.path.open("ab", buffering=0)
+        if not try_lock(self._file.fileno()):
+            self._file.close()
+            raise StorageError(f"the search in {folder} is running in another process; wait for it or stop it")
+        self._cut_torn_line()
+        old = read_address(folder) if address_path(folder).exists() else None
+        shown = hide_credentials(uri)
+        search = old.search if old else f"{folder.name}-{uuid.uuid4().hex[:12]}"
+        self.address = Address(search, experiment, shown, shown != uri)
+        write_json(address_path(folder), asdict(self.address))
+
+    def search_started(
+        self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], artifacts: Iterable[Path] = ()
+    ) -> None:
+        """The parent run, named `name`. Said again by a resume, it reopens the run; its params stay as they were."""
+        self._add("search_started", name=name, params=dict(params), tags=dict(tags), artifacts=self._paths(artifacts))
+
+    def trial_started(self, number: int, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
+        """A child run for trial `number`; said again after an interruption, it continues the same run."""
+        self._add("trial_started", number=number, name=name, params=dict(params), tags=dict(tags))
+
+    def epoch(self, number: int, step: int, metrics: Mapping[str, float], timestamp: float | None = None) -> None:
+        """One point on each metric's curve. `timestamp`: seconds since 1970, None for now.
+
+        One event per step: a trial that repeats steps after an interruption does not draw its curves twice.
+        """
+        when = _now() if timestamp is None else round(timestamp * 1000)
+        self._add("epoch", number=number, step=step, metrics=_floats(metrics), t=when)
+
+    def trial_ended(
+        self,
+        number: int,
+        status: str,
+        reason: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Iterable[Path] = (),
+    ) -> None:
+        """Close the child run. `status`: completed, pruned, failed, duplicate or interrupted.
+
+        `metrics` need names of their own (not those of the curves, which they would lengthen by a point).
+        Files and folders in `artifacts` must stay until they are sent.
+        """
+        _known_status(status)
+        self._add(
+            "trial_ended",
+            number=number,
+            status=status,
+            reason=reason,
+            metrics=_floats(metrics or {}),
+            tags=dict(tags or {}),
+            artifacts=self._paths(artifacts),
+        )
+
+    def metrics(
+        self, metrics: Mapping[str, float], trial: int | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Single figures for a trial that may have ended already (its test scores), or for the search (None)."""
+        self._add("metrics", number=trial, metrics=_floats(metrics), tags=dict(tags or {}))
+
+    def artifact(self, path: Path, where: str = "", trial: int | None = None) -> None:
+        """A file or folder of the search (or of `trial`), put into the artifact folder `where`."""
+        self._add("artifact", number=trial, artifacts=self._paths([path]), where=where)
+
+    def table(self, name: str, columns: Mapping[str, Sequence[Scalar]], trial: int | None = None) -> None:
+        """A table that the MLflow UI shows, kept as artifact `<name>.json`; said again, it replaces the old one."""
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"table '{name}' needs columns of one length, got lengths {sorted(lengths)}")
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        self._add("table", number=trial, name=name, columns=list(columns), rows=rows)
+
+    def search_ended(
+        self, status: str, metrics: Mapping[str, float] | None = None, artifacts: Iterable[Path] = ()
+    ) -> None:
+        """Close the parent run. `status`: completed, failed or interrupted."""
+        _known_status(status)
+        self._add("search_ended", status=status, metrics=_floats(metrics or {}), artifacts=self._paths(artifacts))
+
+    def close(self) -> None:
+        """Give the spool up; nothing is lost by not calling it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add(self, event: str, **fields: Any) -> None:
+        line = json.dumps({"e": event, "t": _now(), **fields}, default=_plain) + "\n"
+        self._file.write(line.encode())
+
+    def _paths(self, paths: Iterable[Path]) -> list[str]:
+        """Relative to the search folder where they lie in it, so that a folder that was moved can still be synced."""
+        absolute = [Path(path).absolute() for path in paths]
+        return [str(p.relative_to(self.folder)) if p.is_relative_to(self.folder) else str(p) for p in absolute]
+
+    def _cut_torn_line(self) -> None:
+        """A process killed while writing may leave half a line, which nobody has read: only whole lines are."""
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            back = 0
+            while back < size:
+                back = min(size, back + 65536)
+                file.seek(size - back)
+                newline = file.read(65536).rfind(b"\n")
+                if newline >= 0:
+                    os.truncate(self.path, size - back + newline + 1)
+                    return
+        os.truncate(self.path, 0)
+
+
+def spool_path(folder: Path) -> Path:
+    return folder / "mlflow" / "spool.jsonl"
+
+
+def address_path(folder: Path) -> Path:
+    return folder / "mlflow" / "spool.json"
+
+
+def read_address(folder: Path) -> Address:
+    """Raises TrackingError if the folder holds no spool, or one of a newer program."""
+    try:
+        raw = json.loads(address_path(folder).read_text())
+    except FileNotFoundError:
+        raise TrackingError(f"{folder} holds no search with tracked runs (no mlflow/spool.json in it)") from None
+    except ValueError as error:
+        raise TrackingError(f"{address_path(folder)} cannot be read ({error})") from None
+    if raw["version"] > VERSION:
+        raise TrackingError(
+            f"{address_path(folder)} was written by a newer xlstm_tune (version {raw['version']}, "
+            f"known here up to {VERSION}); update xlstm_tune"
+        )
+    return Address(**raw)
+
+
+def read_events(path: Path, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines from byte `offset` on, and the offset after them. `limit` is in bytes and may be passed by a line."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        lines = file.readlines(limit)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines], offset + sum(map(len, lines))
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the file for this process until it is closed or the process dies; False if another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically: readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's; anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _known_status(status: str) -> None:
+    if status not in STATUSES:
+        raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")

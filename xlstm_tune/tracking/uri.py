@@ -1,0 +1,250 @@
+"""Tracking URIs: which MLflow store is meant, whether it can be used, and how to write it without its password."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import socket
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from xlstm_tune.errors import TrackingError
+from xlstm_tune.strict import did_you_mean
+
+# Scheme -> default port and the driver that SQLAlchemy takes when the URI names none.
+_DATABASES = {"postgresql": (5432, "psycopg2"), "mysql": (3306, "mysqldb"), "mssql": (1433, "pyodbc")}
+# Names of drivers in a URI that differ from the module's name.
+_DRIVER_MODULES = {"mysqldb": "MySQLdb", "mysqlconnector": "mysql.connector"}
+_KNOWN = ["http", "https", "sqlite", *_DATABASES, "databricks"]
+_SQLITE_HEADER = b"SQLite format 3\x00"
+# The words by which MLflow's own host check is told from a refusal of the person.
+_HOST_REFUSED = b"Invalid Host header"
+_SECRET_KEYS = re.compile(r"(?i)((?:user|username|uid|password|passwd|pwd|token|secret|sslpassword)=)[^&\s;'\"]*")
+# Up to the last @, so that an @ or / that somebody left unquoted in a password hides too much rather than too little.
+_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s'\"]*@")
+_TIMEOUT = 5.0  # seconds
+
+
+def default_uri(storage: Path) -> str:
+    """The URI of the SQLite database in the storage folder; its artifacts lie beside it in `mlflow-artifacts`."""
+    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+
+
+def artifact_location(uri: str, storage: Path) -> str | None:
+    """Where a new experiment keeps its artifacts, as a file URI; None lets the tracking server decide.
+
+    A database that is written without a server has no say in it: MLflow would then use the current folder.
+    """
+    if _scheme(uri) == "sqlite":
+        return (sqlite_path(uri).parent / "mlflow-artifacts").as_uri()
+    if _scheme(uri) in _DATABASES:
+        return (storage.absolute() / "mlflow-artifacts").as_uri()
+    return None
+
+
+def sqlite_path(uri: str) -> Path:
+    """The database file of an sqlite URI, absolute."""
+    return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+
+
+def hide_credentials(text: str) -> str:
+    """The text with user, password and token of any URI in it replaced by `***`."""
+    return _SECRET_KEYS.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
+
+
+def ui_command(uri: str, storage: Path, host: str = "127.0.0.1", port: int = 5000) -> str:
+    """The command that shows the runs of a local database, or the address of the server that already does."""
+    if _scheme(uri) in {"http", "https", "databricks"}:
+        return hide_credentials(uri)
+    python = "python" if _same_file(shutil.which("python"), sys.executable) else _short(sys.executable)
+    store = hide_credentials(uri or default_uri(storage))
+    # MLflow's default of four workers each take seconds and hundreds of MB; one person needs one.
+    return (
+        f"{shlex.quote(python)} -m mlflow ui --backend-store-uri {shlex.quote(store)} "
+        f"--host {host} --port {port} --workers 1"
+    )
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Return if the tracking store answers (or can be made), else raise TrackingError with one sentence.
+
+    Does not import MLflow. HTTP servers are asked with the credentials that MLflow itself would use
+    (MLFLOW_TRACKING_USERNAME and _PASSWORD, MLFLOW_TRACKING_TOKEN, or user:password in the URI).
+    """
+    scheme = _scheme(uri)
+    shown = hide_credentials(uri)
+    if scheme in {"http", "https"}:
+        _check_server(uri, shown)
+    elif scheme == "sqlite":
+        _check_sqlite(uri, shown)
+    elif scheme in _DATABASES:
+        _check_database(uri, scheme, shown)
+    elif scheme in {"", "file"}:
+        folder = uri.removeprefix("file:").replace("//", "/", 1) if scheme else uri
+        instead = f"sqlite:///{Path(folder or '.').absolute() / 'mlflow.db'}"
+        raise TrackingError(
+            f"the tracking URI '{shown}' names a folder, and MLflow keeps runs in files no longer; use {instead}"
+        )
+    elif scheme != "databricks" and scheme not in _plugin_schemes():
+        raise TrackingError(
+            f"the tracking URI '{shown}' has the unknown scheme '{scheme}'; {did_you_mean(scheme, _KNOWN)}"
+        )
+
+
+def _scheme(uri: str) -> str:
+    """`postgresql` of postgresql+psycopg2://…, `databricks` of the bare word, empty for a path."""
+    if uri == "databricks":
+        return uri
+    match = re.match(r"([A-Za-z][A-Za-z0-9.-]*)(\+[A-Za-z0-9_]+)?:", uri)
+    if not match:
+        return ""
+    scheme = match[1].lower()
+    return "postgresql" if scheme == "postgres" else scheme
+
+
+def _plugin_schemes() -> set[str]:
+    """Schemes that installed MLflow plug-ins (sagemaker, azureml, …) add."""
+    return {point.name for point in importlib.metadata.entry_points(group="mlflow.tracking_store")}
+
+
+def _check_server(uri: str, shown: str) -> None:
+    try:
+        status, _ = _get(uri, "/health")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        raise TrackingError(
+            f"the tracking server {shown} cannot be reached ({hide_credentials(reason)}); "
+            "start it or name another with --tracking-uri"
+        ) from None
+    if status == 404:
+        raise TrackingError(f"{shown} answers, but is no MLflow tracking server (it has no /health); mend the address")
+    if status < 400:
+        # /health is open to everyone; only a real question shows whether host and person are welcome.
+        try:
+            status, body = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
+        except (OSError, http.client.HTTPException) as error:
+            raise TrackingError(f"the tracking server {shown} stopped answering ({error}); try again") from None
+    else:
+        body = b""
+    if status == 401:
+        raise TrackingError(
+            f"the tracking server {shown} wants to know who asks (HTTP 401); "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if status == 403 and _HOST_REFUSED in body:
+        raise TrackingError(
+            f"the tracking server {shown} refuses this host name (HTTP 403); "
+            f"start it with --allowed-hosts '{_host_header(uri)}'"
+        )
+    if status == 403:
+        raise TrackingError(
+            f"the tracking server {shown} refuses us (HTTP 403); give its user the right to write, "
+            f"or start it with --allowed-hosts '{_host_header(uri)}' if it is the host name that it refuses"
+        )
+    if status >= 400:
+        raise TrackingError(f"the tracking server {shown} answers with HTTP {status}; look at its log, then try again")
+
+
+def _get(uri: str, path: str) -> tuple[int, bytes]:
+    """HTTP status and the beginning of the body. Raises OSError when nobody answers."""
+    parts = urlsplit(uri)
+    if not parts.hostname:
+        raise ValueError("the address has no host")
+    bare = urlunsplit((parts.scheme, _host_header(uri), parts.path.rstrip("/"), "", ""))
+    request = urllib.request.Request(bare + path, headers=_authorization(parts.username, parts.password))
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT, context=_tls()) as response:
+            return response.status, response.read(4096)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(4096)
+
+
+def _host_header(uri: str) -> str:
+    return urlsplit(uri).netloc.rpartition("@")[2]
+
+
+def _authorization(user: str | None, password: str | None) -> dict[str, str]:
+    if user is None:
+        user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    else:
+        user, password = unquote(user), unquote(password or "")
+    if user and password is not None:
+        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _tls() -> ssl.SSLContext:
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in {"true", "1"}:
+        return ssl._create_unverified_context()  # the person asked for it by MLflow's own variable
+    return ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"))
+
+
+def _check_sqlite(uri: str, shown: str) -> None:
+    if ":///" not in uri or ":memory:" in uri or not uri.partition(":///")[2]:
+        raise TrackingError(
+            f"the tracking URI '{shown}' names no file; write sqlite:///mlflow.db or sqlite:////absolute/path/mlflow.db"
+        )
+    path = sqlite_path(uri)
+    if path.is_dir():
+        raise TrackingError(f"the tracking database {path} is a folder; name a file in it, e.g. {path / 'mlflow.db'}")
+    if path.exists():
+        try:
+            with path.open("r+b") as file:
+                start = file.read(len(_SQLITE_HEADER))
+        except OSError as error:
+            raise TrackingError(f"the tracking database {path} cannot be written ({error.strerror})") from None
+        if start and start != _SQLITE_HEADER:
+            raise TrackingError(f"{path} is not an SQLite database; name another file with --tracking-uri")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise TrackingError(
+            f"the tracking database {path} cannot be written, because {folder} is no writable folder; "
+            "name another with --tracking-uri"
+        )
+
+
+def _check_database(uri: str, scheme: str, shown: str) -> None:
+    default_port, default_driver = _DATABASES[scheme]
+    driver = uri.partition(":")[0].partition("+")[2].lower() or default_driver
+    module = _DRIVER_MODULES.get(driver, driver)
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise TrackingError(f"the tracking URI '{shown}' needs the Python driver '{driver}'; install it")
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port or default_port
+    except ValueError as error:
+        raise TrackingError(f"the tracking URI '{shown}' cannot be read ({error}); mend it") from None
+    if host is None:  # a Unix socket or a named data source: the driver alone can tell
+        return
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT).close()
+    except OSError as error:
+        raise TrackingError(
+            f"the tracking database {shown} cannot be reached at {host}:{port} ({error.strerror or error}); "
+            "start it or name another with --tracking-uri"
+        ) from None
+
+
+def _same_file(one: str | None, other: str) -> bool:
+    # Not resolved: a virtual environment's python is a link to one that knows none of its packages.
+    return one is not None and os.path.abspath(one) == os.path.abspath(other)
+
+
+def _short(path: str) -> str:
+    """Relative to the current folder where that is shorter."""
+    here = os.getcwd().rstrip("/") + "/"
+    return path.removeprefix(here)

@@ -1,0 +1,257 @@
+"""The process that sends a spool while its search runs, the search's handle on it, and `sync` for what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+import xlstm_tune
+from xlstm_tune.errors import TrackingError
+from xlstm_tune.tracking.spool import read_address, spool_path, try_lock
+from xlstm_tune.tracking.state import read_state
+from xlstm_tune.tracking.uri import check_tracking_uri, hide_credentials
+
+log = logging.getLogger("xlstm_tune.tracking")
+
+URI_VARIABLE = "XLSTM_TUNE_TRACKING_URI"  # a command line would show a password to everyone on the machine
+_GATHER_SECONDS = 1.0  # events of short trials meet in one gather, and end in few calls
+_LONGEST_WAIT = 30.0  # seconds between attempts while the server is away
+_ORPHAN_SECONDS = 60.0  # how long to go on trying after the search died
+_FINISH = b"."
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Retries are ours: inside the client, the repeat of a create_run whose answer was lost makes a second run.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """What did not arrive in MLflow."""
+
+    events: int  # still in the spool; `command` sends them
+    refused: int  # what the store will never take, or files that were gone
+    reason: str
+    command: str
+
+    def __str__(self) -> str:
+        parts = []
+        if self.events:
+            parts.append(f"{self.events} events have not reached MLflow yet; send them with: {self.command}")
+        if self.refused:
+            parts.append(f"MLflow refused {self.refused} entries")
+        return "; ".join(parts) + (f" ({self.reason})" if self.reason else "")
+
+
+class Writer:
+    """The search's handle on the process that sends its spool."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self._folder, self._uri = folder.absolute(), uri
+        self._process = self._launch()
+
+    @classmethod
+    def start(cls, folder: Path, uri: str) -> Self:
+        """Start sending the spool of the search folder, which must exist. Returns at once, server or no server."""
+        read_address(folder)
+        return cls(folder, uri)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def finish(self, timeout: float = 60.0) -> Unsent | None:
+        """Let everything drain, for at most `timeout` seconds. None when all has arrived."""
+        if not self.alive:  # somebody killed it; what it left behind is sent by a new one
+            self._process = self._launch()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it may be dying this moment
+            pipe.write(_FINISH)
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        return unsent(self._folder)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        environment = os.environ | _ENVIRONMENT | {URI_VARIABLE: self._uri, "CUDA_VISIBLE_DEVICES": ""}
+        environment.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        root = str(Path(xlstm_tune.__file__).parent.parent)
+        if not root.endswith(("site-packages", "dist-packages")):  # a checkout that may not be installed
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        command = [sys.executable, "-m", "xlstm_tune.tracking", "follow", str(self._folder)]
+        with (self._folder / "mlflow" / "writer.log").open("ab") as log_file:
+            # A session of its own: Ctrl-C in the terminal is for the search, which then lets the writer drain.
+            return subprocess.Popen(
+                [*command, "--parent", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log_file,
+                env=environment,
+                start_new_session=True,
+            )
+
+
+class _Search:
+    """What the writer knows of its search: that it has finished, or died without a word."""
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+        self.finished = False  # nothing more will be written
+        self._said_so = False
+
+    @property
+    def dead(self) -> bool:
+        """The pipe was closed without the word, or (a fork may hold the pipe) we have another parent."""
+        gone = self._pid is not None and os.getppid() != self._pid
+        return not self._said_so and (gone or self.finished)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake when the search finishes."""
+        if self.finished:
+            time.sleep(min(seconds, 1.0))  # somebody is waiting for us
+            return
+        until = time.monotonic() + seconds
+        while not self.finished and (left := until - time.monotonic()) > 0:
+            if select.select([sys.stdin], [], [], min(left, 1.0))[0]:
+                self._said_so = os.read(sys.stdin.fileno(), 1) == _FINISH
+                self.finished = True
+            elif self.dead:
+                self.finished = True
+
+
+def follow(folder: Path, parent: int | None = None) -> int:
+    """Send the spool until the search is finished or dead. Returns the exit code: 0 if all has arrived."""
+    os.nice(5)  # training comes first
+    search = _Search(parent)
+    with _writer_lock(folder) as lock_file:
+        while not try_lock(lock_file.fileno()):  # the writer of a search that died may still be draining
+            search.wait(0.5)
+            if search.dead:
+                return 1
+        from xlstm_tune.tracking.sender import Sender  # takes seconds, so not before there is something to do
+
+        sender = Sender(folder, os.environ[URI_VARIABLE])
+        failures, failing_since = 0, 0.0
+        while True:
+            more = False
+            try:
+                more = sender.send_next()
+                if search.dead and not sender.waiting():
+                    sender.interrupt_open_runs()
+                failures = 0
+            except Exception as error:  # whatever the store's many clients raise: said, kept and tried again
+                if not failures:
+                    failing_since = time.monotonic()
+                    log.warning("MLflow does not take what we send, trying again and again", exc_info=True)
+                failures += 1
+                sender.failed(error)
+            if search.finished and not failures and not sender.waiting():
+                break
+            if search.dead and failures and time.monotonic() - failing_since > _ORPHAN_SECONDS:
+                return 1
+            if failures:
+                search.wait(min(_LONGEST_WAIT, 0.5 * 2**failures))
+            elif not more:
+                search.wait(_GATHER_SECONDS)
+    return 0
+
+
+def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | None:
+    """Send what a search left unsent. None when all has arrived.
+
+    `uri`: None for where the search sent it. Sets MLflow's environment variables in this process.
+    Raises TrackingError if the store cannot be reached, or a writer is at work on this folder.
+    """
+    address = read_address(folder)
+    target = uri or _remembered(address.uri, address.has_credentials)
+    check_tracking_uri(target)
+    os.environ.update(_ENVIRONMENT)
+    with _writer_lock(folder) as lock_file, spool_path(folder).open("ab") as spool:
+        if not try_lock(lock_file.fileno()):
+            raise TrackingError(f"a writer is sending the runs of {folder} already; wait until it is done")
+        from xlstm_tune.tracking.sender import Sender
+
+        sender = Sender(folder, target)
+        for attempt in range(1, attempts + 1):
+            try:
+                while sender.waiting():
+                    sender.send_next()
+                if try_lock(spool.fileno()):  # else the search lives, and will end its runs itself
+                    sender.interrupt_open_runs()
+                break
+            except Exception as error:  # as in follow
+                log.warning("attempt %d of %d failed", attempt, attempts, exc_info=True)
+                sender.failed(error)
+                if attempt < attempts:
+                    time.sleep(2.0**attempt)
+    return unsent(folder)
+
+
+def unsent(folder: Path) -> Unsent | None:
+    """What of a search folder has not arrived, by the writer's own record."""
+    state = read_state(folder)
+    with spool_path(folder).open("rb") as file:
+        file.seek(state.get("offset", 0))
+        events = sum(line.endswith(b"\n") for line in file)
+    refused = state.get("refused", 0)
+    if not events and not refused:
+        return None
+    reason = state.get("error") if events else next(iter(state.get("reasons", ())), "")
+    return Unsent(events, refused, reason or "", f"python -m xlstm_tune.tracking sync {shlex.quote(str(folder))}")
+
+
+def _writer_lock(folder: Path) -> IO[bytes]:
+    return (folder / "mlflow" / "writer.lock").open("ab")
+
+
+def _remembered(uri: str, has_credentials: bool) -> str:
+    """The URI of the search; its credentials were not kept, so they come from the environment."""
+    if not has_credentials:
+        return uri
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if hide_credentials(given) == uri:
+        return given
+    raise TrackingError(
+        f"the search was tracked at {uri}, whose password is not kept; set MLFLOW_TRACKING_URI or give --tracking-uri"
+    )
+
+
+class HidingFormatter(logging.Formatter):
+    """Log lines and tracebacks without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_credentials(super().format(record))
+
+
+def set_up_logging() -> None:
+    """Our lines and others' warnings on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log.setLevel(logging.INFO)
+    # Creating the database, MLflow and alembic tell each step.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

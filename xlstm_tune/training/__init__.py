@@ -1,0 +1,1 @@
+"""Training: a generator of epochs that knows nothing of Ray."""

@@ -1,0 +1,74 @@
+"""How a model is trained. Imports no torch, so that a search file is checked in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.strict import Spec
+
+
+class TrainingConfig(Spec):
+    """One training run."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: falls along half a cosine to zero at the last step, or stays."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of all steps over which the learning rate rises from zero."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient; 0 = no clipping."""
+    loss: Literal["mse", "mae", "huber"] = "mse"
+    """On standardised targets."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better validation loss after which training ends; 0 = never."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on a GPU that has it, fp32 elsewhere."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Everything that decides one trial's result, given the data."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    lookback: int | None
+    """L, the steps that the model sees; None (regression only) = the whole sequence."""
+
+    def flat(self) -> dict[str, Any]:
+        """The settings that matter, as `model.hidden_size`-style keys."""
+        settings = {f"model.{key}": value for key, value in self.model.relevant().items()}
+        settings |= {f"training.{key}": value for key, value in self.training.model_dump().items()}
+        if self.lookback is not None:
+            settings["data.lookback"] = self.lookback
+        return settings
+
+    def key(self) -> str:
+        """Canonical text of `flat`: two trials with the same key are the same experiment."""
+        return json.dumps(self.flat(), sort_keys=True)
+
+    def title(self) -> str:
+        """Short name for people: `ms · 128 · lr 1e-3`."""
+        model = self.model
+        kind = model.pattern if model.family == "xlstm" else f"{model.family}×{model.layers}"
+        parts = [kind, str(model.hidden_size), f"lr {_short(self.training.learning_rate)}"]
+        if model.dropout:
+            parts.append(f"dropout {model.dropout:.2g}")
+        return " · ".join(parts)
+
+
+def _short(value: float) -> str:
+    """0.001 → 1e-3, 0.000234 → 2.3e-4, 0.05 → 0.05."""
+    if 0.01 <= value < 1000:
+        return f"{value:.2g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"

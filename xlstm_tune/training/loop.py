@@ -1,0 +1,330 @@
+"""The training loop: a generator of epochs that knows nothing of Ray.
+
+Everything random is drawn from (seed, epoch): the initial weights, the order of the samples, the dropout. So a run
+needs no generator state to go on after any epoch, and several runs can take turns in one process. On a CPU, with the
+same number of threads, the same config, seed and data give the same numbers bit for bit, resumed or not.
+
+Shapes: B batch, L lookback, F features, H horizon, K targets.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.errors import BackendUnavailable
+from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.models.forecaster import count_parameters as count_parameters  # part of this module's interface
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.metrics import METRICS, ErrorSums
+from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
+
+EXPLODED = 1e6
+"""A training loss this many times the first batch's (or this large, where that was below 1) has diverged."""
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "mae": nn.functional.l1_loss,
+    "huber": nn.functional.huber_loss,
+}
+
+
+class Diverged(Exception):
+    """Training left the numbers that mean anything; the text says what, when and at which learning rate."""
+
+
+@dataclass
+class TrainingState:
+    """All that the next epoch depends on. One object per run, changed in place by every epoch."""
+
+    config: TrialConfig
+    fingerprint: str
+    """Of the data."""
+    objective: str
+    """The validation metric that decides which epoch is best."""
+    model: Forecaster
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    """Epochs done."""
+    first_loss: float | None = None
+    """The first batch's, on standardised targets."""
+    best_epoch: int = 0
+    best_validation: dict[str, float] | None = None
+    best_weights: dict[str, Tensor] | None = field(default=None, repr=False)
+    """The model's state_dict after `best_epoch`, on the CPU. A better epoch puts a new dict here, the old one stays."""
+
+    @property
+    def finished(self) -> bool:
+        """No epoch is left, or patience has run out."""
+        training = self.config.training
+        impatient = training.patience > 0 and self.epoch - self.best_epoch >= training.patience
+        return self.epoch >= training.epochs or impatient
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch brought."""
+
+    epoch: int
+    """Counted from 1."""
+    train_loss: float
+    """Mean over the epoch's samples, as they were trained, on standardised targets."""
+    validation: dict[str, float]
+    """Every metric of `metrics.METRICS` on every validation sample."""
+    seconds: float
+    """Training and validation."""
+    sequences_per_s: float
+    """Of training alone."""
+    learning_rate: float
+    """Of the epoch's last step."""
+    peak_memory_mib: float | None
+    """On a GPU the most that this process had allocated there during the epoch; on a CPU the high-water mark of the
+    process's resident memory, Python, libraries and earlier trials in it included; None where the system tells none."""
+    parameters: int
+    backend: str
+    """What computes the recurrences, and why."""
+    improved: bool
+    """This is the best epoch so far."""
+    finished: bool
+    """This is the last epoch."""
+    state: TrainingState = field(repr=False)
+
+
+def train(
+    config: TrialConfig,
+    data: Prepared,
+    resume: TrainingState | None = None,
+    device: torch.device | str | None = None,
+    objective: str = "rmse",
+) -> Iterator[EpochResult]:
+    """Train, one epoch per `next()`.
+
+    data: its training and validation parts are used, the test part is not touched.
+    resume: a state that an earlier run of the same config on the same data yielded, or that a checkpoint held.
+    device: None = the GPU where there is one, else the CPU.
+    objective: the metric of `metrics.METRICS` that decides the best epoch and patience.
+    Raises Diverged when a loss, a gradient or a prediction is not finite or the loss explodes, ValueError for an
+    unknown objective or a state of another run, BackendUnavailable when the precision asked for does not exist here.
+    """
+    if resume is not None:
+        _check_same_run(resume, config, data, objective)
+    device = pick_device(device)
+    training = config.training
+    dtype = autocast_dtype(training.precision, device)
+    samples = Windows(data, "train", config.lookback, device)
+    held_out = Windows(data, "validation", config.lookback, device)
+    state = begin(config, data, device, objective) if resume is None else resume
+    model, optimiser = state.model, state.optimiser
+    parameters = list(model.parameters())
+    loss_of = LOSSES[training.loss]
+    batches = -(-len(samples) // training.batch_size)  # the last one may be smaller
+    total_steps = batches * training.epochs
+    # One cell per batch, read once per epoch: asking after each batch would stall a GPU.
+    losses = torch.zeros(batches, device=device)
+    norms = torch.zeros(batches, device=device)
+
+    while not state.finished:
+        epoch = state.epoch + 1
+        started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with _seeded(training.seed, epoch, device):
+            model.train()
+            order = torch.randperm(len(samples)).to(device)
+            for number, index in enumerate(torch.split(order, training.batch_size)):
+                rate = learning_rate_at(training, (epoch - 1) * batches + number, total_steps)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                x, y = samples.batch(index)  # [B, L, F], [B, H, K]
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    predicted = model(x)  # [B, H, K]
+                loss = loss_of(predicted.float(), y)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norms[number] = clip_gradients(parameters, training.clip)
+                optimiser.step()
+                losses[number] = loss.detach()
+        train_loss = _checked_loss(losses, norms, len(samples), state, rate)
+        trained = time.perf_counter()
+
+        validation = evaluate(model, held_out, data.target_std, eval_batch(config, data, device), dtype)
+        if not np.isfinite(list(validation.values())).all():
+            raise Diverged(f"the validation predictions are not finite after epoch {epoch} (learning rate {rate:.3g})")
+        improved = state.best_validation is None or validation[state.objective] < state.best_validation[state.objective]
+        if improved:
+            state.best_epoch, state.best_validation = epoch, validation
+            state.best_weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+        state.epoch = epoch
+        ended = time.perf_counter()
+        yield EpochResult(
+            epoch=epoch,
+            train_loss=train_loss,
+            validation=validation,
+            seconds=ended - started,
+            sequences_per_s=len(samples) / (trained - started),
+            learning_rate=rate,
+            peak_memory_mib=peak_memory_mib(device),
+            parameters=sum(parameter.numel() for parameter in parameters),
+            backend=model.describe_backend(),
+            improved=improved,
+            finished=state.finished,
+            state=state,
+        )
+
+
+def begin(
+    config: TrialConfig, data: Prepared, device: torch.device | str = "cpu", objective: str = "rmse"
+) -> TrainingState:
+    """The state before the first epoch: weights drawn from the seed, nothing trained. The caller's RNG is untouched."""
+    if objective not in METRICS:
+        raise ValueError(f"objective must be one of {', '.join(METRICS)}, got '{objective}'")
+    # Drawn on the CPU, so that a seed gives the same weights on every device.
+    with _seeded(config.training.seed, 0, torch.device("cpu")):
+        model = build_model(config.model, shape_of(data, config.lookback))
+    model.to(device)
+    return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
+
+
+def evaluate(
+    model: nn.Module,
+    windows: Windows,
+    target_std: np.ndarray,
+    batch_size: int,
+    dtype: torch.dtype | None = None,
+) -> dict[str, float]:
+    """The metrics over every sample of a part, without dropout. dtype: of autocast, None = float32."""
+    sums = ErrorSums(target_std, next(model.parameters()).device)
+    for predicted, actual in _forward(model, windows, batch_size, dtype):
+        sums.add(predicted, actual)
+    return sums.result()
+
+
+def predict(model: nn.Module, windows: Windows, batch_size: int = 256, dtype: torch.dtype | None = None) -> Tensor:
+    """Standardised predictions of every sample of a part, in its order: [n, H, K] float32 on the CPU.
+
+    dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with.
+    """
+    return torch.cat([predicted.cpu() for predicted, _ in _forward(model, windows, batch_size, dtype)])
+
+
+@torch.no_grad()
+def _forward(
+    model: nn.Module, windows: Windows, batch_size: int, dtype: torch.dtype | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for index in torch.split(torch.arange(len(windows), device=device), batch_size):
+            x, y = windows.batch(index)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                predicted = model(x)
+            yield predicted.float(), y
+    finally:
+        model.train(was_training)
+
+
+def eval_batch(config: TrialConfig, data: Prepared, device: torch.device) -> int:
+    """Samples per validation batch: as many as keep one hidden layer below 2²² numbers (16 MiB).
+
+    At most 256 on a CPU, where larger ones leave the cache and get slower, 2048 on a GPU. Never fewer than a training
+    batch, which needs more memory than a forward pass of the same size.
+    """
+    lookback = config.lookback or data.lookback
+    width = max(config.model.hidden_size, len(data.feature_names))
+    most = 256 if device.type == "cpu" else 2048
+    return max(config.training.batch_size, min(most, 2**22 // (lookback * width)))
+
+
+def shape_of(data: Prepared, lookback: int | None = None) -> Shape:
+    """The problem that a model for `data` has to fit. lookback None = the data's own."""
+    return Shape(
+        features=len(data.feature_names),
+        lookback=lookback or data.lookback,
+        horizon=data.horizon,
+        targets=len(data.target_names),
+        target_columns=data.target_columns,
+    )
+
+
+def pick_device(device: torch.device | str | None = None) -> torch.device:
+    """`device`, or the GPU where there is one, else the CPU."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device | str) -> torch.dtype | None:
+    """bfloat16 or None (float32), from training.precision. Raises BackendUnavailable when bf16 is not to be had."""
+    device = torch.device(device)
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
+        return None
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if precision == "auto":
+        return None
+    name = torch.cuda.get_device_name(device)
+    raise BackendUnavailable(f"training.precision is 'bf16', but {name} has no bfloat16; use 'auto' or 'fp32'")
+
+
+def _check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, objective: str) -> None:
+    there = (state.config.key(), state.fingerprint, state.objective)
+    here = (config.key(), data.fingerprint, objective)
+    for what, one, other in zip(("config", "data", "objective"), there, here, strict=True):
+        if one != other:
+            raise ValueError(f"resume must be a state of the same {what}, got one of {one} for {other}")
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's RNG on the CPU and on `device` follows from (seed, epoch); outside it is as it was."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(mixed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(mixed)
+        yield
+
+
+def _checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingState, rate: float) -> float:
+    """The epoch's mean loss over samples. losses, norms: [batches], in order. Raises Diverged."""
+    epoch = state.epoch + 1
+    read = torch.stack([losses, norms]).cpu().double()
+    bad = (~read.isfinite()).any(dim=0).nonzero()
+    if len(bad):
+        batch = int(bad[0])
+        what, value = ("loss", read[0, batch]) if not read[0, batch].isfinite() else ("gradient", read[1, batch])
+        where = f"epoch {epoch}, batch {batch + 1} of {len(losses)}"
+        raise Diverged(f"the {what} is {value.item()} in {where} (learning rate {rate:.3g})")
+    if state.first_loss is None:
+        state.first_loss = read[0, 0].item()
+    sizes = torch.full_like(read[0], state.config.training.batch_size)
+    sizes[-1] = samples - sizes[:-1].sum()
+    mean = ((read[0] * sizes).sum() / samples).item()
+    if mean > EXPLODED * max(state.first_loss, 1.0):
+        raise Diverged(
+            f"the loss grew from {state.first_loss:.3g} to {mean:.3g} in epoch {epoch} (learning rate {rate:.3g})"
+        )
+    return mean
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """The `peak_memory_mib` of an EpochResult."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource  # does not exist on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,108 @@
+"""How much memory a trial's training will take, before it is trained.
+
+Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU, with
+batches of 1 and 3, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
+a line through the two gives any batch size. Recurrences keep the same for every step, so without an mLSTM block, whose
+attention-like form does not, lookbacks of 4 and 8 stand for any longer one in the same way.
+
+Not in it: the data, the framework itself, what a kernel needs only while it runs, and the CPU copy of the best weights.
+A GPU's kernels may keep more or less than the CPU's.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from xlstm_tune.models.forecaster import Shape, build_model
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.loop import LOSSES, autocast_dtype, pick_device
+
+MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
+"""Numbers that an optimiser keeps per parameter."""
+_BATCHES = (1, 3)
+_LOOKBACKS = (4, 8)
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Of one trial, in MiB (2²⁰ bytes) where not a count."""
+
+    parameters: int
+    weights_mib: float
+    optimiser_mib: float
+    gradients_mib: float
+    activations_mib: float
+    """Kept between forward and backward at the trial's batch size."""
+    total_mib: float
+
+
+def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | str | None = None) -> MemoryEstimate:
+    """The memory that training `config` on a problem of `shape` will take.
+
+    device: where it would train (None = the GPU where there is one, else the CPU); decides whether `precision: auto`
+    counts 16-bit activations. The measurement itself runs on the CPU. Raises BackendUnavailable as `train` does.
+    """
+    dtype = autocast_dtype(config.training.precision, pick_device(device))
+    with torch.random.fork_rng([]):
+        model = build_model(config.model, shape)
+        activations = _activation_bytes(model, config, shape, dtype) / _MIB
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values()) / _MIB
+    gradients = sum(parameter.nbytes for parameter in model.parameters()) / _MIB
+    optimiser = gradients * MOMENTS[config.training.optimiser]
+    total = weights + optimiser + gradients + activations
+    return MemoryEstimate(parameters, weights, optimiser, gradients, activations, total)
+
+
+def _activation_bytes(model: nn.Module, config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
+    """`saved_bytes` at the config's batch size, from measurements that are small in batch and, where it may, in steps."""
+
+    def at(lookback: int) -> float:
+        measured = [saved_bytes(model, config, replace(shape, lookback=lookback), batch, dtype) for batch in _BATCHES]
+        return _line(_BATCHES, measured, config.training.batch_size)
+
+    if "m" in config.model.blocks or shape.lookback <= _LOOKBACKS[1]:
+        return at(shape.lookback)
+    return _line(_LOOKBACKS, [at(lookback) for lookback in _LOOKBACKS], shape.lookback)
+
+
+def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+    """The line through two points, at `x`."""
+    return ys[0] + (ys[1] - ys[0]) / (xs[1] - xs[0]) * (x - xs[0])
+
+
+def saved_bytes(
+    model: nn.Module, config: TrialConfig, shape: Shape, batch: int, dtype: torch.dtype | None = None
+) -> int:
+    """Bytes that one training forward pass of `batch` samples on the CPU keeps for its backward pass."""
+    owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        one = _Saved(tensor)
+        saved.add(one)
+        return one
+
+    x = torch.randn(batch, shape.lookback, shape.features)
+    y = torch.randn(batch, shape.horizon, shape.targets)
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            predicted = model(x)
+        loss = LOSSES[config.training.loss](predicted.float(), y)
+    assert loss.requires_grad  # holds the graph until here
+    storages = [one.tensor.untyped_storage() for one in saved]  # views of one storage count once
+    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in owned}.values())
+
+
+class _Saved:
+    """A tensor in the graph. Parts of the graph that the loss does not hang on go away, and these with them."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor

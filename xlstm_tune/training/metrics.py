@@ -1,0 +1,91 @@
+"""How far predictions are from what happened.
+
+Shapes: n samples, H horizon steps, K targets. Two units, and the names say which: `rmse` and `mae` are in the
+target's own units, `mse_standardised` and `mae_standardised` in standard deviations of the training part, as the
+forecasting literature gives them. All four pool every sample, step and target, and are summed in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+METRICS: tuple[str, ...] = ("rmse", "mae", "mse_standardised", "mae_standardised")
+"""What `score` returns; all are better when smaller."""
+VALIDATION_METRICS: tuple[str, ...] = tuple(f"val_{name}" for name in METRICS)
+"""The same on the validation part, by the names that a search file's objective uses."""
+
+Floats = npt.NDArray[np.float64]
+Array = Tensor | npt.NDArray[np.floating]
+
+
+def score(predicted: Array, actual: Array, target_std: npt.NDArray[np.floating]) -> dict[str, float]:
+    """The metrics of standardised arrays.
+
+    predicted, actual: [n, H, K] (or any [..., K]), numpy or torch, standardised by the training part.
+    target_std: [K], deviation of the training part in the target's own units.
+    Raises ValueError for shapes that do not fit or nothing to score.
+    """
+    predicted, actual, std = _checked(predicted, actual, target_std)
+    return _metrics(*_sums(predicted - actual), std)
+
+
+def score_units(predicted: Array, actual: Array, target_std: npt.NDArray[np.floating]) -> dict[str, float]:
+    """The metrics of arrays that are in the target's own units; otherwise as `score`."""
+    predicted, actual, std = _checked(predicted, actual, target_std)
+    return _metrics(*_sums((predicted - actual) / std), std)
+
+
+class ErrorSums:
+    """`score` batch by batch, without keeping the predictions: sums stay on the device until `result`."""
+
+    def __init__(self, target_std: npt.NDArray[np.floating], device: torch.device | str = "cpu") -> None:
+        self._std = np.asarray(target_std, dtype=np.float64)
+        self._sums = torch.zeros(2, len(self._std), dtype=torch.float64, device=device)  # squares, absolutes
+        self._count = 0
+
+    def add(self, predicted: Tensor, actual: Tensor) -> None:
+        """Count one batch: [b, H, K] each, standardised."""
+        error = (predicted.double() - actual.double()).flatten(end_dim=-2)  # [b*H, K]
+        self._sums[0] += error.square().sum(dim=0)
+        self._sums[1] += error.abs().sum(dim=0)
+        self._count += len(error)
+
+    def result(self) -> dict[str, float]:
+        """The metrics of all that was added. Raises ValueError when nothing was."""
+        if not self._count:
+            raise ValueError("there is nothing to score: no batch was added")
+        squares, absolutes = self._sums.cpu().numpy()
+        return _metrics(squares, absolutes, self._count, self._std)
+
+
+def _checked(predicted: Array, actual: Array, target_std: npt.NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:
+    predicted, actual, std = _float64(predicted), _float64(actual), _float64(target_std)
+    if predicted.shape != actual.shape:
+        raise ValueError(f"predicted and actual must have one shape, got {predicted.shape} and {actual.shape}")
+    if std.ndim != 1 or predicted.shape[-1:] != std.shape:
+        raise ValueError(f"target_std must be [K] for arrays [..., K], got {std.shape} for {predicted.shape}")
+    if not predicted.size:
+        raise ValueError(f"there is nothing to score: the arrays have shape {predicted.shape}")
+    return predicted, actual, std
+
+
+def _float64(array: Array) -> Floats:
+    return np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array, dtype=np.float64)
+
+
+def _sums(error: Floats) -> tuple[Floats, Floats, int]:
+    """Per target: squares [K], absolutes [K]; and how many errors each sum holds."""
+    error = error.reshape(-1, error.shape[-1])
+    return np.square(error).sum(axis=0), np.abs(error).sum(axis=0), len(error)
+
+
+def _metrics(squares: Floats, absolutes: Floats, count: int, std: Floats) -> dict[str, float]:
+    return {
+        "rmse": float(np.sqrt((squares * std**2).mean() / count)),
+        "mae": float((absolutes * std).mean() / count),
+        "mse_standardised": float(squares.mean() / count),
+        "mae_standardised": float(absolutes.mean() / count),
+    }
