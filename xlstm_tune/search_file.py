@@ -154,7 +154,7 @@ def _anchor_sources(raw: dict[Any, Any], folder: Path) -> None:
     if isinstance(source, list) and len(many) < len(source):
         return  # wrong types are refused by the check that follows
     if many:
-        data["source"] = [one if _anchored(one) else str(folder / one) for one in many]
+        data["source"] = [one if _anchored(one) else str((folder / one).absolute()) for one in many]
 
 
 def _anchored(source: str) -> bool:

@@ -141,9 +141,15 @@ class SearchSpec(Spec):
 
     def max_lookback(self) -> int | None:
         """The largest lookback that any trial may ask for."""
-        dimension = self.space.get("data.lookback")
+        return self._largest("data.lookback", self.data.lookback)
+
+    def max_epochs(self) -> int:
+        """The most epochs that any trial may train."""
+        return self._largest("training.epochs", self.training.epochs) or self.training.epochs
+
+    def _largest(self, key: str, fixed: int | None) -> int | None:
+        dimension = self.space.get(key)
         if dimension is None:
-            return self.data.lookback
+            return fixed
         values = dimension.choice or dimension.int_ or dimension.log_int or []
-        whole = [value for value in values if isinstance(value, int)]
-        return max([*whole, self.data.lookback or 0], default=None)
+        return max((value for value in (*values, fixed) if isinstance(value, int)), default=None)

@@ -47,7 +47,8 @@ class Bench:
     """A searcher driven by hand, as Ray drives it."""
 
     def __init__(self, spec: SearchSpec, folder: Path, resume: bool = False) -> None:
-        self.spec, self.ends = spec, list[TrialEnd]()
+        self.spec = spec
+        self.ends: list[TrialEnd] = []
         self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, resume=resume, on_end=self.ends.append)
         self.started: dict[str, Params] = {}
         self._next = 0
@@ -102,7 +103,8 @@ class Bench:
         return True
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.searcher.study.get_trials(deepcopy=False)
+        trials: list[optuna.trial.FrozenTrial] = self.searcher.study.get_trials(deepcopy=False)
+        return trials
 
 
 def row(epoch: int, best: float) -> dict[str, Any]:
@@ -410,11 +412,12 @@ def test_storage_can_be_any_optuna_url(tmp_path: Path) -> None:
     assert len(optuna.load_study(study_name="t", storage=url).trials) == len(bench.trials())
 
 
-@pytest.mark.parametrize("url", ["sqlite:////nowhere/x.db", "nonsense://x", "not a url"])
-def test_a_storage_that_cannot_be_opened_is_one_sentence(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/x.db", "nonsense://me:secret@x", "not a url"])
+def test_a_storage_that_cannot_be_opened_is_one_sentence_without_passwords(url: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         open_study("t", make_spec(SMALL, storage=url).search, tmp_path)
-    assert url in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert url[:8] in message and "\n" not in message and "secret" not in message
 
 
 def test_the_searcher_can_be_pickled_and_saved_as_ray_does(tmp_path: Path) -> None:

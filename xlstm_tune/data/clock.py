@@ -56,8 +56,9 @@ def parse_time(source: Source, time: TimeConfig) -> tuple[np.ndarray, Kind]:
     column = plain(source.table.column(time.column))
     if pa.types.is_string(column.type):
         column = pc.if_else(pc.is_in(pc.utf8_trim_whitespace(column), pa.array(BLANKS)), None, column)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+    blank = pc.is_null(column, nan_is_null=True).to_numpy()
+    if blank.any():
+        row = int(np.flatnonzero(blank)[0])
         raise DataError(f"the time column '{time.column}' is blank in {source.where(row)}; every row needs its time")
     if time.format == "mmwr-week":
         return _weeks(column, time, source), "week"
@@ -105,9 +106,10 @@ def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
             f"but data.time.format: epoch asks for numbers"
         )
     if pa.types.is_integer(column.type):
-        numbers = column.cast(pa.int64()).to_numpy()
-        fits = np.abs(numbers) <= np.iinfo(np.int64).max // factor
-        stamps = np.where(fits, numbers, 0) * factor
+        numbers = column.to_numpy()
+        limit = np.iinfo(np.int64).max // factor
+        fits = (numbers <= limit) & (numbers >= -limit)
+        stamps = np.where(fits, numbers, 0).astype(np.int64) * factor
     elif pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         numbers = column.cast(pa.float64()).to_numpy() * factor
         fits = np.abs(numbers) < 2.0**63
@@ -152,9 +154,8 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
             week = _WEEK.fullmatch(text) is not None
             remedy = "set data.time.format: mmwr-week" if week else "write it as 2012-01-31 or 2012-01-31 13:00:00"
             raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
-        raise DataError(
-            f"'{text}' in {source.where(row)} of column '{time.column}' is not a date between 1678 and 2262"
-        )
+        cell = f"'{text}' in {source.where(row)} of column '{time.column}'"
+        raise DataError(f"{cell} is not a date of the years 1678 to 2262; mend it")
     return to_nanoseconds(column)
 
 

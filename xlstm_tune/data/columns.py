@@ -87,7 +87,7 @@ def text_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
     """Codes int64 [R] and the text of each; a blank cell is the empty text."""
     column = plain(source.table.column(name))
     try:
-        text = column.cast(pa.string())
+        text = pc.if_else(pc.is_null(column, nan_is_null=True), None, column).cast(pa.string())
     except pa.ArrowException:
         raise DataError(f"column '{name}' holds {column.type} values, which cannot name groups") from None
     text = pc.fill_null(pc.utf8_trim_whitespace(text), "")

@@ -8,6 +8,7 @@ import numpy as np
 
 from xlstm_tune.data.columns import Columns
 from xlstm_tune.data.rows import Rows, series_name
+from xlstm_tune.data.words import count, count_were, listing
 from xlstm_tune.errors import DataError
 
 
@@ -63,9 +64,10 @@ def fill(columns: Columns, rows: Rows, policy: str, notes: list[str]) -> Filled:
     if not counts:
         return Filled(columns, rows, blank, peeks)
     if policy == "error":
-        name, count = next(iter(counts.items()))
-        more = f" (and {len(counts) - 1} more columns have some)" if len(counts) > 1 else ""
-        what = "1 blank cell" if count == 1 else f"{count} blank cells, the first"
+        name, blanks = next(iter(counts.items()))
+        others = count(len(counts) - 1, "other column")
+        more = f" (and there are some in {others})" if len(counts) > 1 else ""
+        what = count(blanks, "blank cell") + (", the first" if blanks > 1 else "")
         raise DataError(
             f"column '{name}' has {what} in {rows.place(int(np.flatnonzero(blank[name])[0]))}{more}; "
             f"set data.missing to forward_fill, interpolate or drop"
@@ -89,9 +91,8 @@ def fill(columns: Columns, rows: Rows, policy: str, notes: list[str]) -> Filled:
             before = forward_fill(columns.cells[name], rows.offsets)
             after = backward_fill(columns.cells[name], rows.offsets)
             peeks |= blank[name] & ~np.isnan(after) & (numeric | np.isnan(before))
-    total = sum(counts.values())
-    were = "cell was" if total == 1 else "cells were"
-    notes.append(f"{total} blank {were} filled by data.missing: {policy} ({_listing(counts)})")
+    were = count_were(sum(counts.values()), "blank cell")
+    notes.append(f"{were} filled by data.missing: {policy} ({_by_column(counts)})")
     return Filled(Columns(filled, columns.vocabulary), rows, blank, peeks)
 
 
@@ -104,7 +105,7 @@ def _drop(
     kept = rows.keep(mask)
     lost = len(rows.keys) - len(kept.keys)
     also = f", and with them {lost} of {len(rows.keys)} series or sequences" if lost else ""
-    notes.append(f"{(~mask).sum()} of {len(mask)} rows were dropped for a blank cell ({_listing(counts)}){also}")
+    notes.append(f"{(~mask).sum()} of {len(mask)} rows were dropped for a blank cell ({_by_column(counts)}){also}")
     left = {name: cells[mask] for name, cells in columns.cells.items()}
     seen = {name: cells[mask] for name, cells in blank.items()}
     return Filled(Columns(left, columns.vocabulary), kept, seen, np.zeros(len(kept.order), dtype=bool))
@@ -124,6 +125,5 @@ def _refuse(name: str, cells: np.ndarray, rows: Rows, row: int) -> None:
     )
 
 
-def _listing(counts: dict[str, int], shown: int = 5) -> str:
-    parts = [f"{count} in '{name}'" for name, count in list(counts.items())[:shown]]
-    return ", ".join(parts) + (f" and {len(counts) - shown} more columns" if len(counts) > shown else "")
+def _by_column(counts: dict[str, int]) -> str:
+    return listing([f"{number} in '{name}'" for name, number in counts.items()], "column")

@@ -80,7 +80,9 @@ def read_source(sources: Sequence[str], sample: Mapping[str, int | float]) -> So
         _check_names(drawn.table, built_in[0])
         return Source(drawn.table, (built_in[0],), np.array([drawn.table.num_rows]), drawn.oracle)
     if sample:
-        raise DataError(f"'data.sample' sets parameters of a built-in sample, but data.source is '{_without_secrets(sources[0])}'")
+        raise DataError(
+            f"'data.sample' sets parameters of a built-in sample, but data.source is '{_without_secrets(sources[0])}'"
+        )
     files = [file for source in sources for file in _find(source)]
     tables = [_read(file) for file in files]
     table = _join(tables, files)

@@ -15,6 +15,7 @@ from xlstm_tune.data.clock import parse_moment
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.cut import NOUNS, PARTS, Cut, clamp, cut_groups, cut_time
 from xlstm_tune.data.table import Table
+from xlstm_tune.data.words import count, count_were
 from xlstm_tune.errors import DataError
 from xlstm_tune.strict import did_you_mean
 
@@ -161,15 +162,16 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
     seen = blanks[ends + horizon] == blanks[ends]
     hidden = np.bincount(part[ends[~seen]], minlength=len(PARTS))
     if hidden.any():
-        counts = ", ".join(f"{count} {NOUNS[name]}" for name, count in zip(PARTS, hidden, strict=True) if count)
-        notes.append(f"{hidden.sum()} windows were left out because their horizon holds a filled target ({counts})")
+        counts = ", ".join(f"{number} {NOUNS[name]}" for name, number in zip(PARTS, hidden, strict=True) if number)
+        were = count_were(int(hidden.sum()), "window")
+        notes.append(f"{were} left out because of a filled target in the horizon ({counts})")
     ends = ends[seen]
     # A blank in the last input row was drawn towards the next known value, which is the future itself.
     peeks = table.peeks[ends - 1]
     if peeks.any():
+        were = count_were(int(peeks.sum()), "window")
         notes.append(
-            f"{peeks.sum()} windows were left out because interpolation filled their last step from a later one; "
-            f"forward_fill would keep them"
+            f"{were} left out because interpolation filled the last step from a later one; forward_fill would keep them"
         )
     ends = ends[~peeks]
     on_stride = (ends - first[ends] - lookback) % config.stride == 0
@@ -211,7 +213,7 @@ def _refuse(table: Table, config: DataConfig, lookback: int, part: np.ndarray, n
         grow = f"data.split.{name} to at least {horizon} or " if name != "train" and steps else ""
         verb = "set " if steps else "change "
         raise DataError(
-            f"no {noun} window is left: the {noun} part has {steps} steps of any one series, "
+            f"no {noun} window is left: the {noun} part has {count(steps, 'step')} of any one series, "
             f"horizon {horizon} needs {horizon}; {verb}{grow}{remedy}"
         )
     if name == "train" and steps < lookback + horizon:
@@ -227,8 +229,8 @@ def _refuse(table: Table, config: DataConfig, lookback: int, part: np.ndarray, n
             f"mend them, exclude the column, or change data.split"
         )
     raise DataError(
-        f"no {noun} window is left: no series reaches {horizon} steps into the {noun} part with {lookback} steps "
-        f"before them; make data.lookback or data.horizon smaller or change data.split"
+        f"no {noun} window is left: no series reaches {count(horizon, 'step')} into the {noun} part with "
+        f"{count(lookback, 'step')} before them; make data.lookback or data.horizon smaller or change data.split"
     )
 
 

@@ -19,6 +19,7 @@ from xlstm_tune.data.missing import fill
 from xlstm_tune.data.read import read_source
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
+from xlstm_tune.data.words import count
 from xlstm_tune.errors import DataError
 
 
@@ -161,7 +162,7 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
         first = int(np.flatnonzero(blank)[0])
         name = roles.targets[int(np.flatnonzero(np.isnan(targets[first]))[0])]
         raise DataError(
-            f"the target '{name}' is blank in {blank.sum()} sequences, the first is "
+            f"the target '{name}' is blank in {count(int(blank.sum()), 'sequence')}, first in "
             f"{series_name(rows.key_names, rows.keys[first])} ({rows.where(int(rows.offsets[first]))}); "
             f"set data.missing: drop to leave them out"
         )

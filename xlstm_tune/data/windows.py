@@ -18,6 +18,7 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.cut import PARTS
 from xlstm_tune.data.split import Split, check_no_leak, split
 from xlstm_tune.data.table import Table
+from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
 
 
@@ -92,7 +93,7 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -
             constant.append(names[position])
     if constant:
         what = "input is" if len(constant) == 1 else "inputs are"
-        notes.append(f"{len(constant)} {what} constant in the training part: {_listing(constant)}")
+        notes.append(f"{len(constant)} {what} constant in the training part: {listing(constant, 'input')}")
     for array in (features, targets, mean, std, result.starts, result.ends, *result.parts.values()):
         array.flags.writeable = False
     digest = hashlib.sha256(table.fingerprint.encode())
@@ -148,15 +149,13 @@ def _columns(table: Table, result: Split, notes: list[str]) -> list[int]:
     if unseen:
         names = [table.features[column] for column in sorted(unseen)]
         verb = "occurs" if len(unseen) == 1 else "occur"
-        notes.append(f"{_listing(names)} {verb} only outside the training part and cannot be learnt from, so left out")
+        notes.append(
+            f"{listing(names, 'value')} {verb} only outside the training part and cannot be learnt from, so left out"
+        )
     columns = [column for column in range(len(table.features)) if column not in unseen]
     if not columns:
         raise DataError("no input is left: every value of the categories occurs only outside the training part")
     return columns
-
-
-def _listing(names: list[str], shown: int = 5) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 class Windows:

@@ -75,7 +75,9 @@ def slstm_reference(
     state = slstm_empty_state(gates) if initial_state is None else initial_state
     if bias is None:
         bias = gates.new_zeros(recurrent.shape[:3])
-    h, c, n, m = _SLSTM.apply(gates, recurrent, bias, *state)  # type: ignore[no-untyped-call]
+    inputs = (gates, recurrent, bias, *state)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    h, c, n, m = _SLSTM.apply(keep, *inputs)  # type: ignore[no-untyped-call]
     return h, SLSTMState(h[:, -1], c, n, m)
 
 
@@ -209,7 +211,7 @@ def _backward(
     if grad_h is None:
         grad_hs = torch.zeros_like(hs[1:])
     else:
-        grad_hs = grad_h.permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format)
+        grad_hs = grad_h.reshape(batch, -1).t().clone(memory_format=torch.contiguous_format).view_as(hs[1:])
     d_planes = torch.empty_like(planes)
     weight = recurrent.reshape(heads, 4 * width, width).transpose(1, 2).contiguous()
     nc = torch.empty_like(carry)
@@ -254,21 +256,22 @@ class _SLSTM(torch.autograd.Function):
     """The loops as one differentiable op: (gates, recurrent, bias, h, c, n, m) to (h over time, c, n, m)."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        keep = any(ctx.needs_input_grad)
+    def forward(ctx: Any, keep: bool, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hs, planes, z, log_f, cn, y, m = _forward(keep, *inputs)
         ctx.set_materialize_grads(False)
         if keep:
             ctx.save_for_backward(inputs[1], hs, planes, z, log_f, cn, y)
         n, c = cn[-1].unbind(1)
-        return hs[1:].permute(3, 0, 1, 2), _batch_first(c), _batch_first(n), _batch_first(m)
+        return _batch_first(hs[1:]), _batch_first(c), _batch_first(n), _batch_first(m)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
-        return _backward(ctx.saved_tensors, *grads)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *_backward(ctx.saved_tensors, *grads)
 
 
 def _batch_first(tensor: Tensor) -> Tensor:
-    """[..., B] to an own [B, ...], so that a kept final state does not keep the buffers of all steps."""
-    return tensor.movedim(-1, 0).clone(memory_format=torch.contiguous_format)
+    """[..., B] to [B, ...] in memory of its own: outputs neither keep the loop's buffers alive nor can spoil them."""
+    out = tensor.new_empty(tensor.shape[-1], *tensor.shape[:-1])
+    out.view(len(out), -1).copy_(tensor.reshape(-1, len(out)).t())
+    return out

@@ -77,13 +77,14 @@ class LSTMScratch(nn.Module):
 
     def _run_layer(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, LSTMState]:
         batch, steps, width = x.shape
-        # Transposed copies: the broadcast product runs along contiguous rows.
-        from_input = self.get_parameter(f"weight_ih_l{layer}").t().contiguous()  # [F, 4 D]
-        from_hidden = self.get_parameter(f"weight_hh_l{layer}").t().contiguous()  # [D, 4 D]
+        # By getattr, since torch.func.functional_call puts plain tensors in the parameters' places. Transposed copies,
+        # since the broadcast product runs along contiguous rows.
+        from_input = getattr(self, f"weight_ih_l{layer}").t().contiguous()  # [F, 4 D]
+        from_hidden = getattr(self, f"weight_hh_l{layer}").t().contiguous()  # [D, 4 D]
         # The inputs' share of the gates depends on no earlier step: one product for all steps.
         inputs = matmul(x.reshape(batch * steps, width), from_input).view(batch, steps, 4 * self.hidden_size)
         if self.bias:
-            inputs = inputs + self.get_parameter(f"bias_ih_l{layer}") + self.get_parameter(f"bias_hh_l{layer}")
+            inputs = inputs + getattr(self, f"bias_ih_l{layer}") + getattr(self, f"bias_hh_l{layer}")
 
         outputs = []
         for step in inputs.unbind(1):

@@ -155,7 +155,9 @@ def verdict(board: Leaderboard) -> str:
     """One sentence: the winner, and its distance to the best baseline on both parts."""
     ends = ", ".join(f"{count} {status}" for status, count in board.counts.items() if count)
     if board.winner is None:
-        return f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
+        return (
+            f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
+        )
     winner, metric = board.winner, board.metric
     text = f"{winner.model} (trial {winner.trial}) won: {metric} {_number(winner.validation.get(metric))} on validation"
     if winner.test:
@@ -185,7 +187,7 @@ def _baselines(folder: Path, metric: str) -> list[Entry]:
         Entry(name, None, None, "baseline", found.get("validation", {}), found.get("test", {}), None, None, None)
         for name, found in parts.items()
     ]
-    return sorted(entries, key=lambda entry: entry.validation[metric])
+    return sorted(entries, key=lambda entry: entry.validation.get(metric) or float("inf"))
 
 
 def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import UserError
+from xlstm_tune.errors import SpecError, UserError
+from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import SearchSpec
 
@@ -29,7 +30,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 def search(
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE]", help="A search file (YAML) or the name of a shipped one. None: the quickstart."),
+        typer.Argument(
+            metavar="[FILE]", help="A search file (YAML) or the name of a shipped one. None: the quickstart."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -41,15 +44,24 @@ def search(
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow server or database. None: sqlite in the storage folder.")
     ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Continue the search of this name instead of starting FILE.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster, such as auto. None: this machine.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")
+    ] = False,
 ) -> None:
     """See `help` above."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
-        if file is None:
+        if resume is not None:
+            if file is not None or name is not None or overrides:
+                raise SpecError("--resume continues a search as it was started; give no FILE, --name or --set with it")
+            file = str(find_folder(storage, resume) / SPEC)
+        elif file is None:
             file = QUICKSTART
             console.print(
                 f"No search file given: running the shipped [bold]{QUICKSTART}[/]. Others: "
@@ -57,14 +69,20 @@ def search(
                 highlight=False,
             )
         spec = load_spec(file, overrides or (), name=name, search__trials=trials)
-        _go(spec, storage, tracking_uri, address, dry_run, console)
+        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
     except UserError as error:
         Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
 def _go(
-    spec: SearchSpec, storage: str, tracking_uri: str | None, address: str | None, dry_run: bool, console: Console
+    spec: SearchSpec,
+    storage: str,
+    tracking_uri: str | None,
+    address: str | None,
+    dry_run: bool,
+    resume: bool,
+    console: Console,
 ) -> None:
     # Imported here: the space and the search file are checked before torch and Ray are loaded.
     from xlstm_tune.search.space import Space
@@ -73,7 +91,7 @@ def _go(
     from xlstm_tune.search.plan import make_plan
 
     with console.status("reading the data"):
-        plan = make_plan(spec, space, storage, tracking_uri, address)
+        plan = make_plan(spec, space, storage, tracking_uri, address, resume)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
 

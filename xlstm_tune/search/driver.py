@@ -14,9 +14,9 @@ from typing import Any
 from ray import tune
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.results import ResultsWriter
-from xlstm_tune.search.progress import Progress
+from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.trainable import CONFIG, WEIGHTS, trial_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import Spool
@@ -24,6 +24,8 @@ from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""
+LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "backend")
+"""Columns of the trials table that the last epoch's result fills."""
 
 
 class Driver(tune.Callback):  # type: ignore[misc]
@@ -35,12 +37,23 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._ends: dict[int, TrialEnd] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._started: dict[int, float] = {}
-        self.rows: list[dict[str, Any]] = []
-        """The trials table so far; `params` as a dict."""
+        self._followers: dict[int, list[TrialEnd]] = {}
+        """Duplicates that wait for the row of the trial that they repeat."""
+        self.rows: dict[int, dict[str, Any]] = {}
+        """The trials table so far by number; `params` as a dict."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its Tuner, callbacks included, and never needs the copy: open files stay here."""
         return {}
+
+    def recall(self) -> None:
+        """Take up the trials that an earlier part of this search has finished."""
+        for row in read(self._folder, "trials").to_pylist():
+            self.rows[row["trial"]] = {**row, "params": json.loads(row["params"])}
+            self._progress.ended_trial(row["trial"], row["status"])
+            value = row[self._spec.search.objective]
+            if row["status"] in ("completed", "pruned") and value is not None:
+                self._progress.scored(row["trial"], row["name"], value)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
@@ -50,7 +63,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._progress.started(number, config.title(), config.training.epochs)
         self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         number = trial.config["number"]
         if result.get("status") == "failed":
@@ -75,13 +90,13 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_end(self, end: TrialEnd) -> None:
         """The searcher's word on how a trial ended; the trial's last epoch reaches this object after it."""
-        self._ends[end.number] = end
-        if end.trial_id is None and end.status != "duplicate":
-            self._finish(end.number)
-        if end.status == "duplicate":
-            config = self._spec.resolve(end.params)
-            self._spool.trial_started(end.number, config.title(), config.flat(), {"family": config.model.family})
-            self._finish(end.number)
+        if end.trial_id is not None:
+            self._ends[end.number] = end
+        elif end.duplicate_of is None or end.duplicate_of in self.rows:
+            self._write(end)
+        else:
+            # The original has just ended too, and its row is not written yet.
+            self._followers.setdefault(end.duplicate_of, []).append(end)
 
     def close(self) -> None:
         """Write the trials that ended without Ray's word: cut by a time budget or an interruption."""
@@ -92,40 +107,46 @@ class Driver(tune.Callback):  # type: ignore[misc]
         end = self._ends.pop(number, None)
         if end is None:
             return
-        last = self._last.pop(number, {})
+        self._write(end)
+        for follower in self._followers.pop(number, []):
+            self._write(follower)
+
+    def _write(self, end: TrialEnd) -> None:
+        """The trial's row, in the tables and on its MLflow run."""
+        number = end.number
         try:
             config = self._spec.resolve(end.params)
         except SpecError:
-            # A combination that is no model: the searcher refused it, and its reason says why.
+            # A combination that is no model: the searcher refused it, and the reason says why.
             config = None
+        now = time.time()
+        last, started = self._last.pop(number, {}), self._started.pop(number, now)
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
-        if end.status == "duplicate":
-            metrics = self._scores_of(end.duplicate_of)
-        now, started = time.time(), self._started.pop(number, time.time())
+        if end.duplicate_of is not None:
+            # It carries the figures of the trial that it repeats.
+            metrics = {name: self.rows[end.duplicate_of][name] for name in metrics}
         row = {
             "trial": number,
             "name": config.title() if config else "no model",
             "status": end.status,
             "reason": end.reason,
             "family": config.model.family if config else end.params.get("model.family", self._spec.model.family),
-            "config": json.dumps(config.flat() if config else {}),
-            "params": json.dumps(end.params),
+            "config": config.flat() if config else {},
+            "params": end.params,
             "epochs": last.get("epoch", 0),
-            "best_epoch": last.get("best_epoch"),
             **metrics,
-            "parameters": last.get("parameters"),
-            "seconds": now - started if end.status != "duplicate" else 0.0,
-            "sequences_per_s": last.get("sequences_per_s"),
-            "peak_memory_mib": last.get("peak_memory_mib"),
-            "backend": last.get("backend"),
+            **{name: last.get(name) for name in LAST},
+            "seconds": now - started,
             "duplicate_of": end.duplicate_of,
             "started": _moment(started),
             "ended": _moment(now),
         }
         self._results.trial(row)
-        self.rows.append({**row, "params": end.params})
+        self.rows[number] = row
         self._progress.ended_trial(number, end.status)
         if config:
+            if end.trial_id is None:
+                self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
             self._track(number, row)
 
     def _track(self, number: int, row: dict[str, Any]) -> None:
@@ -140,11 +161,6 @@ class Driver(tune.Callback):  # type: ignore[misc]
             tags={"backend": row["backend"]} if row["backend"] else {},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
-
-    def _scores_of(self, number: int | None) -> dict[str, float | None]:
-        """A duplicate carries the figures of the trial that it repeats."""
-        original = next((row for row in self.rows if row["trial"] == number), None)
-        return {f"val_{name}": original[f"val_{name}"] if original else None for name in METRICS}
 
 
 def _finite(value: float | None) -> float | None:

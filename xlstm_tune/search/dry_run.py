@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from xlstm_tune.search.plan import Plan
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.search.finalists import PARTS, actual
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.space import Params
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_memory
 from xlstm_tune.training.metrics import score_units
@@ -46,7 +47,10 @@ def data_lines(plan: Plan) -> list[tuple[str, str]]:
         ("table", f"{len(table.values):,} rows, {series}, {data.features.shape[1]} input columns"),
         ("target", ", ".join(data.target_names)),
         ("input", f"[batch, {data.lookback} steps, {data.features.shape[1]} features]"),
-        ("output", f"[batch, {data.horizon} step{'s' if data.horizon > 1 else ''}, {len(data.target_names)} target(s)]"),
+        (
+            "output",
+            f"[batch, {data.horizon} step{'s' if data.horizon > 1 else ''}, {len(data.target_names)} target(s)]",
+        ),
         (unit, counts),
     ]
 
@@ -60,7 +64,9 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
         repeats = f", {points.duplicates} of them repeat another" if points.duplicates else ""
         lines = [("grid", f"{points.size:,} points{repeats}: {len(points.points):,} distinct configurations")]
     scheduler = "all epochs each" if search.scheduler == "none" else search.scheduler
-    lines.append(("search", f"{search.algorithm}, {plan.trials:,} trials of {plan.spec.training.epochs} epochs, {scheduler}"))
+    lines.append(
+        ("search", f"{search.algorithm}, {plan.trials:,} trials of {plan.spec.max_epochs()} epochs, {scheduler}")
+    )
     return lines
 
 
@@ -80,7 +86,7 @@ def model_lines(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _looked_at(plan: Plan) -> list[dict[str, object]]:
+def _looked_at(plan: Plan) -> list[Params]:
     if plan.spec.search.algorithm == "grid":
         return list(plan.space.grid().points)
     rng = random.Random(0)

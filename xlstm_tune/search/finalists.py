@@ -51,7 +51,9 @@ def finalists(trials: Iterable[dict[str, Any]], spec: SearchSpec) -> list[Finali
     return [Finalist(row["trial"], row["family"], row["name"], row["params"]) for row in best.values()]
 
 
-def predict_parts(folder: Path, number: int, params: dict[str, Any], spec: SearchSpec, data: Prepared) -> dict[str, Array]:
+def predict_parts(
+    folder: Path, number: int, params: dict[str, Any], spec: SearchSpec, data: Prepared
+) -> dict[str, Array]:
     """Forecasts of a trial's best weights for validation and test, in the target's own units, [n, H, K]."""
     config = spec.resolve(params)
     device = pick_device()
@@ -74,7 +76,7 @@ def actual(data: Prepared, part: str) -> Array:
     else:
         rows = data.ends[samples][:, None] + np.arange(data.horizon)
         standardised = data.targets[rows]
-    return standardised.astype(np.float64) * data.target_std + data.target_mean
+    return np.asarray(standardised.astype(np.float64) * data.target_std + data.target_mean)
 
 
 def sample_labels(table: Table, data: Prepared, part: str) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import yaml
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.strict import did_you_mean
 
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
@@ -47,6 +48,17 @@ def check_folder(storage: str, name: str) -> Path:
         raise StorageError(
             f"the storage folder {root} cannot be written ({error.strerror or error}); choose another with --storage"
         ) from None
+    return folder
+
+
+def find_folder(storage: str, name: str) -> Path:
+    """The folder of an existing search, to be continued. Raises StorageError when there is none."""
+    root = Path(storage).expanduser().absolute()
+    folder = root / name
+    if not (folder / SPEC).is_file():
+        known = [path.parent.name for path in root.glob(f"*/{SPEC}")]
+        hint = did_you_mean(name, known) if known else "no search has been started there"
+        raise StorageError(f"{root} holds no search '{name}' to resume; {hint}")
     return folder
 
 

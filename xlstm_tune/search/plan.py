@@ -11,7 +11,7 @@ import numpy.typing as npt
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
-from xlstm_tune.search.folder import check_folder
+from xlstm_tune.search.folder import check_folder, find_folder
 from xlstm_tune.search.resources import Placement, local_resources, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
@@ -34,6 +34,8 @@ class Plan:
     address: str | None
     placement: Placement | None
     """None: it depends on the cluster at `address`."""
+    resume: bool = False
+    """The folder holds an earlier part of this search."""
 
     @property
     def trials(self) -> int:
@@ -46,13 +48,20 @@ class Plan:
         return min(asked, self.space.count() or asked)
 
 
-def make_plan(spec: SearchSpec, space: Space, storage: str, tracking_uri: str | None, address: str | None) -> Plan:
+def make_plan(
+    spec: SearchSpec,
+    space: Space,
+    storage: str,
+    tracking_uri: str | None,
+    address: str | None,
+    resume: bool = False,
+) -> Plan:
     """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
 
     Raises UserError with one sentence.
     """
     placement = None if address else place(spec.resources, local_resources())
-    folder = check_folder(storage, spec.name)
+    folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     uri = tracking_uri or default_uri(folder.parent)
     check_tracking_uri(uri)
     table = load_table(spec.data)
@@ -68,6 +77,7 @@ def make_plan(spec: SearchSpec, space: Space, storage: str, tracking_uri: str | 
         tracking_uri=uri,
         address=address,
         placement=placement,
+        resume=resume,
     )
 
 

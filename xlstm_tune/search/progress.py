@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -54,7 +55,11 @@ class Progress:
         """A trial finished an epoch with this best-so-far objective."""
         name, _, epochs = self.running.get(number, (f"trial {number}", 0, epoch))
         self.running[number] = (name, epoch, epochs)
-        if objective == objective and (self.best is None or objective < self.best[0]):
+        self.scored(number, name, objective)
+
+    def scored(self, number: int, name: str, objective: float) -> None:
+        """A trial has reached this objective; NaN never counts."""
+        if not math.isnan(objective) and (self.best is None or objective < self.best[0]):
             self.best = (objective, number, name)
 
     def ended_trial(self, number: int, status: str) -> None:

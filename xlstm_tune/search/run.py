@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -26,16 +28,31 @@ DRAIN_SECONDS = 120.0
 """How long a finished search waits for MLflow to take what is left."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the trials brought."""
+
+    rows: list[dict[str, Any]]
+    """Of the trials table; `params` as a dict."""
+    data: Any
+    """Ray's reference to the data."""
+    cut: str | None
+    """Why trials were left out: `time budget` or `interrupted`; None when none was."""
+    exhausted: str | None
+    """Why there was nothing new to try; None when there was."""
+
+
 def run(plan: Plan, console: Console) -> int:
     """Run a search to its end and print who won.
 
     Returns the exit code: 0, or 1 when no trial could be scored.
     """
     quiet()
-    create_folder(plan.folder, plan.spec)
+    if not plan.resume:
+        create_folder(plan.folder, plan.spec)
     console.print(
-        f"Search [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of {plan.space.describe()}. "
-        f"Results: {plan.folder}",
+        f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of "
+        f"{plan.space.describe()}. Results: {plan.folder}",
         highlight=False,
     )
     for note in (*plan.data.notes, *plan.space.notes):
@@ -43,11 +60,17 @@ def run(plan: Plan, console: Console) -> int:
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
         with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
             _record_start(plan, spool, results)
-            rows, data = _search(plan, placement, spool, results, console)
-            _score_finalists(plan, placement, rows, data, results, spool)
+            outcome = _search(plan, placement, spool, results, console)
+            _score_finalists(plan, placement, outcome, results, spool)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
-        _record_end(plan, spool, board)
+        _record_end(plan, spool, board, outcome)
     print_leaderboard(board, console, plan.best_possible)
+    if outcome.exhausted:
+        console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
+    if outcome.cut:
+        storage = shlex.quote(str(plan.folder.parent))
+        resume = f"python -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
+        console.print(f"Stopped early ({outcome.cut}); go on with: {resume}", highlight=False, markup=False)
     address = ui_command(plan.tracking_uri, plan.folder.parent)
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
@@ -125,9 +148,7 @@ def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:
         "data_fingerprint": data.fingerprint,
         "source": hide_credentials(", ".join(spec.data.source)),
     } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
-    spool.search_started(
-        spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT]
-    )
+    spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])
     labels = {part: sample_labels(plan.table, data, part) for part in PARTS}
     for baseline in plan.baselines:
         for part in PARTS:
@@ -141,10 +162,8 @@ def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:
     results.flush()
 
 
-def _search(
-    plan: Plan, placement: Placement, spool: Spool, results: ResultsWriter, console: Console
-) -> tuple[list[dict[str, Any]], Any]:
-    """Run all trials. Returns the rows of the trials table and Ray's reference to the data."""
+def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWriter, console: Console) -> Outcome:
+    """Run all trials."""
     import ray
     from ray import tune
 
@@ -158,7 +177,9 @@ def _search(
         plan.trials, spec.search.objective, best_baseline(plan.folder, spec.search.objective), placement.concurrent
     )
     driver = Driver(spec, plan.folder, results, spool, progress)
-    searcher = OptunaSearcher(spec, plan.space, plan.folder, on_end=driver.on_end)
+    if plan.resume:
+        driver.recall()
+    searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end)
     data = ray.put(plan.data)
     trainable = tune.with_resources(
         # A reference inside a list is passed on as it is: the data stay in the object store, once per node.
@@ -169,30 +190,36 @@ def _search(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(spec.search, spec.training.epochs),
+            scheduler=make_scheduler(spec.search, spec.max_epochs()),
             num_samples=plan.trials,
             max_concurrent_trials=placement.concurrent,
             time_budget_s=spec.search.time_budget,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="ray", storage_path=str(plan.folder), callbacks=[driver], verbose=0,
+            name=f"ray-{os.getpid()}",
+            storage_path=str(plan.folder),
+            callbacks=[driver],
+            verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     with ProgressView(console, progress):
-        tuner.fit()
-        searcher.close("time budget" if spec.search.time_budget else "interrupted")
-        driver.close()
-    return driver.rows, data
+        reason = "time budget" if spec.search.time_budget else "interrupted"
+        try:
+            tuner.fit()
+        finally:
+            searcher.close(reason)
+            driver.close()
+    cut = reason if progress.ended < plan.trials and not searcher.exhausted else None
+    return Outcome(list(driver.rows.values()), data, cut, searcher.exhausted)
 
 
-def _score_finalists(
-    plan: Plan, placement: Placement, rows: list[dict[str, Any]], data: Any, results: ResultsWriter, spool: Spool
-) -> None:
+def _score_finalists(plan: Plan, placement: Placement, outcome: Outcome, results: ResultsWriter, spool: Spool) -> None:
     """Test figures for the best of each family: the one look at the test part."""
-    chosen = finalists(rows, plan.spec)
-    for one, parts in score_remotely(chosen, plan.folder, plan.spec, data, placement):
+    chosen = finalists(outcome.rows, plan.spec)
+    for one, parts in score_remotely(chosen, plan.folder, plan.spec, outcome.data, placement):
         for part, predicted in parts.items():
             truth = actual(plan.data, part)
             metrics = score_units(predicted, truth, plan.data.target_std)
@@ -205,7 +232,9 @@ def _score_finalists(
                 spool.metrics({f"test_{name}": value for name, value in metrics.items()}, trial=one.number)
 
 
-def _record_end(plan: Plan, spool: Spool, board: Leaderboard) -> None:
+def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) -> None:
     """The leaderboard and the summary figures on the parent run."""
     spool.table("leaderboard", board.columns())
-    spool.search_ended("completed", board.summary(), [plan.folder / "results"])
+    spool.search_ended(
+        "interrupted" if outcome.cut == "interrupted" else "completed", board.summary(), [plan.folder / "results"]
+    )

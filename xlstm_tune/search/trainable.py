@@ -52,7 +52,6 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._state: TrainingState | None = None
-        self._best: dict[str, Any] = {}
         self._number: int = config["number"]
         self._params: dict[str, Any] = config["params"]
         self._epochs: Iterator[EpochResult] = self._run(None)
@@ -91,16 +90,18 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         return self._row(result)
 
     def _row(self, result: EpochResult) -> dict[str, Any]:
-        metrics = {f"val_{name}": value for name, value in result.validation.items()}
+        state = result.state
+        # The first epoch always improves, so there is a best one from here on.
+        assert state.best_validation is not None and state.best_weights is not None
         if result.improved:
-            self._best = {f"best_{name}": value for name, value in metrics.items()} | {"best_epoch": result.epoch}
             path = trial_folder(self._folder, self._number) / WEIGHTS
-            save_weights(path, result.state.best_weights, {"config": self._config().key(), "epoch": str(result.epoch)})
+            save_weights(path, state.best_weights, {"config": self._config().key(), "epoch": str(result.epoch)})
         return {
             "epoch": result.epoch,
             "train_loss": result.train_loss,
-            **metrics,
-            **self._best,
+            **{f"val_{name}": value for name, value in result.validation.items()},
+            **{f"best_val_{name}": value for name, value in state.best_validation.items()},
+            "best_epoch": state.best_epoch,
             "learning_rate": result.learning_rate,
             "epoch_seconds": result.seconds,
             "sequences_per_s": result.sequences_per_s,

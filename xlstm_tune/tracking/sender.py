@@ -42,7 +42,7 @@ _MLFLOW_STATUS = {
 }
 # What the store says of data that it will never take. A proxy's own 400 and 404 have other codes.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
-_GATHER_BYTES = 1 << 20  # of spool in one go
+_GATHER_BYTES = 1 << 16  # of spool in one go: some 70 short trials
 
 
 @dataclass

@@ -65,7 +65,7 @@ class Writer:
 
     @classmethod
     def start(cls, folder: Path, uri: str) -> Self:
-        """Start sending the spool of the search folder, which must exist. Returns at once, server or no server."""
+        """Start sending the spool of the search folder, opened before. Returns at once, server or no server."""
         read_address(folder)
         return cls(folder, uri)
 

@@ -21,7 +21,7 @@ class TrainingConfig(Spec):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: falls along half a cosine to zero at the last step, or stays."""
+    """Learning rate after the warm-up: follows half a cosine that reaches zero just after the last step, or stays."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of all steps over which the learning rate rises from zero."""
     clip: Annotated[float, Field(ge=0)] = 1.0

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
-from xlstm_tune.models.forecaster import count_parameters as count_parameters  # part of this module's interface
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.metrics import METRICS, ErrorSums
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at

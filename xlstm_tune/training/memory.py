@@ -2,8 +2,8 @@
 
 Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU, with
 batches of 1 and 3, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
-a line through the two gives any batch size. Recurrences keep the same for every step, so without an mLSTM block, whose
-attention-like form does not, lookbacks of 4 and 8 stand for any longer one in the same way.
+a line through the two gives any batch size. Our own LSTM and sLSTM keep the same for every step, and step through a
+long lookback slowly: for them lookbacks of 4 and 8 give any longer one in the same way.
 
 Not in it: the data, the framework itself, what a kernel needs only while it runs, and the CPU copy of the best weights.
 A GPU's kernels may keep more or less than the CPU's.
@@ -61,13 +61,14 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
 
 
 def _activation_bytes(model: nn.Module, config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
-    """`saved_bytes` at the config's batch size, from measurements that are small in batch and, where it may, in steps."""
+    """`saved_bytes` at the config's batch size, from measurements small in batch and, where possible, in steps."""
 
     def at(lookback: int) -> float:
         measured = [saved_bytes(model, config, replace(shape, lookback=lookback), batch, dtype) for batch in _BATCHES]
         return _line(_BATCHES, measured, config.training.batch_size)
 
-    if "m" in config.model.blocks or shape.lookback <= _LOOKBACKS[1]:
+    stepwise = config.model.family == "lstm_scratch" or set(config.model.blocks) == {"s"}
+    if not stepwise or shape.lookback <= _LOOKBACKS[1]:
         return at(shape.lookback)
     return _line(_LOOKBACKS, [at(lookback) for lookback in _LOOKBACKS], shape.lookback)
 

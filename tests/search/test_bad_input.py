@@ -1,0 +1,164 @@
+"""Everything a user can get wrong ends as one sentence and exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from xlstm_tune.search.__main__ import app
+
+ROWS = 120
+
+
+def table(column: str = "y", cells: dict[int, str] | None = None, rows: int = ROWS, **columns: str) -> str:
+    """CSV of a day column, `y`, and columns of one repeated cell; `cells` replaces single cells of `column`."""
+    lines = [",".join(["day", "y", *columns])]
+    for row in range(rows):
+        y = str((row * 37) % 101) if column != "y" or not cells or row not in cells else cells[row]
+        lines.append(",".join([f"2020-{1 + row // 28:02d}-{1 + row % 28:02d}", y, *columns.values()]))
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, text: str | None = None, **changes: object) -> Path:
+    """A search file that works, but for `changes`: dotted keys (`data__target`) and their values."""
+    if text is not None:
+        (folder / "table.csv").write_text(text)
+    spec: dict = {
+        "name": "bad",
+        "data": {
+            "source": "table.csv",
+            "time": {"column": "day"},
+            "target": "y",
+            "lookback": 8,
+            "horizon": 2,
+        },
+        "search": {"trials": 2},
+        "space": {"model.hidden_size": {"choice": [4, 8]}},
+        "model": {"family": "lstm"},
+        "training": {"epochs": 1},
+    }
+    for key, value in changes.items():
+        place = spec
+        *path, last = key.split("__")
+        for part in path:
+            place = place.setdefault(part.replace("_dot_", "."), {})
+        place[last.replace("_dot_", ".")] = value
+    file = folder / "search.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    return file
+
+
+CASES: dict[str, tuple[str | None, dict[str, object], list[str]]] = {
+    "missing data file": (None, {"data__source": "nowhere.csv"}, ["nowhere.csv"]),
+    "empty data file": ("", {}, ["table.csv", "empty"]),
+    "unknown column": (table(), {"data__target": "yy"}, ["yy", "'y'"]),
+    "target with text": (table(cells={7: "many"}), {}, ["'y'", "many", "8"]),
+    "NaN without policy": (table(cells={7: ""}), {}, ["'y'", "data.missing"]),
+    "duplicate timestamps": (table().replace("2020-01-05", "2020-01-04"), {}, ["2020-01-04"]),
+    "lookback too long": (table(), {"data__lookback": 500}, ["500", "lookback"]),
+    "no validation window": (table(), {"data__horizon": 30}, ["horizon", "validation"]),
+    "constant target": (table(cells={row: "3" for row in range(ROWS)}), {}, ["'y'", "constant"]),
+    "wrong key": (table(), {"training__epohcs": 3}, ["training.epohcs", "training.epochs"]),
+    "wrong type": (table(), {"training__epochs": "many"}, ["training.epochs", "whole number", "many"]),
+    "empty choice": (table(), {"space__model_dot_hidden_size": {"choice": []}}, ["model.hidden_size", "choice"]),
+    "log range from 0": (table(), {"space__model_dot_dropout": {"log_float": [0, 0.5]}}, ["model.dropout", "log"]),
+    "condition on an unknown key": (
+        table(),
+        {"space__model_dot_dropout": {"float": [0, 0.5], "when": {"model.familly": "lstm"}}},
+        ["model.familly", "model.family"],
+    ),
+    "circular condition": (
+        table(),
+        {
+            "space__model_dot_dropout": {"choice": [0, 0.5], "when": {"model.bias": True}},
+            "space__model_dot_bias": {"choice": [True, False], "when": {"model.dropout": 0}},
+        },
+        ["model.dropout", "model.bias", "circ"],
+    ),
+    "grid over a continuous range": (
+        table(),
+        {"search__algorithm": "grid", "space__model_dot_dropout": {"float": [0, 0.5]}},
+        ["model.dropout", "grid"],
+    ),
+    "more GPUs than there are": (table(), {"resources__gpus_per_trial": 64}, ["64", "GPU"]),
+    "name that leaves the folder": (table(), {"name": "../elsewhere"}, ["name", "../elsewhere"]),
+}
+
+
+def sentence(arguments: list[str]) -> str:
+    """The error of a command that must be refused, with exit code 2, one line and no traceback."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    error = result.stderr.strip()
+    assert error.startswith("error: "), error
+    assert "\n" not in error and "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_search_refuses(case: str, tmp_path: Path) -> None:
+    text, changes, expected = CASES[case]
+    file = write(tmp_path, text, **changes)
+    error = sentence([str(file), "--storage", str(tmp_path / "searches")])
+    for part in expected:
+        assert part.lower() in error.lower(), error
+    assert not (tmp_path / "searches" / "bad").exists()
+
+
+def test_search_accepts_the_file_that_the_cases_change(tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    result = CliRunner().invoke(app, [str(file), "--storage", str(tmp_path / "searches"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "2 distinct configurations" in result.output
+
+
+def test_search_refuses_a_search_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "did you mean 'quickstart'" in sentence(["quickstrat"])
+    write(tmp_path, table())
+    assert "did you mean 'search.yaml'" in sentence([str(tmp_path / "serach.yaml")])
+
+
+def test_search_refuses_broken_yaml(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: [1")
+    assert "line" in sentence([str(tmp_path / "a.yaml")])
+    (tmp_path / "b.yaml").write_text("name: x\nname: y\n")
+    assert "line 2" in sentence([str(tmp_path / "b.yaml")])
+    (tmp_path / "c.yaml").write_text("")
+    assert "holds nothing" in sentence([str(tmp_path / "c.yaml")])
+
+
+def test_search_refuses_an_unreachable_tracking_server(tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    storage = str(tmp_path / "searches")
+    error = sentence([str(file), "--storage", storage, "--tracking-uri", "http://someone:secret@127.0.0.1:9"])
+    assert "cannot be reached" in error and "secret" not in error
+
+
+def test_search_refuses_a_storage_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    (tmp_path / "taken").write_text("a file, not a folder")
+    assert "cannot be written" in sentence([str(file), "--storage", str(tmp_path / "taken")])
+
+
+def test_search_refuses_a_name_already_used_and_offers_resume(tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    (tmp_path / "searches" / "bad").mkdir(parents=True)
+    error = sentence([str(file), "--storage", str(tmp_path / "searches")])
+    assert "--resume bad" in error and "--name" in error
+
+
+def test_search_refuses_before_ray_is_imported(tmp_path: Path) -> None:
+    file = write(tmp_path, table(), training__epohcs=3)
+    program = (
+        "import sys\n"
+        "from xlstm_tune.search.__main__ import app\n"
+        f"code = 0\ntry: app([{str(file)!r}])\nexcept SystemExit as end: code = end.code\n"
+        "print(code, 'ray' in sys.modules, 'torch' in sys.modules)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["2", "False", "False"]
