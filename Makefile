@@ -28,7 +28,8 @@ lint: .venv/ready
 	$(RUN) -m mypy
 
 ui: .venv/ready
-	$(RUN) -m xlstm_tune.tracking ui --storage $(STORAGE) --port $(PORT)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) -m mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
+		--backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; name one with make PYTHON=/path/to/python"; exit 2; }

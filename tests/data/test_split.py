@@ -249,6 +249,14 @@ def test_split_by_group_depends_on_the_seed_alone() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
+def test_split_by_group_does_not_depend_on_the_order_of_the_rows() -> None:
+    keys = {"series": "county", "time": {"column": "date"}, "lookback": 3, "split": {"by": "county"}}
+    turned = {name: values[::-1] for name, values in COUNTIES.items()}
+    (one, config), (other, _) = make(COUNTIES, **keys), make(turned, **keys)
+    for part in ("train", "validation", "test"):
+        assert groups_of(one, split(one, config, 3), part) == groups_of(other, split(other, config, 3), part)
+
+
 def test_split_by_time_and_group_judges_late_groups_only() -> None:
     table, config = counties(split={"by": ["time", "county"], "validation": 0.25, "test": 0.25})
     result = split(table, config, 3)

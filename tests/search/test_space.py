@@ -66,7 +66,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "fractional step": ({"model.layers": {"int": [1, 4], "step": 0.5}}, {}, ["whole number as the step"]),
     "step wider than the range": ({"model.layers": {"int": [1, 4], "step": 9}}, {}, ["step 9"]),
     "condition on an unknown key": (
-        {"model.layers": {"choice": [1], "when": {"model.famly": "lstm"}}}, {}, ["when.model.famly", "'model.family'"]
+        {"model.layers": {"choice": [1], "when": {"model.famly": "lstm"}}},
+        {},
+        ["when.model.famly", "'model.family'"],
     ),
     "condition on a value never taken": (
         {"model.family": {"choice": ["lstm"]}, "model.layers": {"choice": [1], "when": {"model.family": "xlstm"}}},
@@ -74,13 +76,19 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["when.model.family", "'xlstm'", "never takes"],
     ),
     "condition on an impossible value": (
-        {"model.layers": {"choice": [1], "when": {"model.family": "gru"}}}, {}, ["when.model.family", "'gru'"]
+        {"model.layers": {"choice": [1], "when": {"model.family": "gru"}}},
+        {},
+        ["when.model.family", "'gru'"],
     ),
     "condition without values": (
-        {"model.layers": {"choice": [1], "when": {"model.family": []}}}, {}, ["lists no value"]
+        {"model.layers": {"choice": [1], "when": {"model.family": []}}},
+        {},
+        ["lists no value"],
     ),
     "condition on itself": (
-        {"model.layers": {"choice": [1, 2], "when": {"model.layers": 1}}}, {}, ["model.layers → model.layers"]
+        {"model.layers": {"choice": [1, 2], "when": {"model.layers": 1}}},
+        {},
+        ["model.layers → model.layers"],
     ),
     "circular condition": (
         {
@@ -92,10 +100,14 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["circle", "model.layers → model.heads → model.conv_kernel → model.layers"],
     ),
     "grid over a float range": (
-        {"model.dropout": {"float": [0, 0.5]}}, {"algorithm": "grid"}, ["space.model.dropout", "grid", "step"]
+        {"model.dropout": {"float": [0, 0.5]}},
+        {"algorithm": "grid"},
+        ["space.model.dropout", "grid", "step"],
     ),
     "grid over a log range": (
-        {"training.learning_rate": {"log_float": [1e-4, 1e-2]}}, {"algorithm": "grid"}, ["grid", "choice"]
+        {"training.learning_rate": {"log_float": [1e-4, 1e-2]}},
+        {"algorithm": "grid"},
+        ["grid", "choice"],
     ),
     "grid over a log_int range": ({"model.layers": {"log_int": [1, 8]}}, {"algorithm": "grid"}, ["grid", "log_int"]),
     "grid with a wrong combination": (
@@ -105,7 +117,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     ),
     "wrong combination in a finite space": ({"model.hidden_size": {"int": [64, 67]}}, {}, ["3 of 4", "hidden_size=65"]),
     "wrong combination in an infinite space": (
-        {"model.heads": {"choice": [4, 3]}, "model.dropout": {"float": [0, 0.5]}}, {}, ["tried at random", "heads=3"]
+        {"model.heads": {"choice": [4, 3]}, "model.dropout": {"float": [0, 0.5]}},
+        {},
+        ["tried at random", "heads=3"],
     ),
     "start point with an unknown key": (
         {"model.dropout": {"choice": [0.1]}},
@@ -113,10 +127,14 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["start_with[0]", "'model.dropout'"],
     ),
     "start point outside the space": (
-        {"model.dropout": {"choice": [0.1]}}, {"start_with": [{}, {"model.dropout": 0.2}]}, ["start_with[1]", "0.2"]
+        {"model.dropout": {"choice": [0.1]}},
+        {"start_with": [{}, {"model.dropout": 0.2}]},
+        ["start_with[1]", "0.2"],
     ),
     "start point on a fixed setting": (
-        {"model.dropout": {"choice": [0.1]}}, {"start_with": [{"model.layers": 9}]}, ["model.layers", "fixed value 2"]
+        {"model.dropout": {"choice": [0.1]}},
+        {"start_with": [{"model.layers": 9}]},
+        ["model.layers", "fixed value 2"],
     ),
 }
 

@@ -24,6 +24,8 @@ from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""
+CUTS = ("time budget", "interrupted")
+"""Reasons of trials that were ended by the search's own end; their configurations are tried again by a resume."""
 LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "backend")
 """Columns of the trials table that the last epoch's result fills."""
 
@@ -50,7 +52,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """Take up the trials that an earlier part of this search has finished."""
         for row in read(self._folder, "trials").to_pylist():
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"])}
-            self._progress.ended_trial(row["trial"], row["status"])
+            if row["reason"] not in CUTS:
+                self._progress.ended_trial(row["trial"], row["status"])
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
                 self._progress.scored(row["trial"], row["name"], value)

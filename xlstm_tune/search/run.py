@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
-from xlstm_tune.results import ResultsWriter
+from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import PARTS, actual, finalists, prediction_columns, sample_labels, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
 from xlstm_tune.search.plan import Plan
@@ -50,6 +50,14 @@ def run(plan: Plan, console: Console) -> int:
     quiet()
     if not plan.resume:
         create_folder(plan.folder, plan.spec)
+    elif _finished(plan):
+        console.print(
+            f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
+            "Give it more with --trials.",
+            highlight=False,
+        )
+        print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
+        return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of "
         f"{plan.space.describe()}. Results: {plan.folder}",
@@ -130,6 +138,15 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
         yield plan.placement or place(plan.spec.resources, ray.cluster_resources(), f"the cluster at {plan.address}")
     finally:
         ray.shutdown()
+
+
+def _finished(plan: Plan) -> bool:
+    """Every trial of an earlier part of this search has ended by itself."""
+    from xlstm_tune.search.driver import CUTS
+
+    rows = read(plan.folder, "trials").to_pylist()
+    ended = [row for row in rows if row["status"] != "duplicate" and row["reason"] not in CUTS]
+    return len(ended) >= plan.trials
 
 
 def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:

@@ -1,0 +1,86 @@
+"""The leaderboard, from Parquet tables alone."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from xlstm_tune.report.leaderboard import best_baseline, build_leaderboard, print_leaderboard, verdict
+from xlstm_tune.results import ResultsWriter
+
+
+def metrics(rmse: float, prefix: str = "") -> dict[str, float]:
+    return {
+        f"{prefix}rmse": rmse,
+        f"{prefix}mae": rmse / 2,
+        f"{prefix}mse_standardised": rmse**2,
+        f"{prefix}mae_standardised": rmse / 3,
+    }
+
+
+def trial(number: int, status: str, rmse: float | None, family: str = "lstm") -> dict[str, object]:
+    row = {"trial": number, "name": f"{family} {number}", "status": status, "family": family, "epochs": 3}
+    return row | {"config": {}, "params": {}, "seconds": 1.5} | (metrics(rmse, "val_") if rmse is not None else {})
+
+
+def write(folder: Path, rows: list[dict[str, object]], scores: dict[int, float], baselines: dict[str, float]) -> None:
+    with ResultsWriter(folder) as results:
+        for row in rows:
+            results.trial(row)
+        for number, rmse in scores.items():
+            for part in ("validation", "test"):
+                results.scores([{"trial": number, "model": "lstm", "part": part, **metrics(rmse)}])
+        for name, rmse in baselines.items():
+            for part, factor in (("validation", 1.0), ("test", 1.1)):
+                results.baselines([{"name": name, "part": part, **metrics(rmse * factor), "settings": {}}])
+
+
+def test_build_leaderboard_ranks_scored_trials_and_baselines(tmp_path: Path) -> None:
+    rows = [
+        trial(0, "completed", 3.0),
+        trial(1, "pruned", 2.0, "slstm"),
+        trial(2, "failed", None),
+        trial(3, "duplicate", 3.0),
+    ]
+    write(tmp_path, rows, {1: 2.2}, {"mean": 5.0, "last_value": 4.0})
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert [entry.trial for entry in board.trials] == [1, 0]
+    assert [entry.model for entry in board.baselines] == ["last_value", "mean"]
+    assert board.counts == {"completed": 1, "pruned": 1, "failed": 1, "duplicate": 1}
+    assert best_baseline(tmp_path, "val_rmse") == ("last_value", 4.0)
+    summary = board.summary()
+    assert summary["best_val_rmse"] == 2.0 and summary["best_test_rmse"] == 2.2
+    assert summary["gain_val_percent"] == 50.0
+    assert abs(summary["gain_test_percent"] - 50.0) < 1e-9
+    columns = board.columns()
+    assert len({len(values) for values in columns.values()}) == 1
+    assert "slstm 1 (trial 1) won" in verdict(board) and "50.0% lower on validation and 50.0% lower" in verdict(board)
+
+
+def test_verdict_says_when_nothing_beat_the_baselines(tmp_path: Path) -> None:
+    write(tmp_path, [trial(0, "completed", 5.0)], {0: 5.5}, {"last_value": 4.0})
+    text = verdict(build_leaderboard(tmp_path, "val_rmse"))
+    assert "No trial beat the best baseline, last_value: 25.0% higher on validation" in text
+
+
+def test_verdict_says_when_nothing_was_scored(tmp_path: Path) -> None:
+    write(tmp_path, [trial(0, "failed", None)], {}, {"last_value": 4.0})
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert board.winner is None
+    assert "No trial could be scored (1 failed)" in verdict(board)
+
+
+def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tmp_path: Path) -> None:
+    write(tmp_path, [trial(n, "completed", 3.0 + n) for n in range(15)], {14: 9.0}, {"mean": 20.0})
+    board = build_leaderboard(tmp_path, "val_rmse")
+    for width in (80, 120):
+        output = io.StringIO()
+        print_leaderboard(board, Console(file=output, width=width), {"validation": 1.25, "test": 1.5})
+        lines = output.getvalue().splitlines()
+        table = [line for line in lines if "won" not in line]
+        assert max(map(len, table)) <= width
+        assert any("best possible" in line and "1.25" in line for line in lines)
+        # Ten best, and the finalist beyond them.
+        assert sum("lstm " in line for line in table) == 11

@@ -1,0 +1,162 @@
+"""The search file: YAML as people write it, strict keys and types, what a point of the space means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xlstm_tune.errors import SpecError
+from xlstm_tune.search_file import find_file, load_spec, shipped_spaces
+from xlstm_tune.spec import SEARCHABLE, SearchSpec
+
+BASE = """
+name: base
+data: {source: table.csv, target: y, lookback: 8}
+space:
+  training.learning_rate: {log_float: [1e-4, 1e-2]}
+  model.dropout: {float: [0, 0.4]}
+"""
+
+
+def load(tmp_path: Path, text: str = BASE, *overrides: str, **given: object) -> SearchSpec:
+    file = tmp_path / "search.yaml"
+    file.write_text(text)
+    return load_spec(str(file), overrides, **given)
+
+
+def test_load_spec_reads_exponents_without_a_dot_as_numbers(tmp_path: Path) -> None:
+    assert load(tmp_path).space["training.learning_rate"].log_float == [1e-4, 1e-2]
+    assert load(tmp_path, BASE, "training.learning_rate=3E-4").training.learning_rate == 3e-4
+
+
+def test_load_spec_leaves_dates_and_mmwr_weeks_as_text(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE, "data.split.validation=2018-01-01").data.split.validation == "2018-01-01"
+    # YAML 1.1 would read 2006_1 as the number 20061.
+    assert load(tmp_path, BASE, "data.split.test=2006_1").data.split.test == "2006_1"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("yes", "yes"),
+        ("12:30", "12:30"),
+        ("007", "007"),
+        ("1_000", "1_000"),
+        ("5", 5),
+        (".5", 0.5),
+        ("~", None),
+        ("1E3", 1000.0),
+    ],
+)
+def test_load_spec_reads_scalars_as_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
+    if value is None or not isinstance(value, str):
+        with pytest.raises(SpecError, match=f"'data.target.*got {value!r}"):
+            load(tmp_path, BASE, f"data.target=[{text}]")
+    else:
+        assert load(tmp_path, BASE, f"data.target=[{text}]").data.target == [value]
+
+
+def test_load_spec_refuses_a_key_that_stands_twice(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="line 4.*'data' stands twice"):
+        load(tmp_path, "name: a\nspace: {}\ndata: {}\ndata: {}\n".lstrip())
+
+
+def test_load_spec_sets_nested_keys_and_keys_of_the_space(tmp_path: Path) -> None:
+    spec = load(
+        tmp_path,
+        BASE,
+        "training.epochs=5",
+        "space.model.dropout.float=[0, 0.2]",
+        "space.model.heads={choice: [1, 2]}",
+        "data.split.by=[time, y]",
+    )
+    assert spec.training.epochs == 5
+    assert spec.space["model.dropout"].float_ == [0, 0.2]
+    assert spec.space["model.heads"].choice == [1, 2]
+    assert spec.data.split.by == ["time", "y"]
+
+
+@pytest.mark.parametrize("text", ["training.epochs", "=3", "training.epochs=[", "name.x=3"])
+def test_load_spec_refuses_a_bad_override(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SpecError, match="--set"):
+        load(tmp_path, BASE, text)
+
+
+def test_load_spec_lets_the_command_line_win(tmp_path: Path) -> None:
+    spec = load(tmp_path, BASE, "search.trials=3", name="other", search__trials=9)
+    assert (spec.name, spec.search.trials) == ("other", 9)
+    assert load(tmp_path, BASE, name=None).name == "base"
+
+
+def test_load_spec_names_a_search_after_its_file(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE.replace("name: base", "")).name == "search"
+
+
+def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path) -> None:
+    assert load(tmp_path).data.source == [str(tmp_path / "table.csv")]
+    both = load(tmp_path, BASE, "data.source=[s3://bucket/a.parquet, /abs/b.csv, 'sample:x', sub/*.csv]").data.source
+    assert both == ["s3://bucket/a.parquet", "/abs/b.csv", "sample:x", str(tmp_path / "sub/*.csv")]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epohcs=5", "'training.epohcs' is not a key .* did you mean 'training.epochs'"),
+        ("trainig={}", "'trainig' is not a key .* did you mean 'training'"),
+        ("training.epochs=2.5", "'training.epochs' must be a whole number, got 2.5"),
+        ("training.epochs='5'", "'training.epochs' must be a whole number, got '5'"),
+        ("model.bias=1", "'model.bias' must be true or false, got 1"),
+        ("model.dropout=true", "'model.dropout' must be a number, got True"),
+        ("model.dropout=.nan", "not plain"),
+        ("resources.gpus_per_trial=many", "must be 'auto' or a number"),
+        ("search.time_budget=soon", "30m, 2h or 1d"),
+        ("data.lookback=null", "'data.lookback' is missing"),
+        ("data.task=regression", "'data.sequence' is missing"),
+        ("space.model.dropout={}", "'space.model.dropout' needs exactly one of choice"),
+        ("space.model.dropout={choice: [0.1], float: [0, 1]}", "got choice and float"),
+        ("space.model.dropout.float=[0]", "'space.model.dropout.float' must be a list of at least 2 items"),
+        ("model={family: slstm, heads: 5}", "model.heads must divide model.hidden_size"),
+        ("name=../up", "name must be letters"),
+    ],
+)
+def test_load_spec_says_what_is_wrong_in_the_users_own_keys(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load(tmp_path, BASE, override)
+
+
+def test_resolve_lays_a_point_over_the_fixed_values(tmp_path: Path) -> None:
+    spec = load(tmp_path, BASE, "model.hidden_size=32")
+    trial = spec.resolve({"model.dropout": 0.3, "data.lookback": 16, "training.epochs": 2})
+    assert (trial.model.hidden_size, trial.model.dropout, trial.lookback, trial.training.epochs) == (32, 0.3, 16, 2)
+
+
+def test_key_ignores_settings_that_the_family_does_not_read(tmp_path: Path) -> None:
+    spec = load(tmp_path)
+    lstm = {"model.family": "lstm"}
+    assert spec.resolve(lstm).key() == spec.resolve({**lstm, "model.heads": 8, "model.pattern": "m"}).key()
+    assert spec.resolve(lstm).key() != spec.resolve({**lstm, "model.layers": 3}).key()
+    xlstm = {"model.family": "xlstm", "model.pattern": "m"}
+    assert spec.resolve(xlstm).key() == spec.resolve({**xlstm, "model.ff_factor": 2.0}).key()
+
+
+def test_title_tells_trials_apart(tmp_path: Path) -> None:
+    spec = load(tmp_path)
+    point = {"model.family": "xlstm", "model.pattern": "msm", "model.hidden_size": 128}
+    assert spec.resolve({**point, "training.learning_rate": 2.34e-4}).title() == "msm · 128 · lr 2.3e-4"
+    assert spec.resolve({"model.family": "lstm", "model.dropout": 0.1}).title() == "lstm×2 · 64 · lr 1e-3 · dropout 0.1"
+
+
+def test_searchable_keys_are_settings_of_a_trial(tmp_path: Path) -> None:
+    spec = load(tmp_path)
+    for key in SEARCHABLE:
+        section, _, field = key.partition(".")
+        assert spec.resolve({key: getattr(getattr(spec, section), field)}) == spec.resolve({})
+
+
+@pytest.mark.parametrize("name", ["quickstart", "xlstm_forecast", "lstm_vs_xlstm", "grid_xlstm", "grid_lstm"])
+def test_shipped_spaces_are_valid_and_say_what_they_answer(name: str) -> None:
+    path = shipped_spaces()[name]
+    assert find_file(name) == path
+    assert path.read_text().startswith("# ")
+    assert load_spec(name).space
