@@ -58,7 +58,7 @@ def test_load_spec_reads_scalars_as_yaml_1_2(tmp_path: Path, text: str, value: o
 
 
 def test_load_spec_refuses_a_key_that_stands_twice(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="line 4.*'data' stands twice"):
+    with pytest.raises(SpecError, match=r"line 4.*'data' stands twice"):
         load(tmp_path, "name: a\nspace: {}\ndata: {}\ndata: {}\n".lstrip())
 
 

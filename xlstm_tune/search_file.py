@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# The scalars of YAML 1.2. Version 1.1, PyYAML's own, reads 1e-4 as text, 2006_1 as a number, 12:30 as 750, off as false.
+# The scalars of YAML 1.2. PyYAML's own 1.1 reads 1e-4 as text, 2006_1 as a number, 12:30 as 750, off as false.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),

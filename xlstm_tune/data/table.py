@@ -132,7 +132,8 @@ def load_table(config: DataConfig) -> Table:
         notes=(),
         fingerprint="",
     )
-    gaps = gaps_note(time, rows.offsets, kind, table.time_label)
+    # A sequence of a regression is looked at whole: no window can run across a gap.
+    gaps = gaps_note(time, rows.offsets, kind, table.time_label) if config.task == "forecast" else None
     return replace(table, notes=(*notes, *([gaps] if gaps else [])), fingerprint=_fingerprint(table))
 
 
