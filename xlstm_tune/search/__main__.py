@@ -13,11 +13,15 @@ from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import SearchSpec
 
-EXAMPLES = """Examples:\n
-  python -m xlstm_tune.search                                   the quickstart\n
-  python -m xlstm_tune.search my_search.yaml --dry-run          check it, train nothing\n
-  python -m xlstm_tune.search my_search.yaml --set training.epochs=5 --trials 10\n
-  python -m xlstm_tune.search grid_xlstm --set data.sample.counties=6
+EXAMPLES = """[bold]Examples[/]
+
+python -m xlstm_tune.search  (the quickstart)
+
+python -m xlstm_tune.search mine.yaml --dry-run
+
+python -m xlstm_tune.search mine.yaml --trials 10 --set training.epochs=5
+
+python -m xlstm_tune.search --resume mine --trials 20
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -38,16 +42,20 @@ def search(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override any key of the search file. May be given often."),
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Configurations to train.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the search; its results lie in STORAGE/NAME.")] = None,
-    storage: Annotated[str, typer.Option(help="Folder that holds searches.")] = "searches",
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Configurations to train.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the search; its results lie in STORAGE/NAME.")
+    ] = None,
+    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder that holds searches.")] = "searches",
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database. None: sqlite in the storage folder.")
+        str | None, typer.Option(metavar="URI", help="MLflow server or database. None: sqlite in the storage folder.")
     ] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Continue the search of this name instead of starting FILE.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster, such as auto. None: this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; `auto` finds one. None: this machine.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")
     ] = False,

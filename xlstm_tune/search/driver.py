@@ -16,8 +16,8 @@ from ray import tune
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.trainable import CONFIG, WEIGHTS, trial_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import Spool
 from xlstm_tune.training.metrics import METRICS

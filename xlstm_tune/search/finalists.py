@@ -16,8 +16,8 @@ import numpy.typing as npt
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.forecaster import build_model
+from xlstm_tune.search.folder import WEIGHTS, trial_folder
 from xlstm_tune.search.resources import Placement
-from xlstm_tune.search.trainable import WEIGHTS, trial_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import autocast_dtype, pick_device, predict, shape_of

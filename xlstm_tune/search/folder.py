@@ -20,6 +20,13 @@ from xlstm_tune.strict import did_you_mean
 
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+
+
+def trial_folder(search_folder: str | Path, number: int) -> Path:
+    """Where a trial keeps its config and best weights."""
+    return Path(search_folder) / "trials" / f"{number:05d}"
 
 
 def check_folder(storage: str, name: str) -> Path:
@@ -99,7 +106,9 @@ def _gpus() -> list[str]:
 
 def _commit() -> str | None:
     """The commit of the working tree that this package runs from; None when installed from a wheel."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():  # some other project's repository may lie further up
+        return None
     try:
         answer = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty"],

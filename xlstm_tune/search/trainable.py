@@ -18,18 +18,11 @@ import torch
 from ray import tune
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import Diverged, EpochResult, TrainingState, train
-
-WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
-
-
-def trial_folder(search_folder: str | Path, number: int) -> Path:
-    """Where a trial keeps its config and best weights."""
-    return Path(search_folder) / "trials" / f"{number:05d}"
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
