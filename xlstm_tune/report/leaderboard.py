@@ -18,6 +18,7 @@ SHOWN = 10
 """Trials on the terminal, besides the best of each family; the tables hold all."""
 
 
+METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
 WIDE = 110
 """Columns of a terminal that hold the whole table."""
 
@@ -58,15 +59,13 @@ class Leaderboard:
     def columns(self) -> dict[str, list[Any]]:
         """As columns of plain values, for MLflow's table."""
         entries = [*self.trials, *self.baselines]
-        table: dict[str, list[Any]] = {
-            "model": [entry.model for entry in entries],
-            "family": [entry.family or "baseline" for entry in entries],
-            "trial": [entry.trial for entry in entries],
-            "status": [entry.status for entry in entries],
-        }
-        for part, figures in (("val", "validation"), ("test", "test")):
-            for name in ("rmse", "mae", "mse_standardised", "mae_standardised"):
+        table: dict[str, list[Any]] = {"model": [entry.model for entry in entries]}
+        for name in METRICS:
+            for part, figures in (("val", "validation"), ("test", "test")):
                 table[f"{part}_{name}"] = [getattr(entry, figures).get(name) for entry in entries]
+        table["family"] = [entry.family or "baseline" for entry in entries]
+        table["trial"] = [entry.trial for entry in entries]
+        table["status"] = [entry.status for entry in entries]
         for name in ("parameters", "epochs", "seconds"):
             table[name] = [getattr(entry, name) for entry in entries]
         return table
@@ -147,6 +146,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
+    if any(entry.status == "pruned" for entry in board.trials):
+        console.print("* stopped early by the scheduler; its best epoch counts", style="dim", highlight=False)
     console.print()
     console.print(verdict(board), highlight=False, soft_wrap=True)
 
@@ -191,7 +192,7 @@ def _baselines(folder: Path, metric: str) -> list[Entry]:
 
 
 def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {name: row[prefix + name] for name in ("rmse", "mae", "mse_standardised", "mae_standardised")}
+    return {name: row[prefix + name] for name in METRICS}
 
 
 def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
@@ -212,7 +213,7 @@ def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
 def _titled(entry: Entry) -> Text:
     text = Text(entry.model)
     if entry.status == "pruned":
-        text.append("  (stopped early)", style="dim")
+        text.append(" *", style="dim")
     return text
 
 
