@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import PARTS, actual, finalists, prediction_columns, sample_labels, score_remotely
@@ -65,13 +67,13 @@ def run(plan: Plan, console: Console) -> int:
     )
     for note in (*plan.data.notes, *plan.space.notes):
         console.print(f"note: {note}", highlight=False, markup=False)
-    with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
-        with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
-            _record_start(plan, spool, results)
-            outcome = _search(plan, placement, spool, results, console)
-            _score_finalists(plan, placement, outcome, results, spool)
-        board = build_leaderboard(plan.folder, plan.spec.search.objective)
-        _record_end(plan, spool, board, outcome)
+    try:
+        board, outcome = _run(plan, console)
+    except UserError:
+        # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
+        if not plan.resume and not read(plan.folder, "trials").num_rows:
+            shutil.rmtree(plan.folder)
+        raise
     print_leaderboard(board, console, plan.best_possible)
     if outcome.exhausted:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
@@ -83,6 +85,18 @@ def run(plan: Plan, console: Console) -> int:
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
     return 0 if board.winner else 1
+
+
+def _run(plan: Plan, console: Console) -> tuple[Leaderboard, Outcome]:
+    """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
+    with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
+        with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
+            _record_start(plan, spool, results)
+            outcome = _search(plan, placement, spool, results, console)
+            _score_finalists(plan, placement, outcome, results, spool)
+        board = build_leaderboard(plan.folder, plan.spec.search.objective)
+        _record_end(plan, spool, board, outcome)
+    return board, outcome
 
 
 def quiet() -> None:

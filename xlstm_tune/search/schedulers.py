@@ -7,7 +7,6 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from xlstm_tune.errors import SpecError
 from xlstm_tune.spec import SearchConfig
 
 
@@ -27,18 +26,13 @@ def make_scheduler(config: SearchConfig, epochs: int) -> TrialScheduler:
     epochs: the most that any trial trains for.
     Trials are compared by their best objective so far (`best_<objective>`), because that is their score: a trial is
     judged by its best epoch, and one noisy epoch at a rung should not end it.
-    Raises SpecError when the grace period is longer than the training.
+    A grace period longer than the training lets every trial train to its end.
     """
     if config.scheduler == "none":
         return FIFOScheduler()
-    if config.grace_epochs is not None and config.grace_epochs > epochs:
-        raise SpecError(
-            f"search.grace_epochs must not exceed training.epochs, got {config.grace_epochs} and {epochs}; "
-            "lower it, or use search.scheduler: none"
-        )
     # A tenth: ASHA's rungs at 1/10, 3/10 and 9/10 of the training with the default reduction factor of 3, so that
     # two trials in three stop after a tenth of the work, yet past the first epochs, where learning rates warm up.
-    grace = config.grace_epochs or max(1, epochs // 10)
+    grace = min(config.grace_epochs or max(1, epochs // 10), epochs)
     metric = f"best_{config.objective}"
     if config.scheduler == "median":
         # Ray would rather pause a trial, checkpoint and all, than let it go on while there is too little to compare
