@@ -233,8 +233,8 @@ def test_run_stops_at_the_time_budget_and_goes_on_after_it(tmp_path: Path) -> No
     file = write_search(
         tmp_path,
         space=space,
-        search={"trials": 3, "time_budget": "6s"},
-        training={"epochs": 2000},
+        search={"trials": 3, "time_budget": "20s"},
+        training={"epochs": 20_000},
         model={"family": "lstm"},
     )
     output = search(tmp_path, str(file))
@@ -245,7 +245,7 @@ def test_run_stops_at_the_time_budget_and_goes_on_after_it(tmp_path: Path) -> No
 
 def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> None:
     space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
-    file = write_search(tmp_path, space=space, search={"trials": 4}, training={"epochs": 60}, model={"family": "slstm"})
+    file = write_search(tmp_path, space=space, search={"trials": 4}, training={"epochs": 25}, model={"family": "slstm"})
     process = subprocess.Popen(
         command(tmp_path, str(file)),
         cwd=tmp_path,
@@ -272,7 +272,7 @@ def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> 
 
 def test_run_tells_a_dead_worker(tmp_path: Path) -> None:
     space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
-    file = write_search(tmp_path, space=space, search={"trials": 3}, training={"epochs": 60}, model={"family": "slstm"})
+    file = write_search(tmp_path, space=space, search={"trials": 3}, training={"epochs": 25}, model={"family": "slstm"})
     process = subprocess.Popen(
         command(tmp_path, str(file)),
         cwd=tmp_path,

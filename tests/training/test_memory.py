@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,13 +77,11 @@ def test_estimate_memory_in_bf16_is_smaller(make_config: Maker) -> None:
     assert half.activations_mib < 0.95 * exact.activations_mib
 
 
-def test_estimate_memory_is_quick_and_leaves_the_generator_alone(make_config: Maker) -> None:
+def test_estimate_memory_leaves_the_generator_alone(make_config: Maker) -> None:
     config = make_config(model={"family": "xlstm", "pattern": "msm", "hidden_size": 128, "heads": 4}, batch_size=64)
     shape = Shape(features=19, lookback=365, horizon=1, targets=1)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    started = time.perf_counter()
     estimate_memory(config, shape, "cpu")
-    assert time.perf_counter() - started < 2.0  # 1 s and a busy machine
     assert torch.equal(torch.rand(1), expected)

@@ -123,7 +123,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             # A combination that is no model: the searcher refused it, and the reason says why.
             config = None
         now = time.time()
-        last, started = self._last.pop(number, {}), self._started.pop(number, now)
+        last, started = self._last.pop(number, {}), self._started.pop(number, None)
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
         if end.duplicate_of is not None:
             # It carries the figures of the trial that it repeats.
@@ -139,16 +139,16 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "epochs": last.get("epoch", 0),
             **metrics,
             **{name: last.get(name) for name in LAST},
-            "seconds": now - started,
+            "seconds": now - (started or now),
             "duplicate_of": end.duplicate_of,
-            "started": _moment(started),
+            "started": _moment(started or now),
             "ended": _moment(now),
         }
         self._results.trial(row)
         self.rows[number] = row
         self._progress.ended_trial(number, end.status)
         if config:
-            if end.trial_id is None:
+            if started is None:  # a duplicate, or cut before a worker took it
                 self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
             self._track(number, row)
 
