@@ -1,6 +1,5 @@
 import copy
 import pickle
-import time
 
 import pytest
 import torch
@@ -111,9 +110,7 @@ def test_count_parameters_allocates_and_draws_nothing(family):
     expected = sum(parameter.numel() for parameter in build_model(config(family), SHAPE).parameters())
     assert count_parameters(config(family), SHAPE) == expected
     generator = torch.get_rng_state()
-    start = time.perf_counter()
     assert count_parameters(config(family, hidden_size=8192, layers=4, heads=8), SHAPE) > 10**8
-    assert time.perf_counter() - start < 2
     assert torch.equal(torch.get_rng_state(), generator)
 
 

