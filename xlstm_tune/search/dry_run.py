@@ -58,11 +58,7 @@ def data_lines(plan: Plan) -> list[tuple[str, str]]:
 def space_lines(plan: Plan) -> list[tuple[str, str]]:
     """How many configurations there are and how many will be trained."""
     search = plan.spec.search
-    lines = [("space", plan.space.describe())]
-    if search.algorithm == "grid":
-        points = plan.space.grid()
-        repeats = f", {points.duplicates} of them repeat another" if points.duplicates else ""
-        lines = [("grid", f"{points.size:,} points{repeats}: {len(points.points):,} distinct configurations")]
+    lines = [("grid" if search.algorithm == "grid" else "space", plan.size())]
     scheduler = "all epochs each" if search.scheduler == "none" else search.scheduler
     lines.append(
         ("search", f"{search.algorithm}, {plan.trials:,} trials of {plan.spec.max_epochs()} epochs, {scheduler}")

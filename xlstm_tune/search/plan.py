@@ -47,6 +47,14 @@ class Plan:
         asked = asked or DEFAULT_TRIALS
         return min(asked, self.space.count() or asked)
 
+    def size(self) -> str:
+        """How much there is to search: `176 points, 16 of them repeat another: 160 distinct configurations`."""
+        if self.spec.search.algorithm != "grid":
+            return self.space.describe()
+        grid = self.space.grid()
+        repeats = f", {grid.duplicates} of them repeat another" if grid.duplicates else ""
+        return f"{grid.size:,} points{repeats}: {len(grid.points):,} distinct configurations"
+
 
 def make_plan(
     spec: SearchSpec,

@@ -62,7 +62,7 @@ def run(plan: Plan, console: Console) -> int:
         return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of "
-        f"{plan.space.describe()}. Results: {plan.folder}",
+        f"{plan.size()}. Results: {plan.folder}",
         highlight=False,
     )
     for note in (*plan.data.notes, *plan.space.notes):
