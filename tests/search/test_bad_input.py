@@ -152,6 +152,16 @@ def test_search_refuses_a_name_already_used_and_offers_resume(tmp_path: Path) ->
     assert "--resume bad" in error and "--name" in error
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"), ("ray://127.0.0.1:9", "answers"), ("here", "host:port")],
+)
+def test_search_refuses_a_cluster_that_does_not_answer(tmp_path: Path, address: str, words: str) -> None:
+    file = write(tmp_path, table())
+    assert words in sentence([str(file), "--storage", str(tmp_path / "searches"), "--address", address])
+    assert not (tmp_path / "searches" / "bad").exists()
+
+
 def test_search_refuses_before_ray_is_imported(tmp_path: Path) -> None:
     file = write(tmp_path, table(), training__epohcs=3)
     program = (

@@ -12,7 +12,7 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, find_folder
-from xlstm_tune.search.resources import Placement, local_resources, place
+from xlstm_tune.search.resources import Placement, check_cluster, local_resources, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.tracking import check_tracking_uri, default_uri
@@ -68,6 +68,8 @@ def make_plan(
 
     Raises UserError with one sentence.
     """
+    if address:
+        check_cluster(address)
     placement = None if address else place(spec.resources, local_resources())
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     uri = tracking_uri or default_uri(folder.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,6 +52,28 @@ def place(config: ResourceConfig, available: Mapping[str, float], where: str = "
     elif wanted:
         fits = min(fits, math.floor(gpus) * math.floor(1 / wanted + 1e-9))
     return Placement(config.cpus_per_trial, wanted, max(1, min(fits, config.max_concurrent or fits)))
+
+
+def check_cluster(address: str) -> None:
+    """Raise ResourceError unless something listens at a Ray cluster's address: `auto`, host:port or ray://host:port.
+
+    Ray itself would try for a minute and then end the process without a word that Python could catch.
+    """
+    found = address
+    if address == "auto":
+        from ray._private.utils import read_ray_address  # no public function tells what `auto` will find
+
+        found = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
+    remedy = "start one with 'ray start --head', or leave --address out to use this machine"
+    if not found:
+        raise ResourceError(f"--address auto finds no Ray cluster on this machine; {remedy}")
+    host, _, port = found.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ResourceError(f"--address must be auto, host:port or ray://host:port, got '{found}'")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ResourceError(f"no Ray cluster answers at {found} ({error}); {remedy}") from None
 
 
 def local_resources() -> dict[str, float]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -148,10 +149,18 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    _protect_token()
     try:
         yield plan.placement or place(plan.spec.resources, ray.cluster_resources(), f"the cluster at {plan.address}")
     finally:
         ray.shutdown()
+
+
+def _protect_token() -> None:
+    """Ray writes the token that lets others submit work readable by everyone; it is the user's alone."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
 
 
 def _finished(plan: Plan) -> bool:
