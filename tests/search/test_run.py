@@ -243,23 +243,31 @@ def test_run_stops_at_the_time_budget_and_goes_on_after_it(tmp_path: Path) -> No
     assert {trial.state.name for trial in study_of(tmp_path).trials} == {"PRUNED"}
 
 
-def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> None:
+def started(folder: Path, trials: int) -> subprocess.Popen[str]:
+    """A search of sLSTMs that has finished its first epoch and has plenty left to do."""
     space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
-    file = write_search(tmp_path, space=space, search={"trials": 4}, training={"epochs": 25}, model={"family": "slstm"})
+    file = write_search(
+        folder, space=space, search={"trials": trials}, training={"epochs": 25}, model={"family": "slstm"}
+    )
     process = subprocess.Popen(
-        command(tmp_path, str(file)),
-        cwd=tmp_path,
+        command(folder, str(file)),
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    journal = tmp_path / "searches" / "wave" / "results" / "epochs" / "pending.1.jsonl"
+    epochs = folder / "searches" / "wave" / "results" / "epochs" / "pending.1.jsonl"
     deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
+    while not (epochs.exists() and epochs.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return process
+
+
+def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> None:
+    process = started(tmp_path, trials=4)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=240)
     assert process.returncode in (0, 1), errors
     assert "Traceback" not in errors, errors
     assert "Stopped early (interrupted)" in output
@@ -271,24 +279,11 @@ def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> 
 
 
 def test_run_tells_a_dead_worker(tmp_path: Path) -> None:
-    space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
-    file = write_search(tmp_path, space=space, search={"trials": 3}, training={"epochs": 25}, model={"family": "slstm"})
-    process = subprocess.Popen(
-        command(tmp_path, str(file)),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    journal = tmp_path / "searches" / "wave" / "results" / "epochs" / "pending.1.jsonl"
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = started(tmp_path, trials=3)
     workers = subprocess.run(
         ["pgrep", "-P", raylet_of(process.pid), "-f", "^ray::.*[.]train"], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(workers[0]), signal.SIGKILL)
+    )
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     rows = trials_of(tmp_path)
