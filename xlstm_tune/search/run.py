@@ -108,6 +108,7 @@ def quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "TUNE_WARN_THRESHOLD_S": "10",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots of Ray's own state, which nothing here reads
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     }
     for name, value in defaults.items():
@@ -143,6 +144,7 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
     else:
         here = local_resources()
         ray.init(
+            address="local",  # not a cluster that happens to run here: that is what --address is for
             num_cpus=int(here["CPU"]),
             num_gpus=int(here["GPU"]),
             include_dashboard=False,
@@ -221,6 +223,7 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         driver.recall()
     searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end)
     data = ray.put(plan.data)
+    scratch = plan.folder / f"ray-{os.getpid()}"
     trainable = tune.with_resources(
         # A reference inside a list is passed on as it is: the data stay in the object store, once per node.
         tune.with_parameters(SearchTrial, data=[data], spec=spec.model_dump(by_alias=True), folder=str(plan.folder)),
@@ -237,7 +240,7 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=f"ray-{os.getpid()}",
+            name=scratch.name,
             storage_path=str(plan.folder),
             callbacks=[driver],
             verbose=0,
@@ -252,6 +255,7 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         finally:
             searcher.close(reason)
             driver.close()
+            shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
     cut = reason if progress.ended < plan.trials and not searcher.exhausted else None
     return Outcome(list(driver.rows.values()), data, cut, searcher.exhausted)
 
