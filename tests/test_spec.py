@@ -136,6 +136,11 @@ def test_key_ignores_settings_that_the_family_does_not_read(tmp_path: Path) -> N
     lstm = {"model.family": "lstm"}
     assert spec.resolve(lstm).key() == spec.resolve({**lstm, "model.heads": 8, "model.pattern": "m"}).key()
     assert spec.resolve(lstm).key() != spec.resolve({**lstm, "model.layers": 3}).key()
+    # Dropout stands between the layers of an LSTM.
+    assert (
+        spec.resolve({**lstm, "model.layers": 1}).key()
+        == spec.resolve({**lstm, "model.layers": 1, "model.dropout": 0.3}).key()
+    )
     xlstm = {"model.family": "xlstm", "model.pattern": "m"}
     assert spec.resolve(xlstm).key() == spec.resolve({**xlstm, "model.ff_factor": 2.0}).key()
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from xlstm_tune.models.lstm import LSTM, LSTMScratch
+from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -81,3 +81,17 @@ def test_scratch_trains_at_the_size_people_use():
     x = torch.randn(64, 90, 64)
     model(x)[0].sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [LSTM, LSTMScratch])
+def test_open_forget_gates_raises_the_forget_bias_of_every_layer_alone(kind):
+    plain, opened = kind(3, 5, 2), kind(3, 5, 2)
+    opened.load_state_dict(plain.state_dict())
+    open_forget_gates(opened, 1.5)
+    for name, before in plain.state_dict().items():
+        change = opened.state_dict()[name] - before
+        expected = torch.zeros_like(before)
+        if name.startswith("bias_ih"):
+            expected[5:10] = 1.5
+        torch.testing.assert_close(change, expected)
+    open_forget_gates(kind(3, 5, 1, bias=False), 1.5)

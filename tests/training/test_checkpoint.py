@@ -40,7 +40,7 @@ def test_load_after_an_epoch_goes_on_to_the_same_bits(
 ) -> None:
     data = make_forecast()
     # At this rate sgd does not get far: patience ends its run after a best epoch in the middle.
-    model = {"family": family, "dropout": 0.3, "layers": 2}
+    model = {"family": family, "dropout": 0.3, "layers": 2, "forget_bias": 0.0}
     config = make_config(
         model=model, epochs=6, patience=2, schedule="cosine", optimiser=optimiser, learning_rate=0.05, warmup=0.1
     )

@@ -29,6 +29,8 @@ class ModelConfig(Spec):
     heads: Annotated[int, Field(ge=1, le=1024)] = 4
     bias: bool = True
     """Bias of the LSTM gates (`lstm`, `lstm_scratch`)."""
+    forget_bias: Annotated[float, Field(ge=-20, le=20)] = 1.0
+    """Added to the initial bias of the LSTM's forget gate: remember from the start (Jozefowicz et al. 2015)."""
     conv_kernel: Annotated[int, Field(ge=0, le=64)] = 4
     """Steps of the causal convolution before the gates of an xLSTM block; 0 = none."""
     proj_factor: Annotated[float, Field(ge=0.25, le=8)] = 2.0
@@ -73,6 +75,9 @@ class ModelConfig(Spec):
         """Only the keys that this family reads: two configs that agree here are the same model."""
         if not self.blocks:
             keys: tuple[str, ...] = (*_COMMON, "layers", "bias")
+            keys += ("forget_bias",) if self.bias else ()
+            if self.layers == 1:  # dropout stands between layers
+                keys = tuple(key for key in keys if key != "dropout")
         else:
             keys = (*_COMMON, *_XLSTM, "pattern" if self.family == "xlstm" else "layers")
             keys += ("proj_factor",) if "m" in self.blocks else ()

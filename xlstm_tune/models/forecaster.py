@@ -16,7 +16,7 @@ from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.block import NORM_EPSILON
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.models.lstm import LSTM, LSTMScratch
+from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
 from xlstm_tune.models.stack import XLSTMStack
 
 
@@ -127,4 +127,6 @@ def _body(config: ModelConfig, backend: str) -> nn.Module:
     if config.blocks:
         return XLSTMStack(config, backend)
     kind = LSTM if config.family == "lstm" else LSTMScratch
-    return kind(config.hidden_size, config.hidden_size, config.layers, config.bias, config.dropout)
+    lstm = kind(config.hidden_size, config.hidden_size, config.layers, config.bias, config.dropout)
+    open_forget_gates(lstm, config.forget_bias)
+    return lstm

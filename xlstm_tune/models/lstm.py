@@ -95,6 +95,14 @@ class LSTMScratch(nn.Module):
         return torch.stack(outputs, 1), (h, c)
 
 
+def open_forget_gates(lstm: LSTM | LSTMScratch, bias: float) -> None:
+    """Add `bias` to the forget gates' initial bias in every layer; nothing to do for an LSTM without biases."""
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias_ih"):
+            with torch.no_grad():
+                parameter[lstm.hidden_size : 2 * lstm.hidden_size] += bias
+
+
 def _check(x: Tensor, state: LSTMState | None, inputs: int, hidden: int, layers: int) -> None:
     expect_shape(x, "lstm: x", B=None, T=None, F=inputs)
     for name, tensor in zip("hc", state or (), strict=False):

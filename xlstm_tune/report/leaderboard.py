@@ -142,7 +142,7 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     for entry in board.baselines:
         table.add_row("", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
     if best_possible and board.metric == "rmse":
-        figures = [f"{best_possible[part]:.4g}" for part in ("validation", "test")]
+        figures = [number(best_possible[part]) for part in ("validation", "test")]
         table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
@@ -160,9 +160,9 @@ def verdict(board: Leaderboard) -> str:
             f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
         )
     winner, metric = board.winner, board.metric
-    text = f"{winner.model} (trial {winner.trial}) won: {metric} {_number(winner.validation.get(metric))} on validation"
+    text = f"{winner.model} (trial {winner.trial}) won: {metric} {number(winner.validation.get(metric))} on validation"
     if winner.test:
-        text += f", {_number(winner.test.get(metric))} on test"
+        text += f", {number(winner.test.get(metric))} on test"
     if board.baselines:
         text += f". {_against(winner, board.baselines[0], metric)}"
     return f"{text}. Trials: {ends}."
@@ -196,14 +196,14 @@ def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
-    scores = [_number(entry.validation.get(metric)), _number(entry.test.get(metric))]
+    scores = [number(entry.validation.get(metric)), number(entry.test.get(metric))]
     parameters = f"{entry.parameters:,}" if entry.parameters else ""
     if not wide:
         return [*scores, parameters]
     return [
         *scores,
-        _number(entry.test.get("mse_standardised")),
-        _number(entry.test.get("mae_standardised")),
+        number(entry.test.get("mse_standardised")),
+        number(entry.test.get("mae_standardised")),
         parameters,
         str(entry.epochs) if entry.epochs else "",
         f"{entry.seconds:.1f}" if entry.seconds is not None else "",
@@ -217,5 +217,8 @@ def _titled(entry: Entry) -> Text:
     return text
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:#.4g}".rstrip(".")
+def number(value: float | None) -> str:
+    """Four digits, as 0.0123, 3.450, 1,234 or 135,450; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")

@@ -57,6 +57,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
                 self._progress.scored(row["trial"], row["name"], value)
+        self._progress.recalled = self._progress.ended
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from xlstm_tune.models.forecaster import count_parameters
+from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import PARTS, actual
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.space import Params
@@ -100,7 +101,7 @@ def _baselines(plan: Plan) -> Grid:
             score_units(baseline.predictions[part], actual(plan.data, part), plan.data.target_std)["rmse"]
             for part in PARTS
         )
-        table.add_row(baseline.name, *(f"{figure:.4g}" for figure in figures))
+        table.add_row(baseline.name, *(number(figure) for figure in figures))
     if plan.best_possible:
-        table.add_row("best possible (the true mean)", *(f"{plan.best_possible[part]:.4g}" for part in PARTS))
+        table.add_row("best possible (the true mean)", *(number(plan.best_possible[part]) for part in PARTS))
     return table

@@ -69,8 +69,11 @@ def find_folder(storage: str, name: str) -> Path:
     return folder
 
 
-def create_folder(folder: Path, spec: SearchSpec) -> None:
-    """Make the folder and freeze spec and environment into it. Raises StorageError if another search was faster."""
+def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
+    """Make the folder and freeze spec, environment and the data's fingerprint into it.
+
+    Raises StorageError if another search was faster.
+    """
     try:
         folder.mkdir()
     except FileExistsError:
@@ -78,7 +81,17 @@ def create_folder(folder: Path, spec: SearchSpec) -> None:
             f"another search took the name '{folder.name}' a moment ago; choose another with --name"
         ) from None
     (folder / SPEC).write_text(yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False))
-    (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2))
+    (folder / ENVIRONMENT).write_text(json.dumps({**environment(), "data_fingerprint": fingerprint}, indent=2))
+
+
+def check_same_data(folder: Path, fingerprint: str) -> None:
+    """Raise StorageError when the data of a search to be resumed are not those that it began with."""
+    before = json.loads((folder / ENVIRONMENT).read_text())["data_fingerprint"]
+    if before != fingerprint:
+        raise StorageError(
+            f"the data of the search '{folder.name}' have changed since it began, so old and new scores cannot be "
+            "compared; bring the old data back, or start a new search with another --name"
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
-from xlstm_tune.search.folder import check_folder, find_folder
+from xlstm_tune.search.folder import check_folder, check_same_data, find_folder
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
@@ -76,6 +76,8 @@ def make_plan(
     check_tracking_uri(uri)
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
+    if resume:
+        check_same_data(folder, data.fingerprint)
     return Plan(
         spec=spec,
         space=space,

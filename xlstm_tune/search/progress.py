@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_tune.report.leaderboard import number
+
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
 
@@ -36,6 +38,8 @@ class Progress:
     """Trial number → (name, epoch, epochs)."""
     best: tuple[float, int, str] | None = None
     """Objective, trial number, name."""
+    recalled: int = 0
+    """Trials ended by an earlier part of the search, which say nothing about the pace."""
     began: float = field(default_factory=time.monotonic)
     first_trial: float | None = None
 
@@ -69,11 +73,12 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """By the pace of the trials ended so far; None before the first has ended."""
-        if not self.ended or self.first_trial is None or self.total is None:
+        here = self.ended - self.recalled
+        if not here or self.first_trial is None or self.total is None:
             return None
         # Running trials count by the share of their epochs that is done.
         share = sum(epoch / max(epochs, 1) for _, epoch, epochs in list(self.running.values()))
-        pace = (time.monotonic() - self.first_trial) / (self.ended + share)
+        pace = (time.monotonic() - self.first_trial) / (here + share)
         return max(0.0, pace * (self.total - self.ended - share))
 
     def counts(self) -> str:
@@ -89,12 +94,12 @@ class Progress:
         """The best so far against the best baseline."""
         if self.best is None:
             return self.note or "no epoch finished yet"
-        value, number, name = self.best
-        text = f"best {self.objective} {value:.4g} (trial {number}: {name})"
+        value, trial, name = self.best
+        text = f"best {self.objective} {number(value)} (trial {trial}: {name})"
         if self.baseline:
             gain = 100 * (1 - value / self.baseline[1]) if self.baseline[1] else 0.0
             side = f"{gain:.1f}% better than" if gain >= 0 else f"{-gain:.1f}% worse than"
-            text += f", {side} {self.baseline[0]} ({self.baseline[1]:.4g})"
+            text += f", {side} {self.baseline[0]} ({number(self.baseline[1])})"
         return text
 
     def times(self) -> str:
@@ -150,9 +155,9 @@ class ProgressView:
             Text(progress.times(), style="dim"),
         )
         rows = Table.grid(padding=(0, 2))
-        for number, (name, epoch, epochs) in sorted(list(progress.running.items()))[:8]:
+        for trial, (name, epoch, epochs) in sorted(list(progress.running.items()))[:8]:
             rows.add_row(
-                Text(f"  trial {number}", style="dim"), Text(name), Text(f"epoch {epoch}/{epochs}", style="dim")
+                Text(f"  trial {trial}", style="dim"), Text(name), Text(f"epoch {epoch}/{epochs}", style="dim")
             )
         return Group(bar, Text(progress.verdict()), rows)
 

@@ -27,6 +27,8 @@ from xlstm_tune.search.resources import Placement, local_resources, place
 from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
 from xlstm_tune.training.metrics import score_units
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 DRAIN_SECONDS = 120.0
 """How long a finished search waits for MLflow to take what is left."""
 
@@ -48,11 +50,11 @@ class Outcome:
 def run(plan: Plan, console: Console) -> int:
     """Run a search to its end and print who won.
 
-    Returns the exit code: 0, or 1 when no trial could be scored.
+    Returns the exit code: 0, 1 when no trial could be scored, 130 when it was interrupted.
     """
     quiet()
     if not plan.resume:
-        create_folder(plan.folder, plan.spec)
+        create_folder(plan.folder, plan.spec, plan.data.fingerprint)
     elif _finished(plan):
         console.print(
             f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
@@ -72,7 +74,8 @@ def run(plan: Plan, console: Console) -> int:
         board, outcome = _run(plan, console)
     except UserError:
         # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
-        if not plan.resume and not read(plan.folder, "trials").num_rows:
+        began = (plan.folder / "results").is_dir() and read(plan.folder, "trials").num_rows
+        if not plan.resume and not began:
             shutil.rmtree(plan.folder)
         raise
     print_leaderboard(board, console, plan.best_possible)
@@ -85,6 +88,8 @@ def run(plan: Plan, console: Console) -> int:
     address = ui_command(plan.tracking_uri, plan.folder.parent)
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
+    if outcome.cut == "interrupted":
+        return INTERRUPTED
     return 0 if board.winner else 1
 
 

@@ -61,7 +61,7 @@ class TrialConfig:
         model = self.model
         kind = model.pattern if model.family == "xlstm" else f"{model.family}×{model.layers}"
         parts = [kind, str(model.hidden_size), f"lr {_short(self.training.learning_rate)}"]
-        if model.dropout:
+        if model.relevant().get("dropout"):
             parts.append(f"dropout {model.dropout:.2g}")
         return " · ".join(parts)
 
