@@ -117,12 +117,11 @@ def _find(source: str) -> list[_File]:
         if tail:
             found = sorted(_expand(system, root, tail))
             if not found:
-                start = "" if remote else f"; a relative path starts at {os.getcwd()}"
-                raise DataError(f"no file matches '{shown}'{start}")
+                raise DataError(f"no file matches '{shown}'{'' if remote else _start(source)}")
             return [_File(system, path, path if remote else os.path.relpath(path)) for path in found]
         info = system.get_file_info(root)
         if info.type == pa_fs.FileType.NotFound:
-            near = "" if remote else _near(root)
+            near = "" if remote else _near(root, source)
             raise DataError(f"'{shown}' does not exist{near}")
         if info.type == pa_fs.FileType.Directory:
             return _folder(system, root, shown)
@@ -147,12 +146,17 @@ def _first_magic(text: str) -> int | None:
     return min(places) if places else None
 
 
-def _near(path: str) -> str:
+def _near(path: str, source: str) -> str:
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
         return f": there is no folder {folder}"
     hint = did_you_mean(name, os.listdir(folder), dotted=False)
-    return f"; {hint}" if hint.startswith("did") else f"; a relative path starts at {os.getcwd()}"
+    return f"; {hint}" if hint.startswith("did") else _start(source) or "; check data.source"
+
+
+def _start(source: str) -> str:
+    """Where a relative path begins; a search file's are absolute by now."""
+    return "" if os.path.isabs(source) else f"; a relative path starts at {os.getcwd()}"
 
 
 def _expand(system: pa_fs.FileSystem, root: str, tail: list[str]) -> set[str]:
