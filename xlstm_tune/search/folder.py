@@ -15,6 +15,7 @@ import yaml
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.search.resources import cpus
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.strict import did_you_mean
 
@@ -105,7 +106,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": cpus(),
         "gpus": _gpus(),
         "commit": _commit(),
     }

@@ -77,7 +77,12 @@ def check_cluster(address: str) -> None:
 
 
 def local_resources() -> dict[str, float]:
-    """CPUs that this process may use (a container's share counts) and GPUs that torch can reach."""
+    """CPUs that this process may use, and GPUs that torch can reach."""
     import torch
 
-    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    return {"CPU": float(cpus()), "GPU": float(torch.cuda.device_count())}
+
+
+def cpus() -> int:
+    """Processors that this process may use: not all of them, where it is bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
