@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from xlstm_tune.data.words import count
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import PARTS, actual
@@ -62,7 +63,7 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     lines = [("grid" if search.algorithm == "grid" else "space", plan.size())]
     scheduler = "all epochs each" if search.scheduler == "none" else search.scheduler
     lines.append(
-        ("search", f"{search.algorithm}, {plan.trials:,} trials of {plan.spec.max_epochs()} epochs, {scheduler}")
+        ("search", f"{search.algorithm}, {count(plan.trials, 'trial')} of {plan.spec.max_epochs()} epochs, {scheduler}")
     )
     return lines
 
@@ -72,9 +73,10 @@ def model_lines(plan: Plan) -> list[tuple[str, str]]:
     configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
     sized = sorted(((count_parameters(c.model, shape_of(plan.data, c.lookback)), i) for i, c in enumerate(configs)))
     least, most = configs[sized[0][1]], configs[sized[-1][1]]
+    largest = f"{sized[-1][0]:,} ({most.title()})"
     memory = estimate_memory(most, shape_of(plan.data, most.lookback))
     return [
-        ("parameters", f"{sized[0][0]:,} ({least.title()}) to {sized[-1][0]:,} ({most.title()})"),
+        ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
         (
             "memory",
             f"about {memory.total_mib:,.0f} MiB to train the largest: {memory.activations_mib:,.0f} activations, "

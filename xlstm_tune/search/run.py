@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
@@ -64,7 +65,7 @@ def run(plan: Plan, console: Console) -> int:
         print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
         return 0
     console.print(
-        f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {plan.trials:,} trials out of "
+        f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",
         highlight=False,
     )
