@@ -53,12 +53,12 @@ def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "xlstm_tune.search", *arguments, "--storage", str(folder / "searches")]
 
 
-def search(folder: Path, *arguments: str, code: int = 0) -> str:
+def search(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
     """Run a search in its own process, as a user does; its terminal output."""
     answer = subprocess.run(
         command(folder, *arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
     )
-    assert answer.returncode == code, answer.stdout + answer.stderr
+    assert answer.returncode in codes, answer.stdout + answer.stderr
     assert not answer.stderr.strip(), f"something talks on stderr: {answer.stderr}"
     return answer.stdout
 
@@ -250,7 +250,7 @@ def test_resume_refuses_other_data_and_unknown_names(finished: tuple[Path, str])
     assert answer.returncode == 2 and "data of the search 'wave' have changed" in " ".join(answer.stderr.split())
 
 
-def test_run_stops_at_the_time_budget_and_goes_on_after_it(tmp_path: Path) -> None:
+def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
     space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
     file = write_search(
         tmp_path,
@@ -259,10 +259,15 @@ def test_run_stops_at_the_time_budget_and_goes_on_after_it(tmp_path: Path) -> No
         training={"epochs": 20_000},
         model={"family": "lstm"},
     )
-    output = search(tmp_path, str(file))
+    # On a machine so busy that no first epoch was done in time there is nothing to score, which is exit code 1.
+    output = search(tmp_path, str(file), codes=(0, 1))
     assert "Stopped early (time budget)" in output and "--resume wave" in output
-    assert {row["status"] for row in trials_of(tmp_path)} == {"pruned"}
-    assert {trial.state.name for trial in study_of(tmp_path).trials} == {"PRUNED"}
+    states = {trial.number: trial.state.name for trial in study_of(tmp_path).trials}
+    rows = trials_of(tmp_path)
+    assert sorted(states) == sorted(row["trial"] for row in rows)
+    for row in rows:
+        assert row["reason"] == "time budget"
+        assert (row["status"], states[row["trial"]]) == (("pruned", "PRUNED") if row["epochs"] else ("failed", "FAIL"))
 
 
 def started(folder: Path, trials: int) -> subprocess.Popen[str]:
