@@ -13,7 +13,7 @@ from xlstm_tune.search.progress import Progress, ProgressView, clock
 
 @pytest.fixture
 def progress() -> Progress:
-    return Progress(10, "val_rmse", ("last_value", 4.0), 2)
+    return Progress(10, "val_rmse", ("last_value", 4.0))
 
 
 def test_progress_counts_ends_and_names_the_best_against_the_baseline(progress: Progress) -> None:

@@ -41,9 +41,8 @@ def _share(time: np.ndarray, kind: Kind, cycle: str) -> np.ndarray:
         if cycle != "year":
             raise DataError(f"data.calendar: {cycle} cannot be told from weeks; only 'year' can")
         return time * 7 / _YEAR_DAYS
-    days = (
-        time // _DAY + (time % _DAY) / _DAY
-    )  # float64 of nanoseconds since 1970 would lose a quarter of a microsecond
+    # In two parts: float64 of nanoseconds since 1970 would lose a quarter of a microsecond.
+    days = time // _DAY + (time % _DAY) / _DAY
     if cycle == "year":
         return days / _YEAR_DAYS
     return (days - _MONDAY) / 7 if cycle == "week" else days % 1

@@ -73,8 +73,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """A trial finished an epoch, or says why it cannot."""
         number = trial.config["number"]
         if result.get("status") == "failed":
-            self._last[number] = {**self._last.get(number, {}), "reason": result["reason"]}
-            return
+            return  # no figures; the searcher tells the reason
         self._last[number] = result
         now = time.time()
         self._progress.epoch(number, result["epoch"], result[f"best_{self._spec.search.objective}"])

@@ -9,9 +9,10 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from xlstm_tune.data.words import count
+from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.search.finalists import PARTS, actual
+from xlstm_tune.search.finalists import actual
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.space import Params
 from xlstm_tune.training.loop import shape_of
@@ -96,14 +97,14 @@ def _baselines(plan: Plan) -> Grid:
     """What a model has to beat."""
     table = Grid(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("to beat")
-    for part in PARTS:
+    for part in JUDGED:
         table.add_column(f"{part} RMSE", justify="right")
     for baseline in plan.baselines:
         figures = (
             score_units(baseline.predictions[part], actual(plan.data, part), plan.data.target_std)["rmse"]
-            for part in PARTS
+            for part in JUDGED
         )
         table.add_row(baseline.name, *(number(figure) for figure in figures))
     if plan.best_possible:
-        table.add_row("best possible (the true mean)", *(number(plan.best_possible[part]) for part in PARTS))
+        table.add_row("best possible (the true mean)", *(number(plan.best_possible[part]) for part in JUDGED))
     return table

@@ -15,15 +15,16 @@ import numpy.typing as npt
 
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import build_model
 from xlstm_tune.search.folder import WEIGHTS, trial_folder
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import autocast_dtype, pick_device, predict, shape_of
+from xlstm_tune.training.metrics import score_units
 
 Array = npt.NDArray[Any]
-PARTS = ("validation", "test")
 MOST_ROWS = 200_000
 """Predictions kept per model and part; longer parts keep every k-th window, evenly."""
 
@@ -34,7 +35,6 @@ class Finalist:
 
     number: int
     family: str
-    title: str
     params: dict[str, Any]
 
 
@@ -48,7 +48,7 @@ def finalists(trials: Iterable[dict[str, Any]], spec: SearchSpec) -> list[Finali
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(scored, key=lambda row: (row[objective], row["trial"])):
         best.setdefault(row["family"], row)
-    return [Finalist(row["trial"], row["family"], row["name"], row["params"]) for row in best.values()]
+    return [Finalist(row["trial"], row["family"], row["params"]) for row in best.values()]
 
 
 def predict_parts(
@@ -62,7 +62,7 @@ def predict_parts(
     model.load_state_dict(load_weights(trial_folder(folder, number) / WEIGHTS))
     model.to(device)
     parts = {}
-    for part in PARTS:
+    for part in JUDGED:
         standardised = predict(model, Windows(data, part, config.lookback, device), dtype=dtype).double().numpy()
         parts[part] = standardised * data.target_std + data.target_mean
     return parts
@@ -115,6 +115,24 @@ def prediction_columns(
         "actual": truth[kept].reshape(-1),
         "predicted": predicted[kept].reshape(-1),
     }
+
+
+class Judge:
+    """What really happened in the judged parts, worked out once for all baselines and finalists."""
+
+    def __init__(self, table: Table, data: Prepared) -> None:
+        self._data = data
+        self._truth = {part: actual(data, part) for part in JUDGED}
+        self._labels = {part: sample_labels(table, data, part) for part in JUDGED}
+
+    def metrics(self, part: str, predicted: Array) -> dict[str, float]:
+        """Scores of predictions [n, H, K] in the target's own units."""
+        return score_units(predicted, self._truth[part], self._data.target_std)
+
+    def columns(self, trial: int | None, model: str, part: str, predicted: Array) -> dict[str, Any]:
+        """The same predictions as columns of the predictions table; trial None = a baseline."""
+        truth, labels = self._truth[part], self._labels[part]
+        return prediction_columns(trial, model, part, predicted, truth, labels, self._data.target_names)
 
 
 def score_remotely(

@@ -28,7 +28,6 @@ class Progress:
     objective: str
     baseline: tuple[str, float] | None
     """Name and validation figure of the best baseline."""
-    concurrent: int
     note: str = "starting Ray and the first workers"
     completed: int = 0
     pruned: int = 0

@@ -20,13 +20,12 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import PARTS, actual, finalists, prediction_columns, sample_labels, score_remotely
+from xlstm_tune.search.finalists import Judge, finalists, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.resources import Placement, local_resources, place
 from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
-from xlstm_tune.training.metrics import score_units
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -98,9 +97,10 @@ def _run(plan: Plan, console: Console) -> tuple[Leaderboard, Outcome]:
     """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
         with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
-            _record_start(plan, spool, results)
+            judge = Judge(plan.table, plan.data)
+            _record_start(plan, judge, spool, results)
             outcome = _search(plan, placement, spool, results, console)
-            _score_finalists(plan, placement, outcome, results, spool)
+            _score_finalists(plan, judge, placement, outcome, results, spool)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         _record_end(plan, spool, board, outcome)
     return board, outcome
@@ -180,7 +180,7 @@ def _finished(plan: Plan) -> bool:
     return len(ended) >= plan.trials
 
 
-def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:
+def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
     """The parent run, the baselines' scores, and what was known before the first trial."""
     spec, data = plan.spec, plan.data
     params: dict[str, Any] = {
@@ -197,16 +197,11 @@ def _record_start(plan: Plan, spool: Spool, results: ResultsWriter) -> None:
         "source": hide_credentials(", ".join(spec.data.source)),
     } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
     spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])
-    labels = {part: sample_labels(plan.table, data, part) for part in PARTS}
     for baseline in plan.baselines:
-        for part in PARTS:
-            truth, predicted = actual(data, part), baseline.predictions[part]
-            metrics = score_units(predicted, truth, data.target_std)
-            row = {"name": baseline.name, "part": part, **metrics, "settings": json.dumps(baseline.settings)}
-            results.baselines([row])
-            results.predictions(
-                prediction_columns(None, baseline.name, part, predicted, truth, labels[part], data.target_names)
-            )
+        for part, predicted in baseline.predictions.items():
+            row = {"name": baseline.name, "part": part, "settings": json.dumps(baseline.settings)}
+            results.baselines([row | judge.metrics(part, predicted)])
+            results.predictions(judge.columns(None, baseline.name, part, predicted))
     results.flush()
 
 
@@ -221,9 +216,8 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     from xlstm_tune.search.trainable import SearchTrial
 
     spec = plan.spec
-    progress = Progress(
-        plan.trials, spec.search.objective, best_baseline(plan.folder, spec.search.objective), placement.concurrent
-    )
+    objective = spec.search.objective
+    progress = Progress(plan.trials, objective, best_baseline(plan.folder, objective))
     driver = Driver(spec, plan.folder, results, spool, progress)
     if plan.resume:
         driver.recall()
@@ -266,18 +260,16 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     return Outcome(list(driver.rows.values()), data, cut, searcher.exhausted)
 
 
-def _score_finalists(plan: Plan, placement: Placement, outcome: Outcome, results: ResultsWriter, spool: Spool) -> None:
+def _score_finalists(
+    plan: Plan, judge: Judge, placement: Placement, outcome: Outcome, results: ResultsWriter, spool: Spool
+) -> None:
     """Test figures for the best of each family: the one look at the test part."""
     chosen = finalists(outcome.rows, plan.spec)
     for one, parts in score_remotely(chosen, plan.folder, plan.spec, outcome.data, placement):
         for part, predicted in parts.items():
-            truth = actual(plan.data, part)
-            metrics = score_units(predicted, truth, plan.data.target_std)
+            metrics = judge.metrics(part, predicted)
             results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
-            labels = sample_labels(plan.table, plan.data, part)
-            results.predictions(
-                prediction_columns(one.number, one.family, part, predicted, truth, labels, plan.data.target_names)
-            )
+            results.predictions(judge.columns(one.number, one.family, part, predicted))
             if part == "test":
                 spool.metrics({f"test_{name}": value for name, value in metrics.items()}, trial=one.number)
 
