@@ -274,7 +274,11 @@ def started(folder: Path, trials: int) -> subprocess.Popen[str]:
     """A search of sLSTMs that has finished its first epoch and has plenty left to do."""
     space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
     file = write_search(
-        folder, space=space, search={"trials": trials}, training={"epochs": 25}, model={"family": "slstm"}
+        folder,
+        space=space,
+        search={"trials": trials, "time_budget": "1h"},
+        training={"epochs": 25},
+        model={"family": "slstm"},
     )
     process = subprocess.Popen(
         command(folder, str(file)),

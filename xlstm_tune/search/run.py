@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -249,10 +250,13 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         ),
     )
     with ProgressView(console, progress):
-        reason = "time budget" if spec.search.time_budget else "interrupted"
+        began, budget = time.monotonic(), spec.search.time_budget
         try:
             tuner.fit()
         finally:
+            # Ctrl-C before the budget is used up is an interruption; Ray reports neither.
+            spent = isinstance(budget, float) and time.monotonic() - began >= budget
+            reason = "time budget" if spent else "interrupted"
             searcher.close(reason)
             driver.close()
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
