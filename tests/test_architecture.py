@@ -33,6 +33,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "optuna": ("search/", "report/"),
     "mlflow": ("tracking/", "predict.py"),
     "triton": ("kernels/",),
+    "numba": ("kernels/",),
+    "llvmlite": ("kernels/simd.py",),
 }
 LIGHT = ("errors.py", "strict.py", "spec.py", "search_file.py", "search/__main__.py", "search/space.py")
 

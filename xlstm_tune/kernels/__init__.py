@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_reference import MLSTMState, mlstm_reference
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
@@ -23,13 +24,18 @@ def slstm(
     bias: Tensor | None = None,
     initial_state: SLSTMState | None = None,
     *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, SLSTMState]:
     """The sLSTM cell over a sequence; equations in `slstm_reference`.
 
     gates: [B, T, N, 4, D], the inputs' share of the gates i, f, z, o. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
     initial_state: h, c, n, m, each [B, N, D]; None is the empty state, and so is n = 0 for a single element.
-    Returns h over time [B, T, N, D] and the final state. All inputs are differentiable.
+    resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
+    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    Returns h over time [B, T, N, D], zero in the padding, and the state after the last real step. All inputs are
+    differentiable.
     Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
     """
     expect_shape(gates, "slstm: gates", B=None, T=None, N=None, gates=4, D=None)
@@ -39,13 +45,19 @@ def slstm(
         expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
     for name, tensor in zip(SLSTMState._fields, initial_state or (), strict=False):
         expect_shape(tensor, f"slstm: state {name}", B=batch, N=heads, D=width)
+    check_masks("slstm", resets, lengths, batch, gates.shape[1])
     resolve("slstm", backend)
     dtype = _compute_dtype(gates, recurrent)
     state = None if initial_state is None else SLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(gates.device.type, enabled=False):
-        h, final = slstm_reference(
-            gates.to(dtype), recurrent.to(dtype), None if bias is None else bias.to(dtype), state
-        )
+        inputs = gates.to(dtype)
+        if resets is not None or lengths is not None:
+            inputs = mask_gates(inputs, 3, resets, lengths)
+        keep = None if resets is None else (~resets).to(dtype)
+        h, final = slstm_reference(inputs, recurrent.to(dtype), None if bias is None else bias.to(dtype), state, keep)
+        if lengths is not None:
+            final = final._replace(h=at_end(h, lengths))
+            h = blank_padding(h, lengths)
     return h.to(gates.dtype), final
 
 

@@ -16,12 +16,13 @@ After a step n is never 0 again (i' or f' is 1, and n' >= min(1, n)), so the rul
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from xlstm_tune.kernels.library import Kernel, register
 
 
 class SLSTMState(NamedTuple):
@@ -64,23 +65,6 @@ def slstm_steps(
     return torch.stack(outputs, 1), state
 
 
-def slstm_reference(
-    gates: Tensor, recurrent: Tensor, bias: Tensor | None = None, initial_state: SLSTMState | None = None
-) -> tuple[Tensor, SLSTMState]:
-    """The cell over a whole sequence.
-
-    gates: [B, T, N, 4, D], the inputs' share of the gates. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
-    Returns h over time [B, T, N, D] and the final state. Every input is differentiable, the initial state included.
-    """
-    state = slstm_empty_state(gates) if initial_state is None else initial_state
-    if bias is None:
-        bias = gates.new_zeros(recurrent.shape[:3])
-    inputs = (gates, recurrent, bias, *state)
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    h, c, n, m = _SLSTM.apply(keep, *inputs)  # type: ignore[no-untyped-call]
-    return h, SLSTMState(h[:, -1], c, n, m)
-
-
 def slstm_empty_state(gates: Tensor) -> SLSTMState:
     """The state before the first step, for gates of shape [B, T, N, 4, D]."""
     zeros = gates.new_zeros(gates.shape[0], gates.shape[2], gates.shape[4])
@@ -95,53 +79,57 @@ def _first_step_limit(dtype: torch.dtype) -> float:
 # The loops are bound by the cost of starting an op, not by arithmetic. Hence: the batch is the innermost axis, so that
 # a gate's plane [D, B] is contiguous for each head; planes that get the same treatment are neighbours and get it in
 # one call; everything is written into memory allocated once for all steps; and what no step needs from the step
-# before is computed for all steps at once, outside the loop. Gates whose batch axis already has stride 1 are taken in
-# fastest, and the gradient of the gates has stride 1 there too.
+# before is computed for all steps at once, outside the loop.
 
 
-def _forward(
-    keep: bool, gates: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, n0: Tensor, m0: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The loop over steps. Returns (hs, planes, z, log_f, cn, y, m), batch last, for `_backward`:
+def forward(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    n0: Tensor,
+    m0: Tensor,
+    keep: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    """The loop over steps, batch last: gates [T, N, 4, D, B], recurrent [N, 4, D, D], bias [N, 4, D], states [N, D, B].
 
-    hs [T+1, N, D, B]: h0 and the outputs; planes [T, N, 4, D, B]: i', f', i' tanh(z), sigmoid(o); z: tanh(z);
-    log_f: logsigmoid(f); cn [T+1, N, 2, D, B]: n and c, from the initial state on; y: c / n; m [N, D, B]: the last one.
-    Without `keep` only the last step of what is not an output is held (cn then is [1, ...]).
+    keep [T, N, B] is 0 where h does not reach the gates of a step, else 1; None = it always does.
+    Returns h [T, N, D, B] and the last c, n, m, then for `backward`:
+    planes [T, N, 4, D, B]: i', f', i' tanh(z), sigmoid(o); z: tanh(z), log_f: logsigmoid(f), y: c / n, each
+    [T, N, D, B]; cn [T + 1, N, 2, D, B]: n and c, from the initial state on.
+    Without `train` only the last step of what is not an output is held, and nothing of it returned.
     """
-    batch, steps, heads, _, width = gates.shape
-    planes = gates.new_empty(steps, heads, 4, width, batch)
-    if gates.stride(0) == 1:
-        torch.add(gates.permute(1, 2, 3, 4, 0), bias.unsqueeze(-1), out=planes)
-    else:  # torch is twice as fast at transposing a matrix as at permuting five axes
-        planes.view(-1, batch).copy_(gates.reshape(batch, -1).t())
-        planes += bias.unsqueeze(-1)
+    steps, heads, _, width, batch = gates.shape
+    planes = gates + bias.unsqueeze(-1)
     flat = planes.view(steps, heads, 4 * width, batch)
     weight = recurrent.reshape(heads, 4 * width, width)
 
-    hs = gates.new_empty(steps + 1, heads, width, batch)
-    hs[0] = h0.movedim(0, -1)
-    held = steps if keep else 1
-    z, log_f, y = gates.new_empty(3, held, heads, width, batch).unbind(0)
-    cn = gates.new_empty(steps + 1 if keep else 1, heads, 2, width, batch)
-    cn[0, :, 0] = n0.movedim(0, -1)
-    cn[0, :, 1] = c0.movedim(0, -1)
-    m = m0.movedim(0, -1).clone(memory_format=torch.contiguous_format)
+    h = gates.new_empty(steps, heads, width, batch)
+    held = steps if train else 1
+    z, log_f, y = (gates.new_empty(held, heads, width, batch) for _ in range(3))
+    cn = gates.new_empty(steps + 1 if train else 1, heads, 2, width, batch)
+    cn[0, :, 0] = n0
+    cn[0, :, 1] = c0
+    m = m0.clone(memory_format=torch.contiguous_format)
     m_column = m.unsqueeze(1)
 
-    h_at = hs.unbind(0)
-    cn_at = cn.unbind(0) if keep else cn.unbind(0) * (steps + 1)
-    n_at, c_at = (plane.unbind(0) * (1 if keep else steps + 1) for plane in cn.unbind(2))
-    z_at, log_f_at, y_at = (tensor.unbind(0) * (1 if keep else steps) for tensor in (z, log_f, y))
+    h_at = h.unbind(0)
+    cn_at = cn.unbind(0) if train else cn.unbind(0) * (steps + 1)
+    n_at, c_at = (plane.unbind(0) * (1 if train else steps + 1) for plane in cn.unbind(2))
+    z_at, log_f_at, y_at = (tensor.unbind(0) * (1 if train else steps) for tensor in (z, log_f, y))
     i_at, f_at, iz_at, o_at = (plane.unbind(0) for plane in planes.unbind(2))
     if_at = planes[:, :, :2].unbind(0)
     weights_at = planes[:, :, ::2].unbind(0)  # i' and i' tanh(z): what is added to n and c
     f_column_at = planes[:, :, 1:2].unbind(0)
     flat_at = flat.unbind(0)
     # The rule for n = 0 is decided before the loop, since only the first step can need it.
-    fresh = cn[0, :, 0] == 0
+    fresh = n0 == 0
 
     for t in range(steps):
-        flat_at[t].baddbmm_(weight, h_at[t])
+        before = h_at[t - 1] if t else h0
+        flat_at[t].baddbmm_(weight, before if keep is None else before * keep[t].unsqueeze(1))
         torch.ops.aten.log_sigmoid.out(f_at[t], out=log_f_at[t])
         torch.add(log_f_at[t], m, out=f_at[t])
         torch.maximum(i_at[t], f_at[t], out=m)
@@ -156,12 +144,22 @@ def _forward(
         o_at[t].sigmoid_()
         torch.addcmul(weights_at[t], f_column_at[t], cn_at[t], out=cn_at[t + 1])
         torch.div(c_at[t + 1], n_at[t + 1], out=y_at[t])
-        torch.mul(o_at[t], y_at[t], out=h_at[t + 1])
-    return hs, planes, z, log_f, cn, y, m
+        torch.mul(o_at[t], y_at[t], out=h_at[t])
+    n, c = (plane.clone() for plane in cn[-1].unbind(1))
+    saved = (planes, z, log_f, cn, y)
+    return h, c, n, m, *(saved if train else (tensor[:0].clone() for tensor in saved))
 
 
-def _backward(
-    saved: tuple[Tensor, ...],
+def backward(
+    recurrent: Tensor,
+    h0: Tensor,
+    keep: Tensor | None,
+    h: Tensor,
+    planes: Tensor,
+    z: Tensor,
+    log_f: Tensor,
+    cn: Tensor,
+    y: Tensor,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
     grad_n: Tensor | None,
@@ -173,7 +171,6 @@ def _backward(
     only through c exp(m) and n exp(m), which m' does not change, so they add nothing to g; what remains comes from the
     final state: g = grad_m - c grad_c - n grad_n at the last step, passed back through m' = max(i, l) to i or to l.
     """
-    recurrent, hs, planes, z, log_f, cn, y = saved
     steps, heads, _, width, batch = planes.shape
     i_weight, f_weight, i_z, o = planes.unbind(2)
     n, c = cn.unbind(2)
@@ -196,22 +193,19 @@ def _backward(
 
     carry = planes.new_zeros(heads, 2, width, batch)  # gradients of n and c that come from later steps
     if grad_n is not None:
-        carry[:, 0] = grad_n.movedim(0, -1)
+        carry[:, 0] = grad_n
     if grad_c is not None:
-        carry[:, 1] = grad_c.movedim(0, -1)
+        carry[:, 1] = grad_c
     stabiliser = None
     if not (grad_c is None and grad_n is None and grad_m is None):
         stabiliser = -(cn[-1] * carry).sum(1)
         if grad_m is not None:
-            stabiliser += grad_m.movedim(0, -1)
+            stabiliser += grad_m
         # i' = 1 where i was the maximum, or n was 0 at the first step; else f' = 1.
         past_wins = f_weight > i_weight
         past_wins[0] &= n[0] != 0
 
-    if grad_h is None:
-        grad_hs = torch.zeros_like(hs[1:])
-    else:
-        grad_hs = grad_h.reshape(batch, -1).t().clone(memory_format=torch.contiguous_format).view_as(hs[1:])
+    grad_hs = torch.zeros_like(h) if grad_h is None else grad_h.clone(memory_format=torch.contiguous_format)
     d_planes = torch.empty_like(planes)
     weight = recurrent.reshape(heads, 4 * width, width).transpose(1, 2).contiguous()
     nc = torch.empty_like(carry)
@@ -225,9 +219,14 @@ def _backward(
     by_c_at, by_n_at, by_h_at, to_nc_at = (tensor.unbind(0) for tensor in (by_c, by_n, by_h, to_nc))
     f_column_at = planes[:, :, 1:2].unbind(0)
 
+    def through_recurrence(t: int) -> Tensor:
+        """Gradient of the h before step t, as far as it comes from that step's gates."""
+        found = torch.bmm(weight, flat_at[t])
+        return found if keep is None else found * keep[t].unsqueeze(1)
+
     for t in range(steps - 1, -1, -1):
         if t < steps - 1:
-            dh_at[t].baddbmm_(weight, flat_at[t + 1])
+            dh_at[t].add_(through_recurrence(t + 1))
         torch.addcmul(carry, to_nc_at[t], dh_column_at[t], out=nc)
         torch.mul(by_c_at[t], dc_column, out=d_ifz_at[t])
         d_if_at[t].addcmul_(by_n_at[t], dn)
@@ -239,39 +238,111 @@ def _backward(
             d_f_at[t].addcmul_(to_past, f_slope[t])
             stabiliser = to_past
 
-    grad_h0 = torch.bmm(weight, flat_at[0])
+    grad_h0 = through_recurrence(0)
     grad_m0 = (cn[0] * carry).sum(1)
     if stabiliser is not None:
         grad_m0 += stabiliser
     by_head = d_planes.permute(1, 2, 3, 0, 4).reshape(heads, 4 * width, steps * batch)
-    h_before = hs[:-1].permute(1, 2, 0, 3).reshape(heads, width, steps * batch)
-    grad_recurrent = torch.bmm(by_head, h_before.transpose(1, 2)).view_as(recurrent)
+    before = torch.cat([h0.unsqueeze(0), h[:-1]])
+    if keep is not None:
+        before *= keep.unsqueeze(2)
+    before = before.permute(1, 2, 0, 3).reshape(heads, width, steps * batch)
+    grad_recurrent = torch.bmm(by_head, before.transpose(1, 2)).view_as(recurrent)
     grad_bias = by_head.sum(2).view(heads, 4, width)
-    grad_gates = by_head.view(heads, 4, width, steps, batch).permute(4, 3, 0, 1, 2)
-    states = (grad_h0, carry[:, 1], carry[:, 0], grad_m0)
-    return grad_gates, grad_recurrent, grad_bias, *(state.movedim(-1, 0) for state in states)
+    return d_planes, grad_recurrent, grad_bias, grad_h0, carry[:, 1].clone(), carry[:, 0].clone(), grad_m0
 
 
-class _SLSTM(torch.autograd.Function):
-    """The loops as one differentiable op: (gates, recurrent, bias, h, c, n, m) to (h over time, c, n, m)."""
+def forward_shapes(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    n0: Tensor,
+    m0: Tensor,
+    keep: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    """Tensors like those that `forward` returns."""
+    steps, heads, _, width, batch = gates.shape
+    held = steps if train else 0
+    states = [gates.new_empty(heads, width, batch) for _ in range(3)]
+    z, log_f, y = (gates.new_empty(held, heads, width, batch) for _ in range(3))
+    planes = gates.new_empty(held, heads, 4, width, batch)
+    cn = gates.new_empty(steps + 1 if train else 0, heads, 2, width, batch)
+    return gates.new_empty(steps, heads, width, batch), *states, planes, z, log_f, cn, y
 
-    @staticmethod
-    def forward(ctx: Any, keep: bool, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        hs, planes, z, log_f, cn, y, m = _forward(keep, *inputs)
-        ctx.set_materialize_grads(False)
-        if keep:
-            ctx.save_for_backward(inputs[1], hs, planes, z, log_f, cn, y)
-        n, c = cn[-1].unbind(1)
-        return _batch_first(hs[1:]), _batch_first(c), _batch_first(n), _batch_first(m)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_backward(ctx.saved_tensors, *grads)
+def backward_shapes(
+    recurrent: Tensor,
+    h0: Tensor,
+    keep: Tensor | None,
+    h: Tensor,
+    planes: Tensor,
+    z: Tensor,
+    log_f: Tensor,
+    cn: Tensor,
+    y: Tensor,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_n: Tensor | None,
+    grad_m: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Tensors like those that `backward` returns."""
+    states = [torch.empty_like(h0) for _ in range(4)]
+    return torch.empty_like(planes), torch.empty_like(recurrent), recurrent.new_empty(recurrent.shape[:3]), *states
 
 
-def _batch_first(tensor: Tensor) -> Tensor:
-    """[..., B] to [B, ...] in memory of its own: outputs neither keep the loop's buffers alive nor can spoil them."""
-    out = tensor.new_empty(tensor.shape[-1], *tensor.shape[:-1])
-    out.view(len(out), -1).copy_(tensor.reshape(-1, len(out)).t())
-    return out
+_in_layout = register(
+    Kernel(
+        name="slstm_reference",
+        inputs={"gates": 1, "recurrent": 0, "bias": 0, "h0": 0, "c0": 0, "n0": 0, "m0": 0},
+        constants={"keep": 1},
+        outputs={"h": 1, "c": 0, "n": 0, "m": 0},
+        saved={"planes": 1, "z": 1, "log_f": 1, "cn": 1, "y": 1},
+        needs=("recurrent", "h0", "keep", "h"),
+        forward=forward,
+        backward=backward,
+        forward_shapes=forward_shapes,
+        backward_shapes=backward_shapes,
+    )
+)
+
+
+def slstm_reference(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None = None,
+    initial_state: SLSTMState | None = None,
+    keep: Tensor | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """The cell over a whole sequence.
+
+    gates: [B, T, N, 4, D], the inputs' share of the gates. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
+    keep: [B, T], 0 where h does not reach the gates of a step, else 1; None = it always does.
+    Returns h over time [B, T, N, D] and the final state. Every input is differentiable, the initial state included.
+    """
+    state = slstm_empty_state(gates) if initial_state is None else initial_state
+    if bias is None:
+        bias = gates.new_zeros(recurrent.shape[:3])
+    heads = gates.shape[2]
+    if keep is not None:
+        keep = keep.t().unsqueeze(1).expand(-1, heads, -1).contiguous()
+    h, *cell = _in_layout(
+        batch_last(gates), recurrent.contiguous(), bias.contiguous(), *(batch_last(one) for one in state), keep
+    )
+    h = batch_first(h)
+    return h, SLSTMState(h[:, -1], *(batch_first(one) for one in cell))
+
+
+def batch_last(tensor: Tensor) -> Tensor:
+    """[B, ...] to [..., B], contiguous; free where that is how it lies in memory."""
+    if tensor.stride(0) == 1 and tensor.movedim(0, -1).is_contiguous():
+        return tensor.movedim(0, -1)
+    # torch is twice as fast at transposing a matrix as at permuting many axes.
+    return tensor.flatten(1).t().contiguous().view(*tensor.shape[1:], -1)
+
+
+def batch_first(tensor: Tensor) -> Tensor:
+    """[..., B] to [B, ...], contiguous."""
+    return tensor.flatten(0, -2).t().contiguous().view(-1, *tensor.shape[:-1])

@@ -1,0 +1,122 @@
+"""Registers a cell's forward and backward as torch operators: autograd, vmap, torch.compile and fake tensors know them.
+
+A backend gives plain functions over tensors in its own layout. Under `torch.func.vmap` the members of a population are
+folded into one axis of every tensor (heads or batch), so that a population is a bigger problem for the same kernel.
+The backward must be taken outside the vmap: sum the members' losses, call backward once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One op on one backend. In each mapping, the name of a tensor → the axis that vmap folds members into."""
+
+    name: str
+    inputs: Mapping[str, int]
+    """Differentiable inputs, in order."""
+    constants: Mapping[str, int]
+    """Optional inputs after those, without gradient; None where absent."""
+    outputs: Mapping[str, int]
+    """What the caller gets."""
+    saved: Mapping[str, int]
+    """What the forward pass returns beside the outputs, for the backward pass."""
+    needs: Sequence[str]
+    """The inputs, constants and outputs that the backward pass wants besides `saved`."""
+    forward: Callable[..., Tensors]
+    """(*inputs, *constants, keep, *options) → (*outputs, *saved), none an alias of another or of an input. With
+    keep = False the saved ones may be empty along any axis but their fold axis."""
+    backward: Callable[..., Tensors]
+    """(*needs, *saved, *gradients of the outputs or None, *options) → the gradient of each input."""
+    forward_shapes: Callable[..., Tensors]
+    """As `forward`, but the tensors only need the right shape, dtype and contiguity."""
+    backward_shapes: Callable[..., Tensors]
+    """As `backward` likewise."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further arguments, by their type in torch's schema language, such as {"chunk": "int"}."""
+
+
+def register(kernel: Kernel) -> Callable[..., Tensors]:
+    """Make `kernel` an operator xlstm_tune::<name>. Returns (*inputs, *constants, **options) → outputs."""
+    forward_op = _forward_op(kernel)
+    backward_op = _backward_op(kernel)
+    count = len(kernel.inputs)
+    names = (*kernel.inputs, *kernel.constants)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.set_materialize_grads(False)
+        known = dict(zip((*names, *kernel.outputs), (*inputs[: len(names)], *output), strict=False))
+        ctx.save_for_backward(*(known[name] for name in kernel.needs), *output[len(kernel.outputs) :])
+        ctx.options = inputs[len(names) + 1 :]
+
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = backward_op(*ctx.saved_tensors, *gradients[: len(kernel.outputs)], *ctx.options)
+        return (*found, *[None] * (len(kernel.constants) + 1 + len(kernel.options)))
+
+    torch.library.register_autograd(forward_op, backward, setup_context=setup_context)
+
+    def call(*tensors: Tensor | None, **options: Any) -> Tensors:
+        differentiable = (tensor for tensor in tensors[:count] if tensor is not None)
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+        found: Tensors = forward_op(*tensors, keep, *(options[name] for name in kernel.options))
+        return found[: len(kernel.outputs)]
+
+    return call
+
+
+def _forward_op(kernel: Kernel) -> Any:
+    tensors = [*(f"Tensor {name}" for name in kernel.inputs), *(f"Tensor? {name}" for name in kernel.constants)]
+    axes = [*kernel.inputs.values(), *kernel.constants.values()]
+    returned = (*kernel.outputs.values(), *kernel.saved.values())
+    return _operator(kernel.name, [*tensors, "bool keep"], axes, returned, kernel, backward=False)
+
+
+def _backward_op(kernel: Kernel) -> Any:
+    known = {**kernel.inputs, **kernel.constants, **kernel.outputs}
+    needed = [f"Tensor{'?' if name in kernel.constants else ''} {name}" for name in kernel.needs]
+    saved = [f"Tensor {name}" for name in kernel.saved]
+    gradients = [f"Tensor? grad_{name}" for name in kernel.outputs]
+    axes = [*(known[name] for name in kernel.needs), *kernel.saved.values(), *kernel.outputs.values()]
+    tensors = [*needed, *saved, *gradients]
+    return _operator(f"{kernel.name}_backward", tensors, axes, tuple(kernel.inputs.values()), kernel, backward=True)
+
+
+def _operator(
+    name: str, arguments: list[str], axes: list[int], returned: tuple[int, ...], kernel: Kernel, backward: bool
+) -> Any:
+    arguments = arguments + [f"{kind} {option}" for option, kind in kernel.options.items()]
+    schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(returned))})"
+    compute, shapes = (kernel.backward, kernel.backward_shapes) if backward else (kernel.forward, kernel.forward_shapes)
+    operator = torch.library.custom_op(f"xlstm_tune::{name}", compute, mutates_args=(), schema=schema)
+    operator.register_fake(shapes)
+
+    def fold(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Tensors, tuple[int, ...]]:
+        members = info.batch_size
+        places = [*axes, *[0] * (len(values) - len(axes))]  # options stand after the tensors
+        folded = [
+            _fold(value, dim, axis, members) if isinstance(value, Tensor) else value
+            for value, dim, axis in zip(values, in_dims, places, strict=True)
+        ]
+        found = operator(*folded)
+        return tuple(one.unflatten(axis, (members, -1)) for one, axis in zip(found, returned, strict=True)), returned
+
+    operator.register_vmap(fold)
+    return operator
+
+
+def _fold(tensor: Tensor, dim: int | None, axis: int, members: int) -> Tensor:
+    """The members' axis `dim` of a tensor (None: all members share it) made part of its axis `axis`."""
+    if dim is None:
+        spread = tensor.unsqueeze(axis).expand(*tensor.shape[:axis], members, *tensor.shape[axis:])
+    else:
+        spread = tensor.movedim(dim, axis)
+    return spread.flatten(axis, axis + 1).contiguous()

@@ -1,0 +1,255 @@
+"""Vectors of 16 float32 lanes for Numba kernels: a type, its arithmetic, and the functions that gates are made of.
+
+Numba's loops over arrays are vectorised only where LLVM can prove that no two arrays overlap, which it cannot for the
+ten arrays of a recurrent cell. A value of this type is one LLVM vector, so nothing has to be proved: a processor with
+AVX-512 holds it in one register, others in two or four. Lanes are samples: each does the same work on its own numbers.
+
+`+ - * /` work between vectors, and between a vector and a float; a product and a sum may be fused. Comparisons give a
+mask for `select`. Nothing here hides a NaN: every function returns NaN for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES = 16
+CONTRACT = {"contract"}
+"""A product and a sum become one instruction; nothing else about rounding, NaN or infinity is given up."""
+
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+_BITS = ir.VectorType(ir.IntType(1), LANES)
+
+
+class _Lanes(types.Type):  # type: ignore[misc]
+    """Numba's name for LANES numbers in one vector."""
+
+
+vector = _Lanes(name=f"float32x{LANES}")
+mask = _Lanes(name=f"boolx{LANES}")
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: _Lanes):
+        super().__init__(manager, kind, _FLOATS if kind == vector else _BITS)
+
+
+def _spread(builder: Any, scalar: Any) -> Any:
+    """A vector with the scalar in every lane."""
+    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), lanes)
+
+
+def _widen(context: Any, builder: Any, value: Any, kind: Any) -> Any:
+    """Operands of an operator as vectors."""
+    if kind == vector:
+        return value
+    return _spread(builder, context.cast(builder, value, kind, types.float32))
+
+
+def _operator(symbol: Any, instruction: str, result: _Lanes, *extra: str) -> None:
+    """Teach Numba `symbol` for vector · vector, vector · number and number · vector."""
+
+    @type_callable(symbol)
+    def typer(context: Any) -> Any:
+        def of(left: Any, right: Any) -> Any:
+            kinds = {left, right}
+            if vector in kinds and all(kind == vector or isinstance(kind, types.Number) for kind in kinds):
+                return result
+            return None
+
+        return of
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        left, right = (
+            _widen(context, builder, value, kind) for value, kind in zip(arguments, signature.args, strict=True)
+        )
+        flags = () if result == mask else tuple(CONTRACT)
+        return getattr(builder, instruction)(*extra, left, right, flags=flags)
+
+    for left, right in ((vector, vector), (vector, types.Number), (types.Number, vector)):
+        lower_builtin(symbol, left, right)(lower)
+
+
+_operator(operator.add, "fadd", vector)
+_operator(operator.sub, "fsub", vector)
+_operator(operator.mul, "fmul", vector)
+_operator(operator.truediv, "fdiv", vector)
+_operator(operator.lt, "fcmp_ordered", mask, "<")
+_operator(operator.gt, "fcmp_ordered", mask, ">")
+_operator(operator.eq, "fcmp_ordered", mask, "==")
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
+    """Address of element `offset` of a flat array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+@intrinsic
+def load(typing_context: Any, array: Any, offset: Any) -> Any:
+    """LANES neighbours of a flat float32 array, from `offset` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _pointer(context, builder, signature.args[0], *arguments)
+        return builder.load(builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
+    """Write the lanes to neighbours of a flat float32 array, from `offset` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _pointer(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def splat(typing_context: Any, value: Any) -> Any:
+    """A vector with the number in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _spread(builder, arguments[0])
+
+    return vector(types.float32), generate
+
+
+@intrinsic
+def select(typing_context: Any, where: Any, chosen: Any, other: Any) -> Any:
+    """Per lane `chosen` where the mask is set, else `other`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return vector(mask, vector, vector), generate
+
+
+@intrinsic
+def _shift_exponent(typing_context: Any, value: Any, shifted: Any) -> Any:
+    """value · 2^n, where shifted is n + 1.5 · 2²³, so that n stands in its lowest bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, shifted = arguments
+        power = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+        scale = builder.add(power, ir.Constant(_INTS, [127 << 23] * LANES))
+        return builder.fmul(value, builder.bitcast(scale, _FLOATS))
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
+def transpose(
+    typing_context: Any, source: Any, from_offset: Any, from_stride: Any, target: Any, to_offset: Any, to_stride: Any
+) -> Any:
+    """Copy a square of LANES × LANES numbers between flat arrays, transposed: rows lie a stride apart in either."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def rows(number: int) -> list[Any]:
+            array, offset, stride = arguments[3 * number : 3 * number + 3]
+            places = [builder.add(offset, builder.mul(stride, ir.Constant(stride.type, row))) for row in range(LANES)]
+            kind = signature.args[3 * number]
+            return [
+                builder.bitcast(_pointer(context, builder, kind, array, place), _FLOATS.as_pointer())
+                for place in places
+            ]
+
+        square = [builder.load(address, align=4) for address in rows(0)]
+        step = 1
+        while step < LANES:
+            # Each pair of rows a step apart swaps the lanes that lie a step off the diagonal of its 2 × 2 blocks.
+            upper = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+            lower = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+            for row in range(LANES):
+                if not row & step:
+                    pair = square[row], square[row | step]
+                    square[row], square[row | step] = (
+                        builder.shuffle_vector(*pair, ir.Constant(_INTS, lanes)) for lanes in (upper, lower)
+                    )
+            step *= 2
+        for value, address in zip(square, rows(1), strict=True):
+            builder.store(value, address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
+
+
+f32 = np.float32
+_LOG2_E = f32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = f32(0.693145751953125), f32(1.42860682030941723212e-6)
+_SHIFT = f32(1.5 * 2**23)
+_LOWEST = f32(-87.0)
+
+
+@njit(inline="always", fastmath=CONTRACT)
+def exp(x):
+    """e^x for x up to 88; 0 below -87. x = n ln 2 + r with |r| ≤ ln 2 / 2, and e^r by its Taylor series."""
+    tiny = x < _LOWEST
+    bounded = select(tiny, splat(_LOWEST), x)
+    shifted = bounded * _LOG2_E + _SHIFT
+    n = shifted - _SHIFT
+    r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
+    series = r * f32(1 / 5040) + f32(1 / 720)
+    series = series * r + f32(1 / 120)
+    series = series * r + f32(1 / 24)
+    series = series * r + f32(1 / 6)
+    series = series * r + f32(1 / 2)
+    series = (series * r) * r + r + f32(1)
+    return select(tiny, splat(f32(0)), _shift_exponent(series, shifted))
+
+
+@njit(inline="always", fastmath=CONTRACT)
+def sigmoid_and_slope(x):
+    """(sigmoid(x), sigmoid(-x)), neither by subtraction."""
+    small = exp(select(x > f32(0), f32(0) - x, x))
+    share = f32(1) / (small + f32(1))
+    rest = small * share
+    positive = x > f32(0)
+    return select(positive, share, rest), select(positive, rest, share)
+
+
+@njit(inline="always", fastmath=CONTRACT)
+def log_sigmoid_and_slope(x):
+    """(log sigmoid(x), its derivative sigmoid(-x)); log(1 + u) = 2 artanh(u / (2 + u)) by its series, u in [0, 1]."""
+    positive = x > f32(0)
+    u = exp(select(positive, f32(0) - x, x))
+    s = u / (u + f32(2))
+    square = s * s
+    series = square * f32(2 / 15) + f32(2 / 13)
+    series = series * square + f32(2 / 11)
+    series = series * square + f32(2 / 9)
+    series = series * square + f32(2 / 7)
+    series = series * square + f32(2 / 5)
+    series = series * square + f32(2 / 3)
+    log1p = (series * square) * s + s * f32(2)
+    share = f32(1) / (u + f32(1))
+    return select(positive, splat(f32(0)), x) - log1p, select(positive, u * share, share)
+
+
+@njit(inline="always", fastmath=CONTRACT)
+def tanh(x):
+    """tanh x by exponentials, and near zero, where they would cancel, by its Taylor series."""
+    positive = x > f32(0)
+    size = select(positive, x, f32(0) - x)
+    small = exp(size * f32(-2))
+    far = (f32(1) - small) / (small + f32(1))
+    square = x * x
+    series = square * f32(21844 / 6081075) + f32(-1382 / 155925)
+    series = series * square + f32(62 / 2835)
+    series = series * square + f32(-17 / 315)
+    series = series * square + f32(2 / 15)
+    series = series * square + f32(-1 / 3)
+    near = (series * square) * x + x
+    return select(size < f32(0.4), near, select(positive, far, f32(0) - far))
