@@ -1,25 +1,40 @@
 import pytest
+import torch
 
 from xlstm_tune.errors import BackendUnavailable
-from xlstm_tune.kernels.dispatch import OPS, resolve
+from xlstm_tune.kernels import slstm
+from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, resolve
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_resolve_auto_takes_the_reference_and_says_why(op):
+@pytest.mark.parametrize("op", KERNELS)
+def test_resolve_auto_takes_the_fastest_that_can_run_and_says_why(op):
     choice = resolve(op)
-    assert choice.backend == "reference"
-    assert op in choice.reason and op in str(choice)
+    assert choice.backend == (*KERNELS[op], "reference")[0]
+    assert op in str(choice) and "float32 on 'cpu'" in choice.reason
+    assert resolve(op, dtype=torch.float64).backend == "reference"
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_resolve_explicit_request_is_met_or_refused(op):
+@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"auto", "reference"}))
+def test_resolve_explicit_request_is_met_or_refused(op, backend):
     assert resolve(op, "reference").backend == "reference"
-    with pytest.raises(BackendUnavailable, match=f"'triton' was asked for, but .*{op}"):
-        resolve(op, "triton")
+    if backend in KERNELS[op]:
+        assert resolve(op, backend).reason == "asked for by name"
+    else:
+        with pytest.raises(BackendUnavailable, match=f"'{backend}' was asked for, but .*{op}"):
+            resolve(op, backend)
+
+
+def test_numba_is_refused_where_it_cannot_run():
+    with pytest.raises(BackendUnavailable, match="runs on a CPU, and the tensors are on 'cuda'"):
+        resolve("slstm", "numba", "cuda")
+    gates = torch.zeros(1, 2, 1, 4, 1, dtype=torch.float64)
+    with pytest.raises(BackendUnavailable, match="computes in float32, and the tensors are float64"):
+        slstm(gates, torch.zeros(1, 4, 1, 1, dtype=torch.float64), backend="numba")
 
 
 def test_resolve_unknown_names():
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, triton, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, numba, triton, got 'cuda'"):
         resolve("slstm", "cuda")
     with pytest.raises(ValueError, match="op must be one of"):
         resolve("gru")

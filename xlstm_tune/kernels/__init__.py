@@ -13,9 +13,12 @@ from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_reference import MLSTMState, mlstm_reference
 from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
 __all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
+
+_SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
 
 
 def slstm(
@@ -46,15 +49,15 @@ def slstm(
     for name, tensor in zip(SLSTMState._fields, initial_state or (), strict=False):
         expect_shape(tensor, f"slstm: state {name}", B=batch, N=heads, D=width)
     check_masks("slstm", resets, lengths, batch, gates.shape[1])
-    resolve("slstm", backend)
     dtype = _compute_dtype(gates, recurrent)
+    cell = _SLSTM[resolve("slstm", backend, gates.device.type, dtype).backend]
     state = None if initial_state is None else SLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(gates.device.type, enabled=False):
         inputs = gates.to(dtype)
         if resets is not None or lengths is not None:
             inputs = mask_gates(inputs, 3, resets, lengths)
         keep = None if resets is None else (~resets).to(dtype)
-        h, final = slstm_reference(inputs, recurrent.to(dtype), None if bias is None else bias.to(dtype), state, keep)
+        h, final = cell(inputs, recurrent.to(dtype), None if bias is None else bias.to(dtype), state, keep)
         if lengths is not None:
             final = final._replace(h=at_end(h, lengths))
             h = blank_padding(h, lengths)
@@ -88,8 +91,8 @@ def mlstm(
         expect_shape(initial_state.c, "mlstm: state c", B=batch, N=heads, D_k=width, D_v=v.shape[-1])
         expect_shape(initial_state.n, "mlstm: state n", B=batch, N=heads, D_k=width)
         expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
-    resolve("mlstm", backend)
     dtype = _compute_dtype(q, k, v, i, f)
+    resolve("mlstm", backend, q.device.type, dtype)
     state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(q.device.type, enabled=False):
         h, final = mlstm_reference(q.to(dtype), k.to(dtype), v.to(dtype), i.to(dtype), f.to(dtype), state)

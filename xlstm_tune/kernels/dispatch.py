@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from xlstm_tune.errors import BackendUnavailable
 
-OPS = ("slstm", "mlstm")
-BACKENDS = ("auto", "reference", "triton")
+BACKENDS = ("auto", "reference", "numba", "triton")
+KERNELS: dict[str, tuple[str, ...]] = {"slstm": ("numba",), "mlstm": ()}
+"""The backends that each op has besides the reference, fastest first."""
 
 
 @dataclass(frozen=True)
@@ -22,26 +25,35 @@ class Choice:
         return f"{self.op}: {self.backend} ({self.reason})"
 
 
-def refusal(op: str) -> str | None:
-    """Why the Triton backend cannot run `op` here; None when it can."""
-    return f"this version has no Triton kernel for {op}"
+def refusal(op: str, backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
+    """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can."""
+    if backend not in KERNELS[op]:
+        return f"this version has no {backend.capitalize()} kernel for {op}"
+    if backend == "numba" and device != "cpu":
+        return f"it runs on a CPU, and the tensors are on '{device}'"
+    if backend == "numba" and dtype == torch.float64:
+        return "it computes in float32, and the tensors are float64"
+    return None
 
 
-def resolve(op: str, requested: str = "auto") -> Choice:
-    """Choose the backend of `op`.
+def resolve(op: str, requested: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32) -> Choice:
+    """Choose the backend of `op` for tensors of a device type and dtype.
 
-    `auto` takes the fastest that can run here. Raises BackendUnavailable when a backend that was asked for by name
-    cannot run, ValueError for a name that is none of `BACKENDS` or `OPS`.
+    `auto` takes the fastest that can run them. Raises BackendUnavailable when a backend that was asked for by name
+    cannot, ValueError for a name that is none of `BACKENDS` or `KERNELS`.
     """
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
+    if op not in KERNELS:
+        raise ValueError(f"op must be one of {', '.join(KERNELS)}, got {op!r}")
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "reference":
         return Choice(op, "reference", "asked for by name")
-    reason = refusal(op)
-    if requested == "triton" and reason:
-        raise BackendUnavailable(f"backend 'triton' was asked for, but {reason}; use 'auto' or 'reference'")
-    if reason:
-        return Choice(op, "reference", reason)
-    return Choice(op, "triton", "asked for by name" if requested == "triton" else "the fastest here")
+    if requested != "auto":
+        reason = refusal(op, requested, device, dtype)
+        if reason:
+            raise BackendUnavailable(f"backend '{requested}' was asked for, but {reason}; use 'auto' or 'reference'")
+        return Choice(op, requested, "asked for by name")
+    for backend in KERNELS[op]:
+        if refusal(op, backend, device, dtype) is None:
+            return Choice(op, backend, f"the fastest for {dtype} on '{device}'".replace("torch.", ""))
+    return Choice(op, "reference", f"there is no faster kernel for {dtype} on '{device}'".replace("torch.", ""))

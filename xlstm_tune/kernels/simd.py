@@ -128,6 +128,16 @@ def splat(typing_context: Any, value: Any) -> Any:
 
 
 @intrinsic
+def spread(typing_context: Any, array: Any, offset: Any) -> Any:
+    """A vector with element `offset` of a flat float32 array in every lane; unlike an index, not checked for a sign."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _spread(builder, builder.load(_pointer(context, builder, signature.args[0], *arguments)))
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
 def select(typing_context: Any, where: Any, chosen: Any, other: Any) -> Any:
     """Per lane `chosen` where the mask is set, else `other`."""
 

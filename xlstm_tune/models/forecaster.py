@@ -109,7 +109,8 @@ class Forecaster(nn.Module):
             return {"lstm": "lstm: torch.nn.LSTM", "lstm_scratch": "lstm_scratch: elementary operations in torch"}[
                 self.config.family
             ]
-        return "; ".join(str(resolve(f"{kind}lstm", self.backend)) for kind in sorted(set(blocks)))
+        weight = self.head.weight
+        return "; ".join(str(resolve(f"{kind}lstm", self.backend, weight.device.type)) for kind in sorted(set(blocks)))
 
     def _window_statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What each window is centred on and divided by, [B, 1, F], as `instance_norm` says."""

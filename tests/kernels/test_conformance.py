@@ -1,0 +1,214 @@
+"""Every backend of every op against the float64 reference: outputs, final states and all gradients, at odd sizes.
+
+Memory that is not yet written holds NaN throughout, so that reading it shows.
+"""
+
+import pytest
+import torch
+
+from xlstm_tune.kernels import SLSTMState, slstm
+from xlstm_tune.kernels.dispatch import KERNELS
+
+SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)]
+"""(batch, steps, heads, width)"""
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def slstm_problem(draw, batch, steps, heads, width):
+    state = [draw(batch, heads, width) for _ in range(4)]
+    state[2] = state[2].abs() + 0.3
+    scale = 1 / width**0.5
+    return [draw(batch, steps, heads, 4, width), draw(heads, 4, width, width) * scale, draw(heads, 4, width), *state]
+
+
+def slstm_flat(inputs, **options):
+    h, final = slstm(*inputs[:3], SLSTMState(*inputs[3:]) if inputs[3:] else None, **options)
+    return h, *final
+
+
+OPS = {"slstm": (slstm_problem, slstm_flat, 3)}
+"""op → its random inputs, the op on them as a flat tuple, how many inputs are not states."""
+BACKENDS = [(op, backend) for op in OPS for backend in ("reference", *KERNELS[op])]
+FASTER = [(op, backend) for op, backend in BACKENDS if backend != "reference"]
+
+
+def problem(op, size, warm=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make, _, count = OPS[op]
+    inputs = make(lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), *size)
+    return inputs if warm else inputs[:count]
+
+
+def results(op, inputs, dtype, seed=1, **options):
+    """Outputs, and the gradients of a random weighting of them."""
+    inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+    outputs = OPS[op][1](inputs, **options)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in outputs]
+    loss = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
+    return *outputs, *torch.autograd.grad(loss, inputs)
+
+
+def assert_near(mine, true, tolerance):
+    for number, (one, other) in enumerate(zip(mine, true, strict=True)):
+        scale = other.abs().max().clamp(min=0.01)
+        assert (one.double() - other).abs().max() <= tolerance * scale, f"result {number}"
+
+
+def masks(batch, steps, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    resets = torch.rand(batch, steps, generator=generator) < 0.2
+    lengths = torch.randint(1, steps + 1, (batch,), generator=generator)
+    return resets, lengths
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("op", "backend"), FASTER)
+def test_backend_equals_the_reference(op, backend, size, warm):
+    inputs = problem(op, size, warm)
+    true = results(op, inputs, torch.float64, backend="reference")
+    assert_near(results(op, inputs, torch.float32, backend=backend), true, 1e-5)
+
+
+@pytest.mark.parametrize("masked", ["resets", "lengths", "both"])
+@pytest.mark.parametrize(("op", "backend"), FASTER)
+def test_backend_equals_the_reference_with_masks(op, backend, masked):
+    inputs = problem(op, (19, 23, 2, 4))
+    resets, lengths = masks(19, 23)
+    options = {"resets": resets} if masked != "lengths" else {}
+    options |= {"lengths": lengths} if masked != "resets" else {}
+    true = results(op, inputs, torch.float64, backend="reference", **options)
+    assert_near(results(op, inputs, torch.float32, backend=backend, **options), true, 1e-5)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_masks_are_segments_run_alone(op, backend):
+    batch, steps = 4, 9
+    inputs = problem(op, (batch, steps, 2, 4))
+    count, run = OPS[op][2], OPS[op][1]
+    in_time = [number for number, one in enumerate(inputs[:count]) if one.shape[:2] == (batch, steps)]
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = [tensor.to(dtype) for tensor in inputs]
+    resets = torch.zeros(batch, steps, dtype=torch.bool)
+    resets[0, 3] = resets[1, 0] = resets[1, 2] = resets[3, 7] = True
+    lengths = torch.tensor([9, 4, 1, 6])
+    outputs, *finals = run(inputs, resets=resets, lengths=lengths, backend=backend)
+    for sample, pieces in enumerate([[(0, 3), (3, 9)], [(0, 2), (2, 4)], [(0, 1)], [(0, 6)]]):
+        for start, end in pieces:
+            piece = [
+                one[sample : sample + 1, start:end] if number in in_time else one
+                for number, one in enumerate(inputs[:count])
+            ]
+            warm = start == 0 and not resets[sample, 0]
+            piece += [one[sample : sample + 1] for one in inputs[count:]] if warm else []
+            alone, *ends = run(piece, backend=backend)
+            torch.testing.assert_close(outputs[sample : sample + 1, start:end], alone, rtol=1e-5, atol=1e-6)
+        assert not outputs[sample, lengths[sample] :].any()
+        for one, other in zip(finals, ends, strict=True):
+            torch.testing.assert_close(one[sample : sample + 1], other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_single_outputs_have_their_own_gradients(op, backend):
+    inputs = problem(op, (3, 5, 2, 3))
+    for number in range(len(OPS[op][1](inputs))):
+
+        def alone(dtype, backend, number=number):
+            leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+            out = OPS[op][1](leaves, backend=backend)[number]
+            return torch.autograd.grad(out.square().sum(), leaves, allow_unused=True, materialize_grads=True)
+
+        dtype = torch.float64 if backend == "reference" else torch.float32
+        assert_near(alone(dtype, backend), alone(torch.float64, "reference"), 1e-5)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_without_gradient_the_same_numbers(op, backend):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in problem(op, (18, 9, 2, 4))]
+    kept = OPS[op][1](inputs, backend=backend)
+    with torch.no_grad():
+        for mine, true in zip(OPS[op][1](inputs, backend=backend), kept, strict=True):
+            assert torch.equal(mine, true)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_nan_in_one_sample_stays_there_and_shows(op, backend):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = [tensor.to(dtype) for tensor in problem(op, (4, 6, 2, 4), warm=False)]
+    inputs[0][2, 3] = torch.nan
+    h = OPS[op][1](inputs, backend=backend)[0]
+    assert h[2, 3].isnan().all() and not h[2, :3].isnan().any()
+    assert not h[[0, 1, 3]].isnan().any()
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_vmap_over_members_equals_each_alone(op, backend):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    members = [problem(op, (3, 6, 2, 4), seed=seed) for seed in range(3)]
+    shared = members[0][0].to(dtype).requires_grad_()  # the first input is the same for all members
+    stacked = [torch.stack(parts).to(dtype).requires_grad_() for parts in list(zip(*members, strict=True))[1:]]
+
+    def run(*own):
+        return OPS[op][1]([shared, *own], backend=backend)
+
+    together = torch.vmap(run)(*stacked)
+    sum(out.square().sum() for out in together).backward()
+    of_shared, shared.grad = shared.grad, None
+    for number in range(3):
+        own = [tensor[number].detach().requires_grad_() for tensor in stacked]
+        alone = run(*own)
+        sum(out.square().sum() for out in alone).backward()
+        for mine, true in zip(together, alone, strict=True):
+            torch.testing.assert_close(mine[number], true, rtol=1e-5, atol=1e-6)
+        for mine, true in zip(stacked, own, strict=True):
+            torch.testing.assert_close(mine.grad[number], true.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(of_shared, shared.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_compile_without_graph_breaks(op, backend):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in problem(op, (3, 6, 2, 4))]
+    resets, lengths = masks(3, 6)
+
+    def run(*tensors):
+        return OPS[op][1](tensors, backend=backend, resets=resets, lengths=lengths)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    truth = run(*inputs)
+    outputs = compiled(*inputs)
+    for mine, true in zip(outputs, truth, strict=True):
+        torch.testing.assert_close(mine, true)
+    mine = torch.autograd.grad(sum(out.square().sum() for out in outputs), inputs)
+    true = torch.autograd.grad(sum(out.square().sum() for out in truth), inputs)
+    for one, other in zip(mine, true, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_masks_of_a_wrong_kind_are_refused(op, backend):
+    inputs = problem(op, (2, 3, 1, 2))
+
+    def run(**options):
+        OPS[op][1](inputs, **options)
+
+    with pytest.raises(ValueError, match=rf"{op}: resets must be \[B=2, T=3\], got \[2, 4\]: axis 1 \(T\)"):
+        run(resets=torch.zeros(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"resets must be boolean, True where a sample starts anew, got torch.float32"):
+        run(resets=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="lengths must be integers"):
+        run(lengths=torch.ones(2))
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.3 \(the steps\), got 4"):
+        run(lengths=torch.tensor([4, 1]))
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.3 \(the steps\), got 0"):
+        run(lengths=torch.tensor([0, 1]))

@@ -1,0 +1,94 @@
+"""Tiles of LANES samples for Numba kernels: how a kernel is compiled, shared among threads, and fed batch-first rows.
+
+Legend: W = LANES samples side by side, D features. A tile is a flat array [D, W]: one vector a feature.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from numba import njit
+from torch import Tensor
+
+from xlstm_tune.kernels.simd import CONTRACT, LANES, transpose
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, without holding the interpreter's lock, and keep the machine code on disk.
+
+    Numba looks at the kernel's own file to see whether that code is stale: after a change in simd.py or here, remove
+    the *.nbi files in __pycache__.
+    """
+    try:
+        compiled: Callable[..., Any] = njit(nogil=True, fastmath=CONTRACT, cache=True)(function)
+    except RuntimeError:  # no folder can be written: compiled anew in each process
+        compiled = njit(nogil=True, fastmath=CONTRACT)(function)
+    return compiled
+
+
+def run(compiled: Callable[..., Any], tasks: int, *arguments: Any) -> None:
+    """compiled(first, end, *arguments) for all tasks, split evenly among as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), tasks)
+    cuts = [tasks * number // threads for number in range(threads + 1)]
+    # The first call compiles: one thread only, since compiling takes a lock.
+    if threads == 1 or not compiled.signatures:  # type: ignore[attr-defined]
+        compiled(0, tasks, *arguments)
+        return
+    others = [_threads().submit(compiled, *cuts[at : at + 2], *arguments) for at in range(1, threads)]
+    compiled(*cuts[:2], *arguments)
+    for other in others:
+        other.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1), thread_name_prefix="kernel")
+    return _pool
+
+
+def _forget_pool() -> None:
+    """The threads do not exist in a forked child."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def tiles_of(batch: int) -> int:
+    """Tiles that hold a batch; the last one may be partly empty."""
+    return -(-batch // LANES)
+
+
+def flat(tensor: Tensor) -> Any:
+    """A contiguous tensor's numbers as a flat numpy array that shares its memory."""
+    return tensor.detach().view(-1).numpy()
+
+
+@njit(inline="always")
+def gather(rows, offset, stride, count, width, tile):
+    """Rows [count samples, width] at a stride in a flat array → tile [width, W]; empty lanes repeat the last sample."""
+    whole = width - width % LANES if count == LANES else 0
+    for start in range(0, whole, LANES):
+        transpose(rows, offset + start, stride, tile, start * LANES, LANES)
+    for feature in range(whole, width):
+        for lane in range(LANES):
+            tile[feature * LANES + lane] = rows[offset + min(lane, count - 1) * stride + feature]
+
+
+@njit(inline="always")
+def scatter(tile, width, count, rows, offset, stride):
+    """Tile [width, W] → rows [count samples, width] at a stride in a flat array."""
+    whole = width - width % LANES if count == LANES else 0
+    for start in range(0, whole, LANES):
+        transpose(tile, start * LANES, LANES, rows, offset + start, stride)
+    for lane in range(count):
+        for feature in range(whole, width):
+            rows[offset + lane * stride + feature] = tile[feature * LANES + lane]
