@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
+from xlstm_tune.kernels.recurrence import gate_sums, heads_first, keep_by_head, parameter_gradients, through_weight
 from xlstm_tune.kernels.simd import (
-    CONTRACT,
     LANES,
     exp,
     load,
@@ -25,16 +24,15 @@ from xlstm_tune.kernels.simd import (
     select,
     sigmoid_and_slope,
     splat,
-    spread,
     store,
     tanh,
 )
 from xlstm_tune.kernels.slstm_reference import SLSTMState
-from xlstm_tune.kernels.tiles import flat, gather, kernel, run, scatter, tiles_of
+from xlstm_tune.kernels.tiles import f32, flat, gather, kernel, run, scatter, tiles_of
 
-_LIMIT = np.float32(0.5 * math.log(torch.finfo(torch.float32).max))
+_LIMIT = f32(0.5 * math.log(torch.finfo(torch.float32).max))
 """Bound on log f' where n = 0: there f' multiplies zeros, and an overflow would make them NaN."""
-_ZERO, _ONE = np.float32(0), np.float32(1)
+_ZERO, _ONE = f32(0), f32(1)
 _GATES = 5
 """Saved for each step and unit: i', f', tanh(z), sigmoid(o), sigmoid(-f)."""
 
@@ -81,17 +79,7 @@ def _forward(
             at_cells = (task * (steps + 1) + t + 1) * 2 * tile
             for unit in range(width):
                 place = unit * LANES
-                i = load(raw, place) + spread(bias, head * 4 * width + unit)
-                f = load(raw, tile + place) + spread(bias, (head * 4 + 1) * width + unit)
-                z = load(raw, 2 * tile + place) + spread(bias, (head * 4 + 2) * width + unit)
-                o = load(raw, 3 * tile + place) + spread(bias, (head * 4 + 3) * width + unit)
-                weights = (head * 4 * width + unit) * width
-                for source in range(width):
-                    before = load(h, source * LANES)
-                    i = i + before * spread(weight, weights + source)
-                    f = f + before * spread(weight, weights + width * width + source)
-                    z = z + before * spread(weight, weights + 2 * width * width + source)
-                    o = o + before * spread(weight, weights + 3 * width * width + source)
+                i, f, z, o = gate_sums(raw, bias, weight, head, unit, width, h)
                 log_f, slope = log_sigmoid_and_slope(f)
                 n_old = load(n, place)
                 past = log_f + load(m, place)
@@ -124,18 +112,6 @@ def _forward(
         scatter(c, width, count, c_out, row, width)
         scatter(n, width, count, n_out, row, width)
         scatter(m, width, count, m_out, row, width)
-
-
-@njit(inline="always", fastmath=CONTRACT)
-def _through_weight(weight, row, width, raw):
-    """What a unit's h receives from the gates of the next step: its row [4 D] of the weight times their gradients."""
-    i, f, z, o = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
-    for target in range(width):
-        i = i + load(raw, target * LANES) * spread(weight, row + target)
-        f = f + load(raw, (width + target) * LANES) * spread(weight, row + width + target)
-        z = z + load(raw, (2 * width + target) * LANES) * spread(weight, row + 2 * width + target)
-        o = o + load(raw, (3 * width + target) * LANES) * spread(weight, row + 3 * width + target)
-    return (i + f) + (z + o)
 
 
 @kernel
@@ -177,9 +153,7 @@ def _backward(
             at_cells = (task * (steps + 1) + t) * 2 * tile
             for unit in range(width):
                 place = unit * LANES
-                dh = load(h, place) + _through_weight(weight, (head * width + unit) * 4 * width, width, raw) * load(
-                    kept, 0
-                )
+                dh = load(h, place) + through_weight(weight, head, unit, width, raw) * load(kept, 0)
                 i_weight = load(saved, at_saved + place)
                 f_weight = load(saved, at_saved + tile + place)
                 z = load(saved, at_saved + 2 * tile + place)
@@ -221,7 +195,7 @@ def _backward(
             place = unit * LANES
             through = load(cells, at + place) * load(n, place) + load(cells, at + tile + place) * load(c, place)
             store(m, place, load(m, place) + through if stabilised else through)
-            store(h, place, _through_weight(weight, (head * width + unit) * 4 * width, width, raw) * load(kept, 0))
+            store(h, place, through_weight(weight, head, unit, width, raw) * load(kept, 0))
         scatter(h, width, count, d_h, row, width)
         scatter(c, width, count, d_c, row, width)
         scatter(n, width, count, d_n, row, width)
@@ -287,12 +261,7 @@ def backward(
         *map(flat, inputs), stabilised, *map(flat, outputs),
     )  # fmt: skip
 
-    rows = d_gates.view(heads, batch * steps, 4 * width)
-    before = torch.cat([h0.transpose(0, 1).unsqueeze(1), h[:, :-1]], 1).permute(2, 0, 1, 3)  # [N, B, T, D]
-    if keep is not None:
-        before = before * keep.unsqueeze(3)
-    d_recurrent = torch.bmm(rows.transpose(1, 2), before.reshape(heads, batch * steps, width))
-    return d_gates, d_recurrent.view_as(recurrent), rows.sum(1).view(heads, 4, width), *d_states
+    return d_gates, *parameter_gradients(d_gates, h0, h, keep), *d_states
 
 
 def forward_shapes(
@@ -360,10 +329,5 @@ def slstm_numba(
         state = [zeros] * 4
     else:
         state = [one.transpose(0, 1).contiguous() for one in initial_state]
-    if bias is None:
-        bias = gates.new_zeros(heads, 4, width)
-    if keep is not None:
-        keep = keep.expand(heads, *keep.shape).contiguous()
-    inputs = (gates.permute(2, 0, 1, 3, 4).contiguous(), recurrent.contiguous(), bias.contiguous(), *state)
-    h, *cell = _in_layout(*inputs, keep)
+    h, *cell = _in_layout(*heads_first(gates, recurrent, bias), *state, keep_by_head(keep, heads))
     return h, SLSTMState(h[:, -1], *(one.transpose(0, 1) for one in cell))

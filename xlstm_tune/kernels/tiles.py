@@ -10,12 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.simd import CONTRACT, LANES, transpose
 
+f32 = np.float32
 _pool: ThreadPoolExecutor | None = None
 
 
