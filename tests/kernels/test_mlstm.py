@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from xlstm_tune.kernels import MLSTMState, mlstm
-from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise, mlstm_empty_state, mlstm_parallel, mlstm_recurrent
+from xlstm_tune.kernels.mlstm_forms import mlstm_empty_state, mlstm_parallel, mlstm_recurrent
+from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 
 NAMES = ("q", "k", "v", "i", "f", "C", "n", "m")
 

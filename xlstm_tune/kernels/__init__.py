@@ -11,7 +11,8 @@ from torch import Tensor
 
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
-from xlstm_tune.kernels.mlstm_reference import MLSTMState, mlstm_reference
+from xlstm_tune.kernels.mlstm_forms import MLSTMState
+from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
@@ -19,6 +20,7 @@ from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 __all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
 
 _SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
+_MLSTM = {"reference": mlstm_chunkwise}
 
 
 def slstm(
@@ -72,13 +74,18 @@ def mlstm(
     f: Tensor,
     initial_state: MLSTMState | None = None,
     *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, MLSTMState]:
-    """The mLSTM cell over a sequence; equations in `mlstm_reference`.
+    """The mLSTM cell over a sequence; equations in `mlstm_forms`.
 
     q, k, v: [B, T, N, D] (k unscaled). i, f: [B, T, N], the gates before exponential and sigmoid.
     initial_state: C [B, N, D of k, D of v], n [B, N, D], m [B, N]; None is the empty state (0, 0, -inf).
-    Returns h over time [B, T, N, D] and the final state. All inputs are differentiable.
+    resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
+    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    Returns h over time [B, T, N, D], zero in the padding, and the state after the last real step. All inputs are
+    differentiable.
     Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
     """
     expect_shape(q, "mlstm: q", B=None, T=None, N=None, D=None)
@@ -91,11 +98,17 @@ def mlstm(
         expect_shape(initial_state.c, "mlstm: state c", B=batch, N=heads, D_k=width, D_v=v.shape[-1])
         expect_shape(initial_state.n, "mlstm: state n", B=batch, N=heads, D_k=width)
         expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
+    check_masks("mlstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(q, k, v, i, f)
-    resolve("mlstm", backend, q.device.type, dtype)
+    cell = _MLSTM[resolve("mlstm", backend, q.device.type, dtype).backend]
     state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(q.device.type, enabled=False):
-        h, final = mlstm_reference(q.to(dtype), k.to(dtype), v.to(dtype), i.to(dtype), f.to(dtype), state)
+        i, f = i.to(dtype), f.to(dtype)
+        if resets is not None or lengths is not None:
+            i, f = mask_gates(torch.stack([i, f], -1), 3, resets, lengths).unbind(-1)
+        h, final = cell(q.to(dtype), k.to(dtype), v.to(dtype), i, f, state)
+        if lengths is not None:
+            h = blank_padding(h, lengths)
     return h.to(q.dtype), final
 
 
