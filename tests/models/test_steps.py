@@ -1,5 +1,7 @@
 """States, resets, lengths and directions of every xLSTM layer: a batch is what its pieces are, each run alone."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -119,7 +121,7 @@ def each_alone(layer, x, state, resets, lengths, back):
         end = int(lengths[sample]) if lengths is not None else x.shape[1]
         cuts = [t for t in range(end) if t and resets is not None and resets[sample, t]]
         edges = [0, *cuts, end]
-        stretches = [x[sample : sample + 1, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        stretches = [x[sample : sample + 1, a:b] for a, b in itertools.pairwise(edges)]
         # The state of the batch is that of the first stretch, unless it starts anew, or of the last if time runs back.
         own = rows(state, slice(sample, sample + 1)) if state is not None else None
         anew = resets is not None and bool(resets[sample, 0])
@@ -209,12 +211,14 @@ def test_wrong_resets_lengths_and_states_are_refused(name):
     layer, x = {**FORTH, **BACK, **BOTH}[name]().double(), data().detach()
     with pytest.raises(ValueError, match=r"resets must be \[B=4, T=9\], got \[4, 8\]: axis 1 \(T\) is 8 and must be 9"):
         layer(x, resets=RESETS[:, :8])
-    with pytest.raises(ValueError, match="resets must be bool"):
+    with pytest.raises(ValueError, match="resets must be boolean"):
         layer(x, resets=RESETS.long())
     with pytest.raises(ValueError, match=r"lengths must be \[B=4\], got \[3\]: axis 0 \(B\) is 3 and must be 4"):
         layer(x, lengths=LENGTHS[:3])
-    with pytest.raises(ValueError, match="lengths must be whole numbers"):
+    with pytest.raises(ValueError, match="lengths must be integers"):
         layer(x, lengths=LENGTHS.double())
+    with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.9 \(the steps\), got 10"):
+        layer(x, lengths=LENGTHS + 1)
     if name != "conv of 1":  # whose state is empty for any batch
         _, state = layer(x[:3])
         with pytest.raises(ValueError, match=r"axis 0 \(B\) is 3 and must be 4"):

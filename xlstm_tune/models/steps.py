@@ -9,28 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xlstm_tune.kernels.masks import blank_padding, check_masks
 from xlstm_tune.kernels.shapes import expect_shape
 
 
 def expect_steps(name: str, x: Tensor, width: int, resets: Tensor | None, lengths: Tensor | None) -> None:
     """Raise ValueError unless x is [B, T, E = width], and resets and lengths fit it."""
     expect_shape(x, f"{name}: x", B=None, T=None, E=width)
-    if resets is not None:
-        expect_shape(resets, f"{name}: resets", B=x.shape[0], T=x.shape[1])
-        if resets.dtype != torch.bool:
-            raise ValueError(f"{name}: resets must be bool (true = the sample starts anew here), got {resets.dtype}")
-    if lengths is not None:
-        expect_shape(lengths, f"{name}: lengths", B=x.shape[0])
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"{name}: lengths must be whole numbers (steps of each sample), got {lengths.dtype}")
+    check_masks(name, resets, lengths, x.shape[0], x.shape[1])
 
 
 def hide_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x [B, T, E] with zeros in place of padding, whatever stood there, NaN included."""
-    if lengths is None:
-        return x
-    steps = torch.arange(x.shape[1], device=x.device)
-    return x.masked_fill((steps >= lengths[:, None])[..., None], 0.0)
+    return x if lengths is None else blank_padding(x, lengths)
 
 
 def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
