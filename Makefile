@@ -36,6 +36,8 @@ ui: .venv/ready
 	@echo "Making the environment in .venv with $(PYTHON) (a few minutes, once) ..."
 	@test -x $(RUN) || $(PYTHON) -m venv .venv
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# The official package, which tests compare with. Its dependencies stay out: mlstm_kernels has a licence of its own.
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xlstm
 	@touch .venv/ready
 
 clean:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from xlstm_tune.kernels import SLSTMState
 from xlstm_tune.kernels.mlstm_forms import MLSTMState, mlstm_recurrent
 from xlstm_tune.kernels.slstm_reference import slstm_steps
-from xlstm_tune.models.block import BlockDiagonal, CausalConv, Norm
+from xlstm_tune.models.block import BlockDiagonal, Norm
+from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.mlstm import MLSTMLayer, MLSTMLayerState
 from xlstm_tune.models.slstm import SLSTMLayer, SLSTMLayerState, forget_bias
 

@@ -12,8 +12,11 @@ from xlstm_tune.strict import Spec
 Family = Literal["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"]
 FAMILIES: tuple[Family, ...] = ("lstm", "lstm_scratch", "slstm", "mlstm", "xlstm")
 
+BlockNorm = Literal["layer", "rms", "none"]
+Activation = Literal["gelu", "silu", "relu"]
+
 _COMMON = ("family", "hidden_size", "dropout", "pooling", "instance_norm")
-_XLSTM = ("heads", "conv_kernel")
+_XLSTM = ("heads", "conv_kernel", "direction", "norm", "head_norm")
 
 
 class ModelConfig(Spec):
@@ -33,10 +36,24 @@ class ModelConfig(Spec):
     """Added to the initial bias of the LSTM's forget gate: remember from the start (Jozefowicz et al. 2015)."""
     conv_kernel: Annotated[int, Field(ge=0, le=64)] = 4
     """Steps of the causal convolution before the gates of an xLSTM block; 0 = none."""
+    direction: Literal["forward", "reverse", "both"] = "forward"
+    """The way through the steps: from the first, from the last, or both with weights of their own (outputs added)."""
+    norm: BlockNorm = "layer"
+    """Norm of the residual stream of an xLSTM stack, before each layer and feed-forward and at the end."""
+    head_norm: bool = True
+    """Layer norm over each head's output, in every xLSTM layer."""
+    qkv_block: Annotated[int, Field(ge=1, le=16384)] = 4
+    """Width of the independent blocks in which an mLSTM layer projects q, k and v; must divide its inner width."""
     proj_factor: Annotated[float, Field(ge=0.25, le=8)] = 2.0
     """Inner width of an mLSTM block over `hidden_size`, rounded up to a multiple of 64."""
+    feed_forward: Literal["gated", "plain", "none"] = "gated"
+    """Feed-forward of an xLSTM block: down(act(gate) · up), down(act(up)), or none."""
+    ff_after: Literal["s", "all"] = "s"
+    """Which xLSTM blocks have the feed-forward: those of sLSTM (official), or all."""
     ff_factor: Annotated[float, Field(ge=0.25, le=8)] = 1.3
-    """Width of the feed-forward after an sLSTM block over `hidden_size`, rounded up to a multiple of 64."""
+    """Width of the feed-forward over `hidden_size`, rounded up to a multiple of 64."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     pooling: Literal["last", "mean"] = "last"
     """Which hidden state the head sees: the last step's, or the mean over steps."""
@@ -45,7 +62,7 @@ class ModelConfig(Spec):
     `reversible`: each window by its own mean and deviation, undone after the head (RevIN, Kim et al. 2022)."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
+    def _widths_divide(self) -> ModelConfig:
         blocks = self.blocks
         if "s" in blocks and self.hidden_size % self.heads:
             raise ValueError(
@@ -56,6 +73,11 @@ class ModelConfig(Spec):
             raise ValueError(
                 f"model.heads must divide the inner width of an mLSTM block ({self.inner_size} = model.hidden_size × "
                 f"model.proj_factor, rounded up to 64), got {self.heads} heads"
+            )
+        if "m" in blocks and self.inner_size % self.qkv_block:
+            raise ValueError(
+                f"model.qkv_block must divide the inner width of an mLSTM block ({self.inner_size} = "
+                f"model.hidden_size × model.proj_factor, rounded up to 64), got {self.qkv_block}"
             )
         return self
 
@@ -71,6 +93,16 @@ class ModelConfig(Spec):
         """P, the inner width of an mLSTM block: `hidden_size × proj_factor` rounded up to 64."""
         return round_up_64(self.hidden_size * self.proj_factor)
 
+    @property
+    def feed_forward_size(self) -> int:
+        """Inner width of a feed-forward: `hidden_size × ff_factor` rounded up to 64."""
+        return round_up_64(self.hidden_size * self.ff_factor)
+
+    @property
+    def feed_forward_after(self) -> str:
+        """The kinds of block that have a feed-forward: some of "s" and "m"."""
+        return "" if self.feed_forward == "none" else "sm" if self.ff_after == "all" else "s"
+
     def relevant(self) -> dict[str, Any]:
         """Only the keys that this family reads: two configs that agree here are the same model."""
         if not self.blocks:
@@ -80,9 +112,16 @@ class ModelConfig(Spec):
                 keys = tuple(key for key in keys if key != "dropout")
         else:
             keys = (*_COMMON, *_XLSTM, "pattern" if self.family == "xlstm" else "layers")
-            keys += ("proj_factor",) if "m" in self.blocks else ()
-            keys += ("ff_factor",) if "s" in self.blocks else ()
+            keys += ("proj_factor", "qkv_block") if "m" in self.blocks else ()
+            keys += self._feed_forward_keys()
         return {key: getattr(self, key) for key in keys}
+
+    def _feed_forward_keys(self) -> tuple[str, ...]:
+        if not set(self.feed_forward_after) & set(self.blocks):
+            # Nothing to choose in a stack of mLSTM blocks alone: without a feed-forward it is the same by either key.
+            return ("feed_forward",) if "s" in self.blocks else ()
+        keys = ("feed_forward", "ff_factor", "activation")
+        return (*keys, "ff_after") if "m" in self.blocks else keys
 
 
 def round_up_64(width: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 
 from xlstm_tune.kernels import MLSTMState, mlstm
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import BlockDiagonal, CausalConv, Norm, init_down_projection, init_projection
-
-PROJECTION_BLOCK = 4
-"""Width of the independent blocks of the q, k and v projections."""
+from xlstm_tune.models.block import BlockDiagonal, Norm, init_down_projection, init_projection
+from xlstm_tune.models.conv import CausalConv
+from xlstm_tune.models.steps import expect_steps, hide_padding
 
 
 class MLSTMLayerState(NamedTuple):
@@ -22,13 +22,26 @@ class MLSTMLayerState(NamedTuple):
     conv: Tensor
     cell: MLSTMState
 
+    def cleared(self, samples: Tensor) -> MLSTMLayerState:
+        """The state with these samples (bool [B]) as before any input."""
+        c, n, m = self.cell
+        return MLSTMLayerState(
+            self.conv.masked_fill(samples[:, None, None], 0.0),
+            MLSTMState(
+                c.masked_fill(samples[:, None, None, None], 0.0),
+                n.masked_fill(samples[:, None, None], 0.0),
+                m.masked_fill(samples[:, None], -math.inf),
+            ),
+        )
+
 
 class MLSTMLayer(nn.Module):
     """Up-projection to (x, z); convolution and SiLU before q and k, raw x for v; cell; norm per head; the convolved x
     added, times a learnt skip; times SiLU(z); down-projection; dropout. With kernel 0, x itself takes its place.
 
     The gates see q, k and v side by side: `gates` maps 3 P features to i (N rows), then f (N rows).
-    Raises ValueError when the heads, or 4, do not divide the inner width.
+    q, k and v are projected in independent blocks of `qkv_block` features. `head_norm` false leaves out the norm.
+    Raises ValueError when the heads, or `qkv_block`, do not divide the inner width.
     """
 
     def __init__(
@@ -38,23 +51,25 @@ class MLSTMLayer(nn.Module):
         heads: int = 4,
         conv_kernel: int = 4,
         dropout: float = 0.0,
+        head_norm: bool = True,
+        qkv_block: int = 4,
         blocks: int = 1,
         backend: str = "auto",
     ):
         super().__init__()
-        if inner % heads or inner % PROJECTION_BLOCK:
+        if inner % heads or inner % qkv_block:
             raise ValueError(
-                f"MLSTMLayer: inner must be a multiple of heads and of {PROJECTION_BLOCK}, "
-                f"got inner {inner} and {heads} heads"
+                f"MLSTMLayer: inner must be a multiple of heads and of qkv_block, "
+                f"got inner {inner}, {heads} heads and qkv_block {qkv_block}"
             )
         self.width, self.inner, self.heads, self.backend = width, inner, heads, backend
         self.up = nn.Linear(width, 2 * inner, bias=False)
         self.conv = CausalConv(inner, conv_kernel) if conv_kernel else None
-        self.q = BlockDiagonal(inner, PROJECTION_BLOCK, init_width=width)
-        self.k = BlockDiagonal(inner, PROJECTION_BLOCK, init_width=width)
-        self.v = BlockDiagonal(inner, PROJECTION_BLOCK, init_width=width)
+        self.q = BlockDiagonal(inner, qkv_block, init_width=width)
+        self.k = BlockDiagonal(inner, qkv_block, init_width=width)
+        self.v = BlockDiagonal(inner, qkv_block, init_width=width)
         self.gates = nn.Linear(3 * inner, 2 * heads)
-        self.norm = Norm(inner, heads)
+        self.norm = Norm(inner, heads) if head_norm else nn.Identity()
         self.skip = nn.Parameter(torch.ones(inner))
         self.down = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -65,17 +80,29 @@ class MLSTMLayer(nn.Module):
             self.gates.bias[:heads].normal_(std=0.1)
             self.gates.bias[heads:] = torch.linspace(3.0, 6.0, heads)
 
-    def forward(self, x: Tensor, state: MLSTMLayerState | None = None) -> tuple[Tensor, MLSTMLayerState]:
-        """x [B, T, E] to the same shape and the final state; a single step is T = 1."""
-        expect_shape(x, "MLSTMLayer: x", B=None, T=None, E=self.width)
-        inner, z = self.up(x).chunk(2, dim=-1)
+    def forward(
+        self,
+        x: Tensor,
+        state: MLSTMLayerState | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, MLSTMLayerState]:
+        """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
+        expect_steps("MLSTMLayer", x, self.width, resets, lengths)
+        inner, z = self.up(hide_padding(x, lengths)).chunk(2, dim=-1)
         if self.conv is None:
+            if state is not None:
+                expect_shape(state.conv, "MLSTMLayer: state conv", B=x.shape[0], past=0, P=self.inner)
             convolved, past = inner, inner[:, :0]
         else:
-            convolved, past = self.conv(inner, None if state is None else state.conv)
+            past = None if state is None else state.conv
+            convolved, past = self.conv(inner, past, resets=resets, lengths=lengths)
         q, k, v = self.q(convolved), self.k(convolved), self.v(inner)
         i, f = self.gates(torch.cat([q, k, v], -1)).chunk(2, dim=-1)
         q, k, v = (tensor.view(*tensor.shape[:2], self.heads, -1) for tensor in (q, k, v))
-        h, cell = mlstm(q, k, v, i, f, None if state is None else state.cell, backend=self.backend)
+        cell = None if state is None else state.cell
+        h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
         h = self.norm(h.flatten(2)) + self.skip * convolved
+        # Padding stays zero without a mask: z is 0 there.
         return self.dropout(self.down(h * F.silu(z))), MLSTMLayerState(past, cell)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from xlstm_tune.kernels import SLSTMState, slstm
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import CausalConv, Norm, init_projection
+from xlstm_tune.models.block import Norm, init_projection
+from xlstm_tune.models.conv import CausalConv
+from xlstm_tune.models.steps import expect_steps, hide_padding
 
 
 class SLSTMLayerState(NamedTuple):
@@ -17,6 +19,12 @@ class SLSTMLayerState(NamedTuple):
 
     conv: Tensor
     cell: SLSTMState
+
+    def cleared(self, samples: Tensor) -> SLSTMLayerState:
+        """The state with these samples (bool [B]) as before any input."""
+        conv = self.conv.masked_fill(samples[:, None, None], 0.0)
+        cell = (tensor.masked_fill(samples[:, None, None], 0.0) for tensor in self.cell)
+        return SLSTMLayerState(conv, SLSTMState(*cell))
 
 
 def forget_bias(heads: int, width: int, block: int = 0, blocks: int = 1) -> Tensor:
@@ -32,7 +40,8 @@ def forget_bias(heads: int, width: int, block: int = 0, blocks: int = 1) -> Tens
 
 
 class SLSTMLayer(nn.Module):
-    """Causal convolution and SiLU before the gates i and f, the raw input for z and o; cell; dropout; norm per head.
+    """Causal convolution and SiLU before the gates i and f, the raw input for z and o; cell; dropout; norm per head,
+    which `head_norm` false leaves out.
 
     Without a convolution (kernel 0) all gates see the raw input. Gates stand in the order i, f, z, o:
     input_weight and recurrent_weight [N, 4, D out, D in], bias [N, 4, D].
@@ -45,6 +54,7 @@ class SLSTMLayer(nn.Module):
         heads: int = 4,
         conv_kernel: int = 4,
         dropout: float = 0.0,
+        head_norm: bool = True,
         block: int = 0,
         blocks: int = 1,
         backend: str = "auto",
@@ -59,25 +69,37 @@ class SLSTMLayer(nn.Module):
         self.recurrent_weight = nn.Parameter(torch.zeros(heads, 4, head, head))
         self.bias = nn.Parameter(torch.zeros(heads, 4, head))
         self.dropout = nn.Dropout(dropout)
-        self.norm = Norm(width, heads)
+        self.norm = Norm(width, heads) if head_norm else nn.Identity()
         init_projection(self.input_weight, width)
         with torch.no_grad():
             self.bias[:, 1] = forget_bias(heads, head, block, blocks)
 
-    def forward(self, x: Tensor, state: SLSTMLayerState | None = None) -> tuple[Tensor, SLSTMLayerState]:
-        """x [B, T, E] to the same shape and the final state; a single step is T = 1."""
-        expect_shape(x, "SLSTMLayer: x", B=None, T=None, E=self.width)
+    def forward(
+        self,
+        x: Tensor,
+        state: SLSTMLayerState | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, SLSTMLayerState]:
+        """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
+        expect_steps("SLSTMLayer", x, self.width, resets, lengths)
+        x = hide_padding(x, lengths)
         if self.conv is None:
+            if state is not None:
+                expect_shape(state.conv, "SLSTMLayer: state conv", B=x.shape[0], past=0, E=self.width)
             past = x[:, :0]
             gates = self._gates(x, self.input_weight)
         else:
-            convolved, past = self.conv(x, None if state is None else state.conv)
+            convolved, past = self.conv(x, None if state is None else state.conv, resets=resets, lengths=lengths)
             by_conv, by_input = self.input_weight.chunk(2, dim=1)
             gates = torch.cat([self._gates(convolved, by_conv), self._gates(x, by_input)], 1)
         batch, steps, _ = x.shape
         gates = gates.view(self.heads, 4, -1, steps, batch).permute(4, 3, 0, 1, 2)
         cell = None if state is None else state.cell
-        h, cell = slstm(gates, self.recurrent_weight, self.bias, cell, backend=self.backend)
+        h, cell = slstm(
+            gates, self.recurrent_weight, self.bias, cell, resets=resets, lengths=lengths, backend=self.backend
+        )
         return self.norm(self.dropout(h.flatten(2))), SLSTMLayerState(past, cell)
 
     def _gates(self, x: Tensor, weight: Tensor) -> Tensor:

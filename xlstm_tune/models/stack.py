@@ -2,54 +2,94 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import Block, FeedForward, Norm
-from xlstm_tune.models.config import ModelConfig, round_up_64
+from xlstm_tune.models.block import Block, BothWays, FeedForward, Reversed, block_norm
+from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.mlstm import MLSTMLayer, MLSTMLayerState
 from xlstm_tune.models.slstm import SLSTMLayer, SLSTMLayerState
+from xlstm_tune.models.steps import expect_steps, hide_padding
 
-StackState = tuple[SLSTMLayerState | MLSTMLayerState, ...]
-"""The state of each block, from input to output."""
+LayerState = SLSTMLayerState | MLSTMLayerState
+StackState = tuple[LayerState | tuple[LayerState, LayerState], ...]
+"""The state of each block, from input to output; a pair (forward, reverse) where a block runs both ways."""
 
 
 class XLSTMStack(nn.Module):
-    """The blocks of `config.blocks` from input to output, then a norm. `backend` is passed to the ops."""
+    """The blocks of `config.blocks` from input to output, then a norm. `backend` is passed to the ops.
+
+    In direction `reverse`, a state comes from the steps after x, and the final state is that before its first step; in
+    direction `both` the states are pairs, as torch's bidirectional LSTM has them.
+    """
 
     def __init__(self, config: ModelConfig, backend: str = "auto"):
         super().__init__()
         if not config.blocks:
             raise ValueError(f"XLSTMStack: model.family '{config.family}' has no xLSTM blocks")
+        self.config = config
         self.width = config.hidden_size
-        blocks = len(config.blocks)
-        self.blocks = nn.ModuleList(
-            _slstm_block(config, at, blocks, backend) if kind == "s" else _mlstm_block(config, blocks, backend)
-            for at, kind in enumerate(config.blocks)
-        )
-        self.norm = Norm(self.width)
+        self.blocks = nn.ModuleList(_block(config, at, backend) for at in range(len(config.blocks)))
+        self.norm = block_norm(config.norm, self.width)
 
-    def forward(self, x: Tensor, state: StackState | None = None) -> tuple[Tensor, StackState]:
-        """x [B, T, E] to the same shape, and the state after its last step. None is the state before any input."""
-        expect_shape(x, "XLSTMStack: x", B=None, T=None, E=self.width)
+    def forward(
+        self,
+        x: Tensor,
+        state: StackState | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, StackState]:
+        """x [B, T, E] to the same shape (0 at padding), and the state after the last real step.
+
+        state: None is the state before any input. resets [B, T] bool: the sample starts anew before this step.
+        lengths [B]: the real steps of each sample, 1 to T. Raises ValueError for a wrong shape.
+        """
+        expect_steps("XLSTMStack", x, self.width, resets, lengths)
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(
                 f"XLSTMStack: state must have one entry for each of {len(self.blocks)} blocks, got {len(state)}"
             )
+        x = hide_padding(x, lengths)
         finals = []
         for at, block in enumerate(self.blocks):
-            x, final = block(x, None if state is None else state[at])
+            x, final = block(x, None if state is None else state[at], resets=resets, lengths=lengths)
             finals.append(final)
         return self.norm(x), tuple(finals)
 
 
-def _slstm_block(config: ModelConfig, at: int, blocks: int, backend: str) -> Block:
-    width = config.hidden_size
-    layer = SLSTMLayer(width, config.heads, config.conv_kernel, config.dropout, at, blocks, backend)
-    return Block(width, layer, FeedForward(width, round_up_64(width * config.ff_factor), blocks, config.dropout))
+def _block(config: ModelConfig, at: int, backend: str) -> Block:
+    blocks, kind = config.blocks, config.blocks[at]
 
+    def layer() -> nn.Module:
+        shared: dict[str, Any] = {
+            "heads": config.heads,
+            "conv_kernel": config.conv_kernel,
+            "dropout": config.dropout,
+            "head_norm": config.head_norm,
+            "blocks": len(blocks),
+            "backend": backend,
+        }
+        if kind == "s":
+            return SLSTMLayer(config.hidden_size, block=at, **shared)
+        return MLSTMLayer(config.hidden_size, config.inner_size, qkv_block=config.qkv_block, **shared)
 
-def _mlstm_block(config: ModelConfig, blocks: int, backend: str) -> Block:
-    width = config.hidden_size
-    layer = MLSTMLayer(width, config.inner_size, config.heads, config.conv_kernel, config.dropout, blocks, backend)
-    return Block(width, layer)
+    match config.direction:
+        case "forward":
+            directed = layer()
+        case "reverse":
+            directed = Reversed(layer())
+        case "both":
+            directed = BothWays(layer(), layer())
+    feed_forward = None
+    if kind in config.feed_forward_after:
+        feed_forward = FeedForward(
+            config.hidden_size,
+            config.feed_forward_size,
+            len(blocks),
+            config.dropout,
+            gated=config.feed_forward == "gated",
+            activation=config.activation,
+        )
+    return Block(config.hidden_size, directed, feed_forward, config.norm)
