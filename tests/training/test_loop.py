@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.config import FAMILIES
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import (
@@ -124,7 +124,7 @@ def test_train_sees_every_sample_once_an_epoch_in_an_order_of_its_own(
     orders: list[list[int]] = [[]]
     batch = Windows.batch
 
-    def watched(self: Windows, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(self: Windows, index: torch.Tensor) -> Batch:
         orders[-1] += index.tolist() if torch.is_grad_enabled() else []
         return batch(self, index)
 
@@ -143,7 +143,7 @@ def test_train_validates_every_row_without_dropout(make_forecast: Maker, make_co
     result = run(make_config(epochs=1, model={"dropout": 0.5, "layers": 2}), data)[0]
     windows = Windows(data, "validation")
     predicted = predict(result.state.model, windows)
-    _, actual = windows.batch(torch.arange(len(windows)))
+    actual = windows.batch(torch.arange(len(windows))).y
     assert predicted.shape == (len(data.parts["validation"]), data.horizon, 1)
     assert score(predicted, actual, data.target_std) == pytest.approx(result.validation, rel=1e-6)
 
@@ -250,7 +250,7 @@ def test_autocast_dtype_on_a_cpu() -> None:
 
 def test_train_with_a_shorter_lookback(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast()
-    assert shape_of(data, 5).lookback == 5 and shape_of(data).lookback == data.lookback
+    assert shape_of(data, make_config(lookback=5)).lookback == 5 and shape_of(data).lookback == data.lookback
     short, whole = (run(make_config(lookback=lookback, epochs=1), data)[0] for lookback in (5, None))
     assert short.train_loss != whole.train_loss
 
