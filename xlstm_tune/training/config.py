@@ -32,11 +32,7 @@ class TrainingConfig(Spec):
     loss: Literal["mse", "mae", "huber", "quantile"] = "mse"
     """On standardised targets. `quantile`: the model forecasts every level of `quantiles`; scores are those of the
     level nearest to the median."""
-    quantiles: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1, max_length=99)] = [
-        0.1,
-        0.5,
-        0.9,
-    ]
+    quantiles: Annotated[list[Level], Field(min_length=1, max_length=99)] = [0.1, 0.5, 0.9]
     """Levels of the `quantile` loss, rising. A list, so not searched."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation loss after which training ends; 0 = never."""
