@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -253,6 +254,31 @@ def test_train_with_a_shorter_lookback(make_forecast: Maker, make_config: Maker)
     assert shape_of(data, make_config(lookback=5)).lookback == 5 and shape_of(data).lookback == data.lookback
     short, whole = (run(make_config(lookback=lookback, epochs=1), data)[0] for lookback in (5, None))
     assert short.train_loss != whole.train_loss
+
+
+def test_train_on_sequences_of_several_lengths_with_static_inputs_learns(
+    make_regression: Maker, make_config: Maker
+) -> None:
+    data = make_regression(lengths=(3, 6, 10), static=True)
+    assert data.shortest == 3 and shape_of(data).varying and shape_of(data).statics == 1
+    assert not shape_of(data, make_config(lookback=3)).varying
+    results = run(make_config(model={"pooling": "mean"}, epochs=12, batch_size=4), data)
+    assert results[-1].train_loss < 0.6 * results[0].train_loss
+    state = results[-1].state
+    assert predict(state.model, Windows(data, "test")).shape == (10, 1, 2)
+    assert evaluate(state.model, Windows(data, "validation"), data.target_std, 3) == pytest.approx(
+        results[-1].validation
+    )
+
+
+def test_predict_of_a_short_sequence_does_not_depend_on_its_company(make_regression: Maker, make_config: Maker) -> None:
+    data = make_regression(lengths=(3, 6, 10), static=True)
+    model = begin(make_config(model={"family": "xlstm", "pooling": "attention", "patch_length": 4}), data).model
+    together = predict(model, Windows(data, "test"))
+    short = [at for at, sample in enumerate(data.parts["test"]) if data.ends[sample] - data.starts[sample] == 3]
+    alone = replace(data, parts={**data.parts, "test": data.parts["test"][short]})
+    assert short
+    torch.testing.assert_close(predict(model, Windows(alone, "test", 3)), together[short], rtol=1e-5, atol=1e-6)
 
 
 def test_train_reports_cost(make_forecast: Maker, make_config: Maker) -> None:
