@@ -1,7 +1,7 @@
 """How much memory a trial's training will take, before it is trained.
 
 Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU, with
-batches of 1 and 3, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
+batches of 2 and 4, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
 a line through the two gives any batch size. Our own LSTM and sLSTM keep the same for every step, and step through a
 long lookback slowly: for them lookbacks of 4 and 8 steps or patches give any longer one in the same way.
 
@@ -25,7 +25,8 @@ from xlstm_tune.training.losses import loss_of
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimiser keeps per parameter."""
-_BATCHES = (1, 3)
+_BATCHES = (2, 4)
+"""Not 1: with a single sample some layouts coincide, and copies that larger batches need are spared."""
 _TOKENS = (4, 8)
 _MIB = 2**20
 
