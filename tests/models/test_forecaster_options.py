@@ -113,12 +113,22 @@ def test_joint_channels_see_each_other() -> None:
     assert ((model(moved) - model(x)).abs().amax((0, 1)) > 1e-4).all()
 
 
+def test_last_state_of_each_direction_has_seen_every_step() -> None:
+    x = torch.randn(2, 12, 3, requires_grad=True)
+    for direction in ("forward", "reverse", "both"):
+        model = shaken(build_model(config("slstm", direction=direction, conv_kernel=0), SHAPE))
+        (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+        assert (gradient != 0).all(), direction
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
 @pytest.mark.parametrize("patch", [0, 3])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_result_is_independent_of_the_padding(family: str, patch: int, pooling: str) -> None:
+def test_result_is_independent_of_the_padding(family: str, direction: str, patch: int, pooling: str) -> None:
     torch.manual_seed(0)
-    model = shaken(build_model(config(family, patch_length=patch, pooling=pooling), VARYING)).double()
+    made = config(family, patch_length=patch, pooling=pooling, direction=direction)
+    model = shaken(build_model(made, VARYING)).double()
     lengths = torch.tensor([12, 1, 7, 3])
     x, static = torch.randn(4, 12, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
     for sample, steps in enumerate(lengths.tolist()):

@@ -93,7 +93,8 @@ class Forecaster(nn.Module):
         width = config.hidden_size
         self.embedding = nn.Linear(features * max(config.patch_length, 1), width)
         self.body = _body(config, backend)
-        self.pooling = Pooling(config.pooling, width, config.tokens(shape.lookback))
+        direction = config.direction if config.blocks else "forward"
+        self.pooling = Pooling(config.pooling, width, config.tokens(shape.lookback), direction)
         self.static = nn.Linear(shape.statics, 2 * self.pooling.width) if shape.statics else None
         self.outputs = (shape.horizon, 1 if apart else shape.targets, max(len(shape.quantiles), 1))
         self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
@@ -131,7 +132,8 @@ class Forecaster(nn.Module):
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
-        states, _ = self.body(self.embedding(tokens))
+        known = {"lengths": token_lengths} if self.config.blocks else {}
+        states, _ = self.body(self.embedding(tokens), **known)
         pooled = self.pooling(states, token_lengths)
         if self.static is not None:
             gain, shift = self.static(static).chunk(2, dim=-1)

@@ -1,9 +1,9 @@
 """How much memory a trial's training will take, before it is trained.
 
-Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU, with
-batches of 2 and 4, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
-a line through the two gives any batch size. Our own LSTM and sLSTM keep the same for every step, and step through a
-long lookback slowly: for them lookbacks of 4 and 8 steps or patches give any longer one in the same way.
+Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU sum the
+bytes of every storage that autograd keeps for the backward pass (parameters left out). Two small batches that differ
+from the real one by whole tiles of samples lie on a line with it. Our own LSTM and sLSTM keep the same for every step:
+for them 4 and 8 steps or patches give any longer lookback in the same way.
 
 Not in it: the data, the framework itself, what a kernel needs only while it runs, and the CPU copy of the best weights.
 A GPU's kernels may keep more or less than the CPU's.
@@ -25,8 +25,8 @@ from xlstm_tune.training.losses import loss_of
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimiser keeps per parameter."""
-_BATCHES = (2, 4)
-"""Not 1: with a single sample some layouts coincide, and copies that larger batches need are spared."""
+_TILE = 16
+"""Samples that a CPU kernel keeps side by side; a batch is stored as whole tiles."""
 _TOKENS = (4, 8)
 _MIB = 2**20
 
@@ -65,13 +65,16 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
 def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
     """`saved_bytes` at the config's batch size, from measurements small in batch and, where possible, in steps."""
     model = config.model
+    batch = config.training.batch_size
+    few = (batch - 1) % _TILE + 1  # further samples then come in whole tiles
+    batches = (few, few + _TILE) if batch > few + _TILE else (batch,)
 
     def at(lookback: int) -> float:
         problem = replace(shape, lookback=lookback)
         with torch.random.fork_rng([]):
             built = build_model(model, problem)
-            measured = [saved_bytes(built, config, problem, batch, dtype) for batch in _BATCHES]
-        return _line(_BATCHES, measured, config.training.batch_size)
+            measured = [saved_bytes(built, config, problem, size, dtype) for size in batches]
+        return _line(batches, measured, config.training.batch_size) if len(batches) > 1 else measured[0]
 
     def steps_of(tokens: int) -> int:
         return max(model.patch_length, 1) + (tokens - 1) * model.stride
@@ -80,7 +83,7 @@ def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | No
     tokens = model.tokens(shape.lookback)
     if not stepwise or tokens <= _TOKENS[1]:
         return at(shape.lookback)
-    return _line(_TOKENS, [at(steps_of(few)) for few in _TOKENS], tokens)
+    return _line(_TOKENS, [at(steps_of(number)) for number in _TOKENS], tokens)
 
 
 def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
