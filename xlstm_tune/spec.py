@@ -24,7 +24,7 @@ DEFAULT_TRIALS = 32
 
 SEARCHABLE: tuple[str, ...] = (
     *(f"model.{key}" for key in ModelConfig.model_fields),
-    *(f"training.{key}" for key in TrainingConfig.model_fields),
+    *(f"training.{key}" for key in TrainingConfig.model_fields if key != "quantiles"),
     "data.lookback",
 )
 """Keys that `space:` may hold."""
@@ -128,8 +128,14 @@ class SearchSpec(Spec):
         """The trial that a point of the space means: `params` laid over the fixed values.
 
         params: flat keys such as `model.hidden_size`; keys not given keep the search file's values.
-        Raises SpecError when the combination is not a model.
+        Raises SpecError when the combination is not a model, or not one for this task.
         """
+        config = self.combine(params)
+        self.check(config)
+        return config
+
+    def combine(self, params: Mapping[str, Scalar]) -> TrialConfig:
+        """As `resolve`, but whether the sections fit each other is not looked at."""
         overlay: dict[str, dict[str, Scalar]] = {"model": {}, "training": {}, "data": {}}
         for key, value in params.items():
             section, _, field = key.partition(".")
@@ -138,6 +144,10 @@ class SearchSpec(Spec):
         training = TrainingConfig.parse(self.training.model_dump() | overlay["training"], "training")
         lookback = DataConfig.parse(self.data.model_dump() | overlay["data"], "data").lookback
         return TrialConfig(model, training, lookback)
+
+    def check(self, config: TrialConfig) -> None:
+        """Raise SpecError when the model of a trial cannot serve the task."""
+        config.model.check_problem(self.data.task == "forecast", config.lookback)
 
     def max_lookback(self) -> int | None:
         """The largest lookback that any trial may ask for."""

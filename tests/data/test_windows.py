@@ -65,7 +65,7 @@ def naive(prepared: Prepared, part: str, position: int, lookback: int) -> tuple[
     start, end = int(prepared.starts[sample]), int(prepared.ends[sample])
     x = np.zeros((lookback, prepared.features.shape[1]), dtype=np.float32)
     rows = prepared.features[max(start, end - lookback) : end]
-    x[lookback - len(rows) :] = rows
+    x[: len(rows)] = rows
     if prepared.task == "regression":
         return x, prepared.targets[sample][None]
     return x, prepared.targets[end : end + prepared.horizon]
@@ -185,7 +185,7 @@ def test_windows_shapes_and_values() -> None:
     data = forecast()
     windows = Windows(data, "validation")
     assert len(windows) == 2 * 6 and windows.lookback == 6 and windows.horizon == 3
-    x, y = windows.batch(torch.tensor([0, 7]))
+    x, y, *_ = windows.batch(torch.tensor([0, 7]))
     assert x.shape == (2, 6, 3) and y.shape == (2, 3, 1) and x.dtype == y.dtype == torch.float32
     np.testing.assert_array_equal(x[0], data.features[24 - 6 : 24])
     np.testing.assert_array_equal(y[0], data.targets[24:27])
@@ -200,7 +200,7 @@ def test_windows_share_the_memory_of_the_prepared_arrays_without_a_warning() -> 
     for view in views:
         assert np.shares_memory(view._features.numpy(), data.features)
         assert np.shares_memory(view._targets.numpy(), data.targets)
-    x, _ = views[0].batch(torch.tensor([0]))
+    x, *_ = views[0].batch(torch.tensor([0]))
     x.zero_()
     assert data.features[:6].any()
 
@@ -208,8 +208,8 @@ def test_windows_share_the_memory_of_the_prepared_arrays_without_a_warning() -> 
 def test_windows_smaller_lookback_sees_the_end_of_the_larger_one() -> None:
     data = forecast(max_lookback=10)
     index = torch.arange(5)
-    large, same = Windows(data, "train", 10).batch(index)
-    small, targets = Windows(data, "train", 4).batch(index)
+    large, same, *_ = Windows(data, "train", 10).batch(index)
+    small, targets, *_ = Windows(data, "train", 4).batch(index)
     assert torch.equal(large[:, -4:], small) and torch.equal(same, targets)
     assert len(Windows(data, "train", 4)) == len(Windows(data, "train", 10))
 
@@ -224,15 +224,27 @@ def test_windows_refuse_what_they_cannot_give() -> None:
         Windows(data, "train", 0)
 
 
-def test_windows_short_sequences_are_padded_at_the_front_with_the_training_mean() -> None:
+def test_windows_short_sequences_are_padded_on_the_right_and_give_their_lengths() -> None:
     data = regression([5, 3, 4, 5, 5, 2, 5, 5])
+    assert data.shortest == 2
     for part in data.parts:
         windows = Windows(data, part)
-        x, y = windows.batch(torch.arange(len(windows)))
-        assert x.shape == (len(windows), 5, 1) and y.shape == (len(windows), 1, 1)
-        for position, sample in enumerate(data.parts[part]):
-            length = int(data.ends[sample] - data.starts[sample])
-            assert (x[position, : 5 - length] == 0).all() and (x[position, 5 - length :] != 0).all()
+        x, y, lengths, static = windows.batch(torch.arange(len(windows)))
+        assert x.shape == (len(windows), 5, 1) and y.shape == (len(windows), 1, 1) and static is None
+        expected = data.ends[data.parts[part]] - data.starts[data.parts[part]]
+        if (expected == 5).all():
+            assert lengths is None
+            continue
+        assert lengths is not None and lengths.dtype == torch.int64
+        np.testing.assert_array_equal(lengths.numpy(), expected)
+        for position, length in enumerate(expected):
+            assert (x[position, length:] == 0).all() and (x[position, :length] != 0).all()
+
+
+def test_windows_without_shorter_samples_have_no_lengths() -> None:
+    data = regression([5, 3, 4, 5, 5, 2, 5, 5], lookback=2)
+    assert all(Windows(data, part).batch(torch.tensor([0])).lengths is None for part in data.parts)
+    assert Windows(forecast(), "train").batch(torch.tensor([0])).lengths is None
 
 
 @needs_shared
@@ -252,7 +264,7 @@ def test_prepare_etth1_counts_and_scale_of_the_literature() -> None:
     assert data.season == 24 and data.target_columns == tuple(range(7))
     windows = Windows(data, "test")
     assert len(windows) == 2880 - 96 + 1
-    x, y = windows.batch(torch.arange(len(windows)))
+    x, y, *_ = windows.batch(torch.arange(len(windows)))
     # Repeating the last value has a published error of 1.295 / 0.713 on these windows.
     error = x[:, -1:, :] - y
     assert error.square().mean().item() == pytest.approx(1.295, abs=1e-3)
@@ -267,7 +279,7 @@ def test_batch_of_a_forecast_is_naive_slicing(draw: st.DataObject, lookback: int
     asked = draw.draw(st.integers(1, lookback + more))
     windows = Windows(data, part, asked)
     positions = draw.draw(st.lists(st.integers(0, len(windows) - 1), min_size=1, max_size=9))
-    x, y = windows.batch(torch.tensor(positions))
+    x, y, *_ = windows.batch(torch.tensor(positions))
     for row, position in enumerate(positions):
         expected = naive(data, part, position, asked)
         np.testing.assert_array_equal(x[row], expected[0])
@@ -281,7 +293,7 @@ def test_batch_of_a_regression_is_naive_slicing(lengths: list[int], lookback: in
     part = draw.draw(st.sampled_from(["train", "validation", "test"]))
     windows = Windows(data, part)
     positions = draw.draw(st.permutations(range(len(windows))))
-    x, y = windows.batch(torch.tensor(positions))
+    x, y, *_ = windows.batch(torch.tensor(positions))
     assert x.shape == (len(windows), lookback, 1)
     for row, position in enumerate(positions):
         expected = naive(data, part, position, lookback)

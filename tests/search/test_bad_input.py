@@ -24,6 +24,21 @@ def table(column: str = "y", cells: dict[int, str] | None = None, rows: int = RO
     return "\n".join(lines) + "\n"
 
 
+def sequences() -> str:
+    """CSV of thirty sequences `s` of 4 to 6 days, with an input `x`, a `size` and a target `y` of each sequence."""
+    rows = [f"2020-01-0{day + 1},{s * s},{s},{s + day},{s % 4}" for s in range(30) for day in range(4 + s % 3)]
+    return "\n".join(["day,y,s,x,size", *rows]) + "\n"
+
+
+SEQUENCES: dict[str, object] = {
+    "data__task": "regression",
+    "data__sequence": "s",
+    "data__lookback": None,
+    "data__horizon": 1,
+    "data__split": {"by": "s"},
+}
+
+
 def write(folder: Path, text: str | None = None, **changes: object) -> Path:
     """A search file that works, but for `changes`: dotted keys (`data__target`) and their values."""
     if text is not None:
@@ -63,6 +78,28 @@ CASES: dict[str, tuple[str | None, dict[str, object], list[str]]] = {
     "lookback too long": (table(), {"data__lookback": 500}, ["500", "lookback"]),
     "no validation window": (table(), {"data__horizon": 30}, ["horizon", "validation"]),
     "constant target": (table(cells={row: "3" for row in range(ROWS)}), {}, ["'y'", "constant"]),
+    "patches longer than the lookback": (table(), {"model__patch_length": 9}, ["model.patch_length", "8 steps", "9"]),
+    "static column that changes": (
+        sequences(),
+        SEQUENCES | {"data__static": "x"},
+        ["'x'", "s=0", "data.static"],
+    ),
+    "flattened states of sequences of several lengths": (
+        sequences(),
+        SEQUENCES | {"space__model_dot_pooling": {"choice": ["last", "flatten"]}},
+        ["model.pooling", "flatten", "differ in length", "data.lookback"],
+    ),
+    "patches longer than the longest sequence": (
+        sequences(),
+        SEQUENCES | {"space__model_dot_patch_length": {"choice": [0, 7]}},
+        ["model.patch_length", "6 steps", "7"],
+    ),
+    "forecast's option for a regression": (
+        sequences(),
+        SEQUENCES | {"space__model_dot_instance_norm": {"choice": ["none", "last"]}},
+        ["model.instance_norm", "regression", "'none'"],
+    ),
+    "static column without series": (table(size="4"), {"data__static": "size"}, ["data.static", "data.series"]),
     "wrong key": (table(), {"training__epohcs": 3}, ["training.epohcs", "training.epochs"]),
     "wrong type": (table(), {"training__epochs": "many"}, ["training.epochs", "whole number", "many"]),
     "empty choice": (table(), {"space__model_dot_hidden_size": {"choice": []}}, ["model.hidden_size", "choice"]),
@@ -115,6 +152,14 @@ def test_search_accepts_the_file_that_the_cases_change(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(file), "--storage", str(tmp_path / "searches"), "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "2 distinct configurations" in result.output
+
+
+def test_search_accepts_static_inputs_and_sequences_of_several_lengths(tmp_path: Path) -> None:
+    changes = SEQUENCES | {"data__static": "size", "space__model_dot_patch_length": {"choice": [0, 3]}}
+    file = write(tmp_path, sequences(), **changes)
+    result = CliRunner().invoke(app, [str(file), "--storage", str(tmp_path / "searches"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "4 distinct configurations" in result.output and "static" in result.output and "size" in result.output
 
 
 def test_search_refuses_a_search_file_that_is_not_there(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         ["3 of 4", "model.heads=4, model.hidden_size=63", "must divide", "'when'"],
     ),
     "wrong combination in a finite space": ({"model.hidden_size": {"int": [64, 67]}}, {}, ["3 of 4", "hidden_size=65"]),
+    "patches longer than a lookback": (
+        {"model.patch_length": {"choice": [0, 8, 16]}, "data.lookback": {"choice": [10, 20]}},
+        {},
+        ["1 of 6", "model.patch_length=16, data.lookback=10", "at most the lookback of 10 steps", "'when'"],
+    ),
+    "patch stride longer than a patch": (
+        {"model.patch_length": {"choice": [0, 4, 8]}, "model.patch_stride": {"choice": [6]}},
+        {},
+        ["1 of 3", "model.patch_stride must be at most model.patch_length"],
+    ),
+    "levels of quantiles": ({"training.quantiles": {"choice": [0.5]}}, {}, ["not a setting that can be searched"]),
     "wrong combination in an infinite space": (
         {"model.heads": {"choice": [4, 3]}, "model.dropout": {"float": [0, 0.5]}},
         {},

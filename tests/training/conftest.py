@@ -43,20 +43,28 @@ def forecast_data(rows: int = 160, lookback: int = 12, horizon: int = 2, scale: 
     )
 
 
-def regression_data(sequences: int = 60, steps: int = 10) -> Prepared:
-    """Two targets per sequence: the mean of its first input and the last value of its second."""
+def regression_data(
+    sequences: int = 60, steps: int = 10, lengths: tuple[int, ...] = (), static: bool = False
+) -> Prepared:
+    """Two targets per sequence: the mean of its first input and the last value of its second.
+
+    lengths: cut the sequences to these numbers of steps, in turn. static: the first target is also given as such.
+    """
     rng = np.random.default_rng(1)
     features = rng.normal(size=(sequences, steps, 3)).astype(np.float32)
     features[..., 0] += rng.normal(size=(sequences, 1))
     targets = np.stack([features[..., 0].mean(axis=1), features[:, -1, 1]], axis=1)
     starts = np.arange(sequences) * steps
+    ends = starts + steps
+    if lengths:
+        starts = ends - np.resize(lengths, sequences)
     numbers = np.arange(sequences)
     return Prepared(
         task="regression",
         features=features.reshape(-1, 3),
         targets=targets,
         starts=starts,
-        ends=starts + steps,
+        ends=ends,
         parts=dict(zip(("train", "validation", "test"), np.split(numbers, [40, 50]), strict=True)),
         target_mean=np.array([0.0, 100.0]),
         target_std=np.array([1.0, 10.0]),
@@ -68,7 +76,10 @@ def regression_data(sequences: int = 60, steps: int = 10) -> Prepared:
         season=1,
         oracle=None,
         notes=(),
-        fingerprint=f"regression-{sequences}-{steps}",
+        fingerprint=f"regression-{sequences}-{steps}-{lengths}-{static}",
+        static=targets[:, :1].astype(np.float32) if static else None,
+        static_names=("size",) if static else (),
+        series=numbers if static else None,
     )
 
 

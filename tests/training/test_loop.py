@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.config import FAMILIES
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import (
@@ -124,7 +125,7 @@ def test_train_sees_every_sample_once_an_epoch_in_an_order_of_its_own(
     orders: list[list[int]] = [[]]
     batch = Windows.batch
 
-    def watched(self: Windows, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(self: Windows, index: torch.Tensor) -> Batch:
         orders[-1] += index.tolist() if torch.is_grad_enabled() else []
         return batch(self, index)
 
@@ -143,7 +144,7 @@ def test_train_validates_every_row_without_dropout(make_forecast: Maker, make_co
     result = run(make_config(epochs=1, model={"dropout": 0.5, "layers": 2}), data)[0]
     windows = Windows(data, "validation")
     predicted = predict(result.state.model, windows)
-    _, actual = windows.batch(torch.arange(len(windows)))
+    actual = windows.batch(torch.arange(len(windows))).y
     assert predicted.shape == (len(data.parts["validation"]), data.horizon, 1)
     assert score(predicted, actual, data.target_std) == pytest.approx(result.validation, rel=1e-6)
 
@@ -250,9 +251,34 @@ def test_autocast_dtype_on_a_cpu() -> None:
 
 def test_train_with_a_shorter_lookback(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast()
-    assert shape_of(data, 5).lookback == 5 and shape_of(data).lookback == data.lookback
+    assert shape_of(data, make_config(lookback=5)).lookback == 5 and shape_of(data).lookback == data.lookback
     short, whole = (run(make_config(lookback=lookback, epochs=1), data)[0] for lookback in (5, None))
     assert short.train_loss != whole.train_loss
+
+
+def test_train_on_sequences_of_several_lengths_with_static_inputs_learns(
+    make_regression: Maker, make_config: Maker
+) -> None:
+    data = make_regression(lengths=(3, 6, 10), static=True)
+    assert data.shortest == 3 and shape_of(data).varying and shape_of(data).statics == 1
+    assert not shape_of(data, make_config(lookback=3)).varying
+    results = run(make_config(model={"pooling": "mean"}, epochs=12, batch_size=4), data)
+    assert results[-1].train_loss < 0.6 * results[0].train_loss
+    state = results[-1].state
+    assert predict(state.model, Windows(data, "test")).shape == (10, 1, 2)
+    assert evaluate(state.model, Windows(data, "validation"), data.target_std, 3) == pytest.approx(
+        results[-1].validation
+    )
+
+
+def test_predict_of_a_short_sequence_does_not_depend_on_its_company(make_regression: Maker, make_config: Maker) -> None:
+    data = make_regression(lengths=(3, 6, 10), static=True)
+    model = begin(make_config(model={"family": "xlstm", "pooling": "attention", "patch_length": 4}), data).model
+    together = predict(model, Windows(data, "test"))
+    short = [at for at, sample in enumerate(data.parts["test"]) if data.ends[sample] - data.starts[sample] == 3]
+    alone = replace(data, parts={**data.parts, "test": data.parts["test"][short]})
+    assert short
+    torch.testing.assert_close(predict(model, Windows(alone, "test", 3)), together[short], rtol=1e-5, atol=1e-6)
 
 
 def test_train_reports_cost(make_forecast: Maker, make_config: Maker) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from xlstm_tune.models.config import FAMILIES
-from xlstm_tune.models.forecaster import Shape, build_model
+from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.memory import estimate_memory, saved_bytes
 from xlstm_tune.training.optimiser import build_optimiser
 
@@ -18,11 +20,29 @@ MIB = 2**20
 Maker = Callable[..., Any]
 
 
-def held_bytes(model: nn.Module, batch: int) -> int:
+REGRESSION = Shape(features=5, lookback=48, horizon=1, targets=2, statics=3, varying=True)
+OPTIONS: dict[str, tuple[Shape, dict[str, Any], dict[str, Any]]] = {
+    "joint patches": (SHAPE, {"patch_length": 6, "patch_stride": 3, "pooling": "flatten"}, {}),
+    "independent patches": (
+        SHAPE,
+        {"patch_length": 4, "channels": "independent", "instance_norm": "reversible", "pooling": "attention"},
+        {"loss": "mae"},
+    ),
+    "trend": (SHAPE, {"decomposition": "trend", "instance_norm": "last"}, {"loss": "huber"}),
+    "quantiles": (replace(SHAPE, horizon=24, quantiles=(0.1, 0.5, 0.9)), {"pooling": "mean"}, {"loss": "quantile"}),
+    "sequences": (REGRESSION, {"pooling": "attention"}, {}),
+    "patched sequences": (REGRESSION, {"pooling": "mean", "patch_length": 5}, {}),
+}
+
+
+def held_bytes(model: Forecaster, config: TrialConfig, shape: Shape) -> int:
     """What the allocator still holds after a forward pass whose graph is alive: inputs and activations."""
+    batch = config.training.batch_size
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        x, y = torch.randn(batch, SHAPE.lookback, SHAPE.features), torch.randn(batch, SHAPE.horizon, SHAPE.targets)
-        loss = nn.functional.mse_loss(model(x), y)
+        x, y = torch.randn(batch, shape.lookback, shape.features), torch.randn(batch, shape.horizon, shape.targets)
+        lengths = torch.full((batch,), shape.lookback) if shape.varying else None
+        static = torch.randn(batch, shape.statics) if shape.statics else None
+        loss = loss_of(config.training)(model(x, lengths, static, every_quantile=True), y)
     assert loss.requires_grad
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
@@ -32,7 +52,30 @@ def test_estimate_memory_agrees_with_the_allocator(family: str, make_config: Mak
     config = make_config(model={"family": family, "hidden_size": 32, "layers": 2, "dropout": 0.1}, batch_size=20)
     estimate = estimate_memory(config, SHAPE, "cpu")
     model = build_model(config.model, SHAPE).train()
-    assert estimate.activations_mib == pytest.approx(held_bytes(model, 20) / MIB, rel=0.15)
+    assert estimate.activations_mib == pytest.approx(held_bytes(model, config, SHAPE) / MIB, rel=0.15)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimate_memory_of_every_option_agrees_with_the_allocator(
+    family: str, option: str, make_config: Maker
+) -> None:
+    shape, options, training = OPTIONS[option]
+    model = {"family": family, "hidden_size": 32, "layers": 2, "dropout": 0.1, **options}
+    config = make_config(model=model, batch_size=20, **training)
+    built = build_model(config.model, shape).train()
+    estimate = estimate_memory(config, shape, "cpu")
+    assert estimate.activations_mib == pytest.approx(held_bytes(built, config, shape) / MIB, rel=0.15)
+    assert estimate.parameters == sum(parameter.numel() for parameter in built.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimate_memory_extrapolates_to_any_number_of_patches(family: str, make_config: Maker) -> None:
+    model = {"family": family, "patch_length": 6, "patch_stride": 4, "pooling": "flatten", "decomposition": "trend"}
+    shape = Shape(features=3, lookback=120, horizon=2, targets=1, target_columns=(0,))
+    config = make_config(model=model, batch_size=2)
+    measured = saved_bytes(build_model(config.model, shape), config, shape, 2)
+    assert estimate_memory(config, shape, "cpu").activations_mib == pytest.approx(measured / MIB, rel=0.05)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])

@@ -60,9 +60,13 @@ class DataConfig(Spec):
     target: Names
     """One column, several, or `all`."""
     features: Names = ["all"]
-    """Inputs: `all` (every column but time, series and sequence) or a list; a forecast's targets are always inputs."""
+    """Inputs: `all` (every column but time, series, sequence and static) or a list; a forecast's targets are always
+    inputs."""
     exclude: Names = []
     """Columns that `all` leaves out."""
+    static: Names = []
+    """Columns that are constant within a series (forecast) or sequence (regression), such as a county's size: given to
+    the model once a sample, not as inputs of every step."""
     categories: Names = []
     """Text columns, each turned into one 0/1 input per value seen in the training part."""
     calendar: Cycles = []
@@ -83,6 +87,10 @@ class DataConfig(Spec):
         if self.task == "forecast":
             if self.lookback is None:
                 raise ValueError("'data.lookback' is missing; a forecast needs it: how many steps the model sees")
+            if self.static and not self.series:
+                raise ValueError(
+                    "'data.static' needs 'data.series' in a forecast: within a single series such a column says nothing"
+                )
             if self.sequence:
                 raise ValueError(
                     "'data.sequence' belongs to task: regression; a forecast names its series in 'data.series'"

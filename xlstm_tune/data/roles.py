@@ -24,6 +24,8 @@ class Roles:
     features: tuple[str, ...]
     """Inputs; a forecast's targets are among them."""
     categories: tuple[str, ...]
+    static: tuple[str, ...]
+    """What a series or sequence has once; not among the features."""
     unnamed: int
     """Columns without a name, which `all` leaves out."""
 
@@ -46,6 +48,7 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
         "data.features": [name for name in config.features if name != "all"],
         "data.exclude": config.exclude,
         "data.categories": config.categories,
+        "data.static": config.static,
     }
     for where, names in lists.items():
         _check_list(where, names, columns)
@@ -59,7 +62,8 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
     apart = [("data.time.column", key_list), ("data.time.column", "data.target"), (key_list, "data.target")]
     apart += [("data.time.column", "data.features"), ("data.time.column", "data.categories")]
     apart += [("data.exclude", where) for where in lists if where != "data.exclude"]
-    apart += [("data.categories", "data.target")]
+    apart += [("data.categories", "data.target"), ("data.static", "data.target"), ("data.static", "data.features")]
+    apart += [("data.time.column", "data.static")]
     if not forecast:
         apart += [("data.target", "data.features")]
     for one, other in apart:
@@ -67,7 +71,9 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
         if both:
             raise DataError(f"column '{both[0]}' is both in '{one}' and in '{other}'; it can only be one of them")
 
-    reserved = {name for where in ("data.time.column", key_list, "data.exclude") for name in lists[where]}
+    reserved = {
+        name for where in ("data.time.column", key_list, "data.exclude", "data.static") for name in lists[where]
+    }
     if not forecast:
         reserved |= set(config.target)
     features: list[str] = []
@@ -84,11 +90,17 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
         features += [name for name in targets if name not in features]
     if not features:
         raise DataError("no column is left as an input; name some in 'data.features' or exclude fewer")
-    idle = [name for name in config.categories if name not in features]
+    idle = [name for name in config.categories if name not in features and name not in config.static]
     if idle:
         raise DataError(f"'data.categories' names '{idle[0]}', which is not an input; add it to 'data.features'")
     return Roles(
-        time, tuple(keys), tuple(targets), tuple(features), tuple(config.categories), sum(not name for name in columns)
+        time=time,
+        keys=tuple(keys),
+        targets=tuple(targets),
+        features=tuple(features),
+        categories=tuple(config.categories),
+        static=tuple(config.static),
+        unnamed=sum(not name for name in columns),
     )
 
 

@@ -19,6 +19,7 @@ from xlstm_tune.data.missing import fill
 from xlstm_tune.data.read import read_source
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
+from xlstm_tune.data.static import Static, read_static
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import DataError
 
@@ -33,6 +34,8 @@ class Table:
     """F names, such as "temp_max", or "weather=rain" for a value of a category."""
     one_hot: tuple[int, ...]
     """Columns of `values` that stand for a value of a category."""
+    static: Static
+    """What each series or sequence has once."""
     targets: np.ndarray
     """float64 in the target's units; forecast [R, K] by row, regression [S, K] by sequence."""
     target_names: tuple[str, ...]
@@ -116,6 +119,7 @@ def load_table(config: DataConfig) -> Table:
         values=values,
         features=features,
         one_hot=one_hot,
+        static=read_static(rows, roles),
         targets=targets,
         target_names=roles.targets,
         observed=observed,
@@ -175,8 +179,8 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
 
 def _fingerprint(table: Table) -> str:
     digest = hashlib.sha256()
-    names = (table.features, table.target_names, table.keys, table.key_names, table.time_kind)
+    names = (table.features, table.target_names, table.keys, table.key_names, table.time_kind, table.static.names)
     digest.update(repr(names).encode())
-    for array in (table.values, table.targets, table.observed, table.offsets, table.time):
+    for array in (table.values, table.targets, table.observed, table.offsets, table.time, table.static.values):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Standardised arrays that every trial shares, and one part of them as tensors on a device.
 
-R rows, F inputs, K targets, N samples; a batch is B samples: x [B, L, F] and y [B, H, K].
+R rows, F inputs, K targets, N samples, S series or sequences, C static inputs; a batch is B samples.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +57,30 @@ class Prepared:
     notes: tuple[str, ...]
     fingerprint: str
     """SHA-256 over the data and how they are cut."""
+    static: np.ndarray | None = None
+    """[S, C] float32, standardised over the series that training samples come from; None without static inputs."""
+    static_names: tuple[str, ...] = ()
+    """C names."""
+    series: np.ndarray | None = None
+    """int64 [N]: the row of `static` for each sample; None without static inputs."""
+
+    @property
+    def shortest(self) -> int:
+        """Steps that every sample has before its end."""
+        return int((self.ends - self.starts).min())
+
+
+class Batch(NamedTuple):
+    """Samples for a model, float32 and standardised."""
+
+    x: Tensor
+    """[B, L, F]; shorter sequences are padded with zeros on the right."""
+    y: Tensor
+    """[B, H, K]."""
+    lengths: Tensor | None
+    """int64 [B], steps of x that are real; None where no sample of the part is shorter than L."""
+    static: Tensor | None
+    """[B, C]; None without static inputs."""
 
 
 def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -> Prepared:
@@ -94,7 +119,9 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -
     if constant:
         what = "input is" if len(constant) == 1 else "inputs are"
         notes.append(f"{len(constant)} {what} constant in the training part: {listing(constant, 'input')}")
-    for array in (features, targets, mean, std, result.starts, result.ends, *result.parts.values()):
+    static, static_names, series = _static(table, result, notes)
+    given = () if static is None or series is None else (static, series)
+    for array in (features, targets, mean, std, result.starts, result.ends, *result.parts.values(), *given):
         array.flags.writeable = False
     digest = hashlib.sha256(table.fingerprint.encode())
     digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}".encode())
@@ -116,6 +143,9 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -
         oracle=table.oracle,
         notes=tuple(notes),
         fingerprint=digest.hexdigest(),
+        static=static,
+        static_names=static_names,
+        series=series,
     )
 
 
@@ -158,6 +188,35 @@ def _columns(table: Table, result: Split, notes: list[str]) -> list[int]:
     return columns
 
 
+def _static(
+    table: Table, result: Split, notes: list[str]
+) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray | None]:
+    """Static inputs [S, C] standardised by the training series, their names, and each sample's row [N] of them."""
+    if not table.static.names:
+        return None, (), None
+    series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
+    seen = table.static.values[np.unique(series[result.parts["train"]])]
+    kept: list[int] = []
+    columns: list[np.ndarray] = []
+    for column, cells in enumerate(table.static.values.T):
+        if column in table.static.one_hot and not seen[:, column].any():
+            notes.append(f"{table.static.names[column]} occurs only outside the training part, so it was left out")
+            continue
+        low, high = seen[:, column].min(), seen[:, column].max()
+        center, spread = (low, 1.0) if low == high else _moments(seen[:, column])
+        kept.append(column)
+        columns.append((cells - center) / spread)
+        if low == high and column not in table.static.one_hot:
+            notes.append(f"the static input '{table.static.names[column]}' is constant in the training part")
+    if not kept:
+        raise DataError(
+            "no static input is left: every value of its categories occurs only outside the training part; "
+            "change data.static or data.split"
+        )
+    names = tuple(table.static.names[column] for column in kept)
+    return np.stack(columns, axis=1).astype(np.float32), names, series
+
+
 class Windows:
     """One part of the data on a device; on the CPU it shares the memory of the arrays it is given."""
 
@@ -184,28 +243,36 @@ class Windows:
         self._samples = _share(samples, device)
         self._starts = _share(prepared.starts[samples], device)
         self._ends = _share(prepared.ends[samples], device)
-        self._past = torch.arange(-self.lookback, 0, device=device)
+        self._static = None if prepared.static is None else _share(prepared.static, device)
+        self._series = None if prepared.series is None else _share(prepared.series[samples], device)
+        self._steps = torch.arange(self.lookback, device=device)
         self._future = torch.arange(self.horizon, device=device)
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, L, F] and y [B, H, K], float32 and standardised, of the samples at positions `index` of the part.
+    def batch(self, index: Tensor) -> Batch:
+        """The samples at positions `index` of the part.
 
-        A regression's sequence that is longer than L gives its last L steps; a shorter one is preceded by zeros, the
-        training mean.
+        A regression's sequence that is longer than L gives its last L steps; a shorter one stands at the front of x.
         """
         index = index.to(self._ends.device)
-        rows = self._ends[index].unsqueeze(1) + self._past  # [B, L]
+        ends = self._ends[index]
+        static = None if self._static is None or self._series is None else self._static[self._series[index]]
         if self._padded:
-            before = rows < self._starts[index].unsqueeze(1)
-            x = _gather(self._features, rows.clamp(min=0)).masked_fill_(before.unsqueeze(2), 0.0)
+            lengths = (ends - self._starts[index]).clamp(max=self.lookback)
+            rows = (ends - lengths).unsqueeze(1) + self._steps  # [B, L]
+            padding = self._steps >= lengths.unsqueeze(1)
+            x = _gather(self._features, rows.clamp(max=len(self._features) - 1))
+            x = x.masked_fill_(padding.unsqueeze(2), 0.0)
         else:
-            x = _gather(self._features, rows)
-        if not self._forecast:
-            return x, self._targets[self._samples[index]].unsqueeze(1)
-        return x, _gather(self._targets, self._ends[index].unsqueeze(1) + self._future)
+            lengths = None
+            x = _gather(self._features, (ends - self.lookback).unsqueeze(1) + self._steps)
+        if self._forecast:
+            y = _gather(self._targets, ends.unsqueeze(1) + self._future)
+        else:
+            y = self._targets[self._samples[index]].unsqueeze(1)
+        return Batch(x, y, lengths, static)
 
 
 def _gather(table: Tensor, rows: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ def baselines(data: Prepared, groups: Index | None = None) -> list[Baseline]:
     known); `nlinear` and `dlinear` (Zeng et al. 2023), linear maps from lookback to horizon shared by all targets.
     Regression: `mean`; `group_mean`, of the training samples with the same number in `groups` [N] (left out without
     groups, or when a judged sample's group is not in the training part); `linear`, on each feature's means over twelve
-    segments of the sequence. Linear maps are fitted by ridge regression in closed form, the strength chosen on
-    validation.
+    segments of the sequence and its static inputs. Linear maps are fitted by ridge regression in closed form, the
+    strength chosen on validation.
     """
     if data.task == "forecast":
         found = [_mean(data), _last_value(data)]
@@ -230,7 +230,7 @@ def _group_mean(data: Prepared, groups: Index | None) -> Baseline | None:
 
 
 def _linear_regression(data: Prepared) -> Baseline:
-    train = _segment_means(data, data.parts["train"])
+    train = _summary(data, data.parts["train"])
     centre, spread = train.mean(0), train.std(0)
     spread[spread == 0] = 1.0
     x = (train - centre) / spread
@@ -238,7 +238,7 @@ def _linear_regression(data: Prepared) -> Baseline:
     fits = _ridge(x.T @ x / len(x), x.T @ (y - y.mean(0)) / len(x))
 
     def predictor(part: str) -> Callable[[Array], Array]:
-        inputs = (_segment_means(data, data.parts[part]) - centre) / spread
+        inputs = (_summary(data, data.parts[part]) - centre) / spread
         return lambda fit: inputs @ fit + y.mean(0)
 
     predict = {part: predictor(part) for part in JUDGED}
@@ -246,6 +246,14 @@ def _linear_regression(data: Prepared) -> Baseline:
     chosen = int(np.argmin([((predict["validation"](fit) - actual) ** 2).sum() for fit in fits]))
     predictions = {part: _own_units(data, predict[part](fits[chosen]))[:, None] for part in JUDGED}
     return Baseline("linear", predictions, {"ridge": RIDGE[chosen]})
+
+
+def _summary(data: Prepared, index: Index) -> Array:
+    """[n, SEGMENTS · F + C]: segment means, then the static inputs."""
+    means = _segment_means(data, index)
+    if data.static is None or data.series is None:
+        return means
+    return np.concatenate([means, data.static[data.series[index]]], axis=1)
 
 
 def _segment_means(data: Prepared, index: Index | Sequence[int]) -> Array:

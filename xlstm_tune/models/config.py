@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from xlstm_tune.errors import SpecError
 from xlstm_tune.strict import Spec
 
 Family = Literal["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"]
@@ -15,7 +16,7 @@ FAMILIES: tuple[Family, ...] = ("lstm", "lstm_scratch", "slstm", "mlstm", "xlstm
 BlockNorm = Literal["layer", "rms", "none"]
 Activation = Literal["gelu", "silu", "relu"]
 
-_COMMON = ("family", "hidden_size", "dropout", "pooling", "instance_norm")
+_COMMON = ("family", "hidden_size", "dropout", "channels", "pooling", "instance_norm", "decomposition")
 _XLSTM = ("heads", "conv_kernel", "direction", "norm", "head_norm")
 
 
@@ -55,11 +56,40 @@ class ModelConfig(Spec):
     activation: Activation = "gelu"
     """Activation of the feed-forward."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    pooling: Literal["last", "mean"] = "last"
-    """Which hidden state the head sees: the last step's, or the mean over steps."""
+    patch_length: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Steps that enter the recurrent body as one (PatchTST, Nie et al. 2023); 0 and 1 = every step by itself."""
+    patch_stride: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Steps from one patch to the next; 0 = half a patch, rounded up. The last patch repeats the last step where the
+    window ends before it, so that the newest steps are always seen."""
+    channels: Literal["joint", "independent"] = "joint"
+    """Forecasts only. `independent`: each target is forecast by itself by one shared model, from its own history and
+    the inputs that are no target."""
     instance_norm: Literal["none", "last", "reversible"] = "none"
     """Forecasts only. `last`: each window minus its last value, added back after the head (NLinear's way).
     `reversible`: each window by its own mean and deviation, undone after the head (RevIN, Kim et al. 2022)."""
+    decomposition: Literal["none", "trend"] = "none"
+    """Forecasts only. `trend`: each target's window is split into a moving average and what remains; a linear map of
+    each, shared by the targets, is added to the forecast (DLinear, Zeng et al. 2023, beside the recurrent body)."""
+    trend_kernel: Annotated[int, Field(ge=3, le=4095)] = 25
+    """Steps of the moving average of `decomposition`; odd, so that it has a middle."""
+    pooling: Literal["last", "mean", "attention", "flatten"] = "last"
+    """What the head sees of the body's states: that at the end of the running direction (both ends of `both`), their
+    mean, their mean by learnt weights, or all of them side by side (fixed lookbacks only)."""
+
+    @model_validator(mode="after")
+    def _patches_touch(self) -> ModelConfig:
+        if self.patched and self.patch_stride > self.patch_length:
+            raise ValueError(
+                f"model.patch_stride must be at most model.patch_length, or steps between patches would never be seen, "
+                f"got {self.patch_stride} and {self.patch_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kernel_has_a_middle(self) -> ModelConfig:
+        if self.trend_kernel % 2 == 0:
+            raise ValueError(f"model.trend_kernel must be odd, got {self.trend_kernel}")
+        return self
 
     @model_validator(mode="after")
     def _widths_divide(self) -> ModelConfig:
@@ -103,6 +133,47 @@ class ModelConfig(Spec):
         """The kinds of block that have a feed-forward: some of "s" and "m"."""
         return "" if self.feed_forward == "none" else "sm" if self.ff_after == "all" else "s"
 
+    @property
+    def patched(self) -> bool:
+        """Several steps enter the body as one."""
+        return self.patch_length > 1
+
+    @property
+    def stride(self) -> int:
+        """Steps from one patch to the next; 1 without patches."""
+        return (self.patch_stride or -(-self.patch_length // 2)) if self.patched else 1
+
+    def tokens(self, steps: int) -> int:
+        """How many steps the body runs for a window of `steps`: its patches."""
+        return 1 + max(0, -(-(steps - max(self.patch_length, 1)) // self.stride))
+
+    def check_problem(self, forecast: bool, lookback: int | None, varying: bool = False) -> None:
+        """Raise SpecError when this model cannot serve a problem, with the remedy.
+
+        lookback: L, of a regression the longest sequence; None = not known yet. varying: some sequences are shorter.
+        """
+        for key in ("instance_norm", "decomposition") if not forecast else ():
+            if getattr(self, key) != "none":
+                raise SpecError(
+                    f"model.{key} is '{getattr(self, key)}', but a regression has no target among its inputs "
+                    f"to apply it to; set it to 'none'"
+                )
+        if not forecast and self.channels == "independent":
+            raise SpecError(
+                "model.channels is 'independent', but a regression has no target among its inputs to split by; "
+                "set it to 'joint'"
+            )
+        if lookback is not None and self.patched and self.patch_length > lookback:
+            raise SpecError(
+                f"model.patch_length must be at most the lookback of {lookback} steps, got {self.patch_length}; "
+                f"use shorter patches or a longer lookback"
+            )
+        if varying and self.pooling == "flatten":
+            raise SpecError(
+                "model.pooling is 'flatten', but the sequences differ in length; use 'last', 'mean' or 'attention', or "
+                "a data.lookback that every sequence fills"
+            )
+
     def relevant(self) -> dict[str, Any]:
         """Only the keys that this family reads: two configs that agree here are the same model."""
         if not self.blocks:
@@ -114,7 +185,9 @@ class ModelConfig(Spec):
             keys = (*_COMMON, *_XLSTM, "pattern" if self.family == "xlstm" else "layers")
             keys += ("proj_factor", "qkv_block") if "m" in self.blocks else ()
             keys += self._feed_forward_keys()
-        return {key: getattr(self, key) for key in keys}
+        keys += ("trend_kernel",) if self.decomposition == "trend" else ()
+        settings = {key: getattr(self, key) for key in keys}
+        return settings | ({"patch_length": self.patch_length, "patch_stride": self.stride} if self.patched else {})
 
     def _feed_forward_keys(self) -> tuple[str, ...]:
         if not set(self.feed_forward_after) & set(self.blocks):

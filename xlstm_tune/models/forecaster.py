@@ -1,6 +1,6 @@
 """Embedding, body, pooling, head: a window of a table to its forecast. `build_model` is the search's only constructor.
 
-Legend: B batch, L lookback, F input columns, H horizon, K targets, D hidden size.
+Legend: B batch, L lookback, T steps given, F input columns, H horizon, K targets, Q quantiles, S static inputs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xlstm_tune.errors import SpecError
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import NORM_EPSILON
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.models.decomposition import TrendSkip
 from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
+from xlstm_tune.models.patching import cut_patches
+from xlstm_tune.models.pooling import Pooling
 from xlstm_tune.models.stack import XLSTMStack
+from xlstm_tune.models.window_norm import window_statistics
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Shape:
     targets: int
     target_columns: tuple[int, ...] = ()
     """The column of each target among the inputs; empty for a regression, whose target is not an input."""
+    statics: int = 0
+    """S, inputs that a sample has once rather than at every step."""
+    quantiles: tuple[float, ...] = ()
+    """Levels to forecast, rising; empty = one number for each target and step."""
+    varying: bool = False
+    """Some samples are shorter than the lookback: they come padded, with their lengths."""
 
     def __post_init__(self) -> None:
         for name in ("features", "lookback", "horizon", "targets"):
@@ -66,41 +74,108 @@ class Forecaster(nn.Module):
     """x [B, L, F] to [B, H, K], standardised in and out.
 
     The head's weights start small, so that the first forecast is near the mean of the training part (or, with
-    `instance_norm`, near the window's last value or mean).
+    `instance_norm`, near the window's last value or mean). Static inputs [B, S] scale and shift what the head sees,
+    feature by feature, by linear maps that start at zero (FiLM, Perez et al. 2018): a county's size multiplies what
+    its weather says.
     """
 
     def __init__(self, config: ModelConfig, shape: Shape, backend: str = "auto"):
         super().__init__()
-        if config.instance_norm != "none" and not shape.target_columns:
-            raise SpecError(
-                f"model.instance_norm is '{config.instance_norm}', but a regression has no target among its inputs "
-                f"to undo it for; set it to 'none'"
-            )
+        config.check_problem(bool(shape.target_columns), shape.lookback, shape.varying)
         self.config, self.shape, self.backend = config, shape, backend
+        apart = config.channels == "independent"
+        others = tuple(column for column in range(shape.features) if column not in shape.target_columns)
+        self._others = others if apart else ()
+        features = 1 + len(others) if apart else shape.features
+        self._columns = (0,) if apart else shape.target_columns
+        """Of the targets among the inputs that the body sees."""
+        self._point = min(range(len(shape.quantiles)), key=lambda at: abs(shape.quantiles[at] - 0.5), default=0)
         width = config.hidden_size
-        self.embedding = nn.Linear(shape.features, width)
+        self.embedding = nn.Linear(features * max(config.patch_length, 1), width)
         self.body = _body(config, backend)
-        self.head = nn.Linear(width, shape.horizon * shape.targets)
-        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(width))
+        direction = config.direction if config.blocks else "forward"
+        self.pooling = Pooling(config.pooling, width, config.tokens(shape.lookback), direction)
+        self.static = nn.Linear(shape.statics, 2 * self.pooling.width) if shape.statics else None
+        self.outputs = (shape.horizon, 1 if apart else shape.targets, max(len(shape.quantiles), 1))
+        self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
+        trend = config.decomposition == "trend"
+        self.trend = TrendSkip(shape.lookback, shape.horizon, config.trend_kernel) if trend else None
+        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(self.pooling.width))
         nn.init.zeros_(self.head.bias)
+        if self.static is not None:
+            nn.init.zeros_(self.static.weight)
+            nn.init.zeros_(self.static.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, L, F], any number of steps, to [B, H, K]. Raises ValueError for a wrong shape."""
-        expect_shape(x, "forecaster: x", B=None, T=None, F=self.shape.features)
-        centre, scale = self._window_statistics(x)
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, static: Tensor | None = None, every_quantile: bool = False
+    ) -> Tensor:
+        """x [B, T, F] to [B, H, K]; with `every_quantile` to [B, H, K, Q], in rising order (Q = 1 without quantiles).
+
+        T is L where the weights depend on it (`flatten`, `trend`), else any number of steps.
+        lengths: int64 [B] in 1..T where samples are padded on the right; what stands in the padding does not matter.
+        static: [B, S] where the shape has statics.
+        With quantiles the forecast is the one nearest to the median. Raises ValueError for a wrong shape.
+        """
+        self._check(x, lengths, static)
+        batch = x.shape[0]
+        if lengths is not None:
+            padding = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(1)
+            x = x.masked_fill(padding.unsqueeze(2), 0.0)
+        if self.config.channels == "independent":
+            x, lengths, static = self._split_channels(x, lengths, static)
+        centre, scale = window_statistics(self.config.instance_norm, x, lengths)
         if centre is not None:
             x = x - centre
         if scale is not None:
             x = x / scale
-        states, _ = self.body(self.embedding(x))
-        pooled = states[:, -1] if self.config.pooling == "last" else states.mean(1)
-        y: Tensor = self.head(pooled).unflatten(-1, (self.shape.horizon, self.shape.targets))
-        columns = list(self.shape.target_columns)
+        columns = list(self._columns)
+        tokens, token_lengths = x, lengths
+        if self.config.patched:
+            tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
+        known = {"lengths": token_lengths} if self.config.blocks else {}
+        states, _ = self.body(self.embedding(tokens), **known)
+        pooled = self.pooling(states, token_lengths)
+        if self.static is not None:
+            gain, shift = self.static(static).chunk(2, dim=-1)
+            pooled = pooled * (1.0 + gain) + shift
+        y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
+        if self.trend is not None:
+            y = y + self.trend(x[..., columns]).unsqueeze(-1)
         if scale is not None:
-            y = y * scale[..., columns]
+            y = y * scale[..., columns].unsqueeze(-1)
         if centre is not None:
-            y = y + centre[..., columns]
-        return y
+            y = y + centre[..., columns].unsqueeze(-1)
+        if self.config.channels == "independent":
+            y = y.reshape(batch, self.shape.targets, self.shape.horizon, -1).transpose(1, 2)
+        if self.outputs[-1] > 1:
+            # Crossing quantiles are put in order, which never makes their loss larger (Chernozhukov et al. 2010).
+            y = y.sort(-1).values
+        return y if every_quantile else y[..., self._point]
+
+    def _check(self, x: Tensor, lengths: Tensor | None, static: Tensor | None) -> None:
+        fixed = self.trend is not None or self.config.pooling == "flatten"
+        expect_shape(x, "forecaster: x", B=None, T=self.shape.lookback if fixed else None, F=self.shape.features)
+        if lengths is not None:
+            expect_shape(lengths, "forecaster: lengths", B=x.shape[0])
+            if fixed:
+                raise ValueError("forecaster: lengths must be None with pooling 'flatten' or decomposition 'trend'")
+        if (static is None) != (self.static is None):
+            wanted = "None" if self.static is None else f"[B, S={self.shape.statics}]"
+            raise ValueError(f"forecaster: static must be {wanted}, got {None if static is None else [*static.shape]}")
+        if static is not None:
+            expect_shape(static, "forecaster: static", B=x.shape[0], S=self.shape.statics)
+
+    def _split_channels(
+        self, x: Tensor, lengths: Tensor | None, static: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x [B, T, F] to [B · K, T, 1 + others]: each target's own history, then the inputs that are no target."""
+        own = x[..., list(self.shape.target_columns)].transpose(1, 2).unsqueeze(-1)  # [B, K, T, 1]
+        if self._others:
+            others = x[..., list(self._others)].unsqueeze(1).expand(-1, self.shape.targets, -1, -1)
+            own = torch.cat([own, others], -1)
+        lengths = None if lengths is None else lengths.repeat_interleave(self.shape.targets, 0)
+        static = None if static is None else static.repeat_interleave(self.shape.targets, 0)
+        return own.flatten(0, 1), lengths, static
 
     def describe_backend(self) -> str:
         """What runs the recurrences, and why, in words."""
@@ -111,17 +186,6 @@ class Forecaster(nn.Module):
             ]
         weight = self.head.weight
         return "; ".join(str(resolve(f"{kind}lstm", self.backend, weight.device.type)) for kind in sorted(set(blocks)))
-
-    def _window_statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """What each window is centred on and divided by, [B, 1, F], as `instance_norm` says."""
-        match self.config.instance_norm:
-            case "none":
-                return None, None
-            case "last":
-                return x[:, -1:], None
-            case "reversible":
-                variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
-                return mean, (variance + NORM_EPSILON).sqrt()
 
 
 def _body(config: ModelConfig, backend: str) -> nn.Module:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from xlstm_tune.data.words import count
+from xlstm_tune.data.words import count, listing
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.leaderboard import number
@@ -50,6 +50,7 @@ def data_lines(plan: Plan) -> list[tuple[str, str]]:
         ("table", f"{len(table.values):,} rows, {series}, {data.features.shape[1]} input columns"),
         ("target", ", ".join(data.target_names)),
         ("input", f"[batch, {data.lookback} steps, {data.features.shape[1]} features]"),
+        *([("static", listing(data.static_names, "input"))] if data.static_names else []),
         (
             "output",
             f"[batch, {data.horizon} step{'s' if data.horizon > 1 else ''}, {len(data.target_names)} target(s)]",
@@ -72,10 +73,10 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
 def model_lines(plan: Plan) -> list[tuple[str, str]]:
     """Parameters of the smallest and largest model; memory that training the largest takes."""
     configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
-    sized = sorted(((count_parameters(c.model, shape_of(plan.data, c.lookback)), i) for i, c in enumerate(configs)))
+    sized = sorted(((count_parameters(c.model, shape_of(plan.data, c)), i) for i, c in enumerate(configs)))
     least, most = configs[sized[0][1]], configs[sized[-1][1]]
     largest = f"{sized[-1][0]:,} ({most.title()})"
-    memory = estimate_memory(most, shape_of(plan.data, most.lookback))
+    memory = estimate_memory(most, shape_of(plan.data, most))
     return [
         ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
         (

@@ -58,7 +58,7 @@ def predict_parts(
     config = spec.resolve(params)
     device = pick_device()
     dtype = autocast_dtype(config.training.precision, device)
-    model = build_model(config.model, shape_of(data, config.lookback))
+    model = build_model(config.model, shape_of(data, config))
     model.load_state_dict(load_weights(trial_folder(folder, number) / WEIGHTS))
     model.to(device)
     parts = {}

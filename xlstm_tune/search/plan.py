@@ -16,6 +16,7 @@ from xlstm_tune.search.resources import Placement, check_cluster, local_resource
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.tracking import check_tracking_uri, default_uri
+from xlstm_tune.training.loop import shape_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def make_plan(
     check_tracking_uri(uri)
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
+    check_models(spec, space, data)
     if resume:
         check_same_data(folder, data.fingerprint)
     return Plan(
@@ -91,6 +93,19 @@ def make_plan(
         placement=placement,
         resume=resume,
     )
+
+
+def check_models(spec: SearchSpec, space: Space, data: Prepared) -> None:
+    """Raise SpecError when the space holds models that cannot serve sequences of the lengths that the data have.
+
+    What the search file alone shows has been refused before.
+    """
+    if data.task == "forecast":
+        return
+    for params in space.examples():
+        config = spec.combine(params)
+        shape = shape_of(data, config)
+        config.model.check_problem(False, shape.lookback, shape.varying)
 
 
 def sample_groups(table: Table, data: Prepared) -> npt.NDArray[np.int64] | None:

@@ -145,6 +145,15 @@ class Space:
         listed: list[Params] = list(itertools.islice(self._product(values), COUNT_LIMIT + 1))
         return self._distinct(listed) if len(listed) <= COUNT_LIMIT else None
 
+    def examples(self) -> list[Params]:
+        """Every distinct point where they can be listed, else some at random, always the same."""
+        if self._spec.search.algorithm == "grid":
+            return self.grid().points
+        if self.points is not None:
+            return list(self.points.values())
+        rng = random.Random(0)
+        return [self.draw(rng) for _ in range(SAMPLES)]
+
     def count(self) -> int | None:
         """How many distinct configurations there are; None when there are infinitely many or more than 10,000."""
         return None if self.points is None else len(self.points)
@@ -185,8 +194,8 @@ class Space:
     def _distinct(self, points: Sequence[Params], how: str = "") -> dict[str, Params]:
         """The first point of each distinct configuration, by its key. Raises SpecError when some are not models.
 
-        Sections (model, training, data) do not depend on each other, so each is parsed once per distinct content:
-        a large grid is checked in a fraction of a second.
+        Each section (model, training, data) is parsed once per distinct content, then only whether they fit each other
+        is looked at: a large grid is checked in a fraction of a second.
         """
         sections: dict[tuple[Any, ...], TrialConfig] = {}
 
@@ -194,7 +203,7 @@ class Space:
             part = {key: value for key, value in params.items() if key.startswith(name)}
             identity = (name, *part.items())
             if identity not in sections:
-                sections[identity] = self._spec.resolve(part)
+                sections[identity] = self._spec.combine(part)
             return sections[identity]
 
         distinct: dict[str, Params] = {}
@@ -202,10 +211,11 @@ class Space:
         for params in points:
             try:
                 model, training, data = (section(name, params) for name in ("model.", "training.", "data."))
+                config = TrialConfig(model.model, training.training, data.lookback)
+                self._spec.check(config)
             except SpecError as error:
                 refused.append((params, error))
                 continue
-            config = TrialConfig(model.model, training.training, data.lookback)
             distinct.setdefault(config.key(), params)
         if refused:
             worst, reason = refused[0]

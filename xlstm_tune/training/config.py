@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.strict import Spec
+
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class TrainingConfig(Spec):
@@ -26,13 +29,32 @@ class TrainingConfig(Spec):
     """Share of all steps over which the learning rate rises from zero."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global norm of the gradient; 0 = no clipping."""
-    loss: Literal["mse", "mae", "huber"] = "mse"
-    """On standardised targets."""
+    loss: Literal["mse", "mae", "huber", "quantile"] = "mse"
+    """On standardised targets. `quantile`: the model forecasts every level of `quantiles`; scores are those of the
+    level nearest to the median."""
+    quantiles: Annotated[list[Level], Field(min_length=1, max_length=99)] = [0.1, 0.5, 0.9]
+    """Levels of the `quantile` loss, rising. A list, so not searched."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation loss after which training ends; 0 = never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, fp32 elsewhere."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+    @field_validator("quantiles")
+    @classmethod
+    def _rising(cls, quantiles: list[float]) -> list[float]:
+        if any(high <= low for low, high in itertools.pairwise(quantiles)):
+            raise ValueError(f"training.quantiles must rise from one to the next, got {quantiles}")
+        return quantiles
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The quantiles that a model forecasts; empty where it forecasts one number."""
+        return tuple(self.quantiles) if self.loss == "quantile" else ()
+
+    def relevant(self) -> dict[str, Any]:
+        """Only the keys that decide the result."""
+        return self.model_dump(exclude=None if self.levels else {"quantiles"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class TrialConfig:
     def flat(self) -> dict[str, Any]:
         """The settings that matter, as `model.hidden_size`-style keys."""
         settings = {f"model.{key}": value for key, value in self.model.relevant().items()}
-        settings |= {f"training.{key}": value for key, value in self.training.model_dump().items()}
+        settings |= {f"training.{key}": value for key, value in self.training.relevant().items()}
         if self.lookback is not None:
             settings["data.lookback"] = self.lookback
         return settings
@@ -63,6 +85,8 @@ class TrialConfig:
         parts = [kind, str(model.hidden_size), f"lr {_short(self.training.learning_rate)}"]
         if model.relevant().get("dropout"):
             parts.append(f"dropout {model.dropout:.2g}")
+        if model.patched:
+            parts.append(f"patch {model.patch_length}/{model.stride}")
         return " · ".join(parts)
 
 

@@ -4,36 +4,31 @@ Everything random is drawn from (seed, epoch): the initial weights, the order of
 needs no generator state to go on after any epoch, and several runs can take turns in one process. On a CPU, with the
 same number of threads, the same config, seed and data give the same numbers bit for bit, resumed or not.
 
-Shapes: B batch, L lookback, F features, H horizon, K targets.
+Shapes: B batch, L lookback, F features, H horizon, K targets, S static inputs, Q quantiles.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.metrics import METRICS, ErrorSums
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
 
 EXPLODED = 1e6
 """A training loss this many times the first batch's (or this large, where that was below 1) has diverged."""
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": nn.functional.mse_loss,
-    "mae": nn.functional.l1_loss,
-    "huber": nn.functional.huber_loss,
-}
 
 
 class Diverged(Exception):
@@ -123,7 +118,7 @@ def train(
     state = begin(config, data, device, objective) if resume is None else resume
     model, optimiser = state.model, state.optimiser
     parameters = list(model.parameters())
-    loss_of = LOSSES[training.loss]
+    criterion = loss_of(training)
     batches = -(-len(samples) // training.batch_size)  # the last one may be smaller
     total_steps = batches * training.epochs
     # One cell per batch, read once per epoch: asking after each batch would stall a GPU.
@@ -142,10 +137,10 @@ def train(
                 rate = learning_rate_at(training, (epoch - 1) * batches + number, total_steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                x, y = samples.batch(index)  # [B, L, F], [B, H, K]
+                x, y, lengths, static = samples.batch(index)  # [B, L, F], [B, H, K], [B], [B, S]
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                    predicted = model(x)  # [B, H, K]
-                loss = loss_of(predicted.float(), y)
+                    predicted = model(x, lengths, static, every_quantile=True)  # [B, H, K, Q]
+                loss = criterion(predicted.float(), y)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norms[number] = clip_gradients(parameters, training.clip)
@@ -187,13 +182,13 @@ def begin(
         raise ValueError(f"objective must be one of {', '.join(METRICS)}, got '{objective}'")
     # Drawn on the CPU, so that a seed gives the same weights on every device.
     with _seeded(config.training.seed, 0, torch.device("cpu")):
-        model = build_model(config.model, shape_of(data, config.lookback))
+        model = build_model(config.model, shape_of(data, config))
     model.to(device)
     return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
 
 
 def evaluate(
-    model: nn.Module,
+    model: Forecaster,
     windows: Windows,
     target_std: np.ndarray,
     batch_size: int,
@@ -206,7 +201,7 @@ def evaluate(
     return sums.result()
 
 
-def predict(model: nn.Module, windows: Windows, batch_size: int = 256, dtype: torch.dtype | None = None) -> Tensor:
+def predict(model: Forecaster, windows: Windows, batch_size: int = 256, dtype: torch.dtype | None = None) -> Tensor:
     """Standardised predictions of every sample of a part, in its order: [n, H, K] float32 on the CPU.
 
     dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with.
@@ -216,7 +211,7 @@ def predict(model: nn.Module, windows: Windows, batch_size: int = 256, dtype: to
 
 @torch.no_grad()
 def _forward(
-    model: nn.Module, windows: Windows, batch_size: int, dtype: torch.dtype | None
+    model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end."""
     device = next(model.parameters()).device
@@ -224,9 +219,9 @@ def _forward(
     model.eval()
     try:
         for index in torch.split(torch.arange(len(windows), device=device), batch_size):
-            x, y = windows.batch(index)
+            x, y, lengths, static = windows.batch(index)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                predicted = model(x)
+                predicted = model(x, lengths, static)
             yield predicted.float(), y
     finally:
         model.train(was_training)
@@ -244,14 +239,19 @@ def eval_batch(config: TrialConfig, data: Prepared, device: torch.device) -> int
     return max(config.training.batch_size, min(most, 2**22 // (lookback * width)))
 
 
-def shape_of(data: Prepared, lookback: int | None = None) -> Shape:
-    """The problem that a model for `data` has to fit. lookback None = the data's own."""
+def shape_of(data: Prepared, config: TrialConfig | None = None) -> Shape:
+    """The problem that a model has to fit: `data` as `config` looks at it. None = as the search file does, with one
+    number for each target and step."""
+    lookback = data.lookback if config is None else config.lookback or data.lookback
     return Shape(
         features=len(data.feature_names),
-        lookback=lookback or data.lookback,
+        lookback=lookback,
         horizon=data.horizon,
         targets=len(data.target_names),
         target_columns=data.target_columns,
+        statics=len(data.static_names),
+        quantiles=() if config is None else config.training.levels,
+        varying=data.task == "regression" and data.shortest < lookback,
     )
 
 

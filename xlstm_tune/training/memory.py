@@ -1,9 +1,9 @@
 """How much memory a trial's training will take, before it is trained.
 
-Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU, with
-batches of 1 and 3, sum the bytes of every storage that autograd keeps for the backward pass (parameters left out), and
-a line through the two gives any batch size. Our own LSTM and sLSTM keep the same for every step, and step through a
-long lookback slowly: for them lookbacks of 4 and 8 give any longer one in the same way.
+Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU sum the
+bytes of every storage that autograd keeps for the backward pass (parameters left out). Two small batches that differ
+from the real one by whole tiles of samples lie on a line with it. Our own LSTM and sLSTM keep the same for every step:
+for them 4 and 8 steps or patches give any longer lookback in the same way.
 
 Not in it: the data, the framework itself, what a kernel needs only while it runs, and the CPU copy of the best weights.
 A GPU's kernels may keep more or less than the CPU's.
@@ -16,16 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlstm_tune.models.forecaster import Shape, build_model
+from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import LOSSES, autocast_dtype, pick_device
+from xlstm_tune.training.loop import autocast_dtype, pick_device
+from xlstm_tune.training.losses import loss_of
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 """Numbers that an optimiser keeps per parameter."""
-_BATCHES = (1, 3)
-_LOOKBACKS = (4, 8)
+_TILE = 16
+"""Samples that a CPU kernel keeps side by side; a batch is stored as whole tiles."""
+_TOKENS = (4, 8)
 _MIB = 2**20
 
 
@@ -49,28 +51,39 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
     counts 16-bit activations. The measurement itself runs on the CPU. Raises BackendUnavailable as `train` does.
     """
     dtype = autocast_dtype(config.training.precision, pick_device(device))
-    with torch.random.fork_rng([]):
+    with torch.device("meta"):
         model = build_model(config.model, shape)
-        activations = _activation_bytes(model, config, shape, dtype) / _MIB
     parameters = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values()) / _MIB
     gradients = sum(parameter.nbytes for parameter in model.parameters()) / _MIB
     optimiser = gradients * MOMENTS[config.training.optimiser]
+    activations = _activation_bytes(config, shape, dtype) / _MIB
     total = weights + optimiser + gradients + activations
     return MemoryEstimate(parameters, weights, optimiser, gradients, activations, total)
 
 
-def _activation_bytes(model: nn.Module, config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
+def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
     """`saved_bytes` at the config's batch size, from measurements small in batch and, where possible, in steps."""
+    model = config.model
+    batch = config.training.batch_size
+    few = (batch - 1) % _TILE + 1  # further samples then come in whole tiles
+    batches = (few, few + _TILE) if batch > few + _TILE else (batch,)
 
     def at(lookback: int) -> float:
-        measured = [saved_bytes(model, config, replace(shape, lookback=lookback), batch, dtype) for batch in _BATCHES]
-        return _line(_BATCHES, measured, config.training.batch_size)
+        problem = replace(shape, lookback=lookback)
+        with torch.random.fork_rng([]):
+            built = build_model(model, problem)
+            measured = [saved_bytes(built, config, problem, size, dtype) for size in batches]
+        return _line(batches, measured, config.training.batch_size) if len(batches) > 1 else measured[0]
 
-    stepwise = config.model.family == "lstm_scratch" or set(config.model.blocks) == {"s"}
-    if not stepwise or shape.lookback <= _LOOKBACKS[1]:
+    def steps_of(tokens: int) -> int:
+        return max(model.patch_length, 1) + (tokens - 1) * model.stride
+
+    stepwise = model.family == "lstm_scratch" or set(model.blocks) == {"s"}
+    tokens = model.tokens(shape.lookback)
+    if not stepwise or tokens <= _TOKENS[1]:
         return at(shape.lookback)
-    return _line(_LOOKBACKS, [at(lookback) for lookback in _LOOKBACKS], shape.lookback)
+    return _line(_TOKENS, [at(steps_of(number)) for number in _TOKENS], tokens)
 
 
 def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
@@ -79,7 +92,7 @@ def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
 
 
 def saved_bytes(
-    model: nn.Module, config: TrialConfig, shape: Shape, batch: int, dtype: torch.dtype | None = None
+    model: Forecaster, config: TrialConfig, shape: Shape, batch: int, dtype: torch.dtype | None = None
 ) -> int:
     """Bytes that one training forward pass of `batch` samples on the CPU keeps for its backward pass."""
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -92,11 +105,13 @@ def saved_bytes(
 
     x = torch.randn(batch, shape.lookback, shape.features)
     y = torch.randn(batch, shape.horizon, shape.targets)
+    lengths = torch.full((batch,), shape.lookback) if shape.varying else None
+    static = torch.randn(batch, shape.statics) if shape.statics else None
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            predicted = model(x)
-        loss = LOSSES[config.training.loss](predicted.float(), y)
+            predicted = model(x, lengths, static, every_quantile=True)
+        loss = loss_of(config.training)(predicted.float(), y)
     assert loss.requires_grad  # holds the graph until here
     storages = [one.tensor.untyped_storage() for one in saved]  # views of one storage count once
     return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in owned}.values())

@@ -1,0 +1,31 @@
+"""What each window is centred on and divided by. Legend: B batch, T steps, F features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xlstm_tune.models.block import NORM_EPSILON
+
+
+def window_statistics(kind: str, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """(centre, scale) of each window of x [B, T, F], each [B, 1, F] or None, as `model.instance_norm` names them.
+
+    lengths: int64 [B] in 1..T; the steps beyond count for nothing and must be finite.
+    """
+    match kind:
+        case "none":
+            return None, None
+        case "last":
+            if lengths is None:
+                return x[:, -1:], None
+            return x.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, -1, x.shape[2])), None
+        case _:
+            if lengths is None:
+                variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+            else:
+                real = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(2)
+                count = lengths.view(-1, 1, 1)
+                mean = (x * real).sum(1, keepdim=True) / count
+                variance = ((x - mean) * real).square().sum(1, keepdim=True) / count
+            return mean, (variance + NORM_EPSILON).sqrt()
