@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from xlstm_tune.kernels.simd import (
     tanh,
 )
 from xlstm_tune.kernels.slstm_reference import SLSTMState
-from xlstm_tune.kernels.tiles import f32, flat, gather, kernel, run, scatter, tiles_of
+from xlstm_tune.kernels.tiles import f32, flat, floats, gather, kernel, run, scatter, tiles_of
 
 _LIMIT = f32(0.5 * math.log(torch.finfo(torch.float32).max))
 """Bound on log f' where n = 0: there f' multiplies zeros, and an overflow would make them NaN."""
@@ -50,12 +49,8 @@ def _forward(
     """
     tile = width * LANES
     tiles = (batch + LANES - 1) // LANES
-    raw = np.empty(4 * tile, np.float32)
-    h, h_new, c, n, m = (
-        np.empty(tile, np.float32), np.empty(tile, np.float32), np.empty(tile, np.float32),
-        np.empty(tile, np.float32), np.empty(tile, np.float32),
-    )  # fmt: skip
-    kept = np.empty(LANES, np.float32)
+    raw, kept = floats(4 * tile), floats(LANES)
+    h, h_new, c, n, m = floats(tile), floats(tile), floats(tile), floats(tile), floats(tile)
     for task in range(first, end):
         head, sample = task // tiles, task % tiles * LANES
         count = min(LANES, batch - sample)
@@ -125,11 +120,8 @@ def _backward(
     """
     tile = width * LANES
     tiles = (batch + LANES - 1) // LANES
-    raw, raw_new = np.empty(4 * tile, np.float32), np.empty(4 * tile, np.float32)
-    h, c, n, m = (
-        np.empty(tile, np.float32), np.empty(tile, np.float32), np.empty(tile, np.float32), np.empty(tile, np.float32),
-    )  # fmt: skip
-    kept = np.ones(LANES, np.float32)
+    raw, raw_new, kept = floats(4 * tile), floats(4 * tile), floats(LANES)
+    h, c, n, m = floats(tile), floats(tile), floats(tile), floats(tile)
     for task in range(first, end):
         head, sample = task // tiles, task % tiles * LANES
         count = min(LANES, batch - sample)
@@ -145,6 +137,7 @@ def _backward(
                 store(m, place, load(m, place) - through)
         raw[:] = _ZERO
         h[:] = _ZERO
+        kept[:] = _ONE
         for t in range(steps - 1, -1, -1):
             if grad_h.size:
                 row_h = ((sample * steps + t) * heads + head) * width
@@ -200,7 +193,6 @@ def _backward(
         scatter(c, width, count, d_c, row, width)
         scatter(n, width, count, d_n, row, width)
         scatter(m, width, count, d_m, row, width)
-        kept[:] = _ONE
 
 
 def forward(
