@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
+from xlstm_tune.models.lstm import LSTM, LSTMScratch, LSTMTorch, open_forget_gates
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,7 +42,7 @@ def test_scratch_initial_values_are_torchs():
         assert one.abs().max() <= 0.25 and abs(one.std() - 0.25 / 3**0.5) < 0.05, name
 
 
-@pytest.mark.parametrize("kind", [LSTM, LSTMScratch])
+@pytest.mark.parametrize("kind", [LSTM, LSTMScratch, LSTMTorch])
 def test_dropout_stands_between_layers_only(kind, recwarn):
     x = torch.randn(2, 6, 3)
     one = kind(3, 5, 1, dropout=0.5)
@@ -54,7 +54,7 @@ def test_dropout_stands_between_layers_only(kind, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("kind", [LSTM, LSTMScratch])
+@pytest.mark.parametrize("kind", [LSTM, LSTMScratch, LSTMTorch])
 def test_cut_sequence_gives_the_same(kind):
     model = kind(3, 5, 2).double()
     x = torch.randn(2, 9, 3, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_cut_sequence_gives_the_same(kind):
     torch.testing.assert_close(last, final)
 
 
-@pytest.mark.parametrize("kind", [LSTM, LSTMScratch])
+@pytest.mark.parametrize("kind", [LSTM, LSTMScratch, LSTMTorch])
 def test_wrong_shapes_say_what_was_wanted(kind):
     model = kind(3, 5, 2)
     with pytest.raises(ValueError, match=r"lstm: x must be \[B, T, F=3\], got \[2, 6, 4\]: axis 2 \(F\) is 4"):
@@ -83,7 +83,7 @@ def test_scratch_trains_at_the_size_people_use():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("kind", [LSTM, LSTMScratch])
+@pytest.mark.parametrize("kind", [LSTM, LSTMScratch, LSTMTorch])
 def test_open_forget_gates_raises_the_forget_bias_of_every_layer_alone(kind):
     plain, opened = kind(3, 5, 2), kind(3, 5, 2)
     opened.load_state_dict(plain.state_dict())
