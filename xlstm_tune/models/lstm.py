@@ -1,6 +1,6 @@
 """The LSTM three times, with one interface and one state_dict: fused, from elementary operations, and torch's own.
 
-Legend: B batch, T steps, F inputs, D hidden size, P output size of a direction (D without a projection), L layers.
+Legend: B batch, T steps, E inputs, D hidden size, P output size of a direction (D without a projection), L layers.
 Equations (Hochreiter and Schmidhuber 1997, with forget gates after Gers et al. 2000 and the recurrent projection of Sak
 et al. 2014; gates in torch's order i, f, g, o):
 
@@ -68,7 +68,7 @@ class _Layers(nn.Module, ABC):
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, LSTMState]:
-        """x [B, T, F] to h over time [B, T, output_size], zero in the padding, and the final state.
+        """x [B, T, E] to h over time [B, T, output_size], zero in the padding, and the final state.
 
         resets: boolean [B, T], True where a sample starts anew before that step. lengths: [B], real steps, padding
         after them. None: nowhere, and T for all. A reverse direction runs from the last real step to the first: its
@@ -146,7 +146,7 @@ class LSTM(_Layers):
     ) -> tuple[Tensor, LSTMState]:
         # The batch innermost is the layout that the op takes in, and gives back, without a transposition.
         batch = x.shape[0]
-        columns = batch_last(x)  # [T, F, B]
+        columns = batch_last(x)  # [T, E, B]
         gates = torch.bmm(self._weight("weight_ih", name).expand(len(columns), -1, -1), columns)  # [T, 4 D, B]
         h, final = lstm(
             gates.permute(2, 0, 1).view(batch, -1, 1, 4, self.hidden_size),
@@ -169,7 +169,7 @@ class LSTMScratch(_Layers):
     ) -> tuple[Tensor, LSTMState]:
         batch, steps, features = x.shape
         # Transposed copies, since the broadcast product runs along contiguous rows.
-        from_input = self._weight("weight_ih", name).t().contiguous()  # [F, 4 D]
+        from_input = self._weight("weight_ih", name).t().contiguous()  # [E, 4 D]
         from_hidden = self._weight("weight_hh", name).t().contiguous()  # [P, 4 D]
         # The inputs' share of the gates depends on no earlier step: one product for all steps.
         inputs = matmul(x.reshape(batch * steps, features), from_input).view(batch, steps, -1)
@@ -270,5 +270,5 @@ def _check_projection(projection: int, hidden_size: int) -> None:
 def _check_state(state: LSTMState | None, rows: int, batch: int, state_size: int, hidden_size: int) -> None:
     if state is not None:
         h, c = state
-        expect_shape(h, "lstm: state h", L=rows, B=batch, D=state_size)
+        expect_shape(h, "lstm: state h", L=rows, B=batch, P=state_size)
         expect_shape(c, "lstm: state c", L=rows, B=batch, D=hidden_size)
