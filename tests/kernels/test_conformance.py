@@ -6,7 +6,7 @@ Memory that is not yet written holds NaN throughout, so that reading it shows.
 import pytest
 import torch
 
-from xlstm_tune.kernels import SLSTMState, slstm
+from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
 from xlstm_tune.kernels.dispatch import KERNELS
 
 SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)]
@@ -22,6 +22,16 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+def lstm_problem(draw, batch, steps, heads, width):
+    recurrent = draw(heads, 4, width, width) / width**0.5
+    return [draw(batch, steps, heads, 4, width), recurrent, draw(heads, 4, width), *draw(2, batch, heads, width)]
+
+
+def lstm_flat(inputs, **options):
+    h, final = lstm(*inputs[:3], LSTMState(*inputs[3:]) if inputs[3:] else None, **options)
+    return h, *final
+
+
 def slstm_problem(draw, batch, steps, heads, width):
     state = [draw(batch, heads, width) for _ in range(4)]
     state[2] = state[2].abs() + 0.3
@@ -34,7 +44,7 @@ def slstm_flat(inputs, **options):
     return h, *final
 
 
-OPS = {"slstm": (slstm_problem, slstm_flat, 3)}
+OPS = {"lstm": (lstm_problem, lstm_flat, 3), "slstm": (slstm_problem, slstm_flat, 3)}
 """op → its random inputs, the op on them as a flat tuple, how many inputs are not states."""
 BACKENDS = [(op, backend) for op in OPS for backend in ("reference", *KERNELS[op])]
 FASTER = [(op, backend) for op, backend in BACKENDS if backend != "reference"]

@@ -19,6 +19,13 @@ def test_activation_equals_torch_with_gradient_at_extremes(ours, torchs, dtype):
     torch.testing.assert_close(gradient, torch.autograd.grad(true.sum(), x)[0], **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_keeps_its_digits_near_zero(dtype):
+    x = torch.logspace(-12, -1, 40, dtype=dtype)
+    torch.testing.assert_close(tanh(x), torch.tanh(x), rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    torch.testing.assert_close(tanh(-x), -tanh(x), rtol=0.0, atol=0.0)
+
+
 def test_activation_gradcheck():
     x = torch.linspace(-5, 5, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(sigmoid, x) and torch.autograd.gradcheck(tanh, x)
@@ -34,6 +41,15 @@ def test_matmul_gradcheck():
     left = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     right = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(matmul, (left, right))
+
+
+def test_matmul_backward_over_many_blocks_equals_torch():
+    left = torch.randn(3000, 40, dtype=torch.float64, requires_grad=True)
+    right = torch.randn(40, 60, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3000, 60, dtype=torch.float64)
+    mine = torch.autograd.grad((matmul(left, right) * weights).sum(), (left, right))
+    for one, other in zip(mine, (weights @ right.t(), left.t() @ weights), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_matmul_wrong_shapes():

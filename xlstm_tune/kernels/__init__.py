@@ -1,4 +1,4 @@
-"""The public ops of the model family: slstm() and mlstm(), one signature over all backends.
+"""The public ops of the model family: lstm(), slstm() and mlstm(), one signature over all backends.
 
 Legend: B batch, T steps, N heads, D head width. Half-precision inputs are computed in float32: h comes back in the
 inputs' dtype, states stay in float32.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
@@ -17,10 +18,66 @@ from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
-__all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
+__all__ = ["LSTMState", "MLSTMState", "SLSTMState", "lstm", "mlstm", "slstm"]
 
+_LSTM = {"reference": lstm_reference}
 _SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
 _MLSTM = {"reference": mlstm_chunkwise}
+
+
+def lstm(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None = None,
+    initial_state: LSTMState | None = None,
+    *,
+    projection: Tensor | None = None,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, LSTMState]:
+    """The LSTM cell over a sequence; equations in `lstm_reference`.
+
+    gates: [B, T, N, 4, D], the inputs' share of the gates i, f, g, o. recurrent: [N, 4, D, P]. bias: [N, 4, D].
+    projection: [N, P, D], from the cell's output to h; None = none, and P = D.
+    initial_state: h [B, N, P] and c [B, N, D]; None is the empty state, zeros.
+    resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
+    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    Returns h over time [B, T, N, P], zero in the padding, and the state after the last real step. All inputs are
+    differentiable.
+    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    """
+    expect_shape(gates, "lstm: gates", B=None, T=None, N=None, gates=4, D=None)
+    batch, steps, heads, _, width = gates.shape
+    expect_shape(recurrent, "lstm: recurrent", N=heads, gates=4, D=width, P=width if projection is None else None)
+    out = recurrent.shape[3]
+    if bias is not None:
+        expect_shape(bias, "lstm: bias", N=heads, gates=4, D=width)
+    if projection is not None:
+        expect_shape(projection, "lstm: projection", N=heads, P=out, D=width)
+    if initial_state is not None:
+        expect_shape(initial_state.h, "lstm: state h", B=batch, N=heads, P=out)
+        expect_shape(initial_state.c, "lstm: state c", B=batch, N=heads, D=width)
+    check_masks("lstm", resets, lengths, batch, steps)
+    dtype = _compute_dtype(gates, recurrent)
+    cell = _LSTM[resolve("lstm", backend, gates.device.type, dtype).backend]
+    state = None if initial_state is None else LSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    with torch.autocast(gates.device.type, enabled=False):
+        inputs = gates.to(dtype)
+        if resets is not None or lengths is not None:
+            inputs = mask_gates(inputs, 3, resets, lengths)
+        h, final = cell(
+            inputs,
+            recurrent.to(dtype),
+            None if bias is None else bias.to(dtype),
+            state,
+            projection=None if projection is None else projection.to(dtype),
+            keep=None if resets is None else (~resets).to(dtype),
+        )
+        if lengths is not None:
+            final = final._replace(h=at_end(h, lengths))
+            h = blank_padding(h, lengths)
+    return h.to(gates.dtype), final
 
 
 def slstm(

@@ -33,8 +33,8 @@ class Kernel:
     needs: Sequence[str]
     """The inputs, constants and outputs that the backward pass wants besides `saved`."""
     forward: Callable[..., Tensors]
-    """(*inputs, *constants, keep, *options) → (*outputs, *saved), none an alias of another or of an input. With
-    keep = False the saved ones may be empty along any axis but their fold axis."""
+    """(*inputs, *constants, train, *options) → (*outputs, *saved), none an alias of another or of an input. With
+    train = False the saved ones may be empty along any axis but their fold axis."""
     backward: Callable[..., Tensors]
     """(*needs, *saved, *gradients of the outputs or None, *options) → the gradient of each input."""
     forward_shapes: Callable[..., Tensors]
@@ -66,18 +66,25 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
 
     def call(*tensors: Tensor | None, **options: Any) -> Tensors:
         differentiable = (tensor for tensor in tensors[:count] if tensor is not None)
-        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
-        found: Tensors = forward_op(*tensors, keep, *(options[name] for name in kernel.options))
+        train = torch.is_grad_enabled() and any(_wants_gradient(tensor) for tensor in differentiable)
+        found: Tensors = forward_op(*tensors, train, *(options[name] for name in kernel.options))
         return found[: len(kernel.outputs)]
 
     return call
+
+
+def _wants_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor requires a gradient, or what a vmap has wrapped in it does."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def _forward_op(kernel: Kernel) -> Any:
     tensors = [*(f"Tensor {name}" for name in kernel.inputs), *(f"Tensor? {name}" for name in kernel.constants)]
     axes = [*kernel.inputs.values(), *kernel.constants.values()]
     returned = (*kernel.outputs.values(), *kernel.saved.values())
-    return _operator(kernel.name, [*tensors, "bool keep"], axes, returned, kernel, backward=False)
+    return _operator(kernel.name, [*tensors, "bool train"], axes, returned, kernel, backward=False)
 
 
 def _backward_op(kernel: Kernel) -> Any:

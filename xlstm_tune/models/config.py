@@ -10,13 +10,15 @@ from pydantic import Field, model_validator
 from xlstm_tune.errors import SpecError
 from xlstm_tune.strict import Spec
 
-Family = Literal["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"]
-FAMILIES: tuple[Family, ...] = ("lstm", "lstm_scratch", "slstm", "mlstm", "xlstm")
+Family = Literal["lstm", "lstm_torch", "lstm_scratch", "slstm", "mlstm", "xlstm"]
+FAMILIES: tuple[Family, ...] = ("lstm", "lstm_torch", "lstm_scratch", "slstm", "mlstm", "xlstm")
+Direction = Literal["forward", "reverse", "both"]
 
 BlockNorm = Literal["layer", "rms", "none"]
 Activation = Literal["gelu", "silu", "relu"]
 
 _COMMON = ("family", "hidden_size", "dropout", "channels", "pooling", "instance_norm", "decomposition")
+_LSTM = ("layers", "bias", "projection", "direction")
 _XLSTM = ("heads", "conv_kernel", "direction", "norm", "head_norm")
 
 
@@ -27,18 +29,21 @@ class ModelConfig(Spec):
     pattern: Annotated[str, Field(pattern=r"^[sm]+$", max_length=64)] = "ms"
     """Blocks of an `xlstm` stack from input to output: s = sLSTM, m = mLSTM."""
     layers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Layers of `lstm` and `lstm_scratch`, blocks of `slstm` and `mlstm`."""
+    """Layers of an LSTM, blocks of `slstm` and `mlstm`."""
     hidden_size: Annotated[int, Field(ge=1, le=16384)] = 64
     """D, the width of the residual stream (xLSTM) or of the hidden state (LSTM)."""
     heads: Annotated[int, Field(ge=1, le=1024)] = 4
     bias: bool = True
-    """Bias of the LSTM gates (`lstm`, `lstm_scratch`)."""
+    """Bias of the LSTM gates."""
+    projection: Annotated[int, Field(ge=0, le=16384)] = 0
+    """Width that an LSTM's output is projected to, before it goes on and back (torch's proj_size); 0 = none."""
     forget_bias: Annotated[float, Field(ge=-20, le=20)] = 1.0
     """Added to the initial bias of the LSTM's forget gate: remember from the start (Jozefowicz et al. 2015)."""
     conv_kernel: Annotated[int, Field(ge=0, le=64)] = 4
     """Steps of the causal convolution before the gates of an xLSTM block; 0 = none."""
-    direction: Literal["forward", "reverse", "both"] = "forward"
-    """The way through the steps: from the first, from the last, or both with weights of their own (outputs added)."""
+    direction: Direction = "forward"
+    """The way through the steps: from the first, from the last, or both with weights of their own: outputs added in an
+    xLSTM block, side by side in an LSTM."""
     norm: BlockNorm = "layer"
     """Norm of the residual stream of an xLSTM stack, before each layer and feed-forward and at the end."""
     head_norm: bool = True
@@ -109,6 +114,11 @@ class ModelConfig(Spec):
                 f"model.qkv_block must divide the inner width of an mLSTM block ({self.inner_size} = "
                 f"model.hidden_size × model.proj_factor, rounded up to 64), got {self.qkv_block}"
             )
+        if not blocks and self.projection >= self.hidden_size:
+            raise ValueError(
+                f"model.projection must be smaller than model.hidden_size ({self.hidden_size}), or 0 for none, "
+                f"got {self.projection}"
+            )
         return self
 
     @property
@@ -177,7 +187,7 @@ class ModelConfig(Spec):
     def relevant(self) -> dict[str, Any]:
         """Only the keys that this family reads: two configs that agree here are the same model."""
         if not self.blocks:
-            keys: tuple[str, ...] = (*_COMMON, "layers", "bias")
+            keys: tuple[str, ...] = (*_COMMON, *_LSTM)
             keys += ("forget_bias",) if self.bias else ()
             if self.layers == 1:  # dropout stands between layers
                 keys = tuple(key for key in keys if key != "dropout")

@@ -15,7 +15,7 @@ from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.decomposition import TrendSkip
-from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
+from xlstm_tune.models.lstm import LSTM, LSTMScratch, LSTMTorch, open_forget_gates
 from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
 from xlstm_tune.models.stack import XLSTMStack
@@ -93,8 +93,10 @@ class Forecaster(nn.Module):
         width = config.hidden_size
         self.embedding = nn.Linear(features * max(config.patch_length, 1), width)
         self.body = _body(config, backend)
-        direction = config.direction if config.blocks else "forward"
-        self.pooling = Pooling(config.pooling, width, config.tokens(shape.lookback), direction)
+        halves = not config.blocks and config.direction == "both"
+        self.pooling = Pooling(
+            config.pooling, self.body.output_size, config.tokens(shape.lookback), config.direction, halves
+        )
         self.static = nn.Linear(shape.statics, 2 * self.pooling.width) if shape.statics else None
         self.outputs = (shape.horizon, 1 if apart else shape.targets, max(len(shape.quantiles), 1))
         self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
@@ -132,8 +134,7 @@ class Forecaster(nn.Module):
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
-        known = {"lengths": token_lengths} if self.config.blocks else {}
-        states, _ = self.body(self.embedding(tokens), **known)
+        states, _ = self.body(self.embedding(tokens), lengths=token_lengths)
         pooled = self.pooling(states, token_lengths)
         if self.static is not None:
             gain, shift = self.static(static).chunk(2, dim=-1)
@@ -180,18 +181,26 @@ class Forecaster(nn.Module):
     def describe_backend(self) -> str:
         """What runs the recurrences, and why, in words."""
         blocks = self.config.blocks
-        if not blocks:
-            return {"lstm": "lstm: torch.nn.LSTM", "lstm_scratch": "lstm_scratch: elementary operations in torch"}[
-                self.config.family
-            ]
-        weight = self.head.weight
-        return "; ".join(str(resolve(f"{kind}lstm", self.backend, weight.device.type)) for kind in sorted(set(blocks)))
+        if self.config.family == "lstm_torch":
+            return "lstm_torch: torch.nn.LSTM"
+        if self.config.family == "lstm_scratch":
+            return "lstm_scratch: elementary operations in torch"
+        ops = [f"{kind}lstm" for kind in sorted(set(blocks))] or ["lstm"]
+        return "; ".join(str(resolve(op, self.backend, self.head.weight.device.type)) for op in ops)
 
 
-def _body(config: ModelConfig, backend: str) -> nn.Module:
+def _body(config: ModelConfig, backend: str) -> XLSTMStack | LSTM | LSTMScratch | LSTMTorch:
     if config.blocks:
         return XLSTMStack(config, backend)
-    kind = LSTM if config.family == "lstm" else LSTMScratch
-    lstm = kind(config.hidden_size, config.hidden_size, config.layers, config.bias, config.dropout)
+    width = config.hidden_size
+    options = (width, width, config.layers, config.bias, config.dropout, config.projection, config.direction)
+    lstm: LSTM | LSTMScratch | LSTMTorch
+    match config.family:
+        case "lstm":
+            lstm = LSTM(*options, backend)
+        case "lstm_torch":
+            lstm = LSTMTorch(*options)
+        case _:
+            lstm = LSTMScratch(*options)
     open_forget_gates(lstm, config.forget_bias)
     return lstm

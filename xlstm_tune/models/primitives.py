@@ -17,10 +17,13 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor) -> Tensor:
-    """(1 - exp(-2x)) / (1 + exp(-2x)), elementwise, with the sign taken outside so that nothing overflows."""
+    """(1 - exp(-2x)) / (1 + exp(-2x)), elementwise, with the sign taken outside so that nothing overflows.
+
+    By expm1(x) = exp(x) - 1, which keeps all digits where x is near 0 and exp(x) rounds to 1.
+    """
     positive = x >= 0
-    small = torch.exp(torch.where(positive, -2.0 * x, 2.0 * x))
-    size = (1.0 - small) / (1.0 + small)
+    less = torch.expm1(torch.where(positive, -2.0 * x, 2.0 * x))  # in (-1, 0]
+    size = -less / (2.0 + less)
     return torch.where(positive, size, -size)
 
 
@@ -39,5 +42,5 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
             f"got {list(left.shape)} times {list(right.shape)}: {left.shape[1]} is not {right.shape[0]}"
         )
     rows = max(1, _PRODUCTS // max(1, right.numel()))
-    blocks = [left[start : start + rows] for start in range(0, len(left), rows)]
-    return torch.cat([(block.unsqueeze(2) * right.unsqueeze(0)).sum(1) for block in blocks])
+    # split, whose backward joins the blocks' gradients: that of a slice is as large as the whole for every block.
+    return torch.cat([(block.unsqueeze(2) * right.unsqueeze(0)).sum(1) for block in left.split(rows)])

@@ -29,7 +29,7 @@ class XLSTMStack(nn.Module):
         if not config.blocks:
             raise ValueError(f"XLSTMStack: model.family '{config.family}' has no xLSTM blocks")
         self.config = config
-        self.width = config.hidden_size
+        self.width = self.output_size = config.hidden_size
         self.blocks = nn.ModuleList(_block(config, at, backend) for at in range(len(config.blocks)))
         self.norm = block_norm(config.norm, self.width)
 
