@@ -3,7 +3,8 @@
     python peer_search.py REQUEST.json ANSWER.json
 
 REQUEST: table (CSV with unique_id, ds, y), validation (rows at the end of it that are held out), input_size, horizon,
-trials, steps, windows (a step), widths, blocks, dropout, learning_rates [low, high], cpus (a trial), seed.
+trials, steps, windows (a step), widths, blocks, dropout, learning_rates [low, high], cpus (a trial), seed, folder (for
+Ray's records).
 ANSWER: moments in seconds since 1970 (first, last: of the trials; returned: the search with its refit), trials (loss,
 seconds, config), best config, validation errors of the refitted best model (mae, rmse, reported_mae).
 
@@ -48,6 +49,8 @@ def search(request: dict[str, Any]) -> dict[str, Any]:
     table = pd.read_csv(request["table"], parse_dates=["ds"])
     dataset, *_ = TimeSeriesDataset.from_df(table)
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Its default writes to ~/ray_results.
+    run_config = tune.RunConfig(storage_path=request["folder"], verbose=0)
     model = TimedAutoxLSTM(
         h=request["horizon"],
         config={
@@ -66,7 +69,7 @@ def search(request: dict[str, Any]) -> dict[str, Any]:
         },
         num_samples=request["trials"],
         refit_with_val=True,
-        ray_options=RayOptions(cpus=request["cpus"]),
+        ray_options=RayOptions(cpus=request["cpus"], run_config=run_config),
     )
     model.fit(dataset, val_size=request["validation"])
     returned = time.time()
