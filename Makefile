@@ -1,6 +1,7 @@
 # make search    make the environment if it is missing, then run the quickstart search
 # make test      every test
 # make lint      ruff and mypy, as CI runs them
+# make peers     the packages that benchmarks compare with, in .venv-peers
 # make ui        the MLflow pages of every search below $(STORAGE), on 127.0.0.1
 
 STORAGE ?= searches
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 RUN = .venv/bin/python
 
-.PHONY: search test lint ui clean
+.PHONY: search test lint peers ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -40,5 +41,18 @@ ui: .venv/ready
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xlstm
 	@touch .venv/ready
 
+# torch first and by itself, so that nothing else chooses another build of it. xlstm without its dependencies: it names
+# mlstm_kernels, whose licence is restrictive and which its block stack does not need.
+peers: .venv-peers/ready
+
+.venv-peers/ready: benchmarks/peers.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; name one with make PYTHON=/path/to/python"; exit 2; }
+	@echo "Making the environment of the benchmarks' other side in .venv-peers (a few minutes, once) ..."
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' benchmarks/peers.txt)
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps xlstm==2.0.6
+	@touch .venv-peers/ready
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers

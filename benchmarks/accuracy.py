@@ -1,0 +1,331 @@
+"""What the model families reach: on simulated outbreaks, whose best possible error is known, and on ETTh1.
+
+    python benchmarks/accuracy.py outbreak    ten trainings, about ten minutes on two cores
+    python benchmarks/accuracy.py etth1       about a quarter of an hour
+    python benchmarks/accuracy.py             both; --write puts the tables into results/accuracy.md
+
+* outbreak: sample:outbreak in full, 48 counties × 22 years, each year 365 days × 19 weather features, the county's
+  population beside them, and a count of cases to be predicted; the last three years are the test. torch's LSTM, our
+  fused one, sLSTM, mLSTM and a mixed `ms` stack, two layers or blocks of width 64, are trained with the same settings,
+  at two learning rates each; the validation part chooses between them.
+* etth1: all seven variates, 96 hours ahead, a patched sLSTM with independent channels. Validation chooses among the
+  settings of ETTH1_GRID. DLinear's published errors (MSE .375, MAE .399 on standardised values) and our closed-form
+  linear baselines stand beside it.
+
+Every training has one thread, as many run at a time as there are processors, and each is scored at its best validation
+epoch. The test part is looked at once for what validation chose. Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from etth1 import DEFAULT, MISSING, TEST, TRAIN, VALIDATION
+from machine import describe, write_results
+
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.models.baselines import baselines, best_possible
+from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.search.finalists import actual
+from xlstm_tune.training.config import TrainingConfig, TrialConfig
+from xlstm_tune.training.loop import begin, evaluate, train
+from xlstm_tune.training.metrics import score_units
+
+OUTBREAK_EPOCHS = 30
+OUTBREAK_RATES = (1e-3, 3e-3)
+OUTBREAK_MODELS: dict[str, dict[str, Any]] = {
+    "LSTM (torch)": {"family": "lstm_torch"},
+    "LSTM (fused)": {"family": "lstm"},
+    "sLSTM": {"family": "slstm"},
+    "mLSTM": {"family": "mlstm"},
+    "ms": {"family": "xlstm", "pattern": "ms"},
+}
+ETTH1_EPOCHS = 10
+ETTH1_GRID: dict[str, tuple[Any, ...]] = {
+    "data.lookback": (336, 512),
+    "model.patch_length": (16, 32),
+    "model.hidden_size": (16, 32),
+    "training.learning_rate": (1e-3,),
+    "model.dropout": (0.2,),
+    "training.loss": ("mse",),
+}
+DLINEAR = (0.375, 0.399)
+"""Published MSE and MAE (Zeng et al., AAAI 2023), standardised, 96 hours ahead."""
+
+
+class Part(StrEnum):
+    """Which tables to make."""
+
+    outbreak = "outbreak"
+    etth1 = "etth1"
+    all = "all"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    name: str
+    """Jobs of the same name compete; validation chooses."""
+    config: TrialConfig
+    settings: str
+    """In words, what tells it from its rivals."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training brought: metrics at the best validation epoch, and the weights of that epoch."""
+
+    job: Job
+    validation: dict[str, float]
+    best_epoch: int
+    epochs: int
+    seconds: float
+    parameters: int
+    weights: dict[str, np.ndarray]
+
+    def tail(self) -> str:
+        """The last cells of its line in a table."""
+        return f"| {self.best_epoch} of {self.epochs} | {self.seconds:.0f} | {self.parameters:,} |"
+
+
+def outbreak_data() -> Prepared:
+    """48 × 22 years of weather and cases."""
+    return prepared(
+        {
+            "source": "sample:outbreak",
+            "task": "regression",
+            "sequence": ["county", "year"],
+            "time": {"column": "date"},
+            "target": "cases",
+            "exclude": ["day"],
+            "static": ["population"],
+            "categories": ["weather_main", "weather_description"],
+            "split": {"by": "time", "validation": 0.15, "test": 0.15},
+        }
+    )
+
+
+def etth1_data(path: Path) -> Prepared:
+    """Seven variates, cut as in the literature."""
+    return prepared(
+        {
+            "source": str(path),
+            "time": {"column": "date"},
+            "target": "all",
+            "lookback": max(ETTH1_GRID["data.lookback"]),
+            "horizon": 96,
+            "split": {"train": TRAIN, "validation": VALIDATION, "test": TEST},
+        }
+    )
+
+
+def prepared(config: dict[str, Any]) -> Prepared:
+    """The data of a search file's `data:` section."""
+    spec = DataConfig.parse(config, "data")
+    return prepare(load_table(spec), spec)
+
+
+def outbreak_jobs() -> Iterator[Job]:
+    """Every model at every learning rate."""
+    for (name, keys), rate in product(OUTBREAK_MODELS.items(), OUTBREAK_RATES):
+        model = ModelConfig.parse({"hidden_size": 64, "layers": 2, "heads": 4, "pooling": "mean"} | keys, "model")
+        training = TrainingConfig(epochs=OUTBREAK_EPOCHS, batch_size=32, learning_rate=rate)
+        yield Job(name, TrialConfig(model, training, None), f"lr {rate:g}")
+
+
+def etth1_jobs() -> Iterator[Job]:
+    """Every point of ETTH1_GRID."""
+    fixed_model = {
+        "family": "slstm",
+        "layers": 1,
+        "heads": 4,
+        "channels": "independent",
+        "instance_norm": "reversible",
+        "pooling": "flatten",
+    }
+    for values in product(*ETTH1_GRID.values()):
+        point = dict(zip(ETTH1_GRID, values, strict=True))
+        model = fixed_model | {key.removeprefix("model."): value for key, value in point.items() if "model." in key}
+        training = {key.removeprefix("training."): value for key, value in point.items() if "training." in key}
+        config = TrialConfig(
+            ModelConfig.parse(model, "model"),
+            TrainingConfig.parse({"epochs": ETTH1_EPOCHS, "batch_size": 64, "patience": 3} | training, "training"),
+            point["data.lookback"],
+        )
+        varied = [key for key in ETTH1_GRID if len(ETTH1_GRID[key]) > 1]
+        words = (f"{key.partition('.')[2].replace('_', ' ')} {point[key]:g}" for key in varied)
+        yield Job("patched sLSTM", config, ", ".join(words))
+
+
+_data: Prepared
+"""Of a worker process; set once, as it starts."""
+
+
+def _start(data: Prepared) -> None:
+    global _data
+    _data = data
+    torch.set_num_threads(1)
+
+
+def _train(job: Job, objective: str) -> Trained:
+    started = time.perf_counter()
+    for result in train(job.config, _data, device="cpu", objective=objective):
+        state = result.state
+    assert state.best_validation is not None and state.best_weights is not None
+    return Trained(
+        job,
+        state.best_validation,
+        state.best_epoch,
+        state.epoch,
+        time.perf_counter() - started,
+        result.parameters,
+        {name: value.numpy() for name, value in state.best_weights.items()},
+    )
+
+
+def run_all(jobs: list[Job], data: Prepared, objective: str) -> list[Trained]:
+    """Train every job, as many at a time as there are processors; in the order of `jobs`."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    workers = min(os.cpu_count() or 1, len(jobs))
+    context = multiprocessing.get_context("spawn")
+    found: dict[Job, Trained] = {}
+    with ProcessPoolExecutor(workers, context, _start, (data,)) as pool:
+        for future in as_completed([pool.submit(_train, job, objective) for job in jobs]):
+            trained = future.result()
+            found[trained.job] = trained
+            print(
+                f"  {trained.job.name}, {trained.job.settings}: validation {objective} "
+                f"{trained.validation[objective]:.4f} at epoch {trained.best_epoch} of {trained.epochs}, "
+                f"{trained.seconds:.0f} s",
+                flush=True,
+            )
+    return [found[job] for job in jobs]
+
+
+def chosen(runs: list[Trained], objective: str) -> list[Trained]:
+    """The best on validation under each name, in the order of their names' first appearance."""
+    best: dict[str, Trained] = {}
+    for run in runs:
+        rival = best.get(run.job.name)
+        if rival is None or run.validation[objective] < rival.validation[objective]:
+            best[run.job.name] = run
+    return list(best.values())
+
+
+def test_scores(run: Trained, data: Prepared) -> dict[str, float]:
+    """The metrics of a training's best weights on the test part."""
+    model = begin(run.job.config, data).model
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in run.weights.items()})
+    return evaluate(model, Windows(data, "test", run.job.config.lookback), data.target_std, 256)
+
+
+def baseline_scores(data: Prepared) -> dict[str, dict[str, dict[str, float]]]:
+    """Name → part → metric → value, for validation and test."""
+    return {
+        baseline.name: {
+            part: score_units(predicted, actual(data, part), data.target_std)
+            for part, predicted in baseline.predictions.items()
+        }
+        for baseline in baselines(data)
+    }
+
+
+def outbreak_table() -> list[str]:
+    """Train and score the models on the simulated outbreak. Lines of Markdown."""
+    data = outbreak_data()
+    known = best_possible(data)
+    assert known is not None
+    print("outbreak:")
+    runs = run_all(list(outbreak_jobs()), data, "rmse")
+    lines = [
+        "## Simulated outbreak: cases a year, RMSE",
+        "",
+        f"{len(data.parts['train'])} sequences to train, {len(data.parts['validation'])} for validation, "
+        f"{len(data.parts['test'])} for the test; {OUTBREAK_EPOCHS} epochs, batches of 32, two layers or blocks of "
+        f"width 64, learning rates {' and '.join(f'{rate:g}' for rate in OUTBREAK_RATES)}.",
+        "",
+        "| | chosen | validation | test | test over the best possible | best epoch | seconds | parameters |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+        f"| best possible | | {known['validation']:.2f} | {known['test']:.2f} | 1.000 | | | |",
+    ]
+    for run in chosen(runs, "rmse"):
+        test = test_scores(run, data)["rmse"]
+        lines.append(
+            f"| {run.job.name} | {run.job.settings} | {run.validation['rmse']:.2f} | {test:.2f} "
+            f"| {test / known['test']:.3f} {run.tail()}"
+        )
+    for name, scores in baseline_scores(data).items():
+        validation, test = scores["validation"]["rmse"], scores["test"]["rmse"]
+        lines.append(f"| {name} | | {validation:.2f} | {test:.2f} | {test / known['test']:.3f} | | | |")
+    return lines
+
+
+def etth1_table(path: Path) -> list[str]:
+    """Train and score patched sLSTMs on ETTh1. Lines of Markdown."""
+    data = etth1_data(path)
+    metrics = ("mse_standardised", "mae_standardised")
+    print("etth1:")
+    runs = run_all(list(etth1_jobs()), data, metrics[0])
+    grid = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in ETTH1_GRID.items())
+    lines = [
+        "## ETTh1, seven variates, 96 hours ahead: MSE / MAE on standardised values",
+        "",
+        f"Validation chose among {len(runs)} trainings of at most {ETTH1_EPOCHS} epochs: {grid}.",
+        "",
+        "| | chosen | validation | test | best epoch | seconds | parameters |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+
+    def pair(scores: dict[str, float]) -> str:
+        return " / ".join(f"{scores[metric]:.4f}" for metric in metrics)
+
+    for run in chosen(runs, metrics[0]):
+        test = test_scores(run, data)
+        lines.append(f"| {run.job.name} | {run.job.settings} | {pair(run.validation)} | {pair(test)} {run.tail()}")
+        verdict = [
+            f"{name} {'below' if test[metric] < bar else 'not below'} {bar}"
+            for name, metric, bar in zip(("MSE", "MAE"), metrics, DLINEAR, strict=True)
+        ]
+    lines.append(f"| DLinear as published | | | {DLINEAR[0]} / {DLINEAR[1]} | | | |")
+    for name, scores in baseline_scores(data).items():
+        lines.append(f"| {name} | | {pair(scores['validation'])} | {pair(scores['test'])} | | | |")
+    return [*lines, "", f"Beside DLinear's published errors: {', '.join(verdict)}."]
+
+
+def main(
+    part: Annotated[Part, typer.Argument(help="Which tables to make.")] = Part.all,
+    etth1: Annotated[Path, typer.Option(help="Where ETTh1.csv lies.")] = DEFAULT,
+    write: Annotated[bool, typer.Option("--write", help="Write the tables to results/accuracy.md.")] = False,
+) -> None:
+    """Train the model families and say what they reach."""
+    if part != Part.outbreak and not etth1.is_file():
+        print(MISSING.format(path=etth1))
+        raise SystemExit(2)
+    lines = [describe(("torch", "numba")) + "."]
+    if part != Part.etth1:
+        lines += ["", *outbreak_table()]
+    if part != Part.outbreak:
+        lines += ["", *etth1_table(etth1)]
+    print(*lines, sep="\n")
+    if write:
+        print(f"Written to {write_results('accuracy', lines)}.")
+
+
+if __name__ == "__main__":
+    typer.run(main)
