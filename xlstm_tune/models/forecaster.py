@@ -128,7 +128,6 @@ class Forecaster(nn.Module):
             x = x - centre
         if scale is not None:
             x = x / scale
-        columns = list(self._columns)
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
@@ -140,11 +139,11 @@ class Forecaster(nn.Module):
             pooled = pooled * (1.0 + gain) + shift
         y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
         if self.trend is not None:
-            y = y + self.trend(x[..., columns]).unsqueeze(-1)
+            y = y + self.trend(_take(x, self._columns)).unsqueeze(-1)
         if scale is not None:
-            y = y * scale[..., columns].unsqueeze(-1)
+            y = y * _take(scale, self._columns).unsqueeze(-1)
         if centre is not None:
-            y = y + centre[..., columns].unsqueeze(-1)
+            y = y + _take(centre, self._columns).unsqueeze(-1)
         if self.config.channels == "independent":
             y = y.reshape(batch, self.shape.targets, self.shape.horizon, -1).transpose(1, 2)
         if self.outputs[-1] > 1:
@@ -169,9 +168,9 @@ class Forecaster(nn.Module):
         self, x: Tensor, lengths: Tensor | None, static: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x [B, T, F] to [B · K, T, 1 + others]: each target's own history, then the inputs that are no target."""
-        own = x[..., list(self.shape.target_columns)].transpose(1, 2).unsqueeze(-1)  # [B, K, T, 1]
+        own = _take(x, self.shape.target_columns).transpose(1, 2).unsqueeze(-1)  # [B, K, T, 1]
         if self._others:
-            others = x[..., list(self._others)].unsqueeze(1).expand(-1, self.shape.targets, -1, -1)
+            others = _take(x, self._others).unsqueeze(1).expand(-1, self.shape.targets, -1, -1)
             own = torch.cat([own, others], -1)
         lengths = None if lengths is None else lengths.repeat_interleave(self.shape.targets, 0)
         static = None if static is None else static.repeat_interleave(self.shape.targets, 0)
@@ -186,6 +185,14 @@ class Forecaster(nn.Module):
             ]
         weight = self.head.weight
         return "; ".join(str(resolve(f"{kind}lstm", self.backend, weight.device.type)) for kind in sorted(set(blocks)))
+
+
+def _take(x: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """x[..., columns] without an index tensor, which would have to be copied to a GPU in every pass."""
+    first = columns[0]
+    if columns == tuple(range(first, first + len(columns))):
+        return x[..., first : first + len(columns)]
+    return torch.stack([x[..., column] for column in columns], -1)
 
 
 def _body(config: ModelConfig, backend: str) -> nn.Module:
