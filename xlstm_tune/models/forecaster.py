@@ -19,6 +19,7 @@ from xlstm_tune.models.lstm import LSTM, LSTMScratch, open_forget_gates
 from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
 from xlstm_tune.models.stack import XLSTMStack
+from xlstm_tune.models.static import StaticJoin
 from xlstm_tune.models.window_norm import window_statistics
 
 
@@ -74,9 +75,7 @@ class Forecaster(nn.Module):
     """x [B, L, F] to [B, H, K], standardised in and out.
 
     The head's weights start small, so that the first forecast is near the mean of the training part (or, with
-    `instance_norm`, near the window's last value or mean). Static inputs [B, S] scale and shift what the head sees,
-    feature by feature, by linear maps that start at zero (FiLM, Perez et al. 2018): a county's size multiplies what
-    its weather says.
+    `instance_norm`, near the window's last value or mean).
     """
 
     def __init__(self, config: ModelConfig, shape: Shape, backend: str = "auto"):
@@ -95,16 +94,13 @@ class Forecaster(nn.Module):
         self.body = _body(config, backend)
         direction = config.direction if config.blocks else "forward"
         self.pooling = Pooling(config.pooling, width, config.tokens(shape.lookback), direction)
-        self.static = nn.Linear(shape.statics, 2 * self.pooling.width) if shape.statics else None
+        self.static = StaticJoin(self.pooling.width, shape.statics, width) if shape.statics else None
         self.outputs = (shape.horizon, 1 if apart else shape.targets, max(len(shape.quantiles), 1))
         self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
         trend = config.decomposition == "trend"
         self.trend = TrendSkip(shape.lookback, shape.horizon, config.trend_kernel) if trend else None
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(self.pooling.width))
         nn.init.zeros_(self.head.bias)
-        if self.static is not None:
-            nn.init.zeros_(self.static.weight)
-            nn.init.zeros_(self.static.bias)
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, static: Tensor | None = None, every_quantile: bool = False
@@ -135,8 +131,7 @@ class Forecaster(nn.Module):
         states, _ = self.body(self.embedding(tokens), **known)
         pooled = self.pooling(states, token_lengths)
         if self.static is not None:
-            gain, shift = self.static(static).chunk(2, dim=-1)
-            pooled = pooled * (1.0 + gain) + shift
+            pooled = self.static(pooled, static)
         y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
         if self.trend is not None:
             y = y + self.trend(_take(x, self._columns)).unsqueeze(-1)
