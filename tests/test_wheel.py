@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-SPACES = ("quickstart", "xlstm_forecast", "lstm_vs_xlstm", "grid_xlstm", "grid_lstm")
+SPACES = ("quickstart", "xlstm_forecast", "long_horizon", "lstm_vs_xlstm", "grid_xlstm", "grid_lstm")
 
 
 @pytest.fixture(scope="module")

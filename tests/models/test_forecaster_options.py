@@ -151,15 +151,17 @@ def test_instance_norm_knows_lengths(norm: str, channels: str) -> None:
         torch.testing.assert_close(model(x[sample : sample + 1, :steps]), y[sample : sample + 1], rtol=1e-6, atol=1e-8)
 
 
-def test_static_inputs_scale_and_shift_what_the_head_sees() -> None:
+def test_static_inputs_join_what_the_head_sees_and_start_without_an_effect() -> None:
     model = build_model(config(), VARYING)
     x, static = torch.randn(6, 12, 3), torch.randn(6, 2)
-    plain = model(x, None, torch.zeros(6, 2))
-    assert torch.equal(model(x, None, static), plain)  # they start without an effect
-    torch.nn.init.normal_(model.static.weight)
+    assert torch.equal(model(x, None, static), model(x, None, torch.zeros(6, 2)))
+    torch.nn.init.normal_(model.static.up.weight)
     pooled = model.pooling(model.body(model.embedding(x))[0])
-    gain, shift = (static @ model.static.weight.T).chunk(2, 1)
-    torch.testing.assert_close(model(x, None, static), model.head(pooled * (1 + gain) + shift).view(6, 1, 2))
+    inner = torch.nn.functional.gelu(
+        torch.cat([pooled, static], 1) @ model.static.down.weight.T + model.static.down.bias
+    )
+    expected = model.head(pooled + inner @ model.static.up.weight.T).view(6, 1, 2)
+    torch.testing.assert_close(model(x, None, static), expected)
 
 
 def test_static_inputs_learn_a_product_that_the_model_without_them_cannot() -> None:

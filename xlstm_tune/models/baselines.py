@@ -249,11 +249,12 @@ def _linear_regression(data: Prepared) -> Baseline:
 
 
 def _summary(data: Prepared, index: Index) -> Array:
-    """[n, SEGMENTS · F + C]: segment means, then the static inputs."""
+    """[n, SEGMENTS · (F + C)]: segment means, then the static inputs, once for each segment: the ridge then weighs them
+    as it would weigh the same columns given at every step."""
     means = _segment_means(data, index)
     if data.static is None or data.series is None:
         return means
-    return np.concatenate([means, data.static[data.series[index]]], axis=1)
+    return np.concatenate([means, np.tile(data.static[data.series[index]], (1, SEGMENTS))], axis=1)
 
 
 def _segment_means(data: Prepared, index: Index | Sequence[int]) -> Array:

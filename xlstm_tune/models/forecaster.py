@@ -19,6 +19,7 @@ from xlstm_tune.models.lstm import LSTM, LSTMScratch, LSTMTorch, open_forget_gat
 from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
 from xlstm_tune.models.stack import XLSTMStack
+from xlstm_tune.models.static import StaticJoin
 from xlstm_tune.models.window_norm import window_statistics
 
 
@@ -74,9 +75,7 @@ class Forecaster(nn.Module):
     """x [B, L, F] to [B, H, K], standardised in and out.
 
     The head's weights start small, so that the first forecast is near the mean of the training part (or, with
-    `instance_norm`, near the window's last value or mean). Static inputs [B, S] scale and shift what the head sees,
-    feature by feature, by linear maps that start at zero (FiLM, Perez et al. 2018): a county's size multiplies what
-    its weather says.
+    `instance_norm`, near the window's last value or mean).
     """
 
     def __init__(self, config: ModelConfig, shape: Shape, backend: str = "auto"):
@@ -97,16 +96,13 @@ class Forecaster(nn.Module):
         self.pooling = Pooling(
             config.pooling, self.body.output_size, config.tokens(shape.lookback), config.direction, halves
         )
-        self.static = nn.Linear(shape.statics, 2 * self.pooling.width) if shape.statics else None
+        self.static = StaticJoin(self.pooling.width, shape.statics, width) if shape.statics else None
         self.outputs = (shape.horizon, 1 if apart else shape.targets, max(len(shape.quantiles), 1))
         self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
         trend = config.decomposition == "trend"
         self.trend = TrendSkip(shape.lookback, shape.horizon, config.trend_kernel) if trend else None
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(self.pooling.width))
         nn.init.zeros_(self.head.bias)
-        if self.static is not None:
-            nn.init.zeros_(self.static.weight)
-            nn.init.zeros_(self.static.bias)
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, static: Tensor | None = None, every_quantile: bool = False
@@ -130,22 +126,20 @@ class Forecaster(nn.Module):
             x = x - centre
         if scale is not None:
             x = x / scale
-        columns = list(self._columns)
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
         states, _ = self.body(self.embedding(tokens), lengths=token_lengths)
         pooled = self.pooling(states, token_lengths)
         if self.static is not None:
-            gain, shift = self.static(static).chunk(2, dim=-1)
-            pooled = pooled * (1.0 + gain) + shift
+            pooled = self.static(pooled, static)
         y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
         if self.trend is not None:
-            y = y + self.trend(x[..., columns]).unsqueeze(-1)
+            y = y + self.trend(_take(x, self._columns)).unsqueeze(-1)
         if scale is not None:
-            y = y * scale[..., columns].unsqueeze(-1)
+            y = y * _take(scale, self._columns).unsqueeze(-1)
         if centre is not None:
-            y = y + centre[..., columns].unsqueeze(-1)
+            y = y + _take(centre, self._columns).unsqueeze(-1)
         if self.config.channels == "independent":
             y = y.reshape(batch, self.shape.targets, self.shape.horizon, -1).transpose(1, 2)
         if self.outputs[-1] > 1:
@@ -170,9 +164,9 @@ class Forecaster(nn.Module):
         self, x: Tensor, lengths: Tensor | None, static: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x [B, T, F] to [B · K, T, 1 + others]: each target's own history, then the inputs that are no target."""
-        own = x[..., list(self.shape.target_columns)].transpose(1, 2).unsqueeze(-1)  # [B, K, T, 1]
+        own = _take(x, self.shape.target_columns).transpose(1, 2).unsqueeze(-1)  # [B, K, T, 1]
         if self._others:
-            others = x[..., list(self._others)].unsqueeze(1).expand(-1, self.shape.targets, -1, -1)
+            others = _take(x, self._others).unsqueeze(1).expand(-1, self.shape.targets, -1, -1)
             own = torch.cat([own, others], -1)
         lengths = None if lengths is None else lengths.repeat_interleave(self.shape.targets, 0)
         static = None if static is None else static.repeat_interleave(self.shape.targets, 0)
@@ -187,6 +181,14 @@ class Forecaster(nn.Module):
             return "lstm_scratch: elementary operations in torch"
         ops = [f"{kind}lstm" for kind in sorted(set(blocks))] or ["lstm"]
         return "; ".join(str(resolve(op, self.backend, self.head.weight.device.type)) for op in ops)
+
+
+def _take(x: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """x[..., columns] without an index tensor, which would have to be copied to a GPU in every pass."""
+    first = columns[0]
+    if columns == tuple(range(first, first + len(columns))):
+        return x[..., first : first + len(columns)]
+    return torch.stack([x[..., column] for column in columns], -1)
 
 
 def _body(config: ModelConfig, backend: str) -> XLSTMStack | LSTM | LSTMScratch | LSTMTorch:

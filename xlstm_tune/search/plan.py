@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +103,12 @@ def check_models(spec: SearchSpec, space: Space, data: Prepared) -> None:
     """
     if data.task == "forecast":
         return
-    for params in space.examples():
+    seen: set[tuple[tuple[str, Any], ...]] = set()
+    for point in space.examples():
+        params = {key: value for key, value in point.items() if not key.startswith("training.")}
+        if (identity := tuple(params.items())) in seen:
+            continue
+        seen.add(identity)
         config = spec.combine(params)
         shape = shape_of(data, config)
         config.model.check_problem(False, shape.lookback, shape.varying)

@@ -234,9 +234,11 @@ def eval_batch(config: TrialConfig, data: Prepared, device: torch.device) -> int
     batch, which needs more memory than a forward pass of the same size.
     """
     lookback = config.lookback or data.lookback
-    width = max(config.model.hidden_size, len(data.feature_names))
+    channels = len(data.target_names) if config.model.channels == "independent" else 1
+    layer = channels * config.model.tokens(lookback) * config.model.hidden_size
+    numbers = max(layer, lookback * len(data.feature_names))
     most = 256 if device.type == "cpu" else 2048
-    return max(config.training.batch_size, min(most, 2**22 // (lookback * width)))
+    return max(config.training.batch_size, min(most, 2**22 // numbers))
 
 
 def shape_of(data: Prepared, config: TrialConfig | None = None) -> Shape:

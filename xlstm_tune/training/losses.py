@@ -33,6 +33,8 @@ def pinball(predicted: Tensor, actual: Tensor, levels: tuple[float, ...]) -> Ten
 
     predicted [..., Q] for the Q levels, actual [...].
     """
-    error = actual.unsqueeze(-1) - predicted
-    level = torch.tensor(levels, dtype=error.dtype, device=error.device)
-    return torch.maximum(level * error, (level - 1.0) * error).mean()
+    losses = []
+    for level, one in zip(levels, predicted.unbind(-1), strict=True):
+        error = actual - one
+        losses.append(torch.maximum(level * error, (level - 1.0) * error).mean())
+    return torch.stack(losses).mean()
