@@ -22,7 +22,7 @@ from xlstm_tune.kernels.mlstm_chunk import (
     scores,
 )
 from xlstm_tune.kernels.mlstm_forms import EPSILON, MLSTMState, mlstm_empty_state
-from xlstm_tune.kernels.products import ROWS, copy_in, copy_out, get, onto, padded, put, times, times_each, turn, zeros
+from xlstm_tune.kernels.products import ROWS, copy_in, copy_out, fetch, get, onto, padded, put, times, times_each, turn, zeros
 from xlstm_tune.kernels.simd import LANES, load, spread, splat, store, sum_lanes
 from xlstm_tune.kernels.tiles import flat, kernel, run
 
@@ -52,6 +52,7 @@ def _forward(
     state = np.zeros(wide * value_wide + wide, np.float32)
     for task in range(first, end):
         sample, head = task // heads, task % heads
+        ahead = 1 if head + 1 < heads else (steps - 1) * heads + 1
         m = np.float64(m0[task])
         at = sample * steps * heads + head
         last = gate_sums(i, f, at, heads, steps, chunk, m, log_f, slope, decay, a, running, segment, newest)
@@ -67,7 +68,9 @@ def _forward(
             copy_in(q, place * width, heads * width, count, width, queries, wide, rows)
             copy_in(k, place * width, heads * width, count, width, keys, wide, rows)
             copy_in(v, place * value_width, heads * value_width, count, value_width, values, value_wide, rows)
+            beside = place + ahead
             turn(queries, wide, rows, wide, turned, chunk)
+            fetch(q, beside * width, heads * width, count, width)
             edge_weights(a, running, segment, start, count, rows, m, scale, past, to_end)
             scores(
                 keys, turned, width, wide, a, running, segment, start, count, rows, chunk, scale, weights, pairs, total
@@ -75,6 +78,7 @@ def _forward(
             if not empty:
                 add_past(state, width, wide, value_wide, turned, past, rows, chunk, total)
             denominators(total, decay, running, start, rows, floor, share)
+            fetch(k, beside * width, heads * width, count, width)
             for t in range(0, count, ROWS):
                 for column in range(0, value_wide, LANES):
                     block = zeros()
@@ -83,8 +87,10 @@ def _forward(
                         block = times_each(block, past, t)
                     block = onto(block, pairs, t, 1, chunk, values, column, value_wide, min(t + ROWS, count))
                     put(times_each(block, share, t), sums, t * value_wide + column, value_wide)
+            fetch(v, beside * value_width, heads * value_width, count, value_width)
             copy_out(sums, value_wide, count, value_width, h_out, place * value_width, heads * value_width)
             next_state(state, 0, keys, values, to_end, past, count, width, wide, value_wide, empty, state, 0)
+            fetch(h_out, beside * value_width, heads * value_width, count, value_width)
             empty = False
             m = decay[start + count - 1] + running[start + count - 1]
         copy_out(state, value_wide, width, value_width, c_out, task * width * value_width, value_width)
@@ -130,6 +136,7 @@ def _backward(
     for task in range(first, end):
         sample, head = task // heads, task % heads
         at = sample * steps * heads + head
+        beyond = 1 if head + 1 < heads else (steps - 1) * heads + 1
         m = np.float64(m0[task])
         gate_sums(i, f, at, heads, steps, chunk, m, log_f, slope, decay, a, running, segment, newest)
 
@@ -169,6 +176,8 @@ def _backward(
             copy_in(q, place * width, heads * width, count, width, queries, wide, rows)
             copy_in(k, place * width, heads * width, count, width, keys, wide, rows)
             copy_in(v, place * value_width, heads * value_width, count, value_width, values, value_wide, rows)
+            beside = place + beyond
+            fetch(q, beside * width, heads * width, count, width)
             turn(queries, wide, rows, wide, queries_turned, chunk)
             edge_weights(a, running, segment, start, count, rows, m, scale, past, to_end)
             scores(
@@ -180,6 +189,7 @@ def _backward(
                 add_past(state, width, wide, value_wide, queries_turned, past, rows, chunk, total)
             denominators(total, decay, running, start, rows, floor, share)
 
+            fetch(k, beside * width, heads * width, count, width)
             # Gradients of the numerator, and in `total` those of total.
             if grad_h.size:
                 copy_in(grad_h, place * value_width, heads * value_width, count, value_width, grads, value_wide, rows)
@@ -187,6 +197,7 @@ def _backward(
             else:
                 grads[:] = _ZERO
                 block_v[:] = _ZERO
+            fetch(v, beside * value_width, heads * value_width, count, value_width)
             for t in range(rows):
                 summed = splat(_ZERO)
                 for column in range(t * value_wide, (t + 1) * value_wide, LANES):
@@ -201,6 +212,7 @@ def _backward(
                 else:
                     row[start + t] = of_h * floor[t]
                     total[t] = _ZERO
+            fetch(h, beside * value_width, heads * value_width, count, value_width)
             turn(grads, value_wide, rows, value_wide, grads_turned, chunk)
 
             for t in range(0, rows, LANES):
@@ -220,9 +232,11 @@ def _backward(
                         block = times(block, load(past, t))
                     block = onto(block, keys, feature, 1, wide, grad_pairs, t, chunk, min(t + LANES, count))
                     put(block, queries_turned, feature * chunk + t, chunk)
+            fetch(grad_h, beside * value_width, heads * value_width, count, value_width)
             turn(queries_turned, chunk, wide, rows, block_q, wide)
             copy_out(block_q, wide, count, width, d_q, place * width, heads * width)
 
+            fetch(d_q, beside * width, heads * width, count, width)
             if before:
                 turn(later, value_wide, wide, value_wide, later_turned, wide)
             for s in range(0, count, ROWS):
@@ -247,8 +261,10 @@ def _backward(
                         block, pairs, s * chunk + s, chunk, 1, grads, s * value_wide + column, value_wide, count - s
                     )
                     put(block, block_v, s * value_wide + column, value_wide)
+            fetch(d_k, beside * width, heads * width, count, width)
             copy_out(block_k, wide, count, width, d_k, place * width, heads * width)
             copy_out(block_v, value_wide, count, value_width, d_v, place * value_width, heads * value_width)
+            fetch(d_v, beside * value_width, heads * value_width, count, value_width)
             for s in range(count):
                 summed = splat(_ZERO)
                 for feature in range(s * wide, (s + 1) * wide, LANES):

@@ -10,20 +10,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread, store, transpose
+from xlstm_tune.kernels.simd import CONTRACT, LANES, load, prefetch, splat, spread, store, transpose
 
 ROWS = 8
 """Rows in registers at a time: enough independent sums to hide the latency of a fused product and sum."""
 
 
-@njit(inline="always")
+@njit
 def zeros():
     """Eight rows of zeros."""
     zero = splat(np.float32(0))
     return zero, zero, zero, zero, zero, zero, zero, zero
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(fastmath=CONTRACT)
 def onto(rows, a, at, row, step, b, b_at, b_step, count):
     """rows + a @ b over an inner axis of `count`. Element (r, k) of a is at + r · row + k · step; row k of b starts at
     b_at + k · b_step."""
@@ -43,7 +43,7 @@ def onto(rows, a, at, row, step, b, b_at, b_step, count):
     return r0, r1, r2, r3, r4, r5, r6, r7
 
 
-@njit(inline="always")
+@njit
 def get(a, at, row):
     """Eight rows from memory, `row` apart."""
     return (
@@ -52,7 +52,7 @@ def get(a, at, row):
     )  # fmt: skip
 
 
-@njit(inline="always")
+@njit
 def put(rows, a, at, row):
     """Eight rows to memory, `row` apart."""
     r0, r1, r2, r3, r4, r5, r6, r7 = rows
@@ -66,14 +66,14 @@ def put(rows, a, at, row):
     store(a, at + 7 * row, r7)
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(fastmath=CONTRACT)
 def times(rows, x):
     """Each row times the vector or number x."""
     r0, r1, r2, r3, r4, r5, r6, r7 = rows
     return r0 * x, r1 * x, r2 * x, r3 * x, r4 * x, r5 * x, r6 * x, r7 * x
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(fastmath=CONTRACT)
 def times_each(rows, a, at):
     """Row r times the number a[at + r]."""
     r0, r1, r2, r3, r4, r5, r6, r7 = rows
@@ -83,7 +83,7 @@ def times_each(rows, a, at):
     )  # fmt: skip
 
 
-@njit(inline="always")
+@njit
 def padded(size):
     """The next multiple of LANES."""
     return (size + LANES - 1) // LANES * LANES
@@ -102,6 +102,14 @@ def copy_in(rows, at, stride, count, width, block, block_width, block_rows):
         at += stride
     for place in range(count * block_width, block_rows * block_width, LANES):
         store(block, place, splat(np.float32(0)))
+
+
+@njit
+def fetch(rows, at, stride, count, width):
+    """Ask for rows [count, width], `stride` apart in a flat array, ahead of their use."""
+    for row in range(count):
+        for start in range(0, width, LANES):
+            prefetch(rows, at + row * stride + start)
 
 
 @njit

@@ -149,6 +149,22 @@ def select(typing_context: Any, where: Any, chosen: Any, other: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Ask for the cache line of element `offset` of a flat array ahead of its use; any offset is harmless."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bytes_ = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [bytes_] + [ir.IntType(32)] * 3)
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), bytes_)
+        read, second_level, data = (ir.Constant(ir.IntType(32), number) for number in (0, 2, 1))
+        builder.call(fetch, [address, read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
 def sum_lanes(typing_context: Any, value: Any) -> Any:
     """The sum of the lanes, a float, in an order that suits the processor."""
 
