@@ -12,6 +12,7 @@ from torch import Tensor
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
+from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.slstm_numba import slstm_numba
@@ -20,7 +21,7 @@ from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 __all__ = ["MLSTMState", "SLSTMState", "mlstm", "slstm"]
 
 _SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
-_MLSTM = {"reference": mlstm_chunkwise}
+_MLSTM = {"reference": mlstm_chunkwise, "numba": mlstm_numba}
 
 
 def slstm(

@@ -9,7 +9,7 @@ import torch
 from xlstm_tune.errors import BackendUnavailable
 
 BACKENDS = ("auto", "reference", "numba", "triton")
-KERNELS: dict[str, tuple[str, ...]] = {"slstm": ("numba",), "mlstm": ()}
+KERNELS: dict[str, tuple[str, ...]] = {"slstm": ("numba",), "mlstm": ("numba",)}
 """The backends that each op has besides the reference, fastest first."""
 
 
