@@ -6,7 +6,7 @@ Memory that is not yet written holds NaN throughout, so that reading it shows.
 import pytest
 import torch
 
-from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
+from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, lstm, mlstm, slstm
 from xlstm_tune.kernels.dispatch import KERNELS
 
 SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)]
@@ -44,7 +44,22 @@ def slstm_flat(inputs, **options):
     return h, *final
 
 
-OPS = {"lstm": (lstm_problem, lstm_flat, 3), "slstm": (slstm_problem, slstm_flat, 3)}
+def mlstm_problem(draw, batch, steps, heads, width):
+    rows = [draw(batch, steps, heads, width), draw(batch, steps, heads, width), draw(batch, steps, heads, width + 1)]
+    gates = [2 * draw(batch, steps, heads), 2 * draw(batch, steps, heads) + 1]
+    return [*rows, *gates, draw(batch, heads, width, width + 1), draw(batch, heads, width), draw(batch, heads)]
+
+
+def mlstm_flat(inputs, **options):
+    h, final = mlstm(*inputs[:5], MLSTMState(*inputs[5:]) if inputs[5:] else None, **options)
+    return h, *final
+
+
+OPS = {
+    "lstm": (lstm_problem, lstm_flat, 3),
+    "slstm": (slstm_problem, slstm_flat, 3),
+    "mlstm": (mlstm_problem, mlstm_flat, 5),
+}
 """op → its random inputs, the op on them as a flat tuple, how many inputs are not states."""
 BACKENDS = [(op, backend) for op in OPS for backend in ("reference", *KERNELS[op])]
 FASTER = [(op, backend) for op, backend in BACKENDS if backend != "reference"]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.lstm_numba import lstm_numba
 from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
+from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.slstm_numba import slstm_numba
@@ -20,9 +22,9 @@ from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
 __all__ = ["LSTMState", "MLSTMState", "SLSTMState", "lstm", "mlstm", "slstm"]
 
-_LSTM = {"reference": lstm_reference}
+_LSTM = {"reference": lstm_reference, "numba": lstm_numba}
 _SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
-_MLSTM = {"reference": mlstm_chunkwise}
+_MLSTM = {"reference": mlstm_chunkwise, "numba": mlstm_numba}
 
 
 def lstm(
@@ -60,7 +62,7 @@ def lstm(
         expect_shape(initial_state.c, "lstm: state c", B=batch, N=heads, D=width)
     check_masks("lstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(gates, recurrent)
-    cell = _LSTM[resolve("lstm", backend, gates.device.type, dtype).backend]
+    cell = _LSTM[resolve("lstm", backend, gates.device.type, dtype, projection is not None).backend]
     state = None if initial_state is None else LSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(gates.device.type, enabled=False):
         inputs = gates.to(dtype)

@@ -92,7 +92,7 @@ def forward(
 
     lift, m = _at_end(gates, q.dtype)
     final = added[-1] * lift
-    outputs = h, final[..., :-1].contiguous(), final[..., -1].contiguous(), m
+    outputs = h, *_split(final), m
     return *outputs, *((states, saved) if keep else (states.new_empty(0, *states.shape[1:]), saved[:0].clone()))
 
 
@@ -191,8 +191,7 @@ def backward(
         _over_time(grad_v, None, steps),
         grad_i,
         grad_f,
-        ahead[0, ..., :-1].contiguous(),
-        ahead[0, ..., -1].contiguous(),
+        *_split(ahead[0]),
         grad_m0,
     )
 
@@ -310,6 +309,11 @@ def _over_time(chunks: Tensor, weight: Tensor | None, steps: int) -> Tensor:
     else:
         torch.mul(chunks, weight[..., None], out=view)
     return out if steps == count * chunk else out[:, :steps].contiguous()
+
+
+def _split(state: Tensor) -> tuple[Tensor, Tensor]:
+    """[C, n] to C and n, in memory of their own."""
+    return tuple(part.clone(memory_format=torch.contiguous_format) for part in (state[..., :-1], state[..., -1]))  # type: ignore[return-value]
 
 
 def _scaled(rows: Tensor, to_end: Tensor) -> Tensor:

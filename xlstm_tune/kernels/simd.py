@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
@@ -145,6 +146,36 @@ def select(typing_context: Any, where: Any, chosen: Any, other: Any) -> Any:
         return builder.select(*arguments)
 
     return vector(mask, vector, vector), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Ask for the cache line of element `offset` of a flat array ahead of its use; any offset is harmless."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bytes_ = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [bytes_] + [ir.IntType(32)] * 3)
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), bytes_)
+        read, second_level, data = (ir.Constant(ir.IntType(32), number) for number in (0, 2, 1))
+        builder.call(fetch, [address, read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def sum_lanes(typing_context: Any, value: Any) -> Any:
+    """The sum of the lanes, a float, in an order that suits the processor."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        start = ir.Constant(ir.FloatType(), -0.0)
+        return builder.call(reduce, [start, arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(vector), generate
 
 
 @intrinsic

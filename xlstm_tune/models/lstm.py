@@ -15,13 +15,13 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from xlstm_tune.kernels import LSTMState as CellState
 from xlstm_tune.kernels import lstm
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.kernels.slstm_reference import batch_last
 from xlstm_tune.models.config import Direction
 from xlstm_tune.models.primitives import matmul, sigmoid, tanh
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets, hide_padding
@@ -144,12 +144,9 @@ class LSTM(_Layers):
     def _run_layer(
         self, name: str, x: Tensor, state: LSTMState | None, resets: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, LSTMState]:
-        # The batch innermost is the layout that the op takes in, and gives back, without a transposition.
-        batch = x.shape[0]
-        columns = batch_last(x)  # [T, E, B]
-        gates = torch.bmm(self._weight("weight_ih", name).expand(len(columns), -1, -1), columns)  # [T, 4 D, B]
+        gates = F.linear(x, self._weight("weight_ih", name))  # [B, T, 4 D]
         h, final = lstm(
-            gates.permute(2, 0, 1).view(batch, -1, 1, 4, self.hidden_size),
+            gates.view(*gates.shape[:2], 1, 4, self.hidden_size),
             self._weight("weight_hh", name).view(1, 4, self.hidden_size, -1),
             (self._weight("bias_ih", name) + self._weight("bias_hh", name)).view(1, 4, -1) if self.bias else None,
             None if state is None else CellState(state[0].unsqueeze(1), state[1].unsqueeze(1)),

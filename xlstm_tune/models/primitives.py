@@ -43,4 +43,4 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
         )
     rows = max(1, _PRODUCTS // max(1, right.numel()))
     # split, whose backward joins the blocks' gradients: that of a slice is as large as the whole for every block.
-    return torch.cat([(block.unsqueeze(2) * right.unsqueeze(0)).sum(1) for block in left.split(rows)])
+    return torch.cat([(block.unsqueeze(2) * right.unsqueeze(0)).sum(1) for block in torch.split(left, rows)])
