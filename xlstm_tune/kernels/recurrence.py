@@ -13,7 +13,7 @@ from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread
 from xlstm_tune.kernels.tiles import f32
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def gate_sums(raw, bias, weight, head, unit, width, h):
     """The four gates of a unit before their functions: inputs' share + bias + R h, each a vector.
 
@@ -34,7 +34,7 @@ def gate_sums(raw, bias, weight, head, unit, width, h):
     return first, second, third, fourth
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def through_weight(weight, head, unit, width, d_raw):
     """What a unit's h receives from the gates of the next step: weight [N, D in, 4, D] times d_raw [4, D, W]."""
     row = (head * width + unit) * 4 * width

@@ -234,7 +234,7 @@ _SHIFT = f32(1.5 * 2**23)
 _LOWEST = f32(-87.0)
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def exp(x):
     """e^x for x up to 88; 0 below -87. x = n ln 2 + r with |r| ≤ ln 2 / 2, and e^r by its Taylor series."""
     tiny = x < _LOWEST
@@ -251,7 +251,7 @@ def exp(x):
     return select(tiny, splat(f32(0)), _shift_exponent(series, shifted))
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def sigmoid_and_slope(x):
     """(sigmoid(x), sigmoid(-x)), neither by subtraction."""
     small = exp(select(x > f32(0), f32(0) - x, x))
@@ -261,7 +261,7 @@ def sigmoid_and_slope(x):
     return select(positive, share, rest), select(positive, rest, share)
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def log_sigmoid_and_slope(x):
     """(log sigmoid(x), its derivative sigmoid(-x)); log(1 + u) = 2 artanh(u / (2 + u)) by its series, u in [0, 1]."""
     positive = x > f32(0)
@@ -279,7 +279,7 @@ def log_sigmoid_and_slope(x):
     return select(positive, splat(f32(0)), x) - log1p, select(positive, u * share, share)
 
 
-@njit(inline="always", fastmath=CONTRACT)
+@njit(forceinline=True, fastmath=CONTRACT)
 def tanh(x):
     """tanh x by exponentials, and near zero, where they would cancel, by its Taylor series."""
     positive = x > f32(0)

@@ -74,7 +74,7 @@ def flat(tensor: Tensor) -> Any:
     return tensor.detach().view(-1).numpy()
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def floats(size):
     """An uninitialised flat array that begins on a cache line: a vector that crosses one costs twice as much."""
     memory = np.empty(size + LANES, np.float32)
@@ -82,7 +82,7 @@ def floats(size):
     return memory[skip : skip + size]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def gather(rows, offset, stride, count, width, tile):
     """Rows [count samples, width] at a stride in a flat array → tile [width, W]; empty lanes repeat the last sample."""
     whole = width - width % LANES if count == LANES else 0
@@ -93,7 +93,7 @@ def gather(rows, offset, stride, count, width, tile):
             tile[feature * LANES + lane] = rows[offset + min(lane, count - 1) * stride + feature]
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def scatter(tile, width, count, rows, offset, stride):
     """Tile [width, W] → rows [count samples, width] at a stride in a flat array."""
     whole = width - width % LANES if count == LANES else 0
