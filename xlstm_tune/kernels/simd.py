@@ -227,6 +227,30 @@ def transpose(
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
+@intrinsic
+def total(typing_context: Any, value: Any) -> Any:
+    """The sum of the lanes, a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def turn(typing_context: Any, value: Any) -> Any:
+    """Each lane from the one after it in its group of four, the first following the last."""
+    lanes = [lane - lane % 4 + (lane + 1) % 4 for lane in range(LANES)]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.shuffle_vector(arguments[0], ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes))
+
+    return vector(value), generate
+
+
 f32 = np.float32
 _LOG2_E = f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = f32(0.693145751953125), f32(1.42860682030941723212e-6)
