@@ -38,7 +38,8 @@ def test_causal_conv_equals_conv1d():
 
 
 @pytest.mark.parametrize(
-    ("width", "block", "heads"), [(64, 4, 4), (12, 4, 1), (16, 16, 2), (128, 32, 1), (128, 4, 1), (36, 4, 6), (16, 1, 16)]
+    ("width", "block", "heads"),
+    [(64, 4, 4), (12, 4, 1), (16, 16, 2), (128, 32, 1), (128, 4, 1), (36, 4, 6), (16, 1, 16)],
 )
 def test_block_diagonal_equals_dense(width, block, heads):
     layer = shaken(BlockDiagonal(width, block, heads, width))

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlstm_tune.kernels.conv_numba import conv_numba
-from xlstm_tune.kernels.glu_numba import glu_numba
+from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
+from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
 from xlstm_tune.kernels.norm_numba import EPSILON, gated_head_norm_numba, head_norm_numba
 from xlstm_tune.kernels.qkv_numba import BLOCK, qkv_numba
 from xlstm_tune.kernels.simd import LANES
@@ -107,8 +108,17 @@ def gated_head_norm(
     return torch.addcmul(head_norm(h, weight, backend), skip, convolved) * F.silu(z)
 
 
-def glu(gate: Tensor, up: Tensor, activation: str, backend: str = "auto") -> Tensor:
-    """activation(gate) · up; gate, up [B, T, F], an activation of ACTIVATIONS."""
-    if _one_pass(backend, gate.shape[2], gate, up):
-        return glu_numba(gate, up, activation)
-    return ACTIVATIONS[activation](gate) * up
+def linear(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+    """x [B, T, K], weight [N, K] → x weightᵀ [B, T, N]."""
+    if _one_pass(backend, LANES, x, weight) and linear_fits(x, weight):
+        return linear_numba(x, weight)
+    return F.linear(x, weight)
+
+
+def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor, activation: str, backend: str = "auto") -> Tensor:
+    """down(activation(gate) · value) of x [B, T, E]; up [2 F, E]: the rows for gate, then for value; down [E, F]."""
+    if _one_pass(backend, LANES, x, up, down) and feed_forward_fits(x, up, down):
+        return feed_forward_numba(x, up, down, activation)
+    # Two products: the halves of one would not be contiguous, nor would their gradients.
+    gate, value = (F.linear(x, half) for half in up.chunk(2))
+    return F.linear(ACTIVATIONS[activation](gate) * value, down)

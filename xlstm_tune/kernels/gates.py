@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
+from xlstm_tune.kernels.matmul_numba import fits, matmul, outer
 from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.simd import LANES
 
 
 def forward(for_if: Tensor, for_zo: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:
@@ -17,7 +19,7 @@ def forward(for_if: Tensor, for_zo: Tensor, weight: Tensor, keep: bool) -> tuple
     batch, steps, heads, width = for_if.shape
     gates = for_if.new_empty(heads, batch, steps, 4, width)
     for source, part, by in zip((for_if, for_zo), _halves(gates, 3), _halves(weight, 1), strict=True):
-        torch.bmm(_rows(source), by.mT, out=part)
+        _multiply(_rows(source), by.mT, part)
     return (gates,)
 
 
@@ -29,8 +31,11 @@ def backward(for_if: Tensor, for_zo: Tensor, weight: Tensor, grad: Tensor | None
     *d_sources, d_weight = found
     parts = zip(_halves(grad.contiguous(), 3), _halves(weight, 1), _halves(d_weight, 1), strict=True)
     for source, d_source, (part, by, d_by) in zip((for_if, for_zo), d_sources, parts, strict=True):
-        torch.bmm(part, by, out=_rows(d_source))
-        torch.bmm(part.mT, _rows(source), out=d_by)
+        _multiply(part, by, _rows(d_source))
+        if _compiled(part) and part.shape[2] % LANES == source.shape[3] % LANES == 0:
+            d_by.copy_(outer(part, _rows(source)))
+        else:
+            torch.bmm(part.mT, _rows(source), out=d_by)
     return found
 
 
@@ -43,6 +48,18 @@ def forward_shapes(for_if: Tensor, *_: object) -> tuple[Tensor, ...]:
 def backward_shapes(for_if: Tensor, for_zo: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tensor, ...]:
     """Tensors like those that `backward` returns."""
     return tuple(tensor.new_empty(tensor.shape) for tensor in (for_if, for_zo, weight))
+
+
+def _compiled(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out [N, B · T, ·] = x @ weight, by the faster of two ways."""
+    if _compiled(x) and fits(*x.shape[1:], weight.shape[2]):
+        matmul(x, weight, out)
+    else:
+        torch.bmm(x, weight, out=out)
 
 
 def _rows(source: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, glu, head_norm
+from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets
@@ -115,12 +115,10 @@ class FeedForward(nn.Module):
         """x [B, T, E] to the same shape."""
         expect_shape(x, "FeedForward: x", B=None, T=None, E=self.width)
         if self.gated:
-            # Two products: the halves of one would not be contiguous, nor would their gradients.
-            for_gate, for_up = self.up.weight.chunk(2)
-            inner = glu(F.linear(x, for_gate), F.linear(x, for_up), self.activation, self.backend)
+            y = gated_feed_forward(x, self.up.weight, self.down.weight, self.activation, self.backend)
         else:
-            inner = ACTIVATIONS[self.activation](self.up(x))
-        out: Tensor = self.dropout(self.down(inner))
+            y = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        out: Tensor = self.dropout(y)
         return out
 
 

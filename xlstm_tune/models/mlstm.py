@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import MLSTMState, mlstm
-from xlstm_tune.kernels.around import gated_head_norm, project_qkv
+from xlstm_tune.kernels.around import gated_head_norm, linear, project_qkv
 from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.steps import expect_steps, hide_padding
@@ -94,7 +95,7 @@ class MLSTMLayer(nn.Module):
         x = hide_padding(x, lengths)
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         for_inner, for_z = self.up.weight.chunk(2)
-        inner, z = F.linear(x, for_inner), F.linear(x, for_z)
+        inner, z = (linear(x, half, self.backend) for half in (for_inner, for_z))
         if self.conv is None:
             if state is not None:
                 expect_shape(state.conv, "MLSTMLayer: state conv", B=x.shape[0], past=0, P=self.inner)
@@ -103,12 +104,12 @@ class MLSTMLayer(nn.Module):
             past = None if state is None else state.conv
             convolved, past = self.conv(inner, past, resets=resets, lengths=lengths)
         q, k, v = project_qkv(convolved, inner, self.q.weight, self.k.weight, self.v.weight, self.heads, self.backend)
-        i, f = self._gates(q, k, v).chunk(2, dim=-1)
+        i, f = self._gates(convolved, inner).chunk(2, dim=-1)
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
         # Padding stays zero without a mask: z is 0 there.
         y = self._leave(h, *(tensor.unflatten(2, (self.heads, -1)) for tensor in (convolved, z)))
-        return self.dropout(self.down(y.flatten(2))), MLSTMLayerState(past, cell)
+        return self.dropout(linear(y.flatten(2), self.down.weight, self.backend)), MLSTMLayerState(past, cell)
 
     def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
         """Norm, skip and gate, all [B, T, N, D]."""
@@ -117,9 +118,20 @@ class MLSTMLayer(nn.Module):
             return torch.addcmul(h, skip, convolved) * F.silu(z)
         return gated_head_norm(h, self.norm.by_head(), convolved, skip, z, self.backend)
 
-    def _gates(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v [B, T, N, D] to i and f [B, T, 2 N], without putting the three side by side."""
-        gates = self.gates.bias
-        for source, weight in zip((q, k, v), self.gates.weight.chunk(3, 1), strict=True):
-            gates = gates + F.linear(source.flatten(2), weight)
-        return gates
+    def _gates(self, convolved: Tensor, x: Tensor) -> Tensor:
+        """i and f [B, T, 2 N], which see q, k and v: their weights times those of the projections, from what these see.
+
+        It spares three thin products of q, k and v: two are left, made LANES wide.
+        """
+        by_q, by_k, by_v = (
+            self._through(part.weight, weight)
+            for part, weight in zip((self.q, self.k, self.v), self.gates.weight.chunk(3, 1), strict=True)
+        )
+        spare = (0, 0, 0, -2 * self.heads % LANES)
+        gates = linear(convolved, F.pad(by_q + by_k, spare), self.backend) + linear(x, F.pad(by_v, spare), self.backend)
+        return gates[..., : 2 * self.heads] + self.gates.bias
+
+    def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
+        """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as weights [2 N, P] of its input."""
+        blocks = gates.unflatten(1, projection.shape[:2])
+        return torch.einsum("gbo,boi->gbi", blocks, projection).flatten(1)
