@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.matmul_numba import ROWS, fits, multiply, outer
+from xlstm_tune.kernels.matmul_numba import CHUNK, ROWS, add_outer, fits, multiply, parts_of, share_of
 from xlstm_tune.kernels.simd import CONTRACT, LANES, exp, load, select, sigmoid_and_slope, splat, store
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
@@ -74,26 +74,46 @@ def _forward(first, end, rows, width, inner, kind, x, up, down, y, halves):
 
 
 @kernel
-def _backward(first, end, rows, width, inner, kind, up, down, halves, grad, d_x, d_halves, active):
-    """As `_forward`, but up [G, 2 F, E] and down [G, E, F]; active [G, R, F] is what `down` is applied to."""
-    tasks = (rows + ROWS - 1) // ROWS
+def _backward(first, end, parts, rows, width, inner, kind, x, up, down, halves, grad, d_x, d_up, d_down):
+    """Tasks first..end, each a part of a group's rows, by chunks: x, halves, grad and d_x as in `_forward`.
+
+    up [G, 2 F, E], down [G, E, F]; d_up and d_down [G, parts, ...] are the parts' shares.
+    """
+    share = share_of(rows, parts)
+    # A last block of rows may begin before its chunk.
+    d_halves = np.empty((CHUNK + ROWS) * 2 * inner, np.float32)
+    active = np.empty((CHUNK + ROWS) * inner, np.float32)
     for task in range(first, end):
-        group = task // tasks
-        start = group * rows + min(task % tasks * ROWS, rows - ROWS)
-        multiply(grad, start * width, width, width, down, group * width * inner, inner, active, start * inner, inner)
-        for row in range(ROWS):
-            at, at_active = (start + row) * 2 * inner, (start + row) * inner
-            for feature in range(0, inner, LANES):
-                value, slope = _activation(load(halves, at + feature), kind)
-                factor = load(halves, at + inner + feature)
-                through = load(active, at_active + feature)
-                store(d_halves, at + feature, through * factor * slope)
-                store(d_halves, at + inner + feature, through * value)
-                store(active, at_active + feature, value * factor)
-        multiply(
-            d_halves, start * 2 * inner, 2 * inner, 2 * inner, up, group * 2 * inner * width, width,
-            d_x, start * width, width,
-        )  # fmt: skip
+        group = task // parts
+        to_up, to_down = task * 2 * inner * width, task * width * inner
+        for place in range(2 * inner * width):
+            d_up[to_up + place] = f32(0)
+        for place in range(width * inner):
+            d_down[to_down + place] = f32(0)
+        for chunk in range(task % parts * share, min((task % parts + 1) * share, rows), CHUNK):
+            some = min(CHUNK, rows - chunk)
+            for begin in range(chunk, chunk + some, ROWS):
+                block = min(begin, rows - ROWS)
+                start, here = group * rows + block, block - chunk + ROWS
+                multiply(
+                    grad, start * width, width, width, down, group * width * inner, inner, active, here * inner, inner
+                )
+                for row in range(ROWS):
+                    at, at_active, at_halves = (start + row) * 2 * inner, (here + row) * inner, (here + row) * 2 * inner
+                    for feature in range(0, inner, LANES):
+                        value, slope = _activation(load(halves, at + feature), kind)
+                        factor = load(halves, at + inner + feature)
+                        through = load(active, at_active + feature)
+                        store(d_halves, at_halves + feature, through * factor * slope)
+                        store(d_halves, at_halves + inner + feature, through * value)
+                        store(active, at_active + feature, value * factor)
+                multiply(
+                    d_halves, here * 2 * inner, 2 * inner, 2 * inner, up, group * 2 * inner * width, width,
+                    d_x, start * width, width,
+                )  # fmt: skip
+            start = (group * rows + chunk) * width
+            add_outer(d_halves, ROWS * 2 * inner, 2 * inner, 2 * inner, x, start, width, width, some, d_up, to_up)
+            add_outer(grad, start, width, width, active, ROWS * inner, inner, inner, some, d_down, to_down)
 
 
 def _tasks(x: Tensor) -> int:
@@ -113,12 +133,16 @@ def backward(x: Tensor, up: Tensor, down: Tensor, halves: Tensor, grad: Tensor |
     """Gradients of (x, up, down)."""
     if grad is None:
         return torch.zeros_like(x), torch.zeros_like(up), torch.zeros_like(down)
-    grad = grad.contiguous()
-    d_x, d_halves = torch.empty_like(x), torch.empty_like(halves)
-    active = x.new_empty(*x.shape[:2], down.shape[2])
-    tensors = (up, down, halves, grad, d_x, d_halves, active)
-    run(_backward, _tasks(x), x.shape[1], x.shape[2], down.shape[2], kind, *map(flat, tensors))
-    return d_x, outer(d_halves, x), outer(grad, active)
+    groups, rows, width = x.shape
+    inner, parts = down.shape[2], parts_of(rows)
+    d_x, d_up, d_down = (
+        torch.empty_like(x),
+        x.new_empty(groups, parts, *up.shape[1:]),
+        x.new_empty(groups, parts, *down.shape[1:]),
+    )
+    tensors = (x, up, down, halves, grad.contiguous(), d_x, d_up, d_down)
+    run(_backward, groups * parts, parts, rows, width, inner, kind, *map(flat, tensors))
+    return d_x, d_up.sum(1), d_down.sum(1)
 
 
 def _forward_shapes(x: Tensor, up: Tensor, down: Tensor, keep: bool, kind: int) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.matmul_numba import fits, matmul, outer
+from xlstm_tune.kernels.matmul_numba import fits, matmul, matmul_backward
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.simd import LANES
 
@@ -19,7 +19,10 @@ def forward(for_if: Tensor, for_zo: Tensor, weight: Tensor, keep: bool) -> tuple
     batch, steps, heads, width = for_if.shape
     gates = for_if.new_empty(heads, batch, steps, 4, width)
     for source, part, by in zip((for_if, for_zo), _halves(gates, 3), _halves(weight, 1), strict=True):
-        _multiply(_rows(source), by.mT, part)
+        if _compiled(source) and fits(part.shape[1], width, part.shape[2]):
+            matmul(_rows(source), by.mT, part)
+        else:
+            torch.bmm(_rows(source), by.mT, out=part)
     return (gates,)
 
 
@@ -29,12 +32,13 @@ def backward(for_if: Tensor, for_zo: Tensor, weight: Tensor, grad: Tensor | None
     if grad is None:
         return tuple(tensor.zero_() for tensor in found)
     *d_sources, d_weight = found
+    width = weight.shape[3]
     parts = zip(_halves(grad.contiguous(), 3), _halves(weight, 1), _halves(d_weight, 1), strict=True)
     for source, d_source, (part, by, d_by) in zip((for_if, for_zo), d_sources, parts, strict=True):
-        _multiply(part, by, _rows(d_source))
-        if _compiled(part) and part.shape[2] % LANES == source.shape[3] % LANES == 0:
-            d_by.copy_(outer(part, _rows(source)))
+        if _compiled(part) and part.shape[2] % LANES == source.shape[3] % LANES == 0 and fits(*part.shape[1:], width):
+            d_by.copy_(matmul_backward(part, _rows(source), by, _rows(d_source)))
         else:
+            torch.bmm(part, by, out=_rows(d_source))
             torch.bmm(part.mT, _rows(source), out=d_by)
     return found
 
@@ -52,14 +56,6 @@ def backward_shapes(for_if: Tensor, for_zo: Tensor, weight: Tensor, grad: Tensor
 
 def _compiled(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu"
-
-
-def _multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out [N, B · T, ·] = x @ weight, by the faster of two ways."""
-    if _compiled(x) and fits(*x.shape[1:], weight.shape[2]):
-        matmul(x, weight, out)
-    else:
-        torch.bmm(x, weight, out=out)
 
 
 def _rows(source: Tensor) -> Tensor:

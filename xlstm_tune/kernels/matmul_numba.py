@@ -29,8 +29,8 @@ from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
 ROWS = 12
 """Rows of a task; a last task of fewer begins earlier, and computes what it shares with its neighbour once more."""
-_CHUNK, _PARTS = 96, 16
-"""`outer` goes through rows by chunks that stay in cache, and sums by parts, so that threads share the work."""
+CHUNK, _PARTS = 96, 16
+"""The way back goes through rows by chunks that stay in cache, and sums by parts, so that threads share the work."""
 LARGEST_WEIGHT = 2**16
 """Numbers of a weight up to which it stays in cache: 256 KiB."""
 
@@ -76,44 +76,97 @@ def _matmul(
         )  # fmt: skip
 
 
-@kernel
-def _outer(
-    first, end, parts, rows, width, count, y, y_at, y_group, y_row, x, x_at, x_group, x_row, out
-):  # fmt: skip
-    """Tasks first..end, each a part of a group's rows: out [G, parts, N, K] = yᵀ x over these rows.
+@njit(inline="always")
+def add_outer(y, from_y, y_row, width, x, from_x, x_row, count, rows, out, to):
+    """Add yᵀ x [N, K] of `rows` rows to out; y [., N = width], x [., K = count], rows y_row and x_row apart."""
+    column = 0
+    while count - column >= 4 * LANES:
+        for feature in range(0, width, 4):
+            add_product_4_4(
+                y,
+                from_y + feature,
+                1,
+                y_row,
+                rows,
+                x,
+                from_x + column,
+                x_row,
+                out,
+                to + feature * count + column,
+                count,
+            )
+        column += 4 * LANES
+    while count - column >= 2 * LANES:
+        for feature in range(0, width, 8):
+            add_product_8_2(
+                y,
+                from_y + feature,
+                1,
+                y_row,
+                rows,
+                x,
+                from_x + column,
+                x_row,
+                out,
+                to + feature * count + column,
+                count,
+            )
+        column += 2 * LANES
+    if column < count:
+        for feature in range(0, width, 16):
+            add_product_16_1(
+                y,
+                from_y + feature,
+                1,
+                y_row,
+                rows,
+                x,
+                from_x + column,
+                x_row,
+                out,
+                to + feature * count + column,
+                count,
+            )
 
-    y [G, R, N = width], x [G, R, K = count], both multiples of LANES.
+
+@kernel
+def _matmul_backward(
+    first, end, parts, rows, width, count, grad, grad_at, grad_group, grad_row, x, x_at, x_group, x_row, weight,
+    d_x, d_x_at, d_x_group, d_x_row, d_weight,
+):  # fmt: skip
+    """Tasks first..end, each a part of a group's rows: d_x = grad weight, and its share of gradᵀ x.
+
+    grad [G, R, N = width], x and d_x [G, R, K = count], weight [G, N, K], d_weight [G, parts, N, K].
     """
-    share = (rows + parts - 1) // parts
+    share = share_of(rows, parts)
     for task in range(first, end):
-        group, start = task // parts, task % parts * share
-        stop, to = min(start + share, rows), task * width * count
+        group, to = task // parts, task * width * count
         for place in range(to, to + width * count):
-            out[place] = f32(0)
-        for row in range(start, stop, _CHUNK):
-            some = min(_CHUNK, stop - row)
-            from_y, from_x = y_at + group * y_group + row * y_row, x_at + group * x_group + row * x_row
-            column = 0
-            while count - column >= 4 * LANES:
-                for feature in range(0, width, 4):
-                    add_product_4_4(
-                        y, from_y + feature, 1, y_row, some, x, from_x + column, x_row,
-                        out, to + feature * count + column, count,
-                    )  # fmt: skip
-                column += 4 * LANES
-            while count - column >= 2 * LANES:
-                for feature in range(0, width, 8):
-                    add_product_8_2(
-                        y, from_y + feature, 1, y_row, some, x, from_x + column, x_row,
-                        out, to + feature * count + column, count,
-                    )  # fmt: skip
-                column += 2 * LANES
-            if column < count:
-                for feature in range(0, width, 16):
-                    add_product_16_1(
-                        y, from_y + feature, 1, y_row, some, x, from_x + column, x_row,
-                        out, to + feature * count + column, count,
-                    )  # fmt: skip
+            d_weight[place] = f32(0)
+        from_grad, from_x, to_x = grad_at + group * grad_group, x_at + group * x_group, d_x_at + group * d_x_group
+        for row in range(task % parts * share, min((task % parts + 1) * share, rows), CHUNK):
+            some = min(CHUNK, rows - row)
+            for start in range(row, row + some, ROWS):
+                block = min(start, rows - ROWS)
+                multiply(
+                    grad, from_grad + block * grad_row, grad_row, width, weight, group * width * count, count,
+                    d_x, to_x + block * d_x_row, d_x_row,
+                )  # fmt: skip
+            add_outer(
+                grad, from_grad + row * grad_row, grad_row, width, x, from_x + row * x_row, x_row, count, some,
+                d_weight, to,
+            )  # fmt: skip
+
+
+@njit(inline="always")
+def share_of(rows, parts):
+    """Rows of a part, whole chunks."""
+    return (rows + parts * CHUNK - 1) // (parts * CHUNK) * CHUNK
+
+
+def parts_of(rows: int) -> int:
+    """Parts into which so many rows are split."""
+    return min(_PARTS, -(-rows // CHUNK))
 
 
 def fits(rows: int, count: int, width: int) -> bool:
@@ -134,17 +187,19 @@ def matmul(x: Tensor, weight: Tensor, out: Tensor) -> None:
     )  # fmt: skip
 
 
-def outer(y: Tensor, x: Tensor) -> Tensor:
-    """yᵀ x [G, N, K] of y [G, R, N] and x [G, R, K], which may be strided, but not along their last axis.
+def matmul_backward(grad: Tensor, x: Tensor, weight: Tensor, d_x: Tensor) -> Tensor:
+    """d_x [G, R, K] = grad [G, R, N] @ weight [G, N, K]; returns gradᵀ x [G, N, K], for x [G, R, K].
 
-    All float32 on a CPU; N and K multiples of LANES.
+    All float32 on a CPU; grad, x and d_x may be strided, but not along their last axis; N and K multiples of LANES.
     """
-    groups, rows, width = y.shape
-    count = x.shape[2]
-    parts = min(_PARTS, -(-rows // _CHUNK))
-    out = y.new_empty(groups, parts, width, count)
-    run(_outer, groups * parts, parts, rows, width, count, *_strided(y), *_strided(x), flat(out))
-    return out.sum(1)
+    groups, rows, width = grad.shape
+    count, parts = x.shape[2], parts_of(rows)
+    d_weight = x.new_empty(groups, parts, width, count)
+    run(
+        _matmul_backward, groups * parts, parts, rows, width, count, *_strided(grad), *_strided(x),
+        flat(weight.contiguous()), *_strided(d_x), flat(d_weight),
+    )  # fmt: skip
+    return d_weight.sum(1)
 
 
 def _strided(tensor: Tensor) -> tuple[Any, int, int, int]:
@@ -165,8 +220,7 @@ def backward(x: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tensor, ..
     if grad is None:
         return torch.zeros_like(x), torch.zeros_like(weight)
     grad, d_x = grad.contiguous(), torch.empty_like(x)
-    matmul(grad, weight, d_x)
-    return d_x, outer(grad, x)
+    return d_x, matmul_backward(grad, x, weight, d_x)
 
 
 def _forward_shapes(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:

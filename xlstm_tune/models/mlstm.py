@@ -132,6 +132,6 @@ class MLSTMLayer(nn.Module):
         return gates[..., : 2 * self.heads] + self.gates.bias
 
     def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
-        """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as weights [2 N, P] of its input."""
+        """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as [2 N, P] of its input."""
         blocks = gates.unflatten(1, projection.shape[:2])
         return torch.einsum("gbo,boi->gbi", blocks, projection).flatten(1)
