@@ -84,7 +84,7 @@ def project_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of the convolved input, v of the raw one, both [B, T, P], by `block_diagonal`; each [B, T, N, D]."""
     if q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], convolved, x, q, k, v):
-        by_q, by_k, by_v = (one.unflatten(2, (heads, -1)) for one in qkv_numba(convolved, x, q, k, v))
+        by_q, by_k, by_v = (one.view(*x.shape[:2], heads, -1) for one in qkv_numba(convolved, x, q, k, v))
         return by_q, by_k, by_v
     return block_diagonal(convolved, q, heads), block_diagonal(convolved, k, heads), block_diagonal(x, v, heads)
 

@@ -107,7 +107,7 @@ def _flat_resets(resets: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.bo
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, resets: Tensor | None, keep: bool
+    x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, resets: Tensor | None, train: bool
 ) -> tuple[Tensor, ...]:
     """x [B, T, E], weight [K, E], bias [E], past [B, K - 1, E], resets [B, T, G] or None → the output [B, T, E]."""
     out = torch.empty_like(x)

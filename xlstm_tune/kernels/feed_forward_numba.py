@@ -120,13 +120,13 @@ def _tasks(x: Tensor) -> int:
     return len(x) * -(-x.shape[1] // ROWS)
 
 
-def forward(x: Tensor, up: Tensor, down: Tensor, keep: bool, kind: int) -> tuple[Tensor, ...]:
+def forward(x: Tensor, up: Tensor, down: Tensor, train: bool, kind: int) -> tuple[Tensor, ...]:
     """x [G, R, E], up [G, 2 F, E], down [G, E, F] → the output [G, R, E], and gate and up [G, R, 2 F]."""
     y, halves = torch.empty_like(x), x.new_empty(*x.shape[:2], up.shape[1])
     _, rows, width = x.shape
     tensors = (x, up.mT.contiguous(), down.mT.contiguous(), y, halves)
     run(_forward, _tasks(x), rows, width, down.shape[2], kind, *map(flat, tensors))
-    return y, halves if keep else halves[:, :0].clone()
+    return y, halves if train else halves[:, :0].clone()
 
 
 def backward(x: Tensor, up: Tensor, down: Tensor, halves: Tensor, grad: Tensor | None, kind: int) -> tuple[Tensor, ...]:
@@ -145,8 +145,8 @@ def backward(x: Tensor, up: Tensor, down: Tensor, halves: Tensor, grad: Tensor |
     return d_x, d_up.sum(1), d_down.sum(1)
 
 
-def _forward_shapes(x: Tensor, up: Tensor, down: Tensor, keep: bool, kind: int) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), x.new_empty(len(x), x.shape[1] if keep else 0, up.shape[1])
+def _forward_shapes(x: Tensor, up: Tensor, down: Tensor, train: bool, kind: int) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), x.new_empty(len(x), x.shape[1] if train else 0, up.shape[1])
 
 
 def _backward_shapes(x: Tensor, up: Tensor, down: Tensor, *_: object) -> tuple[Tensor, ...]:

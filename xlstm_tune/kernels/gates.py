@@ -14,7 +14,7 @@ from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.kernels.simd import LANES
 
 
-def forward(for_if: Tensor, for_zo: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def forward(for_if: Tensor, for_zo: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     """Sources [B, T, N, D], weight [N, 4, D out, D in] → gates [N, B, T, 4, D]."""
     batch, steps, heads, width = for_if.shape
     gates = for_if.new_empty(heads, batch, steps, 4, width)
@@ -35,7 +35,11 @@ def backward(for_if: Tensor, for_zo: Tensor, weight: Tensor, grad: Tensor | None
     width = weight.shape[3]
     parts = zip(_halves(grad.contiguous(), 3), _halves(weight, 1), _halves(d_weight, 1), strict=True)
     for source, d_source, (part, by, d_by) in zip((for_if, for_zo), d_sources, parts, strict=True):
-        if _compiled(part) and part.shape[2] % LANES == source.shape[3] % LANES == 0 and fits(*part.shape[1:], width):
+        if (
+            _compiled(part)
+            and part.shape[2] % LANES == source.shape[3] % LANES == 0
+            and fits(part.shape[1], part.shape[2], width)
+        ):
             d_by.copy_(matmul_backward(part, _rows(source), by, _rows(d_source)))
         else:
             torch.bmm(part, by, out=_rows(d_source))
@@ -95,6 +99,6 @@ def slstm_gates(for_if: Tensor, for_zo: Tensor, weight: Tensor) -> Tensor:
     expect_shape(for_zo, "slstm_gates: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)
     device = for_if.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    sources = (source.to(dtype).unflatten(2, (heads, width)).contiguous() for source in (for_if, for_zo))
+    sources = (source.to(dtype).reshape(*source.shape[:2], heads, width).contiguous() for source in (for_if, for_zo))
     (gates,) = _in_layout(*sources, weight.to(dtype).contiguous())
     return gates.permute(1, 2, 0, 3, 4)

@@ -104,10 +104,11 @@ def _operator(
     arguments = arguments + [f"{kind} {option}" for option, kind in kernel.options.items()]
     schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(returned))})"
     compute, shapes = (kernel.backward, kernel.backward_shapes) if backward else (kernel.forward, kernel.forward_shapes)
-    if len(returned) == 1:  # torch takes a schema of one result for that result by itself
-        compute, shapes = _first_of(compute), _first_of(shapes)
-    operator = torch.library.custom_op(f"xlstm_tune::{name}", compute, mutates_args=(), schema=schema)
-    operator.register_fake(shapes)
+    alone = len(returned) == 1  # torch takes a schema of one result for that result by itself
+    operator = torch.library.custom_op(
+        f"xlstm_tune::{name}", _first_of(compute) if alone else compute, mutates_args=(), schema=schema
+    )
+    operator.register_fake(_first_of(shapes) if alone else shapes)
 
     def fold(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Any, Any]:
         members = info.batch_size
@@ -116,10 +117,9 @@ def _operator(
             _fold(value, dim, axis, members) if isinstance(value, Tensor) else value
             for value, dim, axis in zip(values, in_dims, places, strict=True)
         ]
-        found = [
-            one.unflatten(axis, (members, -1)) for one, axis in zip(_tuple(operator(*folded)), returned, strict=True)
-        ]
-        return (found[0], returned[0]) if len(returned) == 1 else (tuple(found), returned)
+        found: Any = _tuple(operator(*folded))
+        spread = tuple(one.unflatten(axis, (members, -1)) for one, axis in zip(found, returned, strict=True))
+        return (spread[0], returned[0]) if alone else (spread, returned)
 
     operator.register_vmap(fold)
     return operator

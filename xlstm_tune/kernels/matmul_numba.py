@@ -202,13 +202,13 @@ def matmul_backward(grad: Tensor, x: Tensor, weight: Tensor, d_x: Tensor) -> Ten
     return d_weight.sum(1)
 
 
-def _strided(tensor: Tensor) -> tuple[Any, int, int, int]:
+def _strided(tensor: Tensor) -> tuple[Any, ...]:
     """The memory of a tensor [G, R, ·], where it begins there, how far its groups and its rows are apart."""
     base = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // 4,), (1,), 0)
     return base.numpy(), tensor.storage_offset(), tensor.stride(0), tensor.stride(1)
 
 
-def forward(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def forward(x: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     """x [G, R, K], weight [G, N, K] → [G, R, N]."""
     y = x.new_empty(*x.shape[:2], weight.shape[1])
     matmul(x, weight.mT, y)
@@ -223,7 +223,7 @@ def backward(x: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tensor, ..
     return d_x, matmul_backward(grad, x, weight, d_x)
 
 
-def _forward_shapes(x: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def _forward_shapes(x: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     return (x.new_empty(*x.shape[:2], weight.shape[1]),)
 
 

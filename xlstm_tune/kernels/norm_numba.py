@@ -92,7 +92,7 @@ def _backward(
                     store(d_h, at + feature, (through - mean_through - normal * mean_product) * scale)
 
 
-def _norm(h: Tensor, weight: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def _norm(h: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     y, none = torch.empty_like(h), h.new_empty(0)
     batch, steps, heads, width = h.shape
     run(_forward, batch, steps, heads, width, False, *map(flat, (h, weight, none, none, none, y)))
@@ -110,7 +110,7 @@ def _norm_backward(h: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tens
     return d_h, shares.sum(0)
 
 
-def _gated(h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def _gated(h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor, train: bool) -> tuple[Tensor, ...]:
     y = torch.empty_like(h)
     batch, steps, heads, width = h.shape
     run(_forward, batch, steps, heads, width, True, *map(flat, (h, weight, c, skip, z, y)))

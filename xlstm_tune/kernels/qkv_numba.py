@@ -90,9 +90,9 @@ def _by_turn(weights: Tensor, back: bool) -> Tensor:
     return weights[:, :, *_turns(back, weights.device)].permute(0, 2, 1, 3).flatten(2).contiguous()
 
 
-def forward(c: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def forward(c: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, train: bool) -> tuple[Tensor, ...]:
     """c, x [B, T, P]; weights q, k (of c) and v (of x) [P / 4, 4 out, 4 in] → their products [B, T, P]."""
-    found = forward_shapes(c, x, q, k, v, keep)
+    found = forward_shapes(c)
     batch, steps, width = c.shape
     run(_forward, batch, steps, width, *map(flat, (c, x, _by_turn(torch.stack([q, k, v]), False), *found)))
     return found
@@ -109,7 +109,7 @@ def backward(
     turned = _by_turn(torch.stack([q, k, v]), True)
     run(_backward, batch, steps, width, *map(flat, (c, x, turned, *grads, d_c, d_x, shares)))
     d_weights = torch.empty_like(turned).view(3, -1, BLOCK, BLOCK)
-    d_weights[:, :, *_turns(False, c.device)] = shares.sum(0).unflatten(2, (-1, BLOCK)).permute(0, 2, 1, 3)
+    d_weights[:, :, *_turns(False, c.device)] = shares.sum(0).view(3, BLOCK, -1, BLOCK).permute(0, 2, 1, 3)
     return d_c, d_x, *(part.clone() for part in d_weights)
 
 

@@ -284,7 +284,7 @@ def _product(rows: int, vectors: int, onto: bool = False) -> Any:
             at_source = builder.mul(source, step)
             here = builder.gep(from_weight, [builder.mul(source, row_weight)])
             weights = [builder.load(vector_at(here, vector), align=4) for vector in range(vectors)]
-            found = []
+            found: list[Any] = []
             for at_row in range(rows):
                 place = builder.add(builder.mul(row, ir.Constant(number, at_row)), at_source)
                 seen = _spread(builder, builder.load(builder.gep(from_x, [place])))

@@ -101,14 +101,14 @@ class MLSTMLayer(nn.Module):
                 expect_shape(state.conv, "MLSTMLayer: state conv", B=x.shape[0], past=0, P=self.inner)
             convolved, past = inner, inner[:, :0]
         else:
-            past = None if state is None else state.conv
-            convolved, past = self.conv(inner, past, resets=resets, lengths=lengths)
+            before = None if state is None else state.conv
+            convolved, past = self.conv(inner, before, resets=resets, lengths=lengths)
         q, k, v = project_qkv(convolved, inner, self.q.weight, self.k.weight, self.v.weight, self.heads, self.backend)
         i, f = self._gates(convolved, inner).chunk(2, dim=-1)
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
         # Padding stays zero without a mask: z is 0 there.
-        y = self._leave(h, *(tensor.unflatten(2, (self.heads, -1)) for tensor in (convolved, z)))
+        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved, z)))
         return self.dropout(linear(y.flatten(2), self.down.weight, self.backend)), MLSTMLayerState(past, cell)
 
     def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
@@ -133,5 +133,5 @@ class MLSTMLayer(nn.Module):
 
     def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
         """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as [2 N, P] of its input."""
-        blocks = gates.unflatten(1, projection.shape[:2])
+        blocks = gates.view(-1, *projection.shape[:2])
         return torch.einsum("gbo,boi->gbi", blocks, projection).flatten(1)
