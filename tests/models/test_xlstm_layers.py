@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from xlstm_tune.kernels import SLSTMState
 from xlstm_tune.kernels.mlstm_forms import MLSTMState, mlstm_recurrent
 from xlstm_tune.kernels.slstm_reference import slstm_steps
-from xlstm_tune.models.block import BlockDiagonal, Norm
+from xlstm_tune.models.block import BlockDiagonal, HeadNorm, Norm
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.mlstm import MLSTMLayer, MLSTMLayerState
 from xlstm_tune.models.slstm import SLSTMLayer, SLSTMLayerState, forget_bias
@@ -37,25 +37,34 @@ def test_causal_conv_equals_conv1d():
     torch.testing.assert_close(conv(x)[0], F.silu(truth))
 
 
-@pytest.mark.parametrize(("width", "block"), [(64, 4), (12, 4), (16, 16), (128, 32)])
-def test_block_diagonal_equals_dense(width, block):
-    layer = shaken(BlockDiagonal(width, block, width))
+@pytest.mark.parametrize(
+    ("width", "block", "heads"),
+    [(64, 4, 4), (12, 4, 1), (16, 16, 2), (128, 32, 1), (128, 4, 1), (36, 4, 6), (16, 1, 16)],
+)
+def test_block_diagonal_equals_dense(width, block, heads):
+    layer = shaken(BlockDiagonal(width, block, heads, width))
     dense = torch.block_diag(*layer.weight)
     x = torch.randn(2, 3, width, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), F.linear(x, dense))
+    torch.testing.assert_close(layer(x), F.linear(x, dense).unflatten(2, (heads, -1)))
 
 
-def test_norm_is_per_head_and_weighs_one_plus_w():
-    norm = shaken(Norm(6, heads=2))
+def test_norm_weighs_one_plus_w():
+    norm = shaken(Norm(6))
     x = torch.randn(2, 3, 6, dtype=torch.float64)
-    truth = torch.cat([F.layer_norm(half, (3,), eps=1e-5) for half in x.chunk(2, -1)], -1) * (1 + norm.weight)
-    torch.testing.assert_close(norm(x), truth)
+    torch.testing.assert_close(norm(x), F.layer_norm(x, (6,), eps=1e-5) * (1 + norm.weight))
 
 
-def test_norm_of_heads_of_width_one_passes_the_signal():
-    norm = Norm(3, heads=3)
-    x = torch.randn(2, 5, 3)
-    assert torch.equal(norm(x), x)
+def test_head_norm_is_per_head_and_weighs_one_plus_w():
+    norm = shaken(HeadNorm(6, heads=2))
+    h = torch.randn(2, 3, 2, 3, dtype=torch.float64)
+    truth = torch.cat([F.layer_norm(h[:, :, head], (3,), eps=1e-5) for head in (0, 1)], -1) * (1 + norm.weight)
+    torch.testing.assert_close(norm(h).flatten(2), truth)
+
+
+def test_head_norm_of_heads_of_width_one_passes_the_signal():
+    norm = HeadNorm(3, heads=3)
+    h = torch.randn(2, 5, 3, 1)
+    assert torch.equal(norm(h), h)
 
 
 @pytest.mark.parametrize("kernel", [0, 1, 4])
@@ -69,7 +78,7 @@ def test_slstm_layer_equals_the_equations(kernel):
         [torch.einsum("btni,noi->btno", source, layer.input_weight[:, gate]) for gate, source in enumerate(sources)], 3
     )
     h, _ = slstm_steps(gates, layer.recurrent_weight, layer.bias)
-    torch.testing.assert_close(layer(x)[0], layer.norm(h.flatten(2)))
+    torch.testing.assert_close(layer(x)[0], layer.norm(h).flatten(2))
 
 
 @pytest.mark.parametrize("kernel", [0, 4])
@@ -84,7 +93,7 @@ def test_mlstm_layer_equals_the_equations(kernel):
     )
     gates = layer.gates(torch.cat([q, k, v], -1))
     h, _ = mlstm_recurrent(*(tensor.view(3, 7, 2, 8) for tensor in (q, k, v)), gates[..., :2], gates[..., 2:])
-    truth = layer.down((layer.norm(h.flatten(2)) + layer.skip * convolved) * F.silu(z))
+    truth = layer.down((layer.norm(h).flatten(2) + layer.skip * convolved) * F.silu(z))
     torch.testing.assert_close(layer(x)[0], truth)
 
 

@@ -52,8 +52,9 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
     count = len(kernel.inputs)
     names = (*kernel.inputs, *kernel.constants)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | Tensors) -> None:
         ctx.set_materialize_grads(False)
+        output = _tuple(output)
         known = dict(zip((*names, *kernel.outputs), (*inputs[: len(names)], *output), strict=False))
         ctx.save_for_backward(*(known[name] for name in kernel.needs), *output[len(kernel.outputs) :])
         ctx.options = inputs[len(names) + 1 :]
@@ -67,7 +68,7 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
     def call(*tensors: Tensor | None, **options: Any) -> Tensors:
         differentiable = (tensor for tensor in tensors[:count] if tensor is not None)
         train = torch.is_grad_enabled() and any(_wants_gradient(tensor) for tensor in differentiable)
-        found: Tensors = forward_op(*tensors, train, *(options[name] for name in kernel.options))
+        found = _tuple(forward_op(*tensors, train, *(options[name] for name in kernel.options)))
         return found[: len(kernel.outputs)]
 
     return call
@@ -103,21 +104,36 @@ def _operator(
     arguments = arguments + [f"{kind} {option}" for option, kind in kernel.options.items()]
     schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(returned))})"
     compute, shapes = (kernel.backward, kernel.backward_shapes) if backward else (kernel.forward, kernel.forward_shapes)
-    operator = torch.library.custom_op(f"xlstm_tune::{name}", compute, mutates_args=(), schema=schema)
-    operator.register_fake(shapes)
+    alone = len(returned) == 1  # torch takes a schema of one result for that result by itself
+    operator = torch.library.custom_op(
+        f"xlstm_tune::{name}", _first_of(compute) if alone else compute, mutates_args=(), schema=schema
+    )
+    operator.register_fake(_first_of(shapes) if alone else shapes)
 
-    def fold(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Tensors, tuple[int, ...]]:
+    def fold(info: Any, in_dims: tuple[int | None, ...], *values: Any) -> tuple[Any, Any]:
         members = info.batch_size
         places = [*axes, *[0] * (len(values) - len(axes))]  # options stand after the tensors
         folded = [
             _fold(value, dim, axis, members) if isinstance(value, Tensor) else value
             for value, dim, axis in zip(values, in_dims, places, strict=True)
         ]
-        found = operator(*folded)
-        return tuple(one.unflatten(axis, (members, -1)) for one, axis in zip(found, returned, strict=True)), returned
+        found: Any = _tuple(operator(*folded))
+        spread = tuple(one.unflatten(axis, (members, -1)) for one, axis in zip(found, returned, strict=True))
+        return (spread[0], returned[0]) if alone else (spread, returned)
 
     operator.register_vmap(fold)
     return operator
+
+
+def _tuple(found: Tensor | Tensors) -> Tensors:
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def _first_of(function: Callable[..., Tensors]) -> Callable[..., Tensor]:
+    def first(*arguments: Any) -> Tensor:
+        return function(*arguments)[0]
+
+    return first
 
 
 def _fold(tensor: Tensor, dim: int | None, axis: int, members: int) -> Tensor:

@@ -227,6 +227,97 @@ def transpose(
     return types.void(source, types.intp, types.intp, target, types.intp, types.intp), generate
 
 
+@intrinsic
+def total(typing_context: Any, value: Any) -> Any:
+    """The sum of the lanes, a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(vector), generate
+
+
+@intrinsic
+def turn(typing_context: Any, value: Any) -> Any:
+    """Each lane from the one after it in its group of four, the first following the last."""
+    lanes = [lane - lane % 4 + (lane + 1) % 4 for lane in range(LANES)]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.shuffle_vector(arguments[0], ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes))
+
+    return vector(value), generate
+
+
+def _product(rows: int, vectors: int, onto: bool = False) -> Any:
+    """An intrinsic: `rows` rows of x times a matrix, `vectors` vectors wide, summed in registers, to rows of out.
+
+    x, weight and out are flat arrays whose rows lie a stride apart from an offset on, the numbers of a row of x `step`
+    apart; the rows of weight are `count`. With `onto` the product is added to what stands in out.
+    """
+
+    @intrinsic
+    def product(
+        typing_context: Any, x: Any, at: Any, row: Any, step: Any, count: Any, weight: Any, at_weight: Any,
+        row_weight: Any, out: Any, at_out: Any, row_out: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _, _, row, step, count, _, _, row_weight, _, _, row_out = arguments
+            kinds = signature.args
+            from_x, from_weight, to_out = (
+                _pointer(context, builder, kinds[place], *arguments[place : place + 2]) for place in (0, 5, 8)
+            )
+            number = row.type
+
+            def vector_at(address: Any, vector: int) -> Any:
+                place = builder.gep(address, [ir.Constant(number, vector * LANES)])
+                return builder.bitcast(place, _FLOATS.as_pointer())
+
+            before, loop = builder.block, builder.append_basic_block("product")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            source = builder.phi(number)
+            source.add_incoming(ir.Constant(number, 0), before)
+            sums = [builder.phi(_FLOATS) for _ in range(rows * vectors)]
+            at_source = builder.mul(source, step)
+            here = builder.gep(from_weight, [builder.mul(source, row_weight)])
+            weights = [builder.load(vector_at(here, vector), align=4) for vector in range(vectors)]
+            found: list[Any] = []
+            for at_row in range(rows):
+                place = builder.add(builder.mul(row, ir.Constant(number, at_row)), at_source)
+                seen = _spread(builder, builder.load(builder.gep(from_x, [place])))
+                for one in weights:
+                    added = builder.fmul(seen, one, flags=tuple(CONTRACT))
+                    found.append(builder.fadd(sums[len(found)], added, flags=tuple(CONTRACT)))
+            following = builder.add(source, ir.Constant(number, 1))
+            source.add_incoming(following, loop)
+            for old, new in zip(sums, found, strict=True):
+                old.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
+                old.add_incoming(new, loop)
+            done = builder.append_basic_block("summed")
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+            builder.position_at_end(done)
+            for place, value in enumerate(found):
+                at_row, vector = divmod(place, vectors)
+                address = builder.gep(to_out, [builder.mul(row_out, ir.Constant(number, at_row))])
+                target = vector_at(address, vector)
+                if onto:
+                    value = builder.fadd(builder.load(target, align=4), value)
+                builder.store(value, target, align=4)
+            return context.get_dummy_value()
+
+        size = types.intp
+        return types.void(x, size, size, size, size, weight, size, size, out, size, size), generate
+
+    return product
+
+
+product_6_4, product_12_2, product_12_1 = _product(6, 4), _product(12, 2), _product(12, 1)
+add_product_4_4, add_product_8_2, add_product_16_1 = _product(4, 4, True), _product(8, 2, True), _product(16, 1, True)
+
+
 f32 = np.float32
 _LOG2_E = f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = f32(0.693145751953125), f32(1.42860682030941723212e-6)

@@ -7,20 +7,16 @@ Legend: B batch, T steps, E width of the residual stream. Structure and initial 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets
-
-NORM_EPSILON = 1e-5
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 def init_projection(weight: Tensor, width: int) -> None:
@@ -34,32 +30,44 @@ def init_down_projection(weight: Tensor, width: int, blocks: int) -> None:
 
 
 class Norm(nn.Module):
-    """Layer normalisation without bias, over each head by itself if there are several; `rms` leaves the mean in.
+    """Layer normalisation without bias; `rms` leaves the mean in.
 
-    The weight w is stored around zero and applied as 1 + w, so that weight decay pulls it to 1. A head of width 1 has
-    no spread to normalise (the formula would turn it into zeros): it is only scaled.
+    The weight w is stored around zero and applied as 1 + w, so that weight decay pulls it to 1.
     """
 
-    def __init__(self, width: int, heads: int = 1, rms: bool = False):
+    def __init__(self, width: int, rms: bool = False):
         super().__init__()
-        self.width, self.heads, self.rms = width, heads, rms
+        self.width, self.rms = width, rms
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., E], the heads side by side in E."""
-        if x.shape[-1] != self.width:
-            raise ValueError(
-                f"Norm: x must be [..., E={self.width}], got {list(x.shape)}: "
-                f"axis {x.dim() - 1} (E) is {x.shape[-1]} and must be {self.width}"
-            )
+        """x [B, T, E] to the same shape."""
+        expect_shape(x, "Norm: x", B=None, T=None, E=self.width)
         weight = 1.0 + self.weight
-        if self.heads == self.width:
-            return x * weight
         if self.rms:
             return F.rms_norm(x, (self.width,), weight, NORM_EPSILON)
-        if self.heads == 1:
-            return F.layer_norm(x, (self.width,), weight, None, NORM_EPSILON)
-        return F.group_norm(x.reshape(-1, self.width), self.heads, weight, None, NORM_EPSILON).view(x.shape)
+        return F.layer_norm(x, (self.width,), weight, None, NORM_EPSILON)
+
+
+class HeadNorm(nn.Module):
+    """Layer normalisation of each head by itself, weighed as in `Norm`.
+
+    A head of width 1 has no spread to normalise (the formula would turn it into zeros): it is only scaled.
+    """
+
+    def __init__(self, width: int, heads: int, backend: str = "auto"):
+        super().__init__()
+        self.heads, self.head, self.backend = heads, width // heads, backend
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def by_head(self) -> Tensor:
+        """1 + w, [N, D]."""
+        return 1.0 + self.weight.view(self.heads, self.head)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, T, N, D] to the same shape."""
+        expect_shape(h, "HeadNorm: h", B=None, T=None, N=self.heads, D=self.head)
+        return head_norm(h, self.by_head(), self.backend)
 
 
 def block_norm(kind: BlockNorm, width: int) -> nn.Module:
@@ -70,24 +78,16 @@ def block_norm(kind: BlockNorm, width: int) -> nn.Module:
 class BlockDiagonal(nn.Module):
     """A bias-free projection of `width` features in independent blocks: weight [width / block, block out, block in]."""
 
-    def __init__(self, width: int, block: int, init_width: int):
+    def __init__(self, width: int, block: int, heads: int, init_width: int):
         super().__init__()
-        self.width = width
+        self.width, self.heads = width, heads
         self.weight = nn.Parameter(torch.empty(width // block, block, block))
         init_projection(self.weight, init_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, width] to the same shape."""
+        """x [B, T, width] to [B, T, heads, width / heads]."""
         expect_shape(x, "BlockDiagonal: x", B=None, T=None, width=self.width)
-        groups, block, _ = self.weight.shape
-        # Products of 4 × 4 leave a processor idle: several blocks make one tile, the zeros between them included.
-        per_tile = math.gcd(groups, max(1, 16 // block))
-        tiles, size = groups // per_tile, per_tile * block
-        weight = self.weight.view(tiles, per_tile, block, block)
-        eye = torch.eye(per_tile, dtype=weight.dtype, device=weight.device)
-        tiled = torch.einsum("tboi,bc->tcibo", weight, eye).reshape(tiles, size, size)
-        rows = x.reshape(-1, tiles, size).transpose(0, 1)
-        return torch.bmm(rows, tiled).transpose(0, 1).reshape(x.shape)
+        return block_diagonal(x, self.weight, self.heads)
 
 
 class FeedForward(nn.Module):
@@ -101,9 +101,10 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
         gated: bool = True,
         activation: Activation = "gelu",
+        backend: str = "auto",
     ):
         super().__init__()
-        self.width, self.gated, self.activation = width, gated, activation
+        self.width, self.gated, self.activation, self.backend = width, gated, activation, backend
         self.up = nn.Linear(width, 2 * inner if gated else inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -113,13 +114,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, E] to the same shape."""
         expect_shape(x, "FeedForward: x", B=None, T=None, E=self.width)
-        activate = ACTIVATIONS[self.activation]
         if self.gated:
-            gate, up = self.up(x).chunk(2, dim=-1)
-            inner = activate(gate) * up
+            y = gated_feed_forward(x, self.up.weight, self.down.weight, self.activation, self.backend)
         else:
-            inner = activate(self.up(x))
-        out: Tensor = self.dropout(self.down(inner))
+            y = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        out: Tensor = self.dropout(y)
         return out
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlstm_tune.kernels.around import causal_conv
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.steps import expect_steps
 
@@ -18,9 +19,9 @@ class CausalConv(nn.Module):
     weight[j] meets the input kernel - 1 - j steps back. Initial values are those of torch.nn.Conv1d.
     """
 
-    def __init__(self, width: int, kernel: int):
+    def __init__(self, width: int, kernel: int, backend: str = "auto"):
         super().__init__()
-        self.width, self.kernel = width, kernel
+        self.width, self.kernel, self.backend = width, kernel, backend
         bound = 1.0 / math.sqrt(kernel)
         self.weight = nn.Parameter(nn.init.uniform_(torch.empty(kernel, width), -bound, bound))
         self.bias = nn.Parameter(nn.init.uniform_(torch.empty(width), -bound, bound))
@@ -33,40 +34,21 @@ class CausalConv(nn.Module):
         Nothing is seen across a reset; the new past ends with the last real step, and is zero before its last reset.
         """
         expect_steps("CausalConv", x, self.width, resets, lengths)
-        before = self.kernel - 1
-        if past is None:
-            padded = F.pad(x, (0, 0, before, 0))
-        else:
-            expect_shape(past, "CausalConv: past", B=x.shape[0], past=before, E=self.width)
-            padded = torch.cat([past, x], 1)
-        # [B, K - 1 + T]: two steps see each other if no reset lies between them.
-        segment = None if resets is None else F.pad(resets.long().cumsum(1), (before, 0))
-        return F.silu(self._convolve(padded, segment)), self._last(padded, segment, lengths)
+        if past is not None:
+            expect_shape(past, "CausalConv: past", B=x.shape[0], past=self.kernel - 1, E=self.width)
+        y = causal_conv(x, self.weight, self.bias, past, resets, self.backend)
+        return y, self._last(x, past, resets, lengths)
 
-    def _convolve(self, padded: Tensor, segment: Tensor | None) -> Tensor:
-        steps = padded.shape[1] - self.kernel + 1
-        # Shifted products: on a CPU faster than torch's depthwise convolution for such short kernels.
-        out: Tensor = self.bias
-        for shift, weight in enumerate(self.weight):
-            seen = padded[:, shift : shift + steps]
-            if segment is not None:
-                seen = seen * (segment[:, shift : shift + steps] == segment[:, -steps:])[..., None]
-            out = torch.addcmul(out, seen, weight)
-        return out
-
-    def _last(self, padded: Tensor, segment: Tensor | None, lengths: Tensor | None) -> Tensor:
+    def _last(self, x: Tensor, past: Tensor | None, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
         """The K - 1 inputs up to the last real step."""
-        before = self.kernel - 1
-        steps = padded.shape[1] - before
-        if lengths is None:
-            at = torch.full((len(padded),), steps, device=padded.device)
-            past = padded[:, steps:]
-        else:
-            at = lengths
-            index = at[:, None] + torch.arange(before, device=at.device)
-            past = padded.gather(1, index[..., None].expand(-1, -1, padded.shape[2]))
-        if segment is not None:
-            index = at[:, None] + torch.arange(self.kernel, device=at.device) - 1
-            held = segment.gather(1, index)
-            past = past.masked_fill((held[:, 1:] != held[:, -1:])[..., None], 0.0)
-        return past
+        before, steps = self.kernel - 1, x.shape[1]
+        if resets is None and lengths is None and steps >= before:
+            return x[:, steps - before :].clone()  # a view would keep all steps in memory
+        padded = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past, x], 1)
+        end = torch.full((len(x),), steps, device=x.device) if lengths is None else lengths
+        index = end[:, None] + torch.arange(before, device=x.device)
+        last = padded.gather(1, index[..., None].expand(-1, -1, self.width))
+        if resets is not None and before:
+            segment = F.pad(resets.long().cumsum(1), (before, 0)).gather(1, index)
+            last = last.masked_fill((segment != segment[:, -1:])[..., None], 0.0)
+        return last

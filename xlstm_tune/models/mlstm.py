@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import MLSTMState, mlstm
+from xlstm_tune.kernels.around import gated_head_norm, linear, project_qkv
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import BlockDiagonal, Norm, init_down_projection, init_projection
+from xlstm_tune.kernels.simd import LANES
+from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.steps import expect_steps, hide_padding
 
@@ -64,12 +66,12 @@ class MLSTMLayer(nn.Module):
             )
         self.width, self.inner, self.heads, self.backend = width, inner, heads, backend
         self.up = nn.Linear(width, 2 * inner, bias=False)
-        self.conv = CausalConv(inner, conv_kernel) if conv_kernel else None
-        self.q = BlockDiagonal(inner, qkv_block, init_width=width)
-        self.k = BlockDiagonal(inner, qkv_block, init_width=width)
-        self.v = BlockDiagonal(inner, qkv_block, init_width=width)
+        self.conv = CausalConv(inner, conv_kernel, backend) if conv_kernel else None
+        self.q = BlockDiagonal(inner, qkv_block, heads, width)
+        self.k = BlockDiagonal(inner, qkv_block, heads, width)
+        self.v = BlockDiagonal(inner, qkv_block, heads, width)
         self.gates = nn.Linear(3 * inner, 2 * heads)
-        self.norm = Norm(inner, heads) if head_norm else nn.Identity()
+        self.norm = HeadNorm(inner, heads, backend) if head_norm else None
         self.skip = nn.Parameter(torch.ones(inner))
         self.down = nn.Linear(inner, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -90,19 +92,46 @@ class MLSTMLayer(nn.Module):
     ) -> tuple[Tensor, MLSTMLayerState]:
         """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
         expect_steps("MLSTMLayer", x, self.width, resets, lengths)
-        inner, z = self.up(hide_padding(x, lengths)).chunk(2, dim=-1)
+        x = hide_padding(x, lengths)
+        # Two products: the halves of one would not be contiguous, nor would their gradients.
+        for_inner, for_z = self.up.weight.chunk(2)
+        inner, z = (linear(x, half, self.backend) for half in (for_inner, for_z))
         if self.conv is None:
             if state is not None:
                 expect_shape(state.conv, "MLSTMLayer: state conv", B=x.shape[0], past=0, P=self.inner)
             convolved, past = inner, inner[:, :0]
         else:
-            past = None if state is None else state.conv
-            convolved, past = self.conv(inner, past, resets=resets, lengths=lengths)
-        q, k, v = self.q(convolved), self.k(convolved), self.v(inner)
-        i, f = self.gates(torch.cat([q, k, v], -1)).chunk(2, dim=-1)
-        q, k, v = (tensor.view(*tensor.shape[:2], self.heads, -1) for tensor in (q, k, v))
+            before = None if state is None else state.conv
+            convolved, past = self.conv(inner, before, resets=resets, lengths=lengths)
+        q, k, v = project_qkv(convolved, inner, self.q.weight, self.k.weight, self.v.weight, self.heads, self.backend)
+        i, f = self._gates(convolved, inner).chunk(2, dim=-1)
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
-        h = self.norm(h.flatten(2)) + self.skip * convolved
         # Padding stays zero without a mask: z is 0 there.
-        return self.dropout(self.down(h * F.silu(z))), MLSTMLayerState(past, cell)
+        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved, z)))
+        return self.dropout(linear(y.flatten(2), self.down.weight, self.backend)), MLSTMLayerState(past, cell)
+
+    def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
+        """Norm, skip and gate, all [B, T, N, D]."""
+        skip = self.skip.view(self.heads, -1)
+        if self.norm is None:
+            return torch.addcmul(h, skip, convolved) * F.silu(z)
+        return gated_head_norm(h, self.norm.by_head(), convolved, skip, z, self.backend)
+
+    def _gates(self, convolved: Tensor, x: Tensor) -> Tensor:
+        """i and f [B, T, 2 N], which see q, k and v: their weights times those of the projections, from what these see.
+
+        It spares three thin products of q, k and v: two are left, made LANES wide.
+        """
+        by_q, by_k, by_v = (
+            self._through(part.weight, weight)
+            for part, weight in zip((self.q, self.k, self.v), self.gates.weight.chunk(3, 1), strict=True)
+        )
+        spare = (0, 0, 0, -2 * self.heads % LANES)
+        gates = linear(convolved, F.pad(by_q + by_k, spare), self.backend) + linear(x, F.pad(by_v, spare), self.backend)
+        return gates[..., : 2 * self.heads] + self.gates.bias
+
+    def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
+        """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as [2 N, P] of its input."""
+        blocks = gates.view(-1, *projection.shape[:2])
+        return torch.einsum("gbo,boi->gbi", blocks, projection).flatten(1)

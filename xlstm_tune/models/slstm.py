@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import SLSTMState, slstm
+from xlstm_tune.kernels.gates import slstm_gates
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import Norm, init_projection
+from xlstm_tune.models.block import HeadNorm, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.steps import expect_steps, hide_padding
 
@@ -64,12 +65,12 @@ class SLSTMLayer(nn.Module):
             raise ValueError(f"SLSTMLayer: heads must divide width, got {heads} heads and width {width}")
         head = width // heads
         self.width, self.heads, self.backend = width, heads, backend
-        self.conv = CausalConv(width, conv_kernel) if conv_kernel else None
+        self.conv = CausalConv(width, conv_kernel, backend) if conv_kernel else None
         self.input_weight = nn.Parameter(torch.empty(heads, 4, head, head))
         self.recurrent_weight = nn.Parameter(torch.zeros(heads, 4, head, head))
         self.bias = nn.Parameter(torch.zeros(heads, 4, head))
         self.dropout = nn.Dropout(dropout)
-        self.norm = Norm(width, heads) if head_norm else nn.Identity()
+        self.norm = HeadNorm(width, heads, backend) if head_norm else nn.Identity()
         init_projection(self.input_weight, width)
         with torch.no_grad():
             self.bias[:, 1] = forget_bias(heads, head, block, blocks)
@@ -88,21 +89,12 @@ class SLSTMLayer(nn.Module):
         if self.conv is None:
             if state is not None:
                 expect_shape(state.conv, "SLSTMLayer: state conv", B=x.shape[0], past=0, E=self.width)
-            past = x[:, :0]
-            gates = self._gates(x, self.input_weight)
+            convolved, past = x, x[:, :0]
         else:
             convolved, past = self.conv(x, None if state is None else state.conv, resets=resets, lengths=lengths)
-            by_conv, by_input = self.input_weight.chunk(2, dim=1)
-            gates = torch.cat([self._gates(convolved, by_conv), self._gates(x, by_input)], 1)
-        batch, steps, _ = x.shape
-        gates = gates.view(self.heads, 4, -1, steps, batch).permute(4, 3, 0, 1, 2)
+        gates = slstm_gates(convolved, x, self.input_weight)
         cell = None if state is None else state.cell
         h, cell = slstm(
             gates, self.recurrent_weight, self.bias, cell, resets=resets, lengths=lengths, backend=self.backend
         )
-        return self.norm(self.dropout(h.flatten(2))), SLSTMLayerState(past, cell)
-
-    def _gates(self, x: Tensor, weight: Tensor) -> Tensor:
-        """[N, gates · D, T · B]: the batch innermost, the layout that the cell takes in without a transposition."""
-        columns = x.transpose(0, 1).reshape(-1, self.heads, self.width // self.heads).permute(1, 2, 0)
-        return torch.bmm(weight.flatten(1, 2), columns)
+        return self.norm(self.dropout(h)).flatten(2), SLSTMLayerState(past, cell)

@@ -91,5 +91,6 @@ def _block(config: ModelConfig, at: int, backend: str) -> Block:
             config.dropout,
             gated=config.feed_forward == "gated",
             activation=config.activation,
+            backend=backend,
         )
     return Block(config.hidden_size, directed, feed_forward, config.norm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xlstm_tune.models.block import NORM_EPSILON
+from xlstm_tune.kernels.around import NORM_EPSILON
 
 
 def window_statistics(kind: str, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:

@@ -1,0 +1,124 @@
+"""What stands around the cells of an xLSTM layer: in torch, and for float32 on a CPU as one pass compiled by Numba.
+
+Legend: B batch, T steps, E features, K kernel, N heads, D head width, P = N D features. `backend`: "reference" is torch
+on any device and dtype; with any other name the fastest that can take the tensors, since none of these is a recurrence
+that a user would ask a backend for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xlstm_tune.kernels.conv_numba import conv_numba
+from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
+from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
+from xlstm_tune.kernels.norm_numba import EPSILON, gated_head_norm_numba, head_norm_numba
+from xlstm_tune.kernels.qkv_numba import BLOCK, qkv_numba
+from xlstm_tune.kernels.simd import LANES
+
+NORM_EPSILON = EPSILON
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+
+
+def _one_pass(backend: str, width: int, *tensors: Tensor | None) -> bool:
+    """Whether the compiled passes, whose vectors are LANES wide, can take these tensors."""
+    return (
+        backend != "reference"
+        and width % LANES == 0
+        and all(one is None or (one.dtype == torch.float32 and one.device.type == "cpu") for one in tensors)
+    )
+
+
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    past: Tensor | None = None,
+    resets: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """SiLU of a depthwise convolution over time: weight[j] meets the input K - 1 - j steps back.
+
+    x [B, T, E], weight [K, E], bias [E], past [B, K - 1, E] before x (zeros if None), resets [B, T] bool: nothing from
+    before such a step is seen from there on.
+    """
+    if _one_pass(backend, LANES, x, weight, bias, past):  # any width, in padded lanes
+        return conv_numba(x, weight, bias, past, resets)
+    steps, before = x.shape[1], len(weight) - 1
+    padded = F.pad(x, (0, 0, before, 0)) if past is None else torch.cat([past, x], 1)
+    # Two steps see each other if no reset lies between them.
+    segment = None if resets is None else F.pad(resets.long().cumsum(1), (before, 0))
+    # Shifted products: on a CPU faster than torch's depthwise convolution for such short kernels.
+    out = bias
+    for shift, tap in enumerate(weight):
+        seen = padded[:, shift : shift + steps]
+        if segment is not None:
+            seen = seen * (segment[:, shift : shift + steps] == segment[:, -steps:])[..., None]
+        out = torch.addcmul(out, seen, tap)
+    return F.silu(out)
+
+
+def block_diagonal(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """x [B, T, P] in independent blocks, weight [P / block, block out, block in] → [B, T, N, D]."""
+    groups, block, _ = weight.shape
+    head = x.shape[2] // heads
+    # Products of 4 × 4 leave a processor idle: several blocks make one tile, the zeros between them included. A tile
+    # that is a head needs no copy to be seen head by head.
+    tiles = heads if head % block == 0 and head <= 64 else groups // math.gcd(groups, max(1, 32 // block))
+    by_tile = weight.view(tiles, groups // tiles, block, block)
+    eye = torch.eye(groups // tiles, dtype=weight.dtype, device=weight.device)
+    tiled = torch.einsum("tboi,bc->tcibo", by_tile, eye).reshape(tiles, x.shape[2] // tiles, -1)
+    rows = x.reshape(-1, tiles, x.shape[2] // tiles).transpose(0, 1)
+    out = torch.bmm(rows, tiled).view(tiles, *x.shape[:2], -1).permute(1, 2, 0, 3)
+    return out if tiles == heads else out.reshape(*x.shape[:2], heads, head)
+
+
+def project_qkv(
+    convolved: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k of the convolved input, v of the raw one, both [B, T, P], by `block_diagonal`; each [B, T, N, D]."""
+    if q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], convolved, x, q, k, v):
+        by_q, by_k, by_v = (one.view(*x.shape[:2], heads, -1) for one in qkv_numba(convolved, x, q, k, v))
+        return by_q, by_k, by_v
+    return block_diagonal(convolved, q, heads), block_diagonal(convolved, k, heads), block_diagonal(x, v, heads)
+
+
+def head_norm(h: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+    """h [B, T, N, D] less its mean over D, over its deviation, times weight [N, D]; a head of width 1 only times it."""
+    if h.shape[3] == 1:
+        return h * weight
+    if _one_pass(backend, h.shape[3], h, weight):
+        return head_norm_numba(h, weight)
+    # On a CPU twice as fast as torch's group norm.
+    return F.layer_norm(h, h.shape[3:], None, None, NORM_EPSILON) * weight
+
+
+def gated_head_norm(
+    h: Tensor, weight: Tensor, convolved: Tensor, skip: Tensor, z: Tensor, backend: str = "auto"
+) -> Tensor:
+    """(head_norm(h) + skip · convolved) · SiLU(z); h, convolved, z [B, T, N, D], weight, skip [N, D]."""
+    if h.shape[3] > 1 and _one_pass(backend, h.shape[3], h, weight, convolved, skip, z):
+        return gated_head_norm_numba(h, weight, convolved, skip, z)
+    return torch.addcmul(head_norm(h, weight, backend), skip, convolved) * F.silu(z)
+
+
+def linear(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+    """x [B, T, K], weight [N, K] → x weightᵀ [B, T, N]."""
+    if _one_pass(backend, LANES, x, weight) and linear_fits(x, weight):
+        return linear_numba(x, weight)
+    return F.linear(x, weight)
+
+
+def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor, activation: str, backend: str = "auto") -> Tensor:
+    """down(activation(gate) · value) of x [B, T, E]; up [2 F, E]: the rows for gate, then for value; down [E, F]."""
+    if _one_pass(backend, LANES, x, up, down) and feed_forward_fits(x, up, down):
+        return feed_forward_numba(x, up, down, activation)
+    # Two products: the halves of one would not be contiguous, nor would their gradients.
+    gate, value = (F.linear(x, half) for half in up.chunk(2))
+    return F.linear(ACTIVATIONS[activation](gate) * value, down)
