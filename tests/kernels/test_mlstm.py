@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from xlstm_tune.kernels import MLSTMState, mlstm
-from xlstm_tune.kernels.mlstm_forms import mlstm_empty_state, mlstm_parallel, mlstm_recurrent
-from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
+from xlstm_tune.kernels.mlstm_forms import EPSILON, mlstm_empty_state, mlstm_parallel, mlstm_recurrent
+from xlstm_tune.kernels.mlstm_numba import mlstm_numba
+from xlstm_tune.kernels.mlstm_reference import chunk_length, mlstm_chunkwise
 
 NAMES = ("q", "k", "v", "i", "f", "C", "n", "m")
 
@@ -78,7 +79,12 @@ def test_mlstm_forms_agree_in_outputs_states_and_gradients(steps, warm):
             assert relative(mine, true) < 1e-10, f"{form}: gradient of {name}"
 
 
-@pytest.mark.parametrize("form", [mlstm_recurrent, mlstm_parallel, lambda *inputs: mlstm_chunkwise(*inputs, chunk=2)])
+def chunks_of(chunk):
+    return lambda *inputs, **options: mlstm_chunkwise(*inputs, **options, chunk=chunk)
+
+
+# Five steps in chunks of 2 with one left over, in equal chunks, and all pairs at once.
+@pytest.mark.parametrize("form", [mlstm_recurrent, mlstm_parallel, chunks_of(2), chunks_of(1), chunks_of(5)])
 @pytest.mark.parametrize("warm", [False, True])
 def test_mlstm_gradcheck_all_inputs_and_states(form, warm):
     inputs = problem(2, 5, 2, 2)
@@ -87,6 +93,25 @@ def test_mlstm_gradcheck_all_inputs_and_states(form, warm):
     larger = (normaliser * inputs[0][:, -1]).sum(-1).abs() > torch.exp(-m)
     assert larger.any() and not larger.all(), "both branches of the normaliser must be in the check"
     assert torch.autograd.gradcheck(lambda *tensors: flat(form, *tensors), inputs)
+
+
+def test_mlstm_gradient_passes_through_the_normaliser_and_m():
+    inputs = problem(2, 5, 2, 2)
+    truth = gradients(flat(mlstm, *inputs)[:1], inputs)
+    q, k, v, i, f, *state = inputs
+    with torch.no_grad():
+        _, final = mlstm_recurrent(q, k, v, i, f, MLSTMState(*state))
+    moved = (q, k, v, i + 3.0, f, *state)
+    assert relative(gradients(flat(mlstm, *moved)[:1], inputs)[3], truth[3]) > 0.01
+    # h · (|n · q| + ε) is the numerator: without the normaliser's share dq would be C dh / (|n · q| + ε).
+    through_numerator = torch.einsum("bnkv,bnv->bnk", final.c, torch.ones_like(v[:, -1]))
+    ours = torch.autograd.grad(mlstm(q, k, v, i, f, MLSTMState(*state))[0][:, -1].sum(), q)[0][:, -1]
+    total = (final.n * q[:, -1]).sum(-1)
+    branch = total.abs() > torch.exp(-final.m)
+    denominator = torch.maximum(total.abs(), torch.exp(-final.m)) + EPSILON
+    alone = through_numerator / denominator[..., None]
+    torch.testing.assert_close(ours[~branch], alone[~branch])
+    assert ((ours - alone).abs().amax(-1) > 1e-3)[branch].all()
 
 
 @pytest.mark.parametrize("cut", [1, 40, 64])
@@ -102,6 +127,44 @@ def test_mlstm_cut_sequence_gives_the_same_outputs_and_gradients(cut):
         assert relative(mine, true) < 1e-10
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_mlstm_resets_agree_with_the_step_by_step_form(warm):
+    inputs = problem(3, 70, 2, 4)
+    inputs = inputs if warm else inputs[:5]
+    resets = torch.rand(3, 70, generator=torch.Generator().manual_seed(2)) < torch.tensor([[0.05], [0.3], [1.0]])
+    resets[0, 0], resets[1, 64] = True, True
+    truth = flat(mlstm_recurrent, *inputs, resets=resets)
+    true_gradients = gradients(truth, inputs)
+    for form in (mlstm_parallel, mlstm):
+        outputs = flat(form, *inputs, resets=resets)
+        for mine, true in zip(outputs, truth, strict=True):
+            assert relative(mine, true) < 1e-10
+        for name, mine, true in zip(NAMES, gradients(outputs, inputs), true_gradients, strict=False):
+            assert relative(mine, true) < 1e-10, name
+    if warm:
+        assert not any(
+            grad[0].any() or grad[2].any() for grad in gradients(flat(mlstm, *inputs, resets=resets), inputs[5:])
+        )
+
+
+def test_mlstm_lengths_agree_with_each_sample_alone_and_padding_gets_no_gradient():
+    inputs = problem(3, 40, 2, 4)
+    lengths = torch.tensor([40, 1, 33])
+    outputs = flat(mlstm, *inputs, lengths=lengths)
+    found = gradients(outputs, inputs)
+    alone = []
+    for sample, length in enumerate(lengths.tolist()):
+        piece = [tensor[sample : sample + 1, :length] for tensor in inputs[:5]]
+        h, *final = flat(mlstm, *piece, *(tensor[sample : sample + 1] for tensor in inputs[5:]))
+        alone.append((torch.nn.functional.pad(h, (0, 0, 0, 0, 0, 40 - length)), *final))
+        assert not any(grad[sample, length:].any() for grad in found[:5])
+    together = tuple(torch.cat(parts) for parts in zip(*alone, strict=True))
+    for mine, true in zip(outputs, together, strict=True):
+        assert relative(mine, true) < 1e-10
+    for name, mine, true in zip(NAMES, found, gradients(together, inputs), strict=True):
+        assert relative(mine, true) < 1e-10, name
+
+
 @pytest.mark.parametrize("form", [mlstm_recurrent, mlstm_parallel, mlstm_chunkwise])
 def test_mlstm_empty_state_is_no_state(form):
     q, k, v, i, f, *_ = inputs = problem(2, 9, 2, 4)
@@ -111,44 +174,91 @@ def test_mlstm_empty_state_is_no_state(form):
     assert all(torch.isfinite(grad).all() for grad in gradients(given, inputs[:5]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", [mlstm_recurrent, mlstm_parallel, mlstm_chunkwise])
-def test_mlstm_extreme_gates_are_finite(form, dtype):
+FORMS = [
+    (form, dtype)
+    for form in (mlstm_recurrent, mlstm_parallel, mlstm_chunkwise)
+    for dtype in (torch.float32, torch.float64)
+]
+FORMS += [(mlstm_numba, torch.float32)]
+
+
+@pytest.mark.parametrize(("form", "dtype"), FORMS)
+def test_mlstm_extreme_gates_are_finite_and_exact(form, dtype):
     generator = torch.Generator().manual_seed(0)
-    inputs = problem(4, 70, 2, 4, dtype)
+    inputs = problem(4, 70, 2, 4, torch.float64)
     with torch.no_grad():
         for gate in inputs[3:5]:
-            gate.copy_((torch.randint(0, 3, gate.shape, generator=generator) - 1) * 120.0)
+            # A little noise: where two steps weigh exactly the same, the maximum has no one gradient.
+            noise = torch.rand(gate.shape, generator=generator, dtype=torch.float64)
+            gate.copy_((torch.randint(0, 3, gate.shape, generator=generator) - 1) * 120.0 + noise)
         inputs[3][0] = -120.0  # a whole sequence that opens no gate: exp(-m) would overflow in float32
     for count in (5, 8):
-        outputs = flat(form, *inputs[:count])
-        assert all(torch.isfinite(out).all() for out in outputs)
-        assert all(torch.isfinite(grad).all() for grad in gradients(outputs, inputs[:count]))
+        truth = flat(mlstm_recurrent, *inputs[:count])
+        mine = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs[:count]]
+        outputs = flat(form, *mine)
+        found = gradients(outputs, mine)
+        assert all(torch.isfinite(tensor).all() for tensor in (*outputs, *found))
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+        for one, true in zip(outputs, truth, strict=True):
+            assert relative(one[1:], true[1:]) < tolerance
+        if dtype == torch.float64:
+            for name, one, true in zip(NAMES, found, gradients(truth, inputs[:count]), strict=False):
+                assert relative(one[1:], true[1:]) < 1e-10, name
 
 
-def test_mlstm_float32_is_near_float64():
-    inputs = problem(4, 96, 2, 8)
+@pytest.mark.parametrize("form", [mlstm_chunkwise, mlstm_numba])
+def test_mlstm_gates_of_any_finite_size_give_no_nan(form):
+    inputs = problem(2, 40, 1, 4, torch.float32)
+    with torch.no_grad():
+        inputs[3][0, ::3], inputs[4][0, 1::3] = -1e30, -1e30
+        inputs[3][1], inputs[4][1] = 1e4 * inputs[3][1], 1e4 * inputs[4][1]
+    outputs = flat(form, *inputs)
+    assert all(torch.isfinite(tensor).all() for tensor in (*outputs, *gradients(outputs, inputs)))
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("forget", [-4.0, 0.0, 1.0, 5.0])
+def test_mlstm_float32_is_near_float64(backend, forget):
+    single = problem(4, 96, 2, 8, torch.float32)
+    with torch.no_grad():
+        single[4] += forget - 1.0
+    inputs = [tensor.detach().double().requires_grad_() for tensor in single]
     truth = flat(mlstm, *inputs)
-    single = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    ours = flat(mlstm, *single)
+    ours = flat(mlstm, *single, backend=backend)
     for mine, true in zip(ours, truth, strict=True):
         assert relative(mine, true) < 1e-5
-    for mine, true in zip(gradients(ours, single), gradients(truth, inputs), strict=True):
-        assert relative(mine, true) < 1e-5
+    for name, mine, true in zip(NAMES, gradients(ours, single), gradients(truth, inputs), strict=True):
+        assert relative(mine, true) < 1e-5, name
 
 
-def test_mlstm_half_precision_keeps_float32_states():
-    inputs = [tensor.detach().bfloat16().requires_grad_() for tensor in problem(2, 9, 2, 4)[:5]]
-    h, state = mlstm(*inputs)
-    assert h.dtype == torch.bfloat16 and all(tensor.dtype == torch.float32 for tensor in state)
-    truth, _ = mlstm(*(tensor.float() for tensor in inputs))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_mlstm_half_precision_keeps_float32_states(dtype, backend):
+    inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in problem(2, 9, 2, 4)[:5]]
+    options = {"resets": torch.zeros(2, 9, dtype=torch.bool), "lengths": torch.tensor([9, 4]), "backend": backend}
+    options["resets"][0, 3] = True
+    h, state = mlstm(*inputs, **options)
+    assert h.dtype == dtype and all(tensor.dtype == torch.float32 for tensor in state)
+    truth, _ = mlstm(*(tensor.float() for tensor in inputs), **options)
     torch.testing.assert_close(h.float(), truth, rtol=1e-2, atol=1e-2)
     h.sum().backward()
-    assert torch.isfinite(inputs[0].grad).all()
+    assert all(tensor.grad.dtype == dtype and torch.isfinite(tensor.grad).all() for tensor in inputs)
+
+
+def peak_bytes(form, steps):
+    """The most memory that tensors hold at once, in a forward and backward pass."""
+    inputs = problem(1, steps, 2, 4, torch.float32)[:5]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        form(*inputs)[0].sum().backward()
+    held = torch.tensor(
+        [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    )
+    return held.cumsum(0).max().item()
 
 
 def saved_bytes(form, steps):
-    inputs = problem(1, steps, 1, 4)
+    """Memory of tensors kept from the forward to the backward pass."""
+    inputs = problem(1, steps, 1, 4, torch.float32)
     seen = {}
 
     def note(tensor):
@@ -161,10 +271,21 @@ def saved_bytes(form, steps):
     return sum(size for size, _ in seen.values())
 
 
-def test_mlstm_chunkwise_memory_is_linear_in_steps():
-    assert saved_bytes(mlstm_chunkwise, 1024) < 2.2 * saved_bytes(mlstm_chunkwise, 512)
-    assert saved_bytes(mlstm_parallel, 1024) > 3 * saved_bytes(mlstm_parallel, 512)
-    assert saved_bytes(mlstm, 1024) < 2.2 * saved_bytes(mlstm, 512)
+@pytest.mark.parametrize("form", [mlstm_chunkwise, mlstm_numba])
+def test_mlstm_memory_is_linear_in_steps(form):
+    for measure in (saved_bytes, peak_bytes):
+        assert measure(form, 2048) < 2.2 * measure(form, 1024)
+        assert measure(mlstm_parallel, 1024) > 3 * measure(mlstm_parallel, 512)
+    # The Numba kernel keeps inputs and outputs: q, k, v, h, two gates, and the state.
+    if form is mlstm_numba:
+        assert saved_bytes(form, 1024) < 1024 * 4 * (4 * 4 + 2) + 1000
+
+
+@pytest.mark.parametrize(
+    ("steps", "width", "expected"), [(1, 4, 1), (96, 32, 32), (33, 4, 17), (365, 16, 31), (512, 256, 128)]
+)
+def test_chunk_length_cuts_evenly(steps, width, expected):
+    assert chunk_length(steps, width) == expected
 
 
 def test_mlstm_wrong_shapes_say_what_was_wanted():

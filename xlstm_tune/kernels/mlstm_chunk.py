@@ -1,7 +1,7 @@
 """Parts of the mLSTM cell's Numba kernels: what the gates of a head say, and what happens within one chunk of steps.
 
-Legend: T steps, L steps in a chunk, D head width of k, V of v; a star marks a size padded to a multiple of LANES. All
-arrays are flat. Equations in `mlstm_reference`, with r_t = M_t: an exponential for each pair of steps costs little here.
+Legend: T steps, L steps in a chunk (a multiple of LANES), D head width of q and k, V of v; a star marks a size padded
+to a multiple of LANES, with zeros in rows of q, k and v. All arrays are flat. Equations in `mlstm_reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from numba import njit
 
 from xlstm_tune.kernels.mlstm_forms import EPSILON, largest_floor
-from xlstm_tune.kernels.products import ROWS, get, onto, put, times, zeros
+from xlstm_tune.kernels.products import ROWS, get, onto, put, times, times_each, zeros
 from xlstm_tune.kernels.simd import (
     CONTRACT,
     LANES,
@@ -28,6 +28,8 @@ from xlstm_tune.kernels.simd import (
 
 SHUT = -1e4
 """A forget gate below this starts a new segment: sums and maxima begin anew, and nothing older weighs anything."""
+CALM = 30.0
+"""The rise of M over LANES steps up to which exp(a_s - M_t) may be split into two factors without overflow."""
 LARGEST_FLOOR = largest_floor(torch.float32)
 _ZERO, _NEVER = np.float32(0), np.float32(-np.inf)
 _EPSILON = np.float32(EPSILON)
@@ -88,32 +90,39 @@ def edge_weights(a, running, segment, start, count, rows, m, log_scale, past, to
 
 @njit(fastmath=CONTRACT)
 def scores(
-    keys, queries_turned, width, wide, a, running, segment, start, count, rows, chunk, log_scale, weights, out, total
-):
+    keys, queries_turned, width, wide, a, running, segment, start, count, rows, chunk, log_scale, own, lanes,
+    weights, out, total,
+):  # fmt: skip
     """weights and out [L, L], as [s, t]: the weight over √D of step s in step t ≥ s, and that times k_s · q_t; the sum
     of the latter over s in total [L*]. keys [L, D*], queries_turned [D*, L]. Above the diagonal whole blocks of LANES
-    steps t are left out, not written."""
-    log_weight = np.empty(LANES, np.float32)
+    steps t are left out, not written. own [L + LANES] is scratch; lanes [LANES] counts from 0.
+    """
     for t in range(0, rows, LANES):
-        # Differences to a nearby step keep float32 exact where it matters.
+        # Relative to a step nearby float32 is exact where it matters.
         near = running[start + t]
+        calm = True
         for lane in range(LANES):
-            log_weight[lane] = np.float32(running[start + t + lane] - near)
-        largest = load(log_weight, 0)
+            rise = running[start + t + lane] - near
+            own[chunk + lane] = np.float32(rise)
+            calm = calm and (abs(rise) < CALM or t + lane >= count)
+        largest = load(own, chunk)
+        for s in range(min(t + LANES, rows)):
+            own[s] = np.float32(a[start + s] - near - log_scale)
+        if calm:
+            # exp(a_s - M_t) as a product: an exponential for each step, not for each pair.
+            largest = exp(splat(_ZERO) - largest)
+            for s in range(0, min(t + LANES, rows), LANES):
+                store(own, s, exp(load(own, s)))
         segments = load(segment, start + t)
         summed = splat(_ZERO)
         for s in range(0, min(t + LANES, count), ROWS):
-            block = onto(zeros(), keys, s * wide, wide, 1, queries_turned, t, chunk, width)
-            put(block, out, s * chunk + t, chunk)
+            put(onto(zeros(), keys, s * wide, wide, 1, queries_turned, t, chunk, width), out, s * chunk + t, chunk)
             for row in range(s, s + ROWS):
-                weight = exp(splat(np.float32(a[start + row] - near - log_scale)) - largest)
+                weight = spread(own, row)
+                weight = weight * largest if calm else exp(weight - largest)
                 weight = select(segments == spread(segment, start + row), weight, splat(_ZERO))
+                weight = select(load(lanes, 0) < np.float32(row - t), splat(_ZERO), weight)
                 place = row * chunk + t
-                if row > t:
-                    store(log_weight, 0, weight)
-                    for lane in range(row - t):
-                        log_weight[lane] = _ZERO
-                    weight = load(log_weight, 0)
                 score = load(out, place) * weight
                 store(weights, place, weight)
                 store(out, place, score)
@@ -150,6 +159,19 @@ def denominators(total, decay, running, start, rows, floor, share):
 
 
 @njit(fastmath=CONTRACT)
+def outputs(queries, width, wide, state, value_wide, past, pairs, values, share, count, chunk, empty, out):
+    """out [L, V*]: h. share is one over its denominator."""
+    for t in range(0, count, ROWS):
+        for column in range(0, value_wide, LANES):
+            block = zeros()
+            if not empty:
+                block = onto(block, queries, t * wide, wide, 1, state, column, value_wide, width)
+                block = times_each(block, past, t)
+            block = onto(block, pairs, t, 1, chunk, values, column, value_wide, min(t + ROWS, count))
+            put(times_each(block, share, t), out, t * value_wide + column, value_wide)
+
+
+@njit(fastmath=CONTRACT)
 def next_state(state, at, keys, values, to_end, past, count, width, wide, value_wide, empty, after, after_at):
     """State [C: D* × V*, n: D*] behind a chunk, into `after`; keys [L, D*] are scaled by `to_end` in place."""
     for s in range(count):
@@ -161,12 +183,8 @@ def next_state(state, at, keys, values, to_end, past, count, width, wide, value_
         for column in range(0, value_wide, LANES):
             place = feature * value_wide + column
             block = zeros() if empty else times(get(state, at + place, value_wide), kept)
-            put(
-                onto(block, keys, feature, 1, wide, values, column, value_wide, count),
-                after,
-                after_at + place,
-                value_wide,
-            )
+            block = onto(block, keys, feature, 1, wide, values, column, value_wide, count)
+            put(block, after, after_at + place, value_wide)
     offset = wide * value_wide
     for feature in range(0, wide, LANES):
         summed = splat(_ZERO) if empty else load(state, at + offset + feature) * kept
