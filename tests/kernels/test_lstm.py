@@ -173,9 +173,8 @@ def test_lstm_operators_hold_their_promises_to_torch():
             torch.library.opcheck(torch.ops.xlstm_tune.lstm_reference.default, arguments, test_utils=checks)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lstm_outputs_may_be_changed_in_place(dtype):
-    inputs = problem(2, 5, 2, 3, dtype=dtype)
+def test_lstm_outputs_may_be_changed_in_place():
+    inputs = problem(2, 5, 2, 3)
     h, state = lstm(*inputs[:3], LSTMState(*inputs[3:]))
     truth = torch.autograd.grad(h.sum(), inputs[0], retain_graph=True)[0]
     with torch.no_grad():
