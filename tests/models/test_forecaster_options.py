@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.config import FAMILIES, ModelConfig
@@ -24,6 +25,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "pooling": "flatten", "instance_norm": "reversible",
     },
 }  # fmt: skip
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def config(family: str = "xlstm", **options: Any) -> ModelConfig:
@@ -113,12 +126,32 @@ def test_joint_channels_see_each_other() -> None:
     assert ((model(moved) - model(x)).abs().amax((0, 1)) > 1e-4).all()
 
 
-def test_last_state_of_each_direction_has_seen_every_step() -> None:
+@pytest.mark.parametrize("family", ["slstm", "lstm", "lstm_torch", "lstm_scratch"])
+def test_last_state_of_each_direction_has_seen_every_step(family: str) -> None:
     x = torch.randn(2, 12, 3, requires_grad=True)
     for direction in ("forward", "reverse", "both"):
-        model = shaken(build_model(config("slstm", direction=direction, conv_kernel=0), SHAPE))
+        model = shaken(build_model(config(family, direction=direction, conv_kernel=0), SHAPE))
         (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
         assert (gradient != 0).all(), direction
+
+
+@pytest.mark.parametrize("family", ["lstm", "lstm_torch", "lstm_scratch"])
+def test_projection_and_direction_of_an_lstm_decide_what_the_head_sees(family: str) -> None:
+    for options, width in (({"projection": 5}, 5), ({"direction": "both"}, 32), ({"direction": "reverse"}, 16)):
+        model = build_model(config(family, **options), SHAPE)
+        assert model.head.in_features == width == model.body.output_size
+        assert model(torch.randn(2, 12, 3)).shape == (2, 4, 2)
+    with pytest.raises(SpecError, match=r"model\.projection must be smaller than model\.hidden_size \(16\).*got 16"):
+        ModelConfig.parse({"family": family, "hidden_size": 16, "projection": 16}, "model")
+
+
+def test_backend_of_an_lstm_is_the_one_that_runs_it() -> None:
+    for projection in (0, 5):
+        model = build_model(config("lstm", projection=projection), SHAPE)
+        with Operators() as seen:
+            model(torch.randn(2, 12, 3))
+        said = model.describe_backend().split()
+        assert {name for name in seen.names if name.startswith("xlstm_tune")} == {f"xlstm_tune.lstm_{said[1]}.default"}
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])

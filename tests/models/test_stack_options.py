@@ -198,4 +198,5 @@ def test_what_cannot_be_is_refused_in_one_sentence(options, message):
 
 def test_qkv_block_and_heads_count_only_where_they_are_read():
     assert config(pattern="s", qkv_block=3).relevant() == config(pattern="s").relevant()
-    assert "direction" not in ModelConfig(family="lstm").relevant()
+    assert "norm" not in ModelConfig(family="lstm").relevant()
+    assert config(pattern="s", projection=3).relevant() == config(pattern="s").relevant()

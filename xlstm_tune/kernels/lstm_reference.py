@@ -288,7 +288,6 @@ def lstm_reference(
     projection: [N, P, D] or None. keep: [B, T], 0 where h does not reach the gates of a step, else 1; None = it always
     does.
     Returns h over time [B, T, N, P] and the final state. Every input is differentiable, the initial state included.
-    h lies in memory with the batch innermost: gates computed from it so are taken in without a transposition.
     """
     state = lstm_empty_state(gates, recurrent) if initial_state is None else initial_state
     heads, _, width, _ = recurrent.shape
@@ -300,5 +299,5 @@ def lstm_reference(
         keep = keep.t().unsqueeze(1).expand(-1, heads, -1).contiguous()
     weights = (one.contiguous() for one in (recurrent, bias, projection))
     h, c = _in_layout(batch_last(gates), *weights, *(batch_last(one) for one in state), keep)
-    h = h.movedim(-1, 0)
+    h = batch_first(h)
     return h, LSTMState(h[:, -1], batch_first(c))

@@ -180,7 +180,8 @@ class Forecaster(nn.Module):
         if self.config.family == "lstm_scratch":
             return "lstm_scratch: elementary operations in torch"
         ops = [f"{kind}lstm" for kind in sorted(set(blocks))] or ["lstm"]
-        return "; ".join(str(resolve(op, self.backend, self.head.weight.device.type)) for op in ops)
+        weight, projected = self.head.weight, self.config.projection > 0 and not blocks
+        return "; ".join(str(resolve(op, self.backend, weight.device.type, projected=projected)) for op in ops)
 
 
 def _take(x: Tensor, columns: tuple[int, ...]) -> Tensor:
