@@ -154,6 +154,15 @@ def test_backend_of_an_lstm_is_the_one_that_runs_it() -> None:
         assert {name for name in seen.names if name.startswith("xlstm_tune")} == {f"xlstm_tune.lstm_{said[1]}.default"}
 
 
+@pytest.mark.parametrize("family", ["lstm", "lstm_torch", "lstm_scratch"])
+def test_last_state_of_a_bidirectional_lstm_is_both_final_states(family: str) -> None:
+    model = build_model(config(family, direction="both", projection=5), SHAPE)
+    x = torch.randn(2, 12, 3)
+    _, (final, _) = model.body(model.embedding(x))  # [L · directions, B, P]
+    assert model.pooling.width == 10
+    torch.testing.assert_close(model(x), model.head(torch.cat([*final[-2:]], -1)).view(2, 4, 2))
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
 @pytest.mark.parametrize("patch", [0, 3])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "both"])

@@ -26,6 +26,7 @@ OPTIONS: dict[str, tuple[Shape, dict[str, Any], dict[str, Any]]] = {
     "plain": (FORECAST, {}, {}),
     "patched": (FORECAST, {"patch_length": 4, "pooling": "flatten", "instance_norm": "reversible"}, {"loss": "mae"}),
     "independent": (FORECAST, {"channels": "independent", "decomposition": "trend", "instance_norm": "last"}, {}),
+    "both ways": (REGRESSION, {"direction": "both"}, {}),
     "sequences": (REGRESSION, {"pooling": "attention"}, {"loss": "huber"}),
     "quantiles": (FORECAST, {"pooling": "mean"}, {"loss": "quantile"}),
 }

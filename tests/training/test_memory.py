@@ -30,6 +30,7 @@ OPTIONS: dict[str, tuple[Shape, dict[str, Any], dict[str, Any]]] = {
     ),
     "trend": (SHAPE, {"decomposition": "trend", "instance_norm": "last"}, {"loss": "huber"}),
     "quantiles": (replace(SHAPE, horizon=24, quantiles=(0.1, 0.5, 0.9)), {"pooling": "mean"}, {"loss": "quantile"}),
+    "both ways": (REGRESSION, {"direction": "both", "patch_length": 2}, {}),
     "sequences": (REGRESSION, {"pooling": "attention"}, {}),
     "patched sequences": (REGRESSION, {"pooling": "mean", "patch_length": 5}, {}),
 }
