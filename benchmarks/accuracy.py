@@ -48,7 +48,7 @@ from xlstm_tune.training.metrics import score_units
 OUTBREAK_EPOCHS = 30
 OUTBREAK_RATES = (1e-3, 3e-3)
 OUTBREAK_MODELS: dict[str, dict[str, Any]] = {
-    "LSTM (torch)": {"family": "lstm"},
+    "LSTM (torch)": {"family": "lstm_torch"},
     "LSTM (fused)": {"family": "lstm"},
     "sLSTM": {"family": "slstm"},
     "mLSTM": {"family": "mlstm"},
