@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,9 +31,8 @@ STEPS = 10
 
 def model_config(case: Case) -> ModelConfig:
     """The case's model as a search file has it."""
-    return ModelConfig(
-        family=case.model, layers=case.blocks, hidden_size=case.width, heads=case.heads, dropout=case.dropout
-    )
+    sizes = {"layers": case.blocks, "hidden_size": case.width, "heads": case.heads}
+    return ModelConfig.parse({"family": case.model, "dropout": case.dropout, **sizes}, "model")
 
 
 class Pass:
@@ -159,7 +158,8 @@ def build(case: Case) -> Task:
     """The task of a case."""
     if case.what != "pass":
         case = replace(case, features=case.features or 1)
-    return {"pass": Pass, "step": Step, "trained": Trained}[case.what](case)
+    kinds: dict[str, Callable[[Case], Task]] = {"pass": Pass, "step": Step, "trained": Trained}
+    return kinds[case.what](case)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,8 @@ def build(case: Case) -> Task:
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return {"pass": Pass, "step": Step, "trained": Trained}[case.what](case)
+    kinds: dict[str, Callable[[Case], Task]] = {"pass": Pass, "step": Step, "trained": Trained}
+    return kinds[case.what](case)
 
 
 def versions() -> dict[str, str]:

@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -186,38 +187,35 @@ def search_there(python: Path, table: Path, trials: int, steps: int, cpus: int, 
 
 
 def environment() -> dict[str, str]:
-    """Of both sides: no GPU, no statistics servers; the numbers of threads are the sides' own affair."""
+    """Of both sides: no GPU, no statistics servers, this checkout; the numbers of threads are the sides' own affair."""
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    return kept | {"CUDA_VISIBLE_DEVICES": ""} | quiet
+    return kept | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parent)} | quiet
 
 
 def table(ours: Found, theirs: Found | None) -> list[str]:
     """Lines of Markdown."""
 
-    def row(name: str, mine: float, other: float | None, form: str, more_is_better: bool) -> str:
-        if other is None:
+    def row(name: str, value: Callable[[Found], float], form: str, more_is_better: bool) -> str:
+        mine = value(ours)
+        if theirs is None:
             return f"| {name} | {mine:{form}} | – | – |"
-        ratio = mine / other if more_is_better else other / mine
-        return f"| {name} | {mine:{form}} | {other:{form}} | {ratio:.{1 if more_is_better else 2}f}× |"
+        other = value(theirs)
+        ratio = f"{mine / other:.1f}" if more_is_better else f"{other / mine:.2f}"
+        return f"| {name} | {mine:{form}} | {other:{form}} | {ratio}× |"
 
-    sides = (ours, theirs)
-    spans = {"trials alone": "trials", "whole search": "search", "whole program": "program"}
-    means = [None if side is None else sum(side.seconds) / len(side.seconds) for side in sides]
-    assert means[0] is not None
-    lines = ["| | xlstm_tune | AutoxLSTM | |", "|---|--:|--:|--:|"]
-    lines.append(f"| trials | {ours.trials} | {'–' if theirs is None else theirs.trials} | |")
-    lines += [
-        row(f"trials per hour, {name}", ours.per_hour(span), theirs and theirs.per_hour(span), ",.0f", True)
-        for name, span in spans.items()
-    ]
-    lines += [
-        row("seconds of a trial", means[0], means[1], ".1f", False),
-        row("validation MAE of the best, °C", ours.mae, theirs and theirs.mae, ".4f", False),
-        row("validation RMSE of the best, °C", ours.rmse, theirs and theirs.rmse, ".4f", False),
+    return [
+        "| | xlstm_tune | AutoxLSTM | ratio |",
+        "|---|--:|--:|--:|",
+        f"| trials | {ours.trials} | {'–' if theirs is None else theirs.trials} | |",
+        row("trials per hour, trials alone", lambda side: side.per_hour("trials"), ",.0f", True),
+        row("trials per hour, whole search", lambda side: side.per_hour("search"), ",.0f", True),
+        row("trials per hour, whole program", lambda side: side.per_hour("program"), ",.0f", True),
+        row("seconds of a trial", lambda side: sum(side.seconds) / len(side.seconds), ".1f", False),
+        row("validation MAE of the best, °C", lambda side: side.mae, ".4f", False),
+        row("validation RMSE of the best, °C", lambda side: side.rmse, ".4f", False),
         f"| the best | {ours.winner} | {'–' if theirs is None else theirs.winner} | |",
     ]
-    return lines
 
 
 def main(

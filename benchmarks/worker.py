@@ -73,8 +73,9 @@ class Side:
         if script == "our_steps.py":
             environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
+        self._command = [interpreter, str(HERE / script), str(threads)]
         self._process = subprocess.Popen(
-            [interpreter, str(HERE / script), str(threads)],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -116,7 +117,7 @@ class Side:
         if not line:
             code = self._process.wait()
             self._said.seek(0)
-            raise RuntimeError(f"{self._process.args} ended with exit code {code}:\n{self._said.read()[-4000:]}")
+            raise RuntimeError(f"{' '.join(self._command)} ended with exit code {code}:\n{self._said.read()[-4000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
