@@ -16,8 +16,10 @@ SIZES = [(16, 2, 4), (96, 3, 2), (64, 4, 4), (40, 1, 3)]
 """Width, heads, convolution kernel."""
 
 
-def official(pattern, width=16, heads=2, kernel=4, feed_forward=True, inner_factor=2.0, qkv_block=4, activation="gelu"):
-    """An xLSTMBlockStack in float64 with every parameter, R included, moved off its initial value."""
+def package_stack(
+    pattern, width=16, heads=2, kernel=4, feed_forward=True, inner_factor=2.0, qkv_block=4, activation="gelu"
+):
+    """A fresh xLSTMBlockStack."""
     slstm = package.sLSTMBlockConfig(
         slstm=package.sLSTMLayerConfig(backend="vanilla", num_heads=heads, conv1d_kernel_size=kernel),
         feedforward=package.FeedForwardConfig(proj_factor=1.3, act_fn=activation) if feed_forward else None,
@@ -35,7 +37,12 @@ def official(pattern, width=16, heads=2, kernel=4, feed_forward=True, inner_fact
         embedding_dim=width,
         slstm_at=[at for at, kind in enumerate(pattern) if kind == "s"],
     )
-    stack = package.xLSTMBlockStack(config).double()
+    return package.xLSTMBlockStack(config)
+
+
+def official(pattern, *sizes, **options):
+    """The same in float64, with every parameter, R included, moved off its initial value."""
+    stack = package_stack(pattern, *sizes, **options).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in stack.parameters():
@@ -256,3 +263,22 @@ def test_to_official_refuses_what_has_no_counterpart(options, reason):
 def test_to_official_refuses_an_unknown_layout():
     with pytest.raises(ValueError, match="layout must be 'vanilla' or 'cuda', got 'triton'"):
         to_official(XLSTMStack(ModelConfig(pattern="s", hidden_size=8, heads=2)), "triton")
+
+
+def test_initial_values_are_those_of_the_package():
+    """Equal where they are not drawn, else of the same spread."""
+    torch.manual_seed(0)
+    theirs = package_stack("ssm", width=256, heads=4).state_dict()
+    ours = to_official(XLSTMStack(ModelConfig(pattern="ssm", hidden_size=256, heads=4)))
+    assert ours.keys() == theirs.keys()
+    drawn = 0
+    for name, tensor in theirs.items():
+        if name.endswith("._bias_") or tensor.std() == 0:
+            torch.testing.assert_close(ours[name], tensor, msg=name)
+        elif name.endswith("fgate.bias"):
+            assert torch.equal(ours[name], tensor), name
+        else:
+            drawn += 1
+            few = 1 - min(1.0, 8 / tensor.numel() ** 0.5)  # the gates' biases are four numbers
+            assert few * 0.9 < ours[name].std() / tensor.std() < 1.1 / max(few, 0.01), name
+    assert drawn == 2 * (2 + 4 + 2) + (2 + 1 + 3 + 1 + 1)
