@@ -26,6 +26,7 @@ Exit code 1 when they do not, or when the fused LSTM takes more than 1.5 times a
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -249,7 +250,9 @@ def main(
     """Measure every step from the LSTM's equations to torch's LSTM."""
     torch.set_num_threads(threads)
     rungs = make_rungs()
+    load = os.getloadavg()[0]
     measure(rungs, rounds)
+    busy = f"load of the machine before {load:.1f}, after {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
     speed = speed_table(rungs)
     print(*speed, "", sep="\n", flush=True)
     data = outbreak()
@@ -267,7 +270,7 @@ def main(
     samples = len(data.parts["train"])
     said = [
         f"Speed: {LAYERS} layers, batch {BATCH} × {STEPS} steps, width {WIDTH}, {threads} "
-        f"thread{'s' if threads > 1 else ''}, float32. Differs: output and weight gradients from torch's.",
+        f"thread{'s' if threads > 1 else ''}, float32; {busy}. Differs: output and weight gradients from torch's.",
         f"Learning: {epochs} epochs of {samples} sequences × {data.lookback} days, width 16, batch 8, Adam. Apart: "
         f"losses and RMSE of all epochs from torch's, relative.",
         verdict,
