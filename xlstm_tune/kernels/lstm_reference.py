@@ -98,16 +98,16 @@ def forward(
     keep: Tensor | None,
     train: bool,
 ) -> tuple[Tensor, ...]:
-    """The loop over steps, batch last: gates [T, N, 4, D, B], recurrent [N, 4, D, P], bias [N, 4, D], h0 [N, P, B].
+    """The loop over steps: gates [B, T, N, 4, D], recurrent [N, 4, D, P], bias [N, 4, D], all else batch last.
 
-    projection: [N, P, D], or [N, 0, D] for none. c0: [N, D, B].
+    projection: [N, P, D], or [N, 0, D] for none. h0: [N, P, B]. c0: [N, D, B].
     keep: [T, N, B], 0 where h does not reach the gates of a step, else 1; None = it always does.
     Returns h [T, N, P, B] and the last c, then for `backward`: planes [T, N, 4, D, B]: σ(i), σ(f), tanh(g), σ(o);
     cs [T + 1, N, D, B]: c from the initial state on; y [T, N, D, B]: tanh(c).
     Without `train` only the last step of what is not an output is held, and nothing of it returned.
     """
-    steps, heads, _, width, batch = gates.shape
-    planes = gates + bias.unsqueeze(-1)
+    batch, steps, heads, _, width = gates.shape
+    planes = batch_last(gates) + bias.unsqueeze(-1)
     weight = recurrent.reshape(heads, 4 * width, -1)
 
     h = gates.new_empty(steps, heads, recurrent.shape[3], batch)
@@ -167,7 +167,9 @@ def backward(
     by_m = torch.addcmul(m, m, o, value=-1, out=f_c)  # y o (1 - o)
     to_c = torch.addcmul(o, m, y, value=-1)  # o (1 - y²)
 
-    grad_hs = torch.zeros_like(h) if grad_h is None else grad_h.clone(memory_format=torch.contiguous_format)
+    grad_hs = torch.zeros_like(h) if grad_h is None else torch.empty_like(h)
+    if grad_h is not None:  # as matrices, since torch is twice as fast at transposing one as at permuting many axes
+        grad_hs.view(-1, batch).copy_(grad_h.flatten(0, 2))
     carry = torch.zeros_like(cs[0]) if grad_c is None else grad_c.clone()  # gradient of c from later steps
     dc, dm = torch.empty_like(carry), torch.empty_like(carry)
     dc_column = dc.unsqueeze(1)
@@ -204,7 +206,7 @@ def backward(
         grad_projection = torch.bmm(_columns(grad_hs), _columns(m).transpose(1, 2))
     else:
         grad_projection = torch.empty_like(projection)
-    return d_planes, grad_recurrent, grad_bias, grad_projection, grad_h0, carry
+    return batch_first(d_planes), grad_recurrent, grad_bias, grad_projection, grad_h0, carry
 
 
 def _columns(tensor: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def forward_shapes(
     train: bool,
 ) -> tuple[Tensor, ...]:
     """Tensors like those that `forward` returns."""
-    steps, heads, _, width, batch = gates.shape
+    batch, steps, heads, _, width = gates.shape
     held = steps if train else 0
     return (
         gates.new_empty(steps, heads, recurrent.shape[3], batch),
@@ -247,8 +249,9 @@ def backward_shapes(
     grad_c: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Tensors like those that `backward` returns."""
+    steps, heads, _, width, batch = planes.shape
     return (
-        torch.empty_like(planes),
+        planes.new_empty(batch, steps, heads, 4, width),
         torch.empty_like(recurrent),
         recurrent.new_empty(recurrent.shape[:3]),
         torch.empty_like(projection),
@@ -260,7 +263,7 @@ def backward_shapes(
 _in_layout = register(
     Kernel(
         name="lstm_reference",
-        inputs={"gates": 1, "recurrent": 0, "bias": 0, "projection": 0, "h0": 0, "c0": 0},
+        inputs={"gates": 2, "recurrent": 0, "bias": 0, "projection": 0, "h0": 0, "c0": 0},
         constants={"keep": 1},
         outputs={"h": 1, "c": 0},
         saved={"planes": 1, "cs": 1, "y": 1},
@@ -298,6 +301,6 @@ def lstm_reference(
     if keep is not None:
         keep = keep.t().unsqueeze(1).expand(-1, heads, -1).contiguous()
     weights = (one.contiguous() for one in (recurrent, bias, projection))
-    h, c = _in_layout(batch_last(gates), *weights, *(batch_last(one) for one in state), keep)
+    h, c = _in_layout(gates.contiguous(), *weights, *(batch_last(one) for one in state), keep)
     h = batch_first(h)
     return h, LSTMState(h[:, -1], batch_first(c))
