@@ -39,6 +39,7 @@ ui: .venv/ready
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@# The official package, which tests compare with. Its dependencies stay out: mlstm_kernels has a licence of its own.
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps xlstm
+	@$(RUN) -m xlstm_tune.models.warm_up
 	@touch .venv/ready
 
 # torch first and by itself, so that nothing else chooses another build of it. xlstm without its dependencies: it names
