@@ -139,11 +139,11 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """The mLSTM cell over a sequence; equations in `mlstm_forms`.
 
-    q, k, v: [B, T, N, D] (k unscaled). i, f: [B, T, N], the gates before exponential and sigmoid.
-    initial_state: C [B, N, D of k, D of v], n [B, N, D], m [B, N]; None is the empty state (0, 0, -inf).
+    q, k: [B, T, N, D] (k unscaled). v: [B, T, N, V]. i, f: [B, T, N], the gates before exponential and sigmoid.
+    initial_state: C [B, N, D, V], n [B, N, D], m [B, N]; None is the empty state (0, 0, -inf).
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
     lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
-    Returns h over time [B, T, N, D], zero in the padding, and the state after the last real step. All inputs are
+    Returns h over time [B, T, N, V], zero in the padding, and the state after the last real step. All inputs are
     differentiable.
     Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
     """
