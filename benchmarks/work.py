@@ -25,6 +25,12 @@ feed-forward's width U, an input width I, three kinds of work are counted:
     norm after the stack    accesses 2 W and 3 W
     embedding, head         multiply-adds I W and H / T · W;  AdamW: 7 accesses a parameter and batch
 
+Our forecaster's head sees the last step alone (pooling `last`), so a `step` or `trained` case needs of its last block
+only what reaches that step's output; whatever follows the cell is worth one step in T, which is left out:
+
+    sLSTM block      multiply-adds 8 W D    functions 7 W    accesses 19 W and 26 W
+    mLSTM block      multiply-adds W P + 12 P + 6 P N + P D    functions 3 N + P    accesses 5 W + 11 P in all
+
 The limit in cache is flops, functions and accesses, each over its rate, one after the other; streamed is the same with
 accesses at the rate of memory. A program that keeps more in registers than a fused stage does could pass the first.
 """
@@ -61,15 +67,15 @@ class Work:
 
 def work(case: Case, parameters: int) -> Work:
     """Of one step of a case, whose model has so many parameters."""
-    width = case.width
-    layers = {"lstm": _lstm, "slstm": _slstm, "mlstm": _mlstm}[case.model](case)
-    if case.model != "lstm":
-        layers += Work(0, 0, 5 * width)
-    token = layers + products(case.features * width)
-    if case.what == "pass":
-        return token * (case.batch * case.steps)
-    token += products(width * case.horizon / case.steps)
-    return token * (case.batch * case.steps) + Work(0, 0, 7 * parameters)
+    whole = case.what == "pass"
+    block = {"lstm": _lstm, "slstm": _slstm, "mlstm": _mlstm}[case.model]
+    token = block(case, True) * (case.blocks - 1) + block(case, whole) + products(case.features * case.width)
+    if whole and case.model != "lstm":
+        token += Work(0, 0, 5 * case.width)
+    if not whole:
+        token += products(case.width * case.horizon / case.steps)
+    optimiser = Work(0, 0, 0 if whole else 7 * parameters)
+    return token * (case.batch * case.steps) + optimiser
 
 
 def products(multiply_adds: float) -> Work:
@@ -77,27 +83,34 @@ def products(multiply_adds: float) -> Work:
     return Work(6 * multiply_adds, 0, 0)
 
 
-def _lstm(case: Case) -> Work:
+def _lstm(case: Case, whole: bool) -> Work:
+    """A layer, for a step of a sequence. There is nothing to leave out when only the last output counts."""
     width = case.width
-    return (products(4 * width * 2 * width) + Work(0, 5 * width, 26 * width)) * case.blocks
+    return products(4 * width * 2 * width) + Work(0, 5 * width, 26 * width)
 
 
-def _slstm(case: Case) -> Work:
+def _slstm(case: Case, whole: bool) -> Work:
+    """A block, for a step of a sequence; whole: every step's output counts, not the last one's alone."""
     width, up = case.width, 64 * math.ceil(1.3 * case.width / 64)
-    head = width // case.heads
-    return (products(8 * width * head + 3 * width * up) + Work(0, 7 * width + up, 67 * width + 8 * up)) * case.blocks
+    cell = products(8 * width * width // case.heads)
+    if not whole:
+        return cell + Work(0, 7 * width, 45 * width)
+    return cell + products(3 * width * up) + Work(0, 7 * width + up, 67 * width + 8 * up)
 
 
-def _mlstm(case: Case) -> Work:
+def _mlstm(case: Case, whole: bool) -> Work:
+    """As `_slstm`."""
     width, inner, heads = case.width, 64 * math.ceil(2 * case.width / 64), case.heads
     head = inner // heads
+    to_cell = 12 * inner + 6 * inner * heads
+    if not whole:
+        return products(width * inner + to_cell + inner * head) + Work(0, 3 * heads + inner, 5 * width + 11 * inner)
 
     def cell(chunk: int) -> float:
         return inner * (chunk + 1) + (2 * inner * head if chunk < case.steps else 0)
 
     chunk = min((*(size for size in CHUNKS if size < case.steps), case.steps), key=cell)
     pairs = heads * (chunk + 1) / 2
-    return (
-        products(3 * width * inner + 12 * inner + 6 * inner * heads + cell(chunk))
-        + Work(0, pairs + 2 * heads + 2 * inner, 11 * width + 22 * inner + 6 * pairs)
-    ) * case.blocks
+    return products(3 * width * inner + to_cell + cell(chunk)) + Work(
+        0, pairs + 2 * heads + 2 * inner, 11 * width + 22 * inner + 6 * pairs
+    )
