@@ -68,6 +68,8 @@ class Side:
 
     def __init__(self, interpreter: str, script: str, threads: int):
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "RAY_USAGE_STATS_ENABLED": "0"}
+        # What the search's workers do by keep_freed_memory(), for both sides: freed memory is not given back.
+        environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment[variable] = str(threads)
         if script == "our_steps.py":

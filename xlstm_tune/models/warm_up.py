@@ -11,16 +11,16 @@ import torch
 from xlstm_tune.models.config import FAMILIES, ModelConfig
 from xlstm_tune.models.forecaster import Shape, build_model
 
-WIDTH = 16
-"""Heads of one whole vector: narrower ones go other ways in places, which every width compiles as well."""
+WIDTH, HEADS, BATCH = 64, 2, 16
+"""Whole vectors and tiles, which take the compiled way everywhere."""
 
 
 def warm_up() -> None:
     """Train one step of a small model of every family."""
-    shape = Shape(features=1, lookback=4, horizon=1, targets=1)
+    shape = Shape(features=1, lookback=8, horizon=1, targets=1)
     for family in FAMILIES:
-        model = build_model(ModelConfig(family=family, hidden_size=WIDTH, heads=1, layers=1), shape)
-        model(torch.randn(2, shape.lookback, shape.features)).sum().backward()
+        model = build_model(ModelConfig(family=family, hidden_size=WIDTH, heads=HEADS), shape)
+        model(torch.randn(BATCH, shape.lookback, shape.features)).sum().backward()
 
 
 if __name__ == "__main__":

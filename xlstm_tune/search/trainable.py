@@ -20,6 +20,7 @@ from ray import tune
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.allocator import keep_freed_memory
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import Diverged, EpochResult, TrainingState, train
@@ -35,6 +36,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """
         self._data: Prepared = ray.get(data[0])
         self._spec, self._folder = SearchSpec.parse(spec), folder
+        keep_freed_memory()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._begin(config)
 
