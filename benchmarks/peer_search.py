@@ -94,8 +94,9 @@ def search(request: dict[str, Any]) -> dict[str, Any]:
                 "config": plain(result.config),
             }
             for result in model.results
+            if result.error is None
         ],
-        "failed": len(model.results.errors),
+        "failed": [str(result.error).strip().splitlines()[-1] for result in model.results if result.error is not None],
         "best": plain(best.config),
         "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
         "mae": float(np.abs(errors).mean()),

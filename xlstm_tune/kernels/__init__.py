@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.gates import slstm_gates
 from xlstm_tune.kernels.lstm_numba import lstm_numba
 from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
 from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
@@ -17,10 +18,11 @@ from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.slstm_inputs_numba import slstm_from_inputs_numba
 from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
-__all__ = ["LSTMState", "MLSTMState", "SLSTMState", "lstm", "mlstm", "slstm"]
+__all__ = ["LSTMState", "MLSTMState", "SLSTMState", "lstm", "mlstm", "slstm", "slstm_from_inputs"]
 
 _LSTM = {"reference": lstm_reference, "numba": lstm_numba}
 _SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
@@ -123,6 +125,51 @@ def slstm(
             final = final._replace(h=at_end(h, lengths))
             h = blank_padding(h, lengths)
     return h.to(gates.dtype), final
+
+
+def slstm_from_inputs(
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    initial_state: SLSTMState | None = None,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, SLSTMState]:
+    """`slstm` of the gates that `slstm_gates` makes of its inputs, without writing them to memory where that can be.
+
+    for_if, for_zo: [B, T, E], what the gates i and f, and z and o, see. in_weight: [N, 4, D out, D in], N D = E.
+    The rest, what is returned and raised: as for `slstm`.
+    """
+    tensors = (for_if, for_zo, in_weight, recurrent, bias, *(initial_state or ()))
+    plain = all(tensor.dtype == torch.float32 for tensor in tensors) and resets is None and lengths is None
+    device = for_if.device.type
+    if plain and not torch.is_autocast_enabled(device) and resolve("slstm", backend, device).backend == "numba":
+        _check_inputs(for_if, for_zo, in_weight, recurrent, bias, initial_state)
+        return slstm_from_inputs_numba(for_if, for_zo, in_weight, recurrent, bias, initial_state)
+    gates = slstm_gates(for_if, for_zo, in_weight)
+    return slstm(gates, recurrent, bias, initial_state, resets=resets, lengths=lengths, backend=backend)
+
+
+def _check_inputs(
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    state: SLSTMState | None,
+) -> None:
+    expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=in_weight.shape[2])
+    heads, _, width, _ = in_weight.shape
+    expect_shape(for_if, "slstm: for_if", B=None, T=None, E=heads * width)
+    expect_shape(for_zo, "slstm: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)
+    expect_shape(recurrent, "slstm: recurrent", N=heads, gates=4, D_out=width, D_in=width)
+    expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
+    for name, tensor in zip(SLSTMState._fields, state or (), strict=False):
+        expect_shape(tensor, f"slstm: state {name}", B=for_if.shape[0], N=heads, D=width)
 
 
 def mlstm(

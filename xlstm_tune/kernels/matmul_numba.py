@@ -158,6 +158,21 @@ def _matmul_backward(
             )  # fmt: skip
 
 
+@kernel
+def _outer(first, end, parts, rows, width, count, grad, grad_at, grad_group, grad_row, x, x_at, x_group, x_row, out):
+    """As `_matmul_backward`, the weight's gradient alone: out [G, parts, N, K]."""
+    share = share_of(rows, parts)
+    for task in range(first, end):
+        group, to = task // parts, task * width * count
+        for place in range(to, to + width * count):
+            out[place] = f32(0)
+        row = task % parts * share
+        some = min(share, rows - row)
+        if some > 0:
+            from_grad, from_x = grad_at + group * grad_group + row * grad_row, x_at + group * x_group + row * x_row
+            add_outer(grad, from_grad, grad_row, width, x, from_x, x_row, count, some, out, to)
+
+
 @njit(inline="always")
 def share_of(rows, parts):
     """Rows of a part, whole chunks."""
@@ -200,6 +215,15 @@ def matmul_backward(grad: Tensor, x: Tensor, weight: Tensor, d_x: Tensor) -> Ten
         flat(weight.contiguous()), *_strided(d_x), flat(d_weight),
     )  # fmt: skip
     return d_weight.sum(1)
+
+
+def outer(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ x [G, N, K], for grad [G, R, N] and x [G, R, K]; conditions as for `matmul_backward`."""
+    groups, rows, width = grad.shape
+    count, parts = x.shape[2], parts_of(rows)
+    out = x.new_empty(groups, parts, width, count)
+    run(_outer, groups * parts, parts, rows, width, count, *_strided(grad), *_strided(x), flat(out))
+    return out.sum(1)
 
 
 def _strided(tensor: Tensor) -> tuple[Any, ...]:

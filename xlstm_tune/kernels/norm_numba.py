@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, store, total
+from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, store, sum_lanes
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
 EPSILON = 1e-5
@@ -24,12 +24,12 @@ def _statistics(h, at, width):
     sums = splat(f32(0))
     for feature in range(0, width, LANES):
         sums = sums + load(h, at + feature)
-    mean = total(sums) / f32(width)
+    mean = sum_lanes(sums) / f32(width)
     squares = splat(f32(0))
     for feature in range(0, width, LANES):
         centred = load(h, at + feature) - mean
         squares = squares + centred * centred
-    return mean, f32(1) / f32(math.sqrt(total(squares) / f32(width) + f32(EPSILON)))
+    return mean, f32(1) / f32(math.sqrt(sum_lanes(squares) / f32(width) + f32(EPSILON)))
 
 
 @kernel
@@ -84,8 +84,8 @@ def _backward(
                     store(d_h, at + feature, through)
                     sums = sums + through
                     products = products + through * normal
-                mean_through = total(sums) / f32(width)
-                mean_product = total(products) / f32(width)
+                mean_through = sum_lanes(sums) / f32(width)
+                mean_product = sum_lanes(products) / f32(width)
                 for feature in range(0, width, LANES):
                     normal = (load(h, at + feature) - mean) * scale
                     through = load(d_h, at + feature)

@@ -9,7 +9,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread
+from xlstm_tune.kernels.matmul_numba import outer
+from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread, store
 from xlstm_tune.kernels.tiles import f32
 
 
@@ -24,14 +25,37 @@ def gate_sums(raw, bias, weight, head, unit, width, h):
     second = load(raw, (width + unit) * LANES) + spread(bias, at + width)
     third = load(raw, (2 * width + unit) * LANES) + spread(bias, at + 2 * width)
     fourth = load(raw, (3 * width + unit) * LANES) + spread(bias, at + 3 * width)
+    return add_products(first, second, third, fourth, weight, at, width, h, h)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def add_products(first, second, third, fourth, weight, at, width, seen, seen_later):
+    """The first two gates + weight · seen, the last two + weight · seen_later.
+
+    weight [N, 4, D, D in], from row `at` = (head · 4) · D + unit on; seen, seen_later [D in, W].
+    """
     row, gate = at * width, width * width
     for source in range(width):
-        before = load(h, source * LANES)
-        first = first + before * spread(weight, row + source)
-        second = second + before * spread(weight, row + gate + source)
-        third = third + before * spread(weight, row + 2 * gate + source)
-        fourth = fourth + before * spread(weight, row + 3 * gate + source)
+        early, late = load(seen, source * LANES), load(seen_later, source * LANES)
+        first = first + early * spread(weight, row + source)
+        second = second + early * spread(weight, row + gate + source)
+        third = third + late * spread(weight, row + 2 * gate + source)
+        fourth = fourth + late * spread(weight, row + 3 * gate + source)
     return first, second, third, fourth
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def inputs_share(weight, head, width, seen, seen_later, raw):
+    """raw [4, D, W], the inputs' share of all gates: as `add_products`, from zero."""
+    for unit in range(width):
+        zero = splat(f32(0))
+        first, second, third, fourth = add_products(
+            zero, zero, zero, zero, weight, head * 4 * width + unit, width, seen, seen_later
+        )
+        store(raw, unit * LANES, first)
+        store(raw, (width + unit) * LANES, second)
+        store(raw, (2 * width + unit) * LANES, third)
+        store(raw, (3 * width + unit) * LANES, fourth)
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
@@ -54,10 +78,11 @@ def parameter_gradients(d_gates: Tensor, h0: Tensor, h: Tensor, keep: Tensor | N
     """
     heads, batch, steps, _, width = d_gates.shape
     rows = d_gates.view(heads, batch * steps, 4 * width)
-    before = torch.cat([h0.transpose(0, 1).unsqueeze(1), h[:, :-1]], 1).permute(2, 0, 1, 3)  # [N, B, T, D]
+    before = torch.cat([h0.transpose(0, 1).unsqueeze(1), h[:, :-1]], 1)  # [B, T, N, D]
     if keep is not None:
-        before = before * keep.unsqueeze(3)
-    of_recurrent = torch.bmm(rows.transpose(1, 2), before.reshape(heads, batch * steps, width))
+        before *= keep.permute(1, 2, 0).unsqueeze(3)
+    seen = before.view(batch * steps, heads, width).transpose(0, 1)
+    of_recurrent = outer(rows, seen) if width % LANES == 0 else torch.bmm(rows.transpose(1, 2), seen)
     return of_recurrent.view(heads, 4, width, width), rows.sum(1).view(heads, 4, width)
 
 

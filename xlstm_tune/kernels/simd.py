@@ -228,19 +228,6 @@ def transpose(
 
 
 @intrinsic
-def total(typing_context: Any, value: Any) -> Any:
-    """The sum of the lanes, a float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
-        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("reassoc",))
-
-    return types.float32(vector), generate
-
-
-@intrinsic
 def turn(typing_context: Any, value: Any) -> Any:
     """Each lane from the one after it in its group of four, the first following the last."""
     lanes = [lane - lane % 4 + (lane + 1) % 4 for lane in range(LANES)]

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.recurrence import gate_sums, heads_first, keep_by_head, parameter_gradients, through_weight
+from xlstm_tune.kernels.recurrence import (
+    gate_sums,
+    heads_first,
+    inputs_share,
+    keep_by_head,
+    parameter_gradients,
+    through_weight,
+)
 from xlstm_tune.kernels.simd import (
     LANES,
     exp,
@@ -38,18 +45,18 @@ _GATES = 5
 
 @kernel
 def _forward(
-    first, end, batch, steps, heads, width, gates, weight, bias, h0, c0, n0, m0, keep, train,
+    first, end, batch, steps, heads, width, gates, for_if, for_zo, in_weight, weight, bias, h0, c0, n0, m0, keep, train,
     h_out, c_out, n_out, m_out, saved, cells,
 ):  # fmt: skip
     """Tasks first..end, each a head and a tile; all arrays flat.
 
     gates [N, B, T, 4, D], weight [N, 4, D, D], bias [N, 4, D], states [N, B, D], keep [N, B, T] or empty, h_out
     [B, T, N, D], saved [N, tiles, T, 5, D, W], cells [N, tiles, T + 1, 2, D, W]; without `train` the last two may be
-    empty.
+    empty. If gates is empty, they are in_weight [N, 4, D, D] times for_if (i, f) and for_zo (z, o), each [B, T, N, D].
     """
     tile = width * LANES
     tiles = (batch + LANES - 1) // LANES
-    raw, kept = floats(4 * tile), floats(LANES)
+    raw, kept, seen_if, seen_zo = floats(4 * tile), floats(LANES), floats(tile), floats(tile)
     h, h_new, c, n, m = floats(tile), floats(tile), floats(tile), floats(tile), floats(tile)
     for task in range(first, end):
         head, sample = task // tiles, task % tiles * LANES
@@ -65,7 +72,14 @@ def _forward(
                 cells[at + place] = n[place]
                 cells[at + tile + place] = c[place]
         for t in range(steps):
-            gather(gates, ((head * batch + sample) * steps + t) * 4 * width, steps * 4 * width, count, 4 * width, raw)
+            if gates.size:
+                row_gates = ((head * batch + sample) * steps + t) * 4 * width
+                gather(gates, row_gates, steps * 4 * width, count, 4 * width, raw)
+            else:
+                row_in = ((sample * steps + t) * heads + head) * width
+                gather(for_if, row_in, steps * heads * width, count, width, seen_if)
+                gather(for_zo, row_in, steps * heads * width, count, width, seen_zo)
+                inputs_share(in_weight, head, width, seen_if, seen_zo, raw)
             if keep.size:
                 gather(keep, (head * batch + sample) * steps + t, steps, count, 1, kept)
                 for unit in range(width):
@@ -212,12 +226,25 @@ def forward(
     [N, tiles, T + 1, 2, D, W], n and c from the initial state on.
     """
     found = forward_shapes(gates, recurrent, bias, h0, c0, n0, m0, keep, train)
-    heads, batch, steps, _, width = gates.shape
-    inputs = (gates, recurrent, bias, h0, c0, n0, m0, gates.new_empty(0) if keep is None else keep)
+    none = gates.new_empty(0)
+    run_forward((gates, none, none, none), (recurrent, bias, h0, c0, n0, m0), keep, train, found)
+    return found
+
+
+def run_forward(
+    sources: tuple[Tensor, Tensor, Tensor, Tensor],
+    weights_and_state: tuple[Tensor, ...],
+    keep: Tensor | None,
+    train: bool,
+    found: tuple[Tensor, ...],
+) -> None:
+    """Fill `found` with what `forward` returns. sources: gates, or (empty, for_if, for_zo, in_weight) of `_forward`."""
+    batch, steps, heads, width = found[0].shape
+    none = found[0].new_empty(0)
+    inputs = (*sources, *weights_and_state, none if keep is None else keep)
     run(
         _forward, heads * tiles_of(batch), batch, steps, heads, width, *map(flat, inputs), train, *map(flat, found)
     )  # fmt: skip
-    return found
 
 
 def backward(
@@ -315,11 +342,14 @@ def slstm_numba(
     """`slstm_reference` for float32 on a CPU: the same arguments and results. Gates that lie head first in memory, as
     [N, B, T, 4, D], are taken in without a copy.
     """
-    batch, _, heads, _, width = gates.shape
-    if initial_state is None:
-        zeros = gates.new_zeros(heads, batch, width)
-        state = [zeros] * 4
-    else:
-        state = [one.transpose(0, 1).contiguous() for one in initial_state]
+    _, _, heads, _, width = gates.shape
+    state = heads_first_state(initial_state, gates, heads, width)
     h, *cell = _in_layout(*heads_first(gates, recurrent, bias), *state, keep_by_head(keep, heads))
     return h, SLSTMState(h[:, -1], *(one.transpose(0, 1) for one in cell))
+
+
+def heads_first_state(state: SLSTMState | None, like: Tensor, heads: int, width: int) -> list[Tensor]:
+    """Each of the state as [N, B, D]."""
+    if state is None:
+        return [like.new_zeros(heads, like.shape[0], width)] * 4
+    return [one.transpose(0, 1).contiguous() for one in state]

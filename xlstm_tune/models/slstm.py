@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xlstm_tune.kernels import SLSTMState, slstm
-from xlstm_tune.kernels.gates import slstm_gates
+from xlstm_tune.kernels import SLSTMState, slstm_from_inputs
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.block import HeadNorm, init_projection
 from xlstm_tune.models.conv import CausalConv
@@ -92,9 +91,15 @@ class SLSTMLayer(nn.Module):
             convolved, past = x, x[:, :0]
         else:
             convolved, past = self.conv(x, None if state is None else state.conv, resets=resets, lengths=lengths)
-        gates = slstm_gates(convolved, x, self.input_weight)
-        cell = None if state is None else state.cell
-        h, cell = slstm(
-            gates, self.recurrent_weight, self.bias, cell, resets=resets, lengths=lengths, backend=self.backend
+        h, cell = slstm_from_inputs(
+            convolved,
+            x,
+            self.input_weight,
+            self.recurrent_weight,
+            self.bias,
+            None if state is None else state.cell,
+            resets=resets,
+            lengths=lengths,
+            backend=self.backend,
         )
         return self.norm(self.dropout(h)).flatten(2), SLSTMLayerState(past, cell)

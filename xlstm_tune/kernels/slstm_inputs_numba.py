@@ -1,0 +1,111 @@
+"""The sLSTM cell on a CPU with the inputs' share of the gates computed step by step, in the cell.
+
+Gates are four times as many numbers as what they are made of: writing them to memory and reading them back takes as
+long as computing the cell. Legend as in `slstm_numba`, whose kernels these are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from xlstm_tune.kernels.gates import backward as gates_backward
+from xlstm_tune.kernels.library import Kernel, register
+from xlstm_tune.kernels.slstm_numba import backward, backward_shapes, forward_shapes, heads_first_state, run_forward
+from xlstm_tune.kernels.slstm_reference import SLSTMState
+
+
+def _forward(
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    n0: Tensor,
+    m0: Tensor,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    """As `slstm_numba.forward`, the gates being in_weight [N, 4, D, D] times for_if (i, f) and for_zo (z, o), each
+    [B, T, N, D]."""
+    found = _forward_shapes(for_if, for_zo, in_weight, recurrent, bias, h0, c0, n0, m0, train)
+    sources = (for_if.new_empty(0), for_if, for_zo, in_weight)
+    run_forward(sources, (recurrent, bias, h0, c0, n0, m0), None, train, found)
+    return found
+
+
+def _backward(
+    for_if: Tensor, for_zo: Tensor, in_weight: Tensor, recurrent: Tensor, h0: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Gradients of (for_if, for_zo, in_weight, recurrent, bias, h0, c0, n0, m0)."""
+    d_gates, *others = backward(recurrent, h0, None, *rest)
+    return *gates_backward(for_if, for_zo, in_weight, d_gates), *others
+
+
+def _forward_shapes(
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    n0: Tensor,
+    m0: Tensor,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    batch, steps, heads, width = for_if.shape
+    like_gates = for_if.new_empty(heads, batch, steps, 0, width)
+    return forward_shapes(like_gates, recurrent, bias, h0, c0, n0, m0, None, train)
+
+
+def _backward_shapes(
+    for_if: Tensor, for_zo: Tensor, in_weight: Tensor, recurrent: Tensor, h0: Tensor, h: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    others = backward_shapes(recurrent, h0, None, h)[1:]
+    return *(one.new_empty(one.shape) for one in (for_if, for_zo, in_weight)), *others
+
+
+_from_inputs = register(
+    Kernel(
+        name="slstm_from_inputs_numba",
+        inputs={
+            "for_if": 2,
+            "for_zo": 2,
+            "in_weight": 0,
+            "recurrent": 0,
+            "bias": 0,
+            "h0": 0,
+            "c0": 0,
+            "n0": 0,
+            "m0": 0,
+        },
+        constants={},
+        outputs={"h": 2, "c": 0, "n": 0, "m": 0},
+        saved={"saved": 0, "cells": 0},
+        needs=("for_if", "for_zo", "in_weight", "recurrent", "h0", "h"),
+        forward=_forward,
+        backward=_backward,
+        forward_shapes=_forward_shapes,
+        backward_shapes=_backward_shapes,
+    )
+)
+
+
+def slstm_from_inputs_numba(
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    bias: Tensor,
+    initial_state: SLSTMState | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """`slstm_numba` of the gates that `slstm_gates` makes of for_if, for_zo [B, T, E] and in_weight."""
+    heads, _, width, _ = recurrent.shape
+    batch, steps, _ = for_if.shape
+    sources = (source.reshape(batch, steps, heads, width).contiguous() for source in (for_if, for_zo))
+    weights = (weight.contiguous() for weight in (in_weight, recurrent, bias))
+    h, *cell = _from_inputs(*sources, *weights, *heads_first_state(initial_state, for_if, heads, width))
+    return h, SLSTMState(h[:, -1], *(one.transpose(0, 1) for one in cell))
