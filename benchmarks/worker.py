@@ -73,6 +73,7 @@ class Side:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment[variable] = str(threads)
         if script == "our_steps.py":
+            environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the search sets it
             environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self._command = [interpreter, str(HERE / script), str(threads)]

@@ -117,6 +117,8 @@ def quiet() -> None:
         "TUNE_WARN_THRESHOLD_S": "10",
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots of Ray's own state, which nothing here reads
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        # torch's idle OpenMP threads would spin on the processors that a trial's kernels have threads of their own for.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
