@@ -251,12 +251,13 @@ def outbreak_table(epochs: int) -> list[str]:
     assert known is not None
     print("outbreak:")
     runs = run_all(list(outbreak_jobs(epochs)), data, "rmse")
+    rates = " and ".join(f"{rate:g}" for rate in OUTBREAK_RATES)
     lines = [
         "## Simulated outbreak: cases a year, RMSE",
         "",
         f"{len(data.parts['train'])} sequences to train, {len(data.parts['validation'])} for validation, "
         f"{len(data.parts['test'])} for the test; {epochs} epochs, batches of 32, two layers or blocks of "
-        f"width 64, dropout {OUTBREAK_FIXED['dropout']}, learning rates {' and '.join(f'{rate:g}' for rate in OUTBREAK_RATES)}.",
+        f"width 64, dropout {OUTBREAK_FIXED['dropout']}, learning rates {rates}.",
         "",
         "| | chosen | validation | test | test over the best possible | best epoch | seconds | parameters |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
