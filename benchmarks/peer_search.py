@@ -5,8 +5,9 @@
 REQUEST: table (CSV with unique_id, ds, y), validation (rows at the end of it that are held out), input_size, horizon,
 trials, steps, windows (a step), widths, blocks, dropout, learning_rates [low, high], cpus (a trial), seed, folder (for
 Ray's records).
-ANSWER: moments in seconds since 1970 (first, last: of the trials; returned: the search with its refit), trials (loss,
-seconds, config), best config, validation errors of the refitted best model (mae, rmse, reported_mae).
+ANSWER: moments in seconds since 1970 (first, last: of the trials; returned: the search with its refit), the completed
+trials (loss, seconds, config) and how many failed (a loss that is NaN ends a trial), best config, parameters, and the
+refitted best model's validation errors (mae, rmse, reported_mae) over so many windows.
 
 Everything but the keys above is neuralforecast's default. The search learns of a trial what its validation_step
 reports: the MAE over all validation windows. The best configuration is then trained again without the validation rows
@@ -94,6 +95,7 @@ def search(request: dict[str, Any]) -> dict[str, Any]:
                 "config": plain(result.config),
             }
             for result in model.results
+            if result.error is None
         ],
         "failed": len(model.results.errors),
         "best": plain(best.config),
