@@ -5,7 +5,7 @@
     python benchmarks/search_speed.py --peer-trials 4  fewer on the slow side; --write: results/search_speed.md
 
 ETTh1's oil temperature (OT), 96 hours to 24. Both sides train 16 models for 50 steps of 128 windows each, drawn from
-the same space: two mLSTM blocks of width 32 or 64 with dropout 0.1, learning rate 1e-4 to 1e-1 (logarithmic), three
+the same space: two mLSTM blocks of width 32 or 64 with dropout 0.1, learning rate 1e-4 to 1e-2 (logarithmic), three
 ways to scale a window; MAE is what they minimise and what decides. The training part is the 6400 windows before the
 validation part of the literature, so that 50 steps are one epoch here; there each step draws its windows anew. Both
 judge each trial by all 2857 validation windows, once, at its end. What is no dimension is each side's default, the
@@ -47,7 +47,8 @@ from peers import peers_python
 LOOKBACK, HORIZON = 96, 24
 WINDOWS = 128
 WIDTHS = [32, 64]
-LEARNING_RATES = [1e-4, 1e-1]
+LEARNING_RATES = [1e-4, 1e-2]
+"""neuralforecast's own space goes up to 1e-1, where many of its trials end early with a loss that is NaN."""
 TARGET = 10.0
 HERE = Path(__file__).resolve().parent
 
@@ -57,6 +58,8 @@ class Found:
     """One side's search. Moments are seconds since 1970."""
 
     trials: int
+    """Completed."""
+    failed: int
     started: float
     """The interpreter."""
     first: float
@@ -66,9 +69,7 @@ class Found:
     rmse: float
     winner: str
     seconds: list[float]
-    """Of each trial that was scored."""
-    failed: tuple[str, ...] = ()
-    """Why trials failed; they count as trials."""
+    """Of each trial."""
 
     def per_hour(self, span: str) -> float:
         """Trials per hour over `trials`, `search` or `program`."""
@@ -128,12 +129,11 @@ def search_here(table: Path, trials: int, steps: int, folder: Path) -> Found:
     from xlstm_tune.results import read
 
     rows = read(folder / "searches" / "search-speed", "trials").to_pylist()
-    unfinished = [row["trial"] for row in rows if row["status"] != "completed"]
-    if unfinished or len(rows) != trials:
-        raise RuntimeError(f"of {len(rows)} trials, {unfinished} were not completed")
-    best = min(rows, key=lambda row: row["val_mae"])
+    completed = [row for row in rows if row["status"] == "completed"]
+    best = min(completed, key=lambda row: row["val_mae"])
     return Found(
-        trials=trials,
+        trials=len(completed),
+        failed=len(rows) - len(completed),
         started=started,
         first=min(row["started"] for row in rows).timestamp(),
         last=max(row["ended"] for row in rows).timestamp(),
@@ -141,7 +141,7 @@ def search_here(table: Path, trials: int, steps: int, folder: Path) -> Found:
         mae=best["val_mae"],
         rmse=best["val_rmse"],
         winner=best["name"],
-        seconds=[(row["ended"] - row["started"]).total_seconds() for row in rows],
+        seconds=[(row["ended"] - row["started"]).total_seconds() for row in completed],
     )
 
 
@@ -177,12 +177,11 @@ def search_there(python: Path, table: Path, trials: int, steps: int, cpus: int, 
     if finished.returncode:
         raise RuntimeError(f"AutoxLSTM ended with exit code {finished.returncode}:\n{finished.stderr[-4000:]}")
     found = json.loads(answer.read_text())
-    if not found["trials"]:
-        raise RuntimeError(f"AutoxLSTM: all of {trials} trials failed: {found['failed'][0]}")
     best = found["best"]
     scaler = best["scaler_type"] or "no scaling"
     return Found(
-        trials=trials,
+        trials=len(found["trials"]),
+        failed=found["failed"],
         started=started,
         first=found["first"],
         last=found["last"],
@@ -191,7 +190,6 @@ def search_there(python: Path, table: Path, trials: int, steps: int, cpus: int, 
         rmse=found["rmse"],
         winner=f"mlstm×2 · {best['encoder_hidden_size']} · lr {best['learning_rate']:.1e} · {scaler}",
         seconds=[trial["seconds"] for trial in found["trials"]],
-        failed=tuple(found["failed"]),
     )
 
 
@@ -216,7 +214,8 @@ def table(ours: Found, theirs: Found | None) -> list[str]:
     return [
         "| | xlstm_tune | AutoxLSTM | ratio |",
         "|---|--:|--:|--:|",
-        f"| trials | {ours.trials} | {'–' if theirs is None else theirs.trials} | |",
+        f"| trials completed | {ours.trials} | {'–' if theirs is None else theirs.trials} | |",
+        f"| trials failed | {ours.failed} | {'–' if theirs is None else theirs.failed} | |",
         row("trials per hour, trials alone", lambda side: side.per_hour("trials"), ",.0f", True),
         row("trials per hour, whole search", lambda side: side.per_hour("search"), ",.0f", True),
         row("trials per hour, whole program", lambda side: side.per_hour("program"), ",.0f", True),
@@ -257,8 +256,6 @@ def main(
             theirs = search_there(python, there, count, steps, cpus, folder)
             print(f"AutoxLSTM: {count} trials in {theirs.returned - theirs.started:.0f} s", flush=True)
     lines = table(ours, theirs)
-    if theirs is not None and theirs.failed:
-        lines += ["", f"{len(theirs.failed)} of AutoxLSTM's trials failed, the first with: {theirs.failed[0]}"]
     print(*lines, sep="\n")
     if write:
         print(f"Written to {write_results('search_speed', [describe(('torch', 'ray', 'optuna')) + '.', '', *lines])}.")
