@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
-from xlstm_tune.models.steps import expect_steps, flip, flip_resets
+from xlstm_tune.models.steps import expect_steps, flip, flip_resets, last_step
 
 
 def init_projection(weight: Tensor, width: int) -> None:
@@ -142,6 +142,11 @@ class Reversed(nn.Module):
             state = state.cleared(resets[:, 0])
         return flip(y, lengths), state
 
+    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What `forward` gives at step 0, where this direction ends: x [B, T, E] to [B, 1, E]."""
+        y: Tensor = self.layer.last(flip(x, lengths), lengths)
+        return y
+
 
 class BothWays(nn.Module):
     """The sum of a layer and of another one that runs from the last step to the first; the state is a pair."""
@@ -184,7 +189,18 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """x [B, T, E] to the same shape, and the layer's state."""
         y, state = self.layer(self.norm(x), state, resets=resets, lengths=lengths)
-        x = x + y
-        if self.feed_forward is not None and self.feed_forward_norm is not None:
-            x = x + self.feed_forward(self.feed_forward_norm(x))
-        return x, state
+        return self._feed_forward(x + y), state
+
+    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x [B, T, E] to what `forward` gives where the running direction ends, [B, 1, E]: at each sample's last real
+        step, or at step 0 for a layer in reverse. Only one that runs in a single direction has such an end.
+        """
+        end = x[:, :1] if isinstance(self.layer, Reversed) else last_step(x, lengths)
+        return self._feed_forward(end + self.layer.last(self.norm(x), lengths))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """With the residual; x [B, T, E] to the same shape."""
+        if self.feed_forward is None or self.feed_forward_norm is None:
+            return x
+        y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return y

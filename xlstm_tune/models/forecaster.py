@@ -129,8 +129,7 @@ class Forecaster(nn.Module):
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
-        states, _ = self.body(self.embedding(tokens), lengths=token_lengths)
-        pooled = self.pooling(states, token_lengths)
+        pooled = self._pool(self.embedding(tokens), token_lengths)
         if self.static is not None:
             pooled = self.static(pooled, static)
         y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
@@ -146,6 +145,14 @@ class Forecaster(nn.Module):
             # Crossing quantiles are put in order, which never makes their loss larger (Chernozhukov et al. 2010).
             y = y.sort(-1).values
         return y if every_quantile else y[..., self._point]
+
+    def _pool(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """Body and pooling, [B, T, E] to [B, W]."""
+        if isinstance(self.body, XLSTMStack) and self.config.pooling == "last" and self.config.direction != "both":
+            return self.body.last(tokens, lengths)
+        states, _ = self.body(tokens, lengths=lengths)
+        pooled: Tensor = self.pooling(states, lengths)
+        return pooled
 
     def _check(self, x: Tensor, lengths: Tensor | None, static: Tensor | None) -> None:
         fixed = self.trend is not None or self.config.pooling == "flatten"

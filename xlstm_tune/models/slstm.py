@@ -83,6 +83,18 @@ class SLSTMLayer(nn.Module):
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, SLSTMLayerState]:
         """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
+        h, state = self._run_cell(x, state, resets, lengths)
+        return self._leave(h), state
+
+    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x [B, T, E] to what `forward` gives at each sample's last real step, [B, 1, E]."""
+        h, state = self._run_cell(x, None, None, lengths)
+        return self._leave(state.cell.h.unsqueeze(1).to(h.dtype))
+
+    def _run_cell(
+        self, x: Tensor, state: SLSTMLayerState | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, SLSTMLayerState]:
+        """Convolution and cell: h over time [B, T, N, D] (0 at padding) and the state after the last real step."""
         expect_steps("SLSTMLayer", x, self.width, resets, lengths)
         x = hide_padding(x, lengths)
         if self.conv is None:
@@ -102,4 +114,8 @@ class SLSTMLayer(nn.Module):
             lengths=lengths,
             backend=self.backend,
         )
-        return self.norm(self.dropout(h)).flatten(2), SLSTMLayerState(past, cell)
+        return h, SLSTMLayerState(past, cell)
+
+    def _leave(self, h: Tensor) -> Tensor:
+        """h [B, T, N, D] to the output [B, T, E]."""
+        return self.norm(self.dropout(h)).flatten(2)

@@ -58,6 +58,21 @@ class XLSTMStack(nn.Module):
             finals.append(final)
         return self.norm(x), tuple(finals)
 
+    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """x [B, T, E] to what `forward` gives where the running direction ends, [B, E]: the last real step of each
+        sample, in direction `reverse` step 0. Of the last block only what reaches that output is computed.
+
+        Raises ValueError for a wrong shape and for direction `both`, which has two ends.
+        """
+        if self.config.direction == "both":
+            raise ValueError("XLSTMStack.last: direction must be forward or reverse, 'both' ends at either end")
+        expect_steps("XLSTMStack", x, self.width, None, lengths)
+        x = hide_padding(x, lengths)
+        *whole, final = self.blocks
+        for block in whole:
+            x, _ = block(x, lengths=lengths)
+        return self.norm(final.last(x, lengths)).squeeze(1)
+
 
 def _block(config: ModelConfig, at: int, backend: str) -> Block:
     blocks, kind = config.blocks, config.blocks[at]

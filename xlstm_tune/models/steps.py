@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xlstm_tune.kernels.masks import blank_padding, check_masks
+from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks
 from xlstm_tune.kernels.shapes import expect_shape
 
 
@@ -22,6 +22,11 @@ def expect_steps(name: str, x: Tensor, width: int, resets: Tensor | None, length
 def hide_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x [B, T, E] with zeros in place of padding, whatever stood there, NaN included."""
     return x if lengths is None else blank_padding(x, lengths)
+
+
+def last_step(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x [B, T, ...] at the last real step of each sample, [B, 1, ...]."""
+    return x[:, -1:] if lengths is None else at_end(x, lengths).unsqueeze(1)
 
 
 def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
