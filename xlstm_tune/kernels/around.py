@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlstm_tune.kernels.conv_numba import conv_numba
+from xlstm_tune.kernels.conv_numba import TAPS, conv_numba
 from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
+from xlstm_tune.kernels.mlstm_last import mlstm_last_weights
+from xlstm_tune.kernels.mlstm_last_numba import mlstm_last_numba
+from xlstm_tune.kernels.mlstm_sources_numba import mlstm_sources_numba
 from xlstm_tune.kernels.norm_numba import EPSILON, gated_head_norm_numba, head_norm_numba
 from xlstm_tune.kernels.qkv_numba import BLOCK, qkv_numba
 from xlstm_tune.kernels.simd import LANES
@@ -87,6 +90,76 @@ def project_qkv(
         by_q, by_k, by_v = (one.view(*x.shape[:2], heads, -1) for one in qkv_numba(convolved, x, q, k, v))
         return by_q, by_k, by_v
     return block_diagonal(convolved, q, heads), block_diagonal(convolved, k, heads), block_diagonal(x, v, heads)
+
+
+def cell_inputs(
+    convolved: Tensor,
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    heads: int,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`project_qkv`, and the gates [B, T, gates]: by_convolved times the convolved input plus by_x times the raw one,
+    both [gates, P]."""
+    spare = (0, 0, 0, -len(by_x) % LANES)  # thin products are made LANES wide
+    gates = linear(convolved, F.pad(by_convolved, spare), backend) + linear(x, F.pad(by_x, spare), backend)
+    return *project_qkv(convolved, x, q, k, v, heads, backend), gates[..., : len(by_x)]
+
+
+def convolved_cell_inputs(
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    heads: int,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`causal_conv` of x [B, T, P] from the empty past, and `cell_inputs` of it and x."""
+    tensors = (x, taps, bias, q, k, v, by_convolved, by_x)
+    if len(taps) == TAPS and q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], *tensors):
+        convolved, by_q, by_k, by_v, gates = mlstm_sources_numba(*tensors)
+        by_head = (*x.shape[:2], heads, -1)
+        return convolved, by_q.view(by_head), by_k.view(by_head), by_v.view(by_head), gates
+    convolved = causal_conv(x, taps, bias, backend=backend)
+    return convolved, *cell_inputs(convolved, x, q, k, v, by_convolved, by_x, heads, backend)
+
+
+def pooled_by_last(
+    x: Tensor,
+    conv: tuple[Tensor, Tensor] | None,
+    gate_bias: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    queries: Tensor,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The steps of x [B, T, P] by what they weigh in the mLSTM's output at the last one, for each head, [B, N, P].
+
+    conv: taps [K, P] and bias [P] of `causal_conv`; None = x itself. Gates: by_convolved times the convolved x plus
+    by_x times x, [2 N, P] each, plus gate_bias [2 N]; the input gates first. queries [B, N, P] times the convolved x
+    are the scores, `mlstm_last` makes weights of them. lengths: as there.
+    """
+    tensors = (gate_bias, by_convolved, by_x, queries)
+    if conv is not None and len(conv[0]) == TAPS and lengths is None:
+        if _one_pass(backend, x.shape[2], x, *conv, *tensors):
+            return mlstm_last_numba(x, *conv, *tensors)
+    convolved = x if conv is None else causal_conv(x, *conv, backend=backend)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        keys, values = convolved.to(dtype), x.to(dtype)
+        gate_bias, by_convolved, by_x, queries = (tensor.to(dtype) for tensor in tensors)
+        i, f = (keys @ by_convolved.t() + values @ by_x.t() + gate_bias).chunk(2, dim=-1)
+        weights = mlstm_last_weights(keys @ queries.transpose(1, 2), i, f, lengths)
+        return (weights.transpose(1, 2) @ values).to(x.dtype)
 
 
 def head_norm(h: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:

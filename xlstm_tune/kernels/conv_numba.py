@@ -16,7 +16,25 @@ from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, sp
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
 
-@njit(inline="always", fastmath=CONTRACT)
+TAPS = 4
+"""The usual kernel, whose inputs and gradients of neighbouring steps stay in registers."""
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def tap_sum(weight, bias, width, feature, x0, x1, x2, x3):
+    """Four taps before the SiLU, for LANES features of a step: x0 is its input, x1 that of the step before, ..."""
+    near = load(bias, feature) + load(weight, 3 * width + feature) * x0 + load(weight, 2 * width + feature) * x1
+    return near + (load(weight, width + feature) * x2 + load(weight, feature) * x3)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def to_input(weight, width, feature, t0, t1, t2, t3):
+    """What an input receives from the sums of its own step, t3, of the one after it, t2, ..., of the third after it."""
+    near = load(weight, 3 * width + feature) * t3 + load(weight, 2 * width + feature) * t2
+    return near + (load(weight, width + feature) * t1 + load(weight, feature) * t0)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
 def _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, first):
     """Bias + Σ over taps first.. of weight times input, for LANES features of one step; `past` stands before `x`."""
     total = load(bias, feature)
@@ -45,10 +63,48 @@ def _forward(first, end, batch, steps, width, taps, groups, x, weight, bias, pas
             since = min(since + 1, taps)
             if resets.size and resets[(sample * steps + step) * groups + group]:
                 since = 1
+            whole = taps == TAPS and since == TAPS and step >= TAPS - 1
             for feature in range(group * part, (group + 1) * part, LANES):
-                total = _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, taps - since)
+                if whole:
+                    here = at + step * width + feature
+                    x1, x2, x3 = load(x, here - width), load(x, here - 2 * width), load(x, here - 3 * width)
+                    total = tap_sum(weight, bias, width, feature, load(x, here), x1, x2, x3)
+                else:
+                    total = _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, taps - since)
                 share, _ = sigmoid_and_slope(total)
                 store(out, at + step * width + feature, total * share)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def _four_taps_back(x, weight, bias, past, grad, d_x, d_weight, d_bias, d_past, sample, steps, width, feature):
+    """`_backward` for LANES features of a sample that nowhere starts anew."""
+    at_past, at = sample * 3 * width + feature, sample * steps * width + feature
+    zero = splat(f32(0))
+    x1, x2, x3 = load(past, at_past + 2 * width), load(past, at_past + width), load(past, at_past)
+    t1, t2, t3 = zero, zero, zero
+    tap0, tap1, tap2, tap3, shift = zero, zero, zero, zero, zero
+    for step in range(steps + 3):  # three steps after the last, whose sums receive nothing
+        t0 = zero
+        if step < steps:
+            x0 = load(x, at + step * width)
+            total = tap_sum(weight, bias, width, feature, x0, x1, x2, x3)
+            share, rest = sigmoid_and_slope(total)
+            t0 = load(grad, at + step * width) * share * (total * rest + f32(1))
+            tap0, tap1, tap2, tap3 = tap0 + t0 * x3, tap1 + t0 * x2, tap2 + t0 * x1, tap3 + t0 * x0
+            shift = shift + t0
+            x1, x2, x3 = x0, x1, x2
+        received = to_input(weight, width, feature, t0, t1, t2, t3)
+        if step < 3:
+            store(d_past, at_past + step * width, received)
+        else:
+            store(d_x, at + (step - 3) * width, received)
+        t1, t2, t3 = t0, t1, t2
+    at_weight = sample * TAPS * width + feature
+    store(d_weight, at_weight, tap0)
+    store(d_weight, at_weight + width, tap1)
+    store(d_weight, at_weight + 2 * width, tap2)
+    store(d_weight, at_weight + 3 * width, tap3)
+    store(d_bias, sample * width + feature, shift)
 
 
 @kernel
@@ -62,6 +118,12 @@ def _backward(
         sample, group = task // groups, task % groups
         at, at_past = sample * steps * width, sample * (taps - 1) * width
         at_weight, at_bias = sample * taps * width, sample * width
+        if taps == TAPS and not resets.size:
+            for feature in range(group * part, (group + 1) * part, LANES):
+                _four_taps_back(
+                    x, weight, bias, past, grad, d_x, d_weight, d_bias, d_past, sample, steps, width, feature
+                )
+            continue
         for feature in range(group * part, (group + 1) * part, LANES):
             store(d_bias, at_bias + feature, zero)
             for tap in range(taps):

@@ -17,9 +17,9 @@ from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 BLOCK = 4
 
 
-@njit(inline="always", fastmath=CONTRACT)
-def _project(weight, at, width, x0):
-    """Σ over turns of weight times what each lane sees."""
+@njit(forceinline=True, fastmath=CONTRACT)
+def project(weight, at, width, x0):
+    """Σ over turns of weight, from `at` on and `width` apart, times what each lane sees of x0."""
     x1 = turn(x0)
     x2 = turn(x1)
     x3 = turn(x2)
@@ -34,9 +34,9 @@ def _forward(first, end, steps, width, c, x, weight, q, k, v):
         for feature in range(0, width, LANES):
             at = row * width + feature
             seen, raw = load(c, at), load(x, at)
-            store(q, at, _project(weight, feature, width, seen))
-            store(k, at, _project(weight, 4 * width + feature, width, seen))
-            store(v, at, _project(weight, 8 * width + feature, width, raw))
+            store(q, at, project(weight, feature, width, seen))
+            store(k, at, project(weight, 4 * width + feature, width, seen))
+            store(v, at, project(weight, 8 * width + feature, width, raw))
 
 
 @kernel
@@ -51,10 +51,10 @@ def _backward(first, end, steps, width, c, x, turned, d_q, d_k, d_v, d_c, d_x, d
             for step in range(steps):
                 at = (sample * steps + step) * width + feature
                 dq, dk, dv, seen, raw = load(d_q, at), load(d_k, at), load(d_v, at), load(c, at), load(x, at)
-                by_q = _project(turned, feature, width, dq)
-                by_k = _project(turned, 4 * width + feature, width, dk)
+                by_q = project(turned, feature, width, dq)
+                by_k = project(turned, 4 * width + feature, width, dk)
                 store(d_c, at, by_q + by_k)
-                store(d_x, at, _project(turned, 8 * width + feature, width, dv))
+                store(d_x, at, project(turned, 8 * width + feature, width, dv))
                 q0, k0, v0 = q0 + dq * seen, k0 + dk * seen, v0 + dv * raw
                 seen, raw = turn(seen), turn(raw)
                 q1, k1, v1 = q1 + dq * seen, k1 + dk * seen, v1 + dv * raw
@@ -85,16 +85,23 @@ def _turns(back: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     return (other, lane) if back else (lane, other)
 
 
-def _by_turn(weights: Tensor, back: bool) -> Tensor:
-    """[3, P / 4, out, in] to [3, 4, P]."""
+def by_turn(weights: Tensor, back: bool) -> Tensor:
+    """[3, P / 4, out, in] to [3, 4, P]; back: as the way back sees them."""
     return weights[:, :, *_turns(back, weights.device)].permute(0, 2, 1, 3).flatten(2).contiguous()
+
+
+def from_turns(turned: Tensor) -> tuple[Tensor, ...]:
+    """The way back of `by_turn`: [3, 4, P] to three of [P / 4, out, in]."""
+    weights = turned.new_empty(3, turned.shape[2] // BLOCK, BLOCK, BLOCK)
+    weights[:, :, *_turns(False, turned.device)] = turned.view(3, BLOCK, -1, BLOCK).permute(0, 2, 1, 3)
+    return tuple(part.clone() for part in weights)
 
 
 def forward(c: Tensor, x: Tensor, q: Tensor, k: Tensor, v: Tensor, train: bool) -> tuple[Tensor, ...]:
     """c, x [B, T, P]; weights q, k (of c) and v (of x) [P / 4, 4 out, 4 in] → their products [B, T, P]."""
     found = forward_shapes(c)
     batch, steps, width = c.shape
-    run(_forward, batch, steps, width, *map(flat, (c, x, _by_turn(torch.stack([q, k, v]), False), *found)))
+    run(_forward, batch, steps, width, *map(flat, (c, x, by_turn(torch.stack([q, k, v]), False), *found)))
     return found
 
 
@@ -106,11 +113,9 @@ def backward(
     grads = (torch.zeros_like(c) if grad is None else grad.contiguous() for grad in (d_q, d_k, d_v))
     d_c, d_x = torch.empty_like(c), torch.empty_like(x)
     shares = c.new_empty(batch, 3, BLOCK, width)
-    turned = _by_turn(torch.stack([q, k, v]), True)
+    turned = by_turn(torch.stack([q, k, v]), True)
     run(_backward, batch, steps, width, *map(flat, (c, x, turned, *grads, d_c, d_x, shares)))
-    d_weights = torch.empty_like(turned).view(3, -1, BLOCK, BLOCK)
-    d_weights[:, :, *_turns(False, c.device)] = shares.sum(0).view(3, BLOCK, -1, BLOCK).permute(0, 2, 1, 3)
-    return d_c, d_x, *(part.clone() for part in d_weights)
+    return d_c, d_x, *from_turns(shares.sum(0))
 
 
 def forward_shapes(c: Tensor, *_: object) -> tuple[Tensor, ...]:

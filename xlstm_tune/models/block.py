@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
-from xlstm_tune.models.steps import expect_steps, flip, flip_resets, last_step
+from xlstm_tune.models.steps import expect_steps, flip, flip_resets, last_steps
 
 
 def init_projection(weight: Tensor, width: int) -> None:
@@ -195,7 +195,7 @@ class Block(nn.Module):
         """x [B, T, E] to what `forward` gives where the running direction ends, [B, 1, E]: at each sample's last real
         step, or at step 0 for a layer in reverse. Only one that runs in a single direction has such an end.
         """
-        end = x[:, :1] if isinstance(self.layer, Reversed) else last_step(x, lengths)
+        end = x[:, :1] if isinstance(self.layer, Reversed) else last_steps(x, lengths)
         return self._feed_forward(end + self.layer.last(self.norm(x), lengths))
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -37,10 +37,12 @@ class CausalConv(nn.Module):
         if past is not None:
             expect_shape(past, "CausalConv: past", B=x.shape[0], past=self.kernel - 1, E=self.width)
         y = causal_conv(x, self.weight, self.bias, past, resets, self.backend)
-        return y, self._last(x, past, resets, lengths)
+        return y, self.end(x, past, resets, lengths)
 
-    def _last(self, x: Tensor, past: Tensor | None, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """The K - 1 inputs up to the last real step."""
+    def end(
+        self, x: Tensor, past: Tensor | None = None, resets: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """The new past alone: the K - 1 inputs up to the last real step, and zeros before its last reset."""
         before, steps = self.kernel - 1, x.shape[1]
         if resets is None and lengths is None and steps >= before:
             return x[:, steps - before :].clone()  # a view would keep all steps in memory

@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import MLSTMState, mlstm
-from xlstm_tune.kernels.around import block_diagonal, gated_head_norm, linear, project_qkv
-from xlstm_tune.kernels.mlstm_last import mlstm_last_weights
+from xlstm_tune.kernels.around import (
+    block_diagonal,
+    cell_inputs,
+    convolved_cell_inputs,
+    gated_head_norm,
+    linear,
+    pooled_by_last,
+)
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
-from xlstm_tune.models.steps import expect_steps, hide_padding, last_step
+from xlstm_tune.models.steps import expect_steps, hide_padding, last_steps
 
 
 class MLSTMLayerState(NamedTuple):
@@ -97,15 +102,15 @@ class MLSTMLayer(nn.Module):
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         for_inner, for_z = self.up.weight.chunk(2)
         inner, z = (linear(x, half, self.backend) for half in (for_inner, for_z))
-        if self.conv is None:
-            if state is not None:
-                expect_shape(state.conv, "MLSTMLayer: state conv", B=x.shape[0], past=0, P=self.inner)
-            convolved, past = inner, inner[:, :0]
+        by_convolved, by_x = self._gate_weights()
+        weights = (self.q.weight, self.k.weight, self.v.weight, by_convolved, by_x, self.heads, self.backend)
+        if self.conv is not None and state is None and resets is None:
+            convolved, q, k, v, gates = convolved_cell_inputs(inner, self.conv.weight, self.conv.bias, *weights)
+            past = self.conv.end(inner, lengths=lengths)
         else:
-            before = None if state is None else state.conv
-            convolved, past = self.conv(inner, before, resets=resets, lengths=lengths)
-        q, k, v = project_qkv(convolved, inner, self.q.weight, self.k.weight, self.v.weight, self.heads, self.backend)
-        i, f = self._gates(convolved, inner).chunk(2, dim=-1)
+            convolved, past = self._convolve(inner, state, resets, lengths)
+            q, k, v, gates = cell_inputs(convolved, inner, *weights)
+        i, f = (gates + self.gates.bias).chunk(2, dim=-1)
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
         # Padding stays zero without a mask: z is 0 there.
@@ -120,21 +125,17 @@ class MLSTMLayer(nn.Module):
         """
         expect_steps("MLSTMLayer", x, self.width, None, lengths)
         x = hide_padding(x, lengths)
-        for_inner, for_z = self.up.weight.chunk(2)
-        inner = linear(x, for_inner, self.backend)
-        convolved = inner if self.conv is None else self.conv(inner, lengths=lengths)[0]
-        end, z = last_step(convolved, lengths), F.linear(last_step(x, lengths), for_z)
-        own_head = torch.diag_embed(self.q(end).squeeze(1).transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
+        inner = linear(x, self.up.weight.chunk(2)[0], self.backend)
+        tail = last_steps(x, lengths, 1 if self.conv is None else self.conv.kernel)
+        end, z = F.linear(tail, self.up.weight).chunk(2, dim=-1)
+        convolved_end, z = (end if self.conv is None else self.conv(end)[0])[:, -1:], z[:, -1:]
+        q = self.q(convolved_end).squeeze(1) / math.sqrt(self.inner // self.heads)
+        own_head = torch.diag_embed(q.transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
         seen_by_q = block_diagonal(own_head, self.k.weight.transpose(1, 2), 1).squeeze(2)
-        i, f = self._gates(convolved, inner).chunk(2, dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            keys, values, queries = (tensor.to(dtype) for tensor in (convolved, inner, seen_by_q))
-            scores = keys @ queries.transpose(1, 2) / math.sqrt(self.inner // self.heads)  # [B, T, N]
-            weights = mlstm_last_weights(scores, i.to(dtype), f.to(dtype), lengths)
-            pooled = (weights.transpose(1, 2) @ values).to(inner.dtype)  # [B, N, P]
+        conv = None if self.conv is None else (self.conv.weight, self.conv.bias)
+        pooled = pooled_by_last(inner, conv, self.gates.bias, *self._gate_weights(), seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
-        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (end, z)))
+        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
         return self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
 
     def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
@@ -144,18 +145,28 @@ class MLSTMLayer(nn.Module):
             return torch.addcmul(h, skip, convolved) * F.silu(z)
         return gated_head_norm(h, self.norm.by_head(), convolved, skip, z, self.backend)
 
-    def _gates(self, convolved: Tensor, x: Tensor) -> Tensor:
-        """i and f [B, T, 2 N], which see q, k and v: their weights times those of the projections, from what these see.
+    def _convolve(
+        self, inner: Tensor, state: MLSTMLayerState | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The convolution, where there is one, and the new past."""
+        if self.conv is not None:
+            before = None if state is None else state.conv
+            convolved, past = self.conv(inner, before, resets=resets, lengths=lengths)
+            return convolved, past
+        if state is not None:
+            expect_shape(state.conv, "MLSTMLayer: state conv", B=inner.shape[0], past=0, P=self.inner)
+        return inner, inner[:, :0]
 
-        It spares three thin products of q, k and v: two are left, made LANES wide.
+    def _gate_weights(self) -> tuple[Tensor, Tensor]:
+        """What i and f, which see q, k and v, see of the convolved input and of the raw one, each [2 N, P].
+
+        It spares products of q, k and v.
         """
         by_q, by_k, by_v = (
             self._through(part.weight, weight)
             for part, weight in zip((self.q, self.k, self.v), self.gates.weight.chunk(3, 1), strict=True)
         )
-        spare = (0, 0, 0, -2 * self.heads % LANES)
-        gates = linear(convolved, F.pad(by_q + by_k, spare), self.backend) + linear(x, F.pad(by_v, spare), self.backend)
-        return gates[..., : 2 * self.heads] + self.gates.bias
+        return by_q + by_k, by_v
 
     def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
         """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as [2 N, P] of its input."""

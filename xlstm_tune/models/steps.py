@@ -7,9 +7,10 @@ it counts. `lengths` [B], whole numbers in 1..T: steps at or beyond are padding.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks
+from xlstm_tune.kernels.masks import blank_padding, check_masks
 from xlstm_tune.kernels.shapes import expect_shape
 
 
@@ -24,9 +25,16 @@ def hide_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x if lengths is None else blank_padding(x, lengths)
 
 
-def last_step(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x [B, T, ...] at the last real step of each sample, [B, 1, ...]."""
-    return x[:, -1:] if lengths is None else at_end(x, lengths).unsqueeze(1)
+def last_steps(x: Tensor, lengths: Tensor | None, count: int = 1) -> Tensor:
+    """x [B, T, E] at the last `count` real steps of each sample, [B, count, E]; zeros before a sample's first step.
+
+    Without lengths, and if T is smaller than `count`, only the T steps.
+    """
+    if lengths is None:
+        return x[:, -count:]
+    index = lengths[:, None] + torch.arange(count, device=x.device)
+    padded = F.pad(x, (0, 0, count, 0))
+    return padded.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 def flip(x: Tensor, lengths: Tensor | None) -> Tensor:
