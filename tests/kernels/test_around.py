@@ -16,6 +16,33 @@ from xlstm_tune.kernels.simd import LANES
 
 RESETS = torch.rand(5, 9, generator=torch.Generator().manual_seed(4)) < 0.3
 
+
+def flat(results):
+    return torch.cat([result.flatten(1) for result in results], 1)
+
+
+def sources(*inputs, backend):
+    return flat(around.convolved_cell_inputs(*inputs, heads=2, backend=backend))
+
+
+def pooled(x, taps, bias, gate_bias, by_convolved, by_x, queries, backend):
+    # Small enough that the normaliser is not near zero, large enough that both sides of its maximum occur.
+    others = (0.2 * by_convolved, 0.2 * by_x, 0.2 * queries)
+    return around.pooled_by_last(x, (taps, bias), gate_bias + 2.0, *others, backend=backend)
+
+
+def source_shapes(steps, gates, width=32):
+    """Of x, taps and bias, q, k and v, and what the gates see."""
+    blocks = [(width // 4, 4, 4)] * 3
+    return [(5, steps, width), (4, width), (width,), *blocks, (gates, width), (gates, width)]
+
+
+def pooled_shapes(steps, heads, width=32):
+    """Of x, taps and bias, the gates' bias and what they see, and queries."""
+    gates = 2 * heads
+    return [(5, steps, width), (4, width), (width,), (gates,), (gates, width), (gates, width), (5, heads, width)]
+
+
 CASES = {
     "conv": (around.causal_conv, [(5, 9, 32), (4, 32), (32,)], {}),
     "conv, odd width": (around.causal_conv, [(5, 9, 21), (3, 21), (21,)], {}),
@@ -41,6 +68,16 @@ CASES = {
         [(3, 5, 32), (3, 5, 32), (8, 4, 4), (8, 4, 4), (8, 4, 4)],
         {},
     ),
+    **{
+        f"mLSTM's sources, {steps} steps, {gates} gates": (sources, source_shapes(steps, gates), {})
+        for steps, gates in ((9, 4), (1, 2), (2, 8), (3, 6), (4, 4))
+    },
+    "mLSTM's sources, wide": (sources, source_shapes(17, 4, 80), {}),
+    **{
+        f"last of {steps} steps, {heads} heads": (pooled, pooled_shapes(steps, heads), {})
+        for steps, heads in ((9, 4), (1, 1), (2, 2), (3, 5), (4, 3), (16, 2), (40, 8))
+    },
+    "last, wide": (pooled, pooled_shapes(17, 2, 80), {}),
 }  # fmt: skip
 """What is called → its function, the shapes of its differentiable inputs, further arguments."""
 

@@ -158,5 +158,6 @@ def test_backend_is_described_and_an_explicit_one_refused():
     assert "slstm: " in described and "mlstm: " in described
     assert build_model(config("lstm_torch"), SHAPE).describe_backend() == "lstm_torch: torch.nn.LSTM"
     assert build_model(config("lstm"), SHAPE).describe_backend().startswith("lstm: ")
-    with pytest.raises(BackendUnavailable, match="'triton' was asked for"):
-        build_model(config("xlstm"), SHAPE, backend="triton")(torch.zeros(2, 10, 3))
+    for family in ("xlstm", "mlstm", "slstm"):
+        with pytest.raises(BackendUnavailable, match="'triton' was asked for"):
+            build_model(config(family), SHAPE, backend="triton")(torch.zeros(2, 10, 3))

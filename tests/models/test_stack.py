@@ -173,3 +173,75 @@ def test_deepcopy_and_pickle():
     y, _ = model(x)
     assert torch.equal(copy.deepcopy(model)(x)[0], y)
     assert torch.equal(pickle.loads(pickle.dumps(model))(x)[0], y)
+
+
+@pytest.mark.parametrize("lengths", [None, [17, 1, 3, 9]], ids=str)
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"conv_kernel": 0, "qkv_block": 8},
+        {"head_norm": False, "norm": "rms"},
+        {"ff_after": "all", "conv_kernel": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pattern", ["m", "s", "ms", "sm"])
+def test_last_is_what_the_whole_sequence_gives_at_its_end(pattern, options, direction, lengths):
+    torch.manual_seed(0)
+    model = shaken(stack(pattern, direction=direction, **options))
+    x = torch.randn(4, 17, 16, dtype=torch.float64)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    if lengths is not None:
+        for sample, steps in enumerate(lengths):
+            x[sample, steps:] = torch.nan
+    x.requires_grad_()
+    whole, _ = model(x, lengths=lengths)
+    at = torch.full((4,), 16) if lengths is None else lengths - 1
+    truth = whole[torch.arange(4), torch.zeros_like(at) if direction == "reverse" else at]
+    y = model.last(x, lengths)
+    torch.testing.assert_close(y, truth, rtol=1e-10, atol=1e-10)
+    weight, inputs = torch.randn_like(y), [x, *model.parameters()]
+    mine, true = (torch.autograd.grad(one, inputs, weight) for one in (y, truth))
+    for one, other in zip(mine, true, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_last_in_float32_is_that_of_float64(steps):
+    torch.manual_seed(0)
+    exact = shaken(stack("msm"))
+    model = copy.deepcopy(exact).float()
+    x = torch.randn(19, steps, 16)
+    y, truth = model.last(x), exact.last(x.double())
+    assert (y - truth).abs().max() <= 1e-4 * truth.abs().max()
+
+
+def test_last_under_autocast_and_vmap():
+    torch.manual_seed(0)
+    models = [stack("sm") for _ in range(3)]
+    x = torch.randn(3, 5, 9, 16)
+    stacked, _ = torch.func.stack_module_state(models)
+    y = torch.func.vmap(lambda weights, x: torch.func.functional_call(_Last(models[0]), weights, (x,)))(
+        {f"stack.{name}": weight for name, weight in stacked.items()}, x
+    )
+    for member, model in enumerate(models):
+        torch.testing.assert_close(y[member], model.last(x[member]), rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = models[0].last(x[0])
+    assert (low.float() - y[0]).abs().max() < 0.1 * y[0].abs().max()
+
+
+class _Last(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.stack = model
+
+    def forward(self, x):
+        return self.stack.last(x)
+
+
+def test_last_of_both_directions_is_refused():
+    with pytest.raises(ValueError, match="direction must be forward or reverse"):
+        stack("m", direction="both").last(torch.zeros(1, 2, 16))

@@ -21,7 +21,7 @@ event.register("numba:compile", type("Note", (event.Listener,), {
 if sys.argv[1] == "ahead":
     warm_up()
 else:
-    model = build_model(ModelConfig(family=sys.argv[1], hidden_size=128, heads=4, layers=1), Shape(3, 9, 2, 2))
+    model = build_model(ModelConfig(family=sys.argv[1], hidden_size=128, heads=4, layers=2), Shape(3, 9, 2, 2))
     model(torch.randn(20, 9, 3)).sum().backward()
 print(len(compiled))
 """

@@ -149,9 +149,9 @@ def pooled_by_last(
     are the scores, `mlstm_last` makes weights of them. lengths: as there.
     """
     tensors = (gate_bias, by_convolved, by_x, queries)
-    if conv is not None and len(conv[0]) == TAPS and lengths is None:
-        if _one_pass(backend, x.shape[2], x, *conv, *tensors):
-            return mlstm_last_numba(x, *conv, *tensors)
+    usual = conv is not None and len(conv[0]) == TAPS and lengths is None
+    if conv is not None and usual and _one_pass(backend, x.shape[2], x, *conv, *tensors):
+        return mlstm_last_numba(x, *conv, *tensors)
     convolved = x if conv is None else causal_conv(x, *conv, backend=backend)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):

@@ -15,7 +15,6 @@ from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, store
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
-
 TAPS = 4
 """The usual kernel, whose inputs and gradients of neighbouring steps stay in registers."""
 

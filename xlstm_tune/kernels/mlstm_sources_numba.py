@@ -104,7 +104,8 @@ def _backward(
 ):  # fmt: skip
     """As `_forward`; turned: the weights of q, k and v as the way back sees them. c is computed again.
 
-    d_taps [B, 4, M P], d_bias [B, M P], d_weight [B, 3, 4, M P], d_by_c and d_by_x [B, M, R, P] are the samples' shares.
+    d_taps [B, 4, M P], d_bias [B, M P], d_weight [B, 3, 4, M P], d_by_c and d_by_x [B, M, R, P] are the samples'
+    shares.
     """
     full = members * width
     zero = splat(f32(0))

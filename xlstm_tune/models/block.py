@@ -144,7 +144,7 @@ class Reversed(nn.Module):
 
     def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What `forward` gives at step 0, where this direction ends: x [B, T, E] to [B, 1, E]."""
-        y: Tensor = self.layer.last(flip(x, lengths), lengths)
+        y: Tensor = self.layer.last(flip(x, lengths), lengths)  # type: ignore[operator]
         return y
 
 
@@ -196,7 +196,8 @@ class Block(nn.Module):
         step, or at step 0 for a layer in reverse. Only one that runs in a single direction has such an end.
         """
         end = x[:, :1] if isinstance(self.layer, Reversed) else last_steps(x, lengths)
-        return self._feed_forward(end + self.layer.last(self.norm(x), lengths))
+        y: Tensor = self.layer.last(self.norm(x), lengths)  # type: ignore[operator]
+        return self._feed_forward(end + y)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         """With the residual; x [B, T, E] to the same shape."""

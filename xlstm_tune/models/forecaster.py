@@ -146,9 +146,14 @@ class Forecaster(nn.Module):
             y = y.sort(-1).values
         return y if every_quantile else y[..., self._point]
 
+    @property
+    def _ends(self) -> bool:
+        """Whether the head sees one step of the last block alone."""
+        return self.config.pooling == "last" and self.config.direction != "both"
+
     def _pool(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """Body and pooling, [B, T, E] to [B, W]."""
-        if isinstance(self.body, XLSTMStack) and self.config.pooling == "last" and self.config.direction != "both":
+        if isinstance(self.body, XLSTMStack) and self._ends:
             return self.body.last(tokens, lengths)
         states, _ = self.body(tokens, lengths=lengths)
         pooled: Tensor = self.pooling(states, lengths)
@@ -186,9 +191,12 @@ class Forecaster(nn.Module):
             return "lstm_torch: torch.nn.LSTM"
         if self.config.family == "lstm_scratch":
             return "lstm_scratch: elementary operations in torch"
-        ops = [f"{kind}lstm" for kind in sorted(set(blocks))] or ["lstm"]
         weight, projected = self.head.weight, self.config.projection > 0 and not blocks
-        return "; ".join(str(resolve(op, self.backend, weight.device.type, projected=projected)) for op in ops)
+        one_row = self._ends and blocks.endswith("m")  # the last block is then no recurrence
+        ops = [f"{kind}lstm" for kind in sorted(set(blocks[:-1] if one_row else blocks))]
+        ops += [] if blocks else ["lstm"]
+        said = [str(resolve(op, self.backend, weight.device.type, projected=projected)) for op in ops]
+        return "; ".join([*said, "last mlstm: its last output alone"] if one_row else said)
 
 
 def _take(x: Tensor, columns: tuple[int, ...]) -> Tensor:

@@ -18,6 +18,7 @@ from xlstm_tune.kernels.around import (
     linear,
     pooled_by_last,
 )
+from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
@@ -124,6 +125,7 @@ class MLSTMLayer(nn.Module):
         to the other side of the two products that they stand in, where there is one row a head and sample.
         """
         expect_steps("MLSTMLayer", x, self.width, None, lengths)
+        resolve("mlstm", self.backend, x.device.type, x.dtype)  # a backend that cannot run here is refused, as always
         x = hide_padding(x, lengths)
         inner = linear(x, self.up.weight.chunk(2)[0], self.backend)
         tail = last_steps(x, lengths, 1 if self.conv is None else self.conv.kernel)
@@ -136,7 +138,8 @@ class MLSTMLayer(nn.Module):
         pooled = pooled_by_last(inner, conv, self.gates.bias, *self._gate_weights(), seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
-        return self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
+        out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
+        return out
 
     def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
         """Norm, skip and gate, all [B, T, N, D]."""

@@ -118,4 +118,5 @@ class SLSTMLayer(nn.Module):
 
     def _leave(self, h: Tensor) -> Tensor:
         """h [B, T, N, D] to the output [B, T, E]."""
-        return self.norm(self.dropout(h)).flatten(2)
+        y: Tensor = self.norm(self.dropout(h))
+        return y.flatten(2)

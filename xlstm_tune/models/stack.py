@@ -71,7 +71,8 @@ class XLSTMStack(nn.Module):
         *whole, final = self.blocks
         for block in whole:
             x, _ = block(x, lengths=lengths)
-        return self.norm(final.last(x, lengths)).squeeze(1)
+        y: Tensor = self.norm(final.last(x, lengths))  # type: ignore[operator]
+        return y.squeeze(1)
 
 
 def _block(config: ModelConfig, at: int, backend: str) -> Block:

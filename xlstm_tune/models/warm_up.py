@@ -16,10 +16,10 @@ WIDTH, HEADS, BATCH = 64, 2, 16
 
 
 def warm_up() -> None:
-    """Train one step of a small model of every family."""
+    """Train one step of a small model of every family: a block that runs in full, and a last one."""
     shape = Shape(features=1, lookback=8, horizon=1, targets=1)
     for family in FAMILIES:
-        model = build_model(ModelConfig(family=family, hidden_size=WIDTH, heads=HEADS), shape)
+        model = build_model(ModelConfig(family=family, layers=2, hidden_size=WIDTH, heads=HEADS), shape)
         model(torch.randn(BATCH, shape.lookback, shape.features)).sum().backward()
 
 
