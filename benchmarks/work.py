@@ -16,7 +16,8 @@ feed-forward's width U, an input width I, three kinds of work are counted:
                      accesses forward 29 W + 3 U: norm 2, convolution 2, cell 15 (reads 4 gates and h, c, n, m, writes
                      h, c, n, m and 3 for later), head norm 2, norm 2, residuals 3 + 3; gate · up 3 U
                      backward 38 W + 5 U: 3, 4, 19, 3, 3, 3 + 3; 5 U
-    mLSTM block      multiply-adds 3 W P + 12 P (q, k, v in blocks of 4) + 6 P N (gates) + cell
+    mLSTM block      multiply-adds 3 W P + 12 P (q, k, v in blocks of 4) + 4 P N (gates, whose
+                     weights and those of q, k and v are one) + cell
                      cell, chunks of C: P (C + 1) within a chunk + 2 P D between chunks (none where C is the sequence),
                      at the C (16, 32, ... or the sequence) that needs fewest
                      functions N (C + 1) / 2 weights of pairs + 2 N gates + 2 P SiLU
@@ -29,7 +30,8 @@ Our forecaster's head sees the last step alone (pooling `last`), so a `step` or 
 only what reaches that step's output; whatever follows the cell is worth one step in T, which is left out:
 
     sLSTM block      multiply-adds 8 W D    functions 7 W    accesses 19 W and 26 W
-    mLSTM block      multiply-adds W P + 12 P + 6 P N + P D    functions 3 N + P    accesses 5 W + 11 P in all
+    mLSTM block      multiply-adds W P + 4 P N + 2 P (scores, weighted sum)    functions 3 N + P
+                     accesses 5 W + 3 P in all: norm 2 W and 3 W, the inner input P, and backward 2 P
 
 The limit in cache is flops, functions and accesses, each over its rate, one after the other; streamed is the same with
 accesses at the rate of memory. A program that keeps more in registers than a fused stage does could pass the first.
@@ -102,15 +104,16 @@ def _mlstm(case: Case, whole: bool) -> Work:
     """As `_slstm`."""
     width, inner, heads = case.width, 64 * math.ceil(2 * case.width / 64), case.heads
     head = inner // heads
-    to_cell = 12 * inner + 6 * inner * heads
+    gates = 4 * inner * heads
     if not whole:
-        return products(width * inner + to_cell + inner * head) + Work(0, 3 * heads + inner, 5 * width + 11 * inner)
+        last = width * inner + gates + 2 * inner
+        return products(last) + Work(0, 3 * heads + inner, 5 * width + 3 * inner)
 
     def cell(chunk: int) -> float:
         return inner * (chunk + 1) + (2 * inner * head if chunk < case.steps else 0)
 
     chunk = min((*(size for size in CHUNKS if size < case.steps), case.steps), key=cell)
     pairs = heads * (chunk + 1) / 2
-    return products(3 * width * inner + to_cell + cell(chunk)) + Work(
+    return products(3 * width * inner + 12 * inner + gates + cell(chunk)) + Work(
         0, pairs + 2 * heads + 2 * inner, 11 * width + 22 * inner + 6 * pairs
     )
