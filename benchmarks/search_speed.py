@@ -6,7 +6,9 @@
 
 ETTh1's oil temperature (OT), 96 hours to 24. Both sides train 16 models for 50 steps of 128 windows each, drawn from
 the same space: two mLSTM blocks of width 32 or 64 with dropout 0.1, learning rate 1e-4 to 1e-2 (logarithmic), three
-ways to scale a window; MAE is what they minimise and what decides. The training part is the 6400 windows before the
+ways to scale a window; MAE is what they minimise and what decides. Each side's head is its own: there one of the last
+24 hidden states for each hour ahead, here the last one for all, with or without a linear map of the window's trend and
+remainder beside it, which is searched too. The training part is the 6400 windows before the
 validation part of the literature, so that 50 steps are one epoch here; there each step draws its windows anew. Both
 judge each trial by all 2857 validation windows, once, at its end. What is no dimension is each side's default, the
 number of trials at a time and of threads included: here two of one thread, there one trial on all processors
@@ -113,6 +115,7 @@ def search_here(table: Path, trials: int, steps: int, folder: Path) -> Found:
         "space": {
             "model.hidden_size": {"choice": WIDTHS},
             "model.instance_norm": {"choice": ["none", "last", "reversible"]},
+            "model.decomposition": {"choice": ["none", "trend"]},
             "training.learning_rate": {"log_float": LEARNING_RATES},
         },
         "model": {"family": "mlstm", "layers": 2, "dropout": 0.1},

@@ -106,11 +106,7 @@ def slstm(
     """
     expect_shape(gates, "slstm: gates", B=None, T=None, N=None, gates=4, D=None)
     batch, _, heads, _, width = gates.shape
-    expect_shape(recurrent, "slstm: recurrent", N=heads, gates=4, D_out=width, D_in=width)
-    if bias is not None:
-        expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
-    for name, tensor in zip(SLSTMState._fields, initial_state or (), strict=False):
-        expect_shape(tensor, f"slstm: state {name}", B=batch, N=heads, D=width)
+    _check_slstm(batch, heads, width, recurrent, bias, initial_state)
     check_masks("slstm", resets, lengths, batch, gates.shape[1])
     dtype = _compute_dtype(gates, recurrent)
     cell = _SLSTM[resolve("slstm", backend, gates.device.type, dtype).backend]
@@ -148,28 +144,24 @@ def slstm_from_inputs(
     plain = all(tensor.dtype == torch.float32 for tensor in tensors) and resets is None and lengths is None
     device = for_if.device.type
     if plain and not torch.is_autocast_enabled(device) and resolve("slstm", backend, device).backend == "numba":
-        _check_inputs(for_if, for_zo, in_weight, recurrent, bias, initial_state)
+        expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=in_weight.shape[2])
+        heads, _, width, _ = in_weight.shape
+        expect_shape(for_if, "slstm: for_if", B=None, T=None, E=heads * width)
+        expect_shape(for_zo, "slstm: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)
+        _check_slstm(len(for_if), heads, width, recurrent, bias, initial_state)
         return slstm_from_inputs_numba(for_if, for_zo, in_weight, recurrent, bias, initial_state)
     gates = slstm_gates(for_if, for_zo, in_weight)
     return slstm(gates, recurrent, bias, initial_state, resets=resets, lengths=lengths, backend=backend)
 
 
-def _check_inputs(
-    for_if: Tensor,
-    for_zo: Tensor,
-    in_weight: Tensor,
-    recurrent: Tensor,
-    bias: Tensor,
-    state: SLSTMState | None,
+def _check_slstm(
+    batch: int, heads: int, width: int, recurrent: Tensor, bias: Tensor | None, state: SLSTMState | None
 ) -> None:
-    expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=in_weight.shape[2])
-    heads, _, width, _ = in_weight.shape
-    expect_shape(for_if, "slstm: for_if", B=None, T=None, E=heads * width)
-    expect_shape(for_zo, "slstm: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)
     expect_shape(recurrent, "slstm: recurrent", N=heads, gates=4, D_out=width, D_in=width)
-    expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
+    if bias is not None:
+        expect_shape(bias, "slstm: bias", N=heads, gates=4, D=width)
     for name, tensor in zip(SLSTMState._fields, state or (), strict=False):
-        expect_shape(tensor, f"slstm: state {name}", B=for_if.shape[0], N=heads, D=width)
+        expect_shape(tensor, f"slstm: state {name}", B=batch, N=heads, D=width)
 
 
 def mlstm(
