@@ -165,13 +165,7 @@ class MLSTMLayer(nn.Module):
 
         It spares products of q, k and v.
         """
-        by_q, by_k, by_v = (
-            self._through(part.weight, weight)
-            for part, weight in zip((self.q, self.k, self.v), self.gates.weight.chunk(3, 1), strict=True)
-        )
+        projections = torch.cat([self.q.weight, self.k.weight, self.v.weight])  # [3 P / block, block out, block in]
+        by_block = self.gates.weight.view(2 * self.heads, *projections.shape[:2]).transpose(0, 1)
+        by_q, by_k, by_v = (by_block @ projections).transpose(0, 1).flatten(1).chunk(3, 1)
         return by_q + by_k, by_v
-
-    def _through(self, projection: Tensor, gates: Tensor) -> Tensor:
-        """gates [2 N, P] of what a projection [P / block, block out, block in] gives, as [2 N, P] of its input."""
-        blocks = gates.view(-1, *projection.shape[:2])
-        return torch.einsum("gbo,boi->gbi", blocks, projection).flatten(1)
