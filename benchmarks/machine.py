@@ -80,8 +80,11 @@ def _best(run: Callable[[], object]) -> float:
 
 
 def write_results(name: str, lines: list[str]) -> Path:
-    """Put Markdown under the command that this program was started with into results/NAME.md. Returns the path."""
-    words = [word for word in sys.argv[1:] if word != "--write"]
+    """Put Markdown under the command that this program was started with into results/NAME.md. Returns the path.
+
+    Of a file's path in the command only the name is kept.
+    """
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:] if word != "--write"]
     path = Path(__file__).resolve().parent / "results" / f"{name}.md"
     path.write_text("\n".join([f"# `{' '.join(['python', f'benchmarks/{name}.py', *words])}`", "", *lines, ""]))
     return path
