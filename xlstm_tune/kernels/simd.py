@@ -303,6 +303,7 @@ def _product(rows: int, vectors: int, onto: bool = False) -> Any:
 
 product_6_4, product_12_2, product_12_1 = _product(6, 4), _product(12, 2), _product(12, 1)
 add_product_4_4, add_product_8_2, add_product_16_1 = _product(4, 4, True), _product(8, 2, True), _product(16, 1, True)
+add_product_4_1, add_product_1_1 = _product(4, 1, True), _product(1, 1, True)
 
 
 f32 = np.float32
