@@ -22,12 +22,13 @@ from xlstm_tune.kernels.simd import (
     load,
     log_sigmoid_and_slope,
     select,
-    sigmoid_and_slope,
+    sigmoid,
     splat,
     spread,
     store,
     sum_lanes,
     tanh,
+    with_sign,
 )
 from xlstm_tune.kernels.tiles import f32, floats, gather, kernel, scatter
 
@@ -102,7 +103,7 @@ def cell_forward(
                 n_old = load(n, place)
                 i_weight, f_weight, m_new = _weights(load(raw, place), log_f + load(m, place), n_old, t == 0)
                 z = tanh(load(raw, 2 * tile + place))
-                o, _ = sigmoid_and_slope(load(raw, 3 * tile + place))
+                o = sigmoid(load(raw, 3 * tile + place))
                 c_new = f_weight * load(c, place) + i_weight * z
                 n_new = f_weight * n_old + i_weight
                 store(c, place, c_new)
@@ -135,7 +136,7 @@ def _weights(i, past, n_old, first):
         f_log = past - m
         return exp(i - m), exp(select(f_log > _LIMIT, splat(_LIMIT), f_log)), m
     # One of the two is e^0.
-    smaller = exp(select(newer, i - past, past - i))
+    smaller = exp(with_sign(past - i, splat(-_ONE)))
     return select(newer, smaller, splat(_ONE)), select(newer, splat(_ONE), smaller), m
 
 
