@@ -59,17 +59,15 @@ def copy_rows(source, at, lane_stride, step_stride, count, steps, width, rows, f
     """
     padded, whole = (width + LANES - 1) // LANES * LANES, width - width % LANES
     for step in range(steps):
-        for lane in range(LANES):
-            to = ((first + step) * LANES + lane) * padded
-            if lane < count:
-                place = at + lane * lane_stride + step * step_stride
-                for feature in range(0, whole, LANES):
-                    store(rows, to + feature, load(source, place + feature))
-                for feature in range(whole, width):
-                    rows[to + feature] = source[place + feature]
-            else:
-                for feature in range(0, padded, LANES):
-                    store(rows, to + feature, splat(f32(0)))
+        place, to = at + step * step_stride, (first + step) * LANES * padded
+        for feature in range(0, whole, LANES):
+            for lane in range(count):
+                store(rows, to + lane * padded + feature, load(source, place + lane * lane_stride + feature))
+        for feature in range(whole, width):
+            for lane in range(count):
+                rows[to + lane * padded + feature] = source[place + lane * lane_stride + feature]
+        for empty in range(to + count * padded, to + LANES * padded, LANES):
+            store(rows, empty, splat(f32(0)))
 
 
 @njit(forceinline=True)
