@@ -48,7 +48,9 @@ def assert_near(mine, true):
 
 
 @pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (5, 7, 2, 3), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (5, 7, 2, 3), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20), (3, 4, 1, 272)]
+)
 def test_from_inputs_equals_gates_written_out(size, warm):
     inputs = problem(*size, warm=warm)
     assert_near(results(slstm_from_inputs, inputs, torch.float32), results(written_out, inputs, torch.float64))

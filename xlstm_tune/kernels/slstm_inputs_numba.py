@@ -21,6 +21,9 @@ from xlstm_tune.kernels.slstm_numba import (
 )
 from xlstm_tune.kernels.slstm_reference import SLSTMState
 
+LARGEST_WEIGHT = 2**18
+"""Numbers of a head's input weight up to which each step can take it from the cache: 1 MiB."""
+
 
 def _forward(
     for_if: Tensor,
@@ -108,6 +111,11 @@ _from_inputs = register(
         backward_shapes=_backward_shapes,
     )
 )
+
+
+def from_inputs_fits(in_weight: Tensor) -> bool:
+    """Whether `slstm_from_inputs_numba` is the faster way for in_weight [N, 4, D, D]."""
+    return in_weight.shape[1:].numel() <= LARGEST_WEIGHT
 
 
 def slstm_from_inputs_numba(
