@@ -29,6 +29,7 @@ SPECIAL = [
 TRUTHS = {
     "exp": (torch.exp,),
     "tanh": (torch.tanh,),
+    "sigmoid": (torch.sigmoid,),
     "sigmoid_and_slope": (torch.sigmoid, lambda x: torch.sigmoid(-x)),
     "log_sigmoid_and_slope": (torch.nn.functional.logsigmoid, lambda x: torch.sigmoid(-x)),
 }

@@ -48,10 +48,24 @@ def assert_near(mine, true):
 
 
 @pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (5, 7, 2, 3), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)])
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (5, 7, 2, 3), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20), (3, 4, 1, 272)]
+)
 def test_from_inputs_equals_gates_written_out(size, warm):
     inputs = problem(*size, warm=warm)
     assert_near(results(slstm_from_inputs, inputs, torch.float32), results(written_out, inputs, torch.float64))
+
+
+@pytest.mark.parametrize("outputs", [("h",), ("c", "m")])
+def test_from_inputs_gradients_of_some_outputs_alone(outputs):
+    def gradients(op, dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in problem(18, 9, 2, 5)]
+        found = dict(zip("hHcnm", flat(op, leaves), strict=True))
+        return torch.autograd.grad(sum(found[name].square().sum() for name in outputs), leaves)
+
+    mine, true = gradients(slstm_from_inputs, torch.float32), gradients(written_out, torch.float64)
+    for name, one, other in zip(NAMES, mine, true, strict=True):
+        assert (one.double() - other).abs().max() <= 1e-5 * other.abs().max().clamp(min=0.01), name
 
 
 def test_from_inputs_with_masks_equals_gates_written_out():

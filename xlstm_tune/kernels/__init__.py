@@ -18,7 +18,7 @@ from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.kernels.slstm_inputs_numba import slstm_from_inputs_numba
+from xlstm_tune.kernels.slstm_inputs_numba import from_inputs_fits, slstm_from_inputs_numba
 from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
@@ -142,6 +142,7 @@ def slstm_from_inputs(
     """
     tensors = (for_if, for_zo, in_weight, recurrent, bias, *(initial_state or ()))
     plain = all(tensor.dtype == torch.float32 for tensor in tensors) and resets is None and lengths is None
+    plain = plain and from_inputs_fits(in_weight)
     device = for_if.device.type
     if plain and not torch.is_autocast_enabled(device) and resolve("slstm", backend, device).backend == "numba":
         expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=in_weight.shape[2])

@@ -1,5 +1,5 @@
 """The gated feed-forward, down(activation(gate) · up), on a CPU in float32: a few rows at a time, all products and the
-activation while they are in cache, compiled by Numba.
+activation while they are in cache, compiled by Numba. The next block's rows are asked for during the activation.
 
 Legend: R rows (samples and steps), E features, F inner features, G groups (members), each with weights of its own.
 """
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.matmul_numba import CHUNK, ROWS, add_outer, fits, multiply, parts_of, share_of
-from xlstm_tune.kernels.simd import CONTRACT, LANES, exp, load, select, sigmoid_and_slope, splat, store
+from xlstm_tune.kernels.products import fetch
+from xlstm_tune.kernels.simd import CONTRACT, LANES, exp, load, select, sigmoid_and_slope, splat, store, with_sign
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
 KINDS = ("gelu", "silu", "relu")
@@ -26,7 +27,7 @@ def _normal(x):
     Φ(-|x|) = φ · a polynomial in 1 / (1 + p |x|), to 1e-7 (Abramowitz and Stegun 1964, 7.1.26, with x / √2 for x).
     """
     positive = x > f32(0)
-    size = select(positive, x, f32(0) - x)
+    size = with_sign(x, splat(f32(1)))
     bell = exp(x * x * f32(-0.5))
     t = f32(1) / (size * f32(0.3275911 * 0.7071067811865476) + f32(1))
     series = t * f32(1.061405429) + f32(-1.453152027)
@@ -67,7 +68,10 @@ def _forward(first, end, rows, width, inner, kind, x, up, down, y, halves):
         )  # fmt: skip
         for row in range(ROWS):
             at = (start + row) * 2 * inner
+            for rows_of in (x, y):
+                fetch(rows_of, (start + row + ROWS) * width, width, 1, width)
             for feature in range(0, inner, LANES):
+                fetch(halves, at + ROWS * 2 * inner + feature, inner, 2, LANES)
                 value, _ = _activation(load(halves, at + feature), kind)
                 store(active, row * inner + feature, value * load(halves, at + inner + feature))
         multiply(active, 0, inner, inner, down, group * inner * width, width, y, start * width, width)
@@ -100,7 +104,10 @@ def _backward(first, end, parts, rows, width, inner, kind, x, up, down, halves, 
                 )
                 for row in range(ROWS):
                     at, at_active, at_halves = (start + row) * 2 * inner, (here + row) * inner, (here + row) * 2 * inner
+                    for rows_of in (x, grad, d_x):
+                        fetch(rows_of, (start + row + ROWS) * width, width, 1, width)
                     for feature in range(0, inner, LANES):
+                        fetch(halves, at + ROWS * 2 * inner + feature, inner, 2, LANES)
                         value, slope = _activation(load(halves, at + feature), kind)
                         factor = load(halves, at + inner + feature)
                         through = load(active, at_active + feature)

@@ -18,6 +18,8 @@ from torch import Tensor
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.simd import (
     LANES,
+    add_product_1_1,
+    add_product_4_1,
     add_product_4_4,
     add_product_8_2,
     add_product_16_1,
@@ -127,6 +129,30 @@ def add_outer(y, from_y, y_row, width, x, from_x, x_row, count, rows, out, to):
                 to + feature * count + column,
                 count,
             )
+
+
+@njit(inline="always")
+def add_column(x, at, row, step, rows, count, column, from_column, apart, out, to, out_row):
+    """Add x [rows, count] times column [count, LANES] to out [rows, LANES], for any number of rows.
+
+    Element (r, k) of x is at + r · row + k · step; rows of column and out lie `apart` and `out_row` from each other.
+    """
+    first = 0
+    while rows - first >= 16:
+        add_product_16_1(
+            x, at + first * row, row, step, count, column, from_column, apart, out, to + first * out_row, out_row
+        )
+        first += 16
+    while rows - first >= 4:
+        add_product_4_1(
+            x, at + first * row, row, step, count, column, from_column, apart, out, to + first * out_row, out_row
+        )
+        first += 4
+    while first < rows:
+        add_product_1_1(
+            x, at + first * row, row, step, count, column, from_column, apart, out, to + first * out_row, out_row
+        )
+        first += 1
 
 
 @kernel

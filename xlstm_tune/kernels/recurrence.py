@@ -9,9 +9,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from xlstm_tune.kernels.matmul_numba import outer
+from xlstm_tune.kernels.matmul_numba import add_column, outer
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread, store
 from xlstm_tune.kernels.tiles import f32
+
+STEPS = 4
+"""Steps whose gates' gradients are kept in cache, to be met with what those gates saw in one product."""
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
@@ -25,37 +28,14 @@ def gate_sums(raw, bias, weight, head, unit, width, h):
     second = load(raw, (width + unit) * LANES) + spread(bias, at + width)
     third = load(raw, (2 * width + unit) * LANES) + spread(bias, at + 2 * width)
     fourth = load(raw, (3 * width + unit) * LANES) + spread(bias, at + 3 * width)
-    return add_products(first, second, third, fourth, weight, at, width, h, h)
-
-
-@njit(forceinline=True, fastmath=CONTRACT)
-def add_products(first, second, third, fourth, weight, at, width, seen, seen_later):
-    """The first two gates + weight · seen, the last two + weight · seen_later.
-
-    weight [N, 4, D, D in], from row `at` = (head · 4) · D + unit on; seen, seen_later [D in, W].
-    """
     row, gate = at * width, width * width
     for source in range(width):
-        early, late = load(seen, source * LANES), load(seen_later, source * LANES)
-        first = first + early * spread(weight, row + source)
-        second = second + early * spread(weight, row + gate + source)
-        third = third + late * spread(weight, row + 2 * gate + source)
-        fourth = fourth + late * spread(weight, row + 3 * gate + source)
+        seen = load(h, source * LANES)
+        first = first + seen * spread(weight, row + source)
+        second = second + seen * spread(weight, row + gate + source)
+        third = third + seen * spread(weight, row + 2 * gate + source)
+        fourth = fourth + seen * spread(weight, row + 3 * gate + source)
     return first, second, third, fourth
-
-
-@njit(forceinline=True, fastmath=CONTRACT)
-def inputs_share(weight, head, width, seen, seen_later, raw):
-    """raw [4, D, W], the inputs' share of all gates: as `add_products`, from zero."""
-    for unit in range(width):
-        zero = splat(f32(0))
-        first, second, third, fourth = add_products(
-            zero, zero, zero, zero, weight, head * 4 * width + unit, width, seen, seen_later
-        )
-        store(raw, unit * LANES, first)
-        store(raw, (width + unit) * LANES, second)
-        store(raw, (2 * width + unit) * LANES, third)
-        store(raw, (3 * width + unit) * LANES, fourth)
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
@@ -69,6 +49,35 @@ def through_weight(weight, head, unit, width, d_raw):
         third = third + load(d_raw, (2 * width + target) * LANES) * spread(weight, row + 2 * width + target)
         fourth = fourth + load(d_raw, (3 * width + target) * LANES) * spread(weight, row + 3 * width + target)
     return (first + second) + (third + fourth)
+
+
+@njit(forceinline=True)
+def copy_rows(source, at, lane_stride, step_stride, count, steps, width, rows, first):
+    """Rows of `count` samples and `steps` steps of a flat array → rows [STEPS, W, P] from step `first` on.
+
+    Further lanes become zero; columns from `width` up to P, the next multiple of LANES, stay as they are.
+    """
+    padded, whole = (width + LANES - 1) // LANES * LANES, width - width % LANES
+    for step in range(steps):
+        place, to = at + step * step_stride, (first + step) * LANES * padded
+        for feature in range(0, whole, LANES):
+            for lane in range(count):
+                store(rows, to + lane * padded + feature, load(source, place + lane * lane_stride + feature))
+        for feature in range(whole, width):
+            for lane in range(count):
+                rows[to + lane * padded + feature] = source[place + lane * lane_stride + feature]
+        for empty in range(to + count * padded, to + LANES * padded, LANES):
+            store(rows, empty, splat(f32(0)))
+
+
+@njit(forceinline=True)
+def add_shares(gates, at, count, steps, rows, width, out, to):
+    """Add to out [count, P] the products of `count` gates [., STEPS, W] with rows [STEPS, W, P], over `steps` steps."""
+    padded = (width + LANES - 1) // LANES * LANES
+    for column in range(0, padded, LANES):
+        add_column(
+            gates, at, STEPS * LANES, 1, count, steps * LANES, rows, column, padded, out, to + column, padded
+        )  # fmt: skip
 
 
 def parameter_gradients(d_gates: Tensor, h0: Tensor, h: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,18 @@ def select(typing_context: Any, where: Any, chosen: Any, other: Any) -> Any:
 
 
 @intrinsic
+def with_sign(typing_context: Any, value: Any, sign: Any) -> Any:
+    """Each lane of `value` with the sign of that of `sign`; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS])
+        copy = cgutils.get_or_insert_function(builder.module, kind, f"llvm.copysign.v{LANES}f32")
+        return builder.call(copy, arguments)
+
+    return vector(vector, vector), generate
+
+
+@intrinsic
 def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
     """Ask for the cache line of element `offset` of a flat array ahead of its use; any offset is harmless."""
 
@@ -303,36 +315,57 @@ def _product(rows: int, vectors: int, onto: bool = False) -> Any:
 
 product_6_4, product_12_2, product_12_1 = _product(6, 4), _product(12, 2), _product(12, 1)
 add_product_4_4, add_product_8_2, add_product_16_1 = _product(4, 4, True), _product(8, 2, True), _product(16, 1, True)
+add_product_4_1, add_product_1_1 = _product(4, 1, True), _product(1, 1, True)
 
 
 f32 = np.float32
 _LOG2_E = f32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = f32(0.693145751953125), f32(1.42860682030941723212e-6)
 _SHIFT = f32(1.5 * 2**23)
-_LOWEST = f32(-87.0)
+_LOWEST, _HIGHEST = f32(-87.0), f32(88.0)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def _series(x):
+    """(e^r - 1, n + 1.5 · 2²³) for x = n ln 2 + r with |r| ≤ ln 2 / 2; the polynomial is right to 1e-8."""
+    shifted = x * _LOG2_E + _SHIFT
+    n = shifted - _SHIFT
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    series = r * f32(0.0013901297272453444) + f32(0.008363170211356102)
+    series = series * r + f32(0.04166685372154061)
+    series = series * r + f32(0.16666577141198963)
+    series = series * r + f32(0.49999999551515106)
+    return (series * r) * r + r, shifted
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def _exp_of_negative(x):
+    """e^-|x|, for |x| > 87 that of -87."""
+    size = with_sign(x, splat(f32(-1)))
+    series, shifted = _series(select(size < _LOWEST, splat(_LOWEST), size))
+    return _shift_exponent(series + f32(1), shifted)
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
 def exp(x):
-    """e^x for x up to 88; 0 below -87. x = n ln 2 + r with |r| ≤ ln 2 / 2, and e^r by its Taylor series."""
+    """e^x for x up to 88; 0 below -87."""
     tiny = x < _LOWEST
-    bounded = select(tiny, splat(_LOWEST), x)
-    shifted = bounded * _LOG2_E + _SHIFT
-    n = shifted - _SHIFT
-    r = (bounded - n * _LN2_HIGH) - n * _LN2_LOW
-    series = r * f32(1 / 5040) + f32(1 / 720)
-    series = series * r + f32(1 / 120)
-    series = series * r + f32(1 / 24)
-    series = series * r + f32(1 / 6)
-    series = series * r + f32(1 / 2)
-    series = (series * r) * r + r + f32(1)
-    return select(tiny, splat(f32(0)), _shift_exponent(series, shifted))
+    series, shifted = _series(select(tiny, splat(_LOWEST), x))
+    return select(tiny, splat(f32(0)), _shift_exponent(series + f32(1), shifted))
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def sigmoid(x):
+    """1 / (1 + e^-x)."""
+    low = select(x < f32(0) - _HIGHEST, splat(f32(0) - _HIGHEST), x)
+    series, shifted = _series(f32(0) - select(low > f32(0) - _LOWEST, splat(f32(0) - _LOWEST), low))
+    return f32(1) / (_shift_exponent(series + f32(1), shifted) + f32(1))
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
 def sigmoid_and_slope(x):
     """(sigmoid(x), sigmoid(-x)), neither by subtraction."""
-    small = exp(select(x > f32(0), f32(0) - x, x))
+    small = _exp_of_negative(x)
     share = f32(1) / (small + f32(1))
     rest = small * share
     positive = x > f32(0)
@@ -341,34 +374,26 @@ def sigmoid_and_slope(x):
 
 @njit(forceinline=True, fastmath=CONTRACT)
 def log_sigmoid_and_slope(x):
-    """(log sigmoid(x), its derivative sigmoid(-x)); log(1 + u) = 2 artanh(u / (2 + u)) by its series, u in [0, 1]."""
-    positive = x > f32(0)
-    u = exp(select(positive, f32(0) - x, x))
-    s = u / (u + f32(2))
-    square = s * s
-    series = square * f32(2 / 15) + f32(2 / 13)
-    series = series * square + f32(2 / 11)
-    series = series * square + f32(2 / 9)
-    series = series * square + f32(2 / 7)
-    series = series * square + f32(2 / 5)
-    series = series * square + f32(2 / 3)
-    log1p = (series * square) * s + s * f32(2)
+    """(log sigmoid(x), its derivative sigmoid(-x)); log(1 + u) by a polynomial right to 3e-8, u in [0, 1]."""
+    u = _exp_of_negative(x)
+    series = u * f32(0.005232691442557793) + f32(-0.02950522746472373)
+    series = series * u + f32(0.07822593344431628)
+    series = series * u + f32(-0.13663244229645238)
+    series = series * u + f32(0.19106006023781655)
+    series = series * u + f32(-0.2484298202492812)
+    series = series * u + f32(0.3331909678373195)
+    series = series * u + f32(-0.49999493139326134)
+    series = series * u + f32(0.9999999698794676)
     share = f32(1) / (u + f32(1))
-    return select(positive, splat(f32(0)), x) - log1p, select(positive, u * share, share)
+    positive = x > f32(0)
+    return select(positive, splat(f32(0)), x) - series * u, select(positive, u * share, share)
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
 def tanh(x):
-    """tanh x by exponentials, and near zero, where they would cancel, by its Taylor series."""
-    positive = x > f32(0)
-    size = select(positive, x, f32(0) - x)
-    small = exp(size * f32(-2))
-    far = (f32(1) - small) / (small + f32(1))
-    square = x * x
-    series = square * f32(21844 / 6081075) + f32(-1382 / 155925)
-    series = series * square + f32(62 / 2835)
-    series = series * square + f32(-17 / 315)
-    series = series * square + f32(2 / 15)
-    series = series * square + f32(-1 / 3)
-    near = (series * square) * x + x
-    return select(size < f32(0.4), near, select(positive, far, f32(0) - far))
+    """tanh x = -u / (2 + u) with u = e^-2|x| - 1, summed without cancellation; the sign is x's."""
+    double = with_sign(x + x, splat(f32(-1)))
+    series, shifted = _series(select(double < _LOWEST, splat(_LOWEST), double))
+    power = _shift_exponent(splat(f32(1)), shifted)
+    u = series * power + (power - f32(1))
+    return with_sign(u / (u + f32(2)), x)

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from xlstm_tune.kernels.gates import backward as gates_backward
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.slstm_numba import backward, backward_shapes, forward_shapes, heads_first_state, run_forward
+from xlstm_tune.kernels.slstm_numba import (
+    backward_shapes,
+    forward_shapes,
+    heads_first_state,
+    run_backward,
+    run_forward,
+)
 from xlstm_tune.kernels.slstm_reference import SLSTMState
+
+LARGEST_WEIGHT = 2**18
+"""Numbers of a head's input weight up to which each step can take it from the cache: 1 MiB."""
 
 
 def _forward(
@@ -37,11 +46,21 @@ def _forward(
 
 
 def _backward(
-    for_if: Tensor, for_zo: Tensor, in_weight: Tensor, recurrent: Tensor, h0: Tensor, *rest: Any
+    for_if: Tensor,
+    for_zo: Tensor,
+    in_weight: Tensor,
+    recurrent: Tensor,
+    h0: Tensor,
+    h: Tensor,
+    saved: Tensor,
+    cells: Tensor,
+    *gradients: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Gradients of (for_if, for_zo, in_weight, recurrent, bias, h0, c0, n0, m0)."""
-    d_gates, *others = backward(recurrent, h0, None, *rest)
-    return *gates_backward(for_if, for_zo, in_weight, d_gates), *others
+    d_sources = torch.empty_like(for_if), torch.empty_like(for_zo)
+    sources, of_sources = (for_if, for_zo, in_weight), (h.new_empty(0), *d_sources)
+    found = run_backward(sources, recurrent, h0, None, h, saved, cells, gradients, of_sources)
+    return *d_sources, *found
 
 
 def _forward_shapes(
@@ -92,6 +111,11 @@ _from_inputs = register(
         backward_shapes=_backward_shapes,
     )
 )
+
+
+def from_inputs_fits(in_weight: Tensor) -> bool:
+    """Whether `slstm_from_inputs_numba` is the faster way for in_weight [N, 4, D, D]."""
+    return in_weight.shape[1:].numel() <= LARGEST_WEIGHT
 
 
 def slstm_from_inputs_numba(
