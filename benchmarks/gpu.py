@@ -15,11 +15,11 @@ into .gpu-packages, for the interpreter at hand, without touching its torch. In 
   work is counted too), timed by events, the median counts; with CUDA graphs as well.
 * first calls of a shape with an empty Triton cache in a fresh process.
 * peers: FlashRNN's backends, xlstm's vanilla sLSTM, cuDNN's LSTM (gpu_peers.py). What does not run is listed with the
-  reason. FlashRNN's CUDA backends are compiled for each shape, side by side, as far as time allows; what was compiled
-  stays in the temporary folder and counts in the next run.
+  reason. FlashRNN's CUDA backends are compiled for each shape, side by side, as far as time allows. What was compiled
+  stays in the temporary folder, and --prepare does nothing else, so that a run after it has the time for the rest.
 
 All of it happens in processes of its own, with a time limit each, and the results are written every second: what was
-measured before an accident is kept. With --only or --quick the files are named -partial.
+measured before an accident is kept. With --only, --quick or --no-peers the files are named -partial.
 
 Exit code 1 when a check fails (the tables are written), 2 without a GPU.
 """
@@ -55,6 +55,7 @@ from gpu_cases import (
     VARIANTS,
     VMAPPED,
     Case,
+    Peer,
 )
 from gpu_child import Lane, Pool, environment
 from gpu_tables import failures, tables
@@ -62,7 +63,7 @@ from gpu_tables import failures, tables
 SECONDS = 500.0
 SHARES = {"checks": 0.36, "ours": 0.62, "first": 0.68, "compile": 0.9, "peers": 1.0}
 """Of --seconds, by when a part has to end."""
-REQUEST_SECONDS = 60.0
+REQUEST_SECONDS = 75.0
 """For one check, or to prepare or time one case."""
 EACH = {"long": 0.4, "search": 0.15}
 """Seconds of calls for a time."""
@@ -122,8 +123,9 @@ class Session:
         print(f"{time.monotonic() - self.started:4.0f} s  {text}", file=sys.stderr, flush=True)
 
 
-def check(session: Session) -> None:
-    """Part 1: correctness, in as many processes as half the cores, since most of the time is Triton's compiling."""
+def check(session: Session, lane: Lane) -> None:
+    """Part 1: correctness, in as many processes as half the cores, since most of the time is Triton's compiling; `lane`
+    is one of them."""
     arguments = session.arguments
     widths: Iterable[int] = (5, 64, 130) if arguments.quick else CHECK_WIDTHS
     dtypes: Iterable[str] = TOLERANCES
@@ -149,7 +151,7 @@ def check(session: Session) -> None:
     requests += [request | {"size": size} for request in features]
     session.say(f"{len(requests)} checks")
     count = 1 if arguments.interpret else max(1, min(8, (os.cpu_count() or 2) // 2, len(requests)))
-    with Pool([Lane(environment(arguments.interpret)) for _ in range(count)]) as pool:
+    with Pool([lane, *(Lane(environment(arguments.interpret)) for _ in range(count - 1))]) as pool:
         for request, answer in pool.ask(requests, REQUEST_SECONDS, session.deadline("checks")):
             part = "checks" if "variant" in request else "features"
             kept = {name: request[name] for name in ("op", "dtype", "width", "variant", "name") if name in request}
@@ -242,8 +244,8 @@ def time_peers(session: Session) -> None:
             if not peer.compiled and not peer.slow:
                 time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
         lane.end()
-        pairs = [(peer.name, case) for peer in ready if peer.compiled for case in of(peer.ops, cases["long"])]
-        time_compiled(session, pairs)
+        with Compiled(session, [peer for peer in ready if peer.compiled], cases["long"], "compile") as compiled:
+            compiled.time()
         for peer in ready:
             if not peer.compiled and not peer.slow:
                 time_cases(session, lane, peer.name, "search", of(peer.ops, cases["search"]), "peers")
@@ -260,34 +262,60 @@ def of(ops: tuple[str, ...], cases: list[Case]) -> list[Case]:
     return [case for case in cases if case.op in ops]
 
 
-def time_compiled(session: Session, pairs: list[tuple[str, Case]]) -> None:
-    """Have cases compiled side by side, each in a process of its own, then time them one by one."""
-    if not pairs:
-        return
-    session.say(f"compiling {len(pairs)} cases of peers")
-    until = session.deadline("compile")
-    lanes = [Lane(extension_environment(side, case)) for side, case in pairs]
+class Compiled:
+    """Cases of peers that are compiled for each shape: side by side, each in a process of its own. Use as a context."""
 
-    def prepare(lane: Lane, side: str, case: Case) -> dict[str, Any]:
-        left = until - time.monotonic()
+    def __init__(self, session: Session, peers: list[Peer], cases: list[Case], part: str):
+        """part: by whose end all has to be compiled."""
+        self.session = session
+        pairs = [(peer.name, case) for peer in peers for case in of(peer.ops, cases)]
+        self.pairs = sorted(pairs, key=lambda pair: OPS.index(pair[1].op), reverse=True)  # sLSTM has a target
+        self.lanes = [Lane(extension_environment(*pair)) for pair in self.pairs]
+        if self.pairs:
+            session.say(f"compiling {len(self.pairs)} cases of peers")
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as threads:
+            futures = [
+                threads.submit(self._prepare, lane, side, case, part)
+                for lane, (side, case) in zip(self.lanes, self.pairs, strict=True)
+            ]
+            self.answers = [future.result() for future in futures]
+
+    def _prepare(self, lane: Lane, side: str, case: Case, part: str) -> dict[str, Any]:
+        left = self.session.left(part)
         if left < 2:
             return {"error": "not run: no time was left"}
-        return lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, left)
+        answer = lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, left)
+        self.session.say(f"{side}: {case.title}: {answer.get('error', 'compiled')}")
+        return answer
 
-    try:
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as threads:
-            futures = [threads.submit(prepare, lane, *pair) for lane, pair in zip(lanes, pairs, strict=True)]
-            answers = [future.result() for future in futures]
-        for lane, (side, case), answer in zip(lanes, pairs, answers, strict=True):
+    def __enter__(self) -> Compiled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for lane in self.lanes:
+            lane.end()
+
+    def time(self) -> None:
+        """Time what was compiled, one case after the other."""
+        for lane, (side, case), answer in zip(self.lanes, self.pairs, self.answers, strict=True):
             if "error" in answer:
-                session.add("timings", {"section": "long", "side": side, **asdict(case), **answer})
+                self.session.add("timings", {"section": "long", "side": side, **asdict(case), **answer})
             else:
-                session.say(f"{side}: {case.title}")
-                time_cases(session, lane, side, "long", [case], "peers", prepared=answer)
+                time_cases(self.session, lane, side, "long", [case], "peers", prepared=answer)
             lane.end()
-    finally:
-        for lane in lanes:
-            lane.end()
+
+
+def prepare_peers(session: Session) -> int:
+    """Compile what peers need to be compiled, nothing else. Exit code 1 where something was not."""
+    ready = []
+    with Lane(environment(False)) as lane:
+        for peer in PEERS:
+            if peer.compiled:
+                answer = lane.ask({"do": "refusal", "side": peer.name}, REQUEST_SECONDS)
+                session.say(f"{peer.name}: {answer.get('error', 'can be compiled')}")
+                ready += [] if "error" in answer else [peer]
+    with Compiled(session, ready, chosen(session)["long"], "peers") as compiled:
+        return int(not ready or any("error" in answer for answer in compiled.answers))
 
 
 def extension_environment(side: str, case: Case) -> dict[str, str]:
@@ -309,6 +337,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default: %(default).0f)")
     parser.add_argument("--only", default="", help="what has this in its name: 'slstm', 'check: ', 'long: ', '12 × 64'")
     parser.add_argument("--no-peers", action="store_true", help="our side alone")
+    parser.add_argument("--prepare", action="store_true", help="compile peers, nothing else")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, shorter times")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the checks' inputs (default: any)")
     parser.add_argument("--interpret", action="store_true", help="checks alone, on a CPU, in Triton's interpreter")
@@ -321,31 +350,35 @@ def main() -> int:
     arguments = parse()
     with Lane(environment(arguments.interpret)) as lane:
         found = lane.ask({"do": "describe"}, REQUEST_SECONDS)
-    if "error" in found:
-        print(f"This cannot run: {found['error']}.")
-        return 2
-    if arguments.interpret:
-        session = Session(arguments, None, found | {"device": "Triton's interpreter on a CPU"})
-        check(session)
-        session.results["unfinished"] = False
-        print("\n".join(tables(session.results)))
-        return 1 if failures(session.results) else 0
-    if not found["device"]:
-        print(
-            f"There is no GPU: torch {found['versions']['torch']} sees no CUDA device, and this measures one; "
-            "--interpret runs its checks on a CPU."
-        )
-        return 2
-    partial = "-partial" if arguments.only or arguments.quick else ""
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    session = Session(arguments, arguments.out / (slug(found["device"]) + partial), found)
-    try:
-        for part in (check, measure, first_calls, *(() if arguments.no_peers else (time_peers,))):
-            part(session)
-            session.save()
-        session.results["unfinished"] = False
-    finally:
+        if "error" in found:
+            print(f"This cannot run: {found['error']}.")
+            return 2
+        if arguments.interpret:
+            session = Session(arguments, None, found | {"device": "Triton's interpreter on a CPU"})
+            check(session, lane)
+            session.results["unfinished"] = False
+            print("\n".join(tables(session.results)))
+            return 1 if failures(session.results) else 0
+        if not found["device"]:
+            print(
+                f"There is no GPU: torch {found['versions']['torch']} sees no CUDA device, and this measures one; "
+                "--interpret runs its checks on a CPU."
+            )
+            return 2
+        partial = "-partial" if arguments.only or arguments.quick or arguments.no_peers else ""
+        session = Session(arguments, arguments.out / (slug(found["device"]) + partial), found)
+        if arguments.prepare:
+            return prepare_peers(session)
+        arguments.out.mkdir(parents=True, exist_ok=True)
         session.save()
+        try:
+            check(session, lane)
+            for part in (measure, first_calls, *(() if arguments.no_peers else (time_peers,))):
+                session.save()
+                part(session)
+            session.results["unfinished"] = False
+        finally:
+            session.save()
     print("\n".join(tables(session.results)))
     print(f"\nWritten to {session.path}.md and .json.")
     return 1 if failures(session.results) else 0

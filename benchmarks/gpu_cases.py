@@ -107,6 +107,10 @@ VARIANTS = ("plain", "state", "masks")
 FEATURES = ("graph", "compile", "vmap")
 
 
+class Refused(Exception):
+    """A side that cannot run a case; the message says why."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """Another implementation; how it is called stands in gpu_peers.py."""

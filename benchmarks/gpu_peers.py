@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from gpu_cases import OURS, PEERS, VMAPPED, Case
+from gpu_cases import OURS, PEERS, VMAPPED, Case, Refused
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import lstm, slstm
@@ -32,10 +32,6 @@ SAME_STEPS = 16
 SAME = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """That it may differ, as a share of the largest h: others keep their states in 16 bits."""
 OURS_BY_OP: dict[str, Callable[..., Any]] = {"lstm": lstm, "slstm": slstm}
-
-
-class Refused(Exception):
-    """A side that cannot run a case; the message says why."""
 
 
 class Task(Protocol):

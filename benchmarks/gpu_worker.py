@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from gpu_cases import Case
+from gpu_cases import Case, Refused
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONGEST = 240
@@ -120,13 +120,16 @@ def respond(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return handle(**request)
     except Exception as error:  # one case's accident is its own result, and must not end the others
-        return {"error": reason(error), "fatal": "CUDA error" in str(error)}
+        spoilt = "CUDA" in str(error) and not isinstance(error, (torch.OutOfMemoryError, Refused))
+        return {"error": reason(error), "fatal": spoilt}
 
 
 def reason(error: Exception) -> str:
     """An error in one line: of a compiler's output the line that tells the error, else the first and the last."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
+    if isinstance(error, Refused):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line.lower()]
     picked = telling[:1] or ([lines[0], lines[-1]] if len(lines) > 1 else lines)

@@ -134,8 +134,8 @@ def test_peer_computes_what_ours_does(side: str, package: str) -> None:
 
 
 def test_peer_with_another_function_is_refused() -> None:
-    from gpu_cases import Case
-    from gpu_peers import Ours, Refused, differs
+    from gpu_cases import Case, Refused
+    from gpu_peers import Ours, differs
 
     task = Ours(Case("slstm", batch=2, steps=4, heads=1, width=3, dtype="float32"), CPU, backend="reference")
     with pytest.raises(Refused, match="not the same function"):
@@ -295,6 +295,12 @@ def test_gpu_keeps_what_was_measured_before_an_interruption(monkeypatch: pytest.
     results = json.loads((tmp_path / "some-gpu-80gb-partial.json").read_text())
     assert results["unfinished"] and results["timings"]
     assert "**Unfinished**" in (tmp_path / "some-gpu-80gb-partial.md").read_text()
+
+
+def test_gpu_prepare_compiles_peers_and_writes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert drive(monkeypatch, tmp_path, "--prepare", "--only", "12 × 64") == 0
+    assert drive(monkeypatch, tmp_path, "--prepare") == 1  # one shape does not fit
+    assert [path.name for path in tmp_path.iterdir()] == ["extensions"]
 
 
 def test_gpu_only_takes_what_has_the_words_in_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
