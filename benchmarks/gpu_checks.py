@@ -6,7 +6,7 @@ outputs: of all of them in float32, of h alone in 16 bits, where rounding may fl
 the gradient of a final state jumps. An error is the largest difference as a share of the largest value. New memory
 holds NaN throughout, so that reading it shows.
 
-To add an op: its entry in OPS, and one in gpu_cases.WORK.
+To add an op: its entry in OPS, its work and shapes in gpu_cases.py, and how it is drawn and called in gpu_peers.py.
 """
 
 from __future__ import annotations

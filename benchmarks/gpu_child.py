@@ -130,7 +130,7 @@ class Lane:
         except Lost as lost:
             self.end()
             return {"error": str(lost)}
-        if answer.get("fatal"):  # the GPU's context is spoilt
+        if answer.pop("fatal", False):  # the GPU's context is spoilt
             self.end()
         return answer
 

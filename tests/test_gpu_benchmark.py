@@ -197,10 +197,41 @@ def test_tables_tell_times_shares_and_why_peers_did_not_run() -> None:
     assert "| FlashRNN cuda_fused | all | it needs nvcc |" in lines
     assert f"| FlashRNN triton_fused | 2, such as {shape} | AssertionError: a / b |" in lines
     assert "- slstm, 16 × 1024 steps, 12 × 64, bfloat16, at most 5 ms: met (4.00 ms)." in lines
-    assert any("best backend at every width: met; ahead at 1 of 1" in line for line in lines)
-    assert any("at most 5 s: MISSED (the slowest 6.0 s, slstm, 64, bfloat16)" in line for line in lines)
+    (race,) = (line for line in lines if "best backend at every width" in line)
+    assert "width: met, ahead at 1 of 1; not running at every shape: FlashRNN cuda_fused, FlashRNN triton" in race
+    first = lines.index("- first call of a shape, at most 5 s: MISSED.")
+    assert lines[first + 1] == "- not so: slstm, width 64, bfloat16: 6.0 s."
     columns = [line.count("|") for line in lines if line.startswith("|")]
     assert all(count > 2 for count in columns)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "of_5_ms"),
+    [
+        ({"both_ms": 7.0}, "MISSED, ahead at 0 of 1", "MISSED (7.00 ms)"),
+        (
+            {"error": "OutOfResources: shared memory"},
+            "MISSED, ahead at 0 of 1",
+            "MISSED (OutOfResources: shared memory)",
+        ),
+        (
+            {"error": "not run: no time was left"},
+            "not decided, ahead at 0 of 1",
+            "not decided (not run: no time was left)",
+        ),
+    ],
+)
+def test_targets_are_missed_where_we_are_slower_or_cannot_run(
+    change: dict[str, Any], verdict: str, of_5_ms: str
+) -> None:
+    from gpu_tables import targets
+
+    results = made_up()
+    results["timings"][1] = {name: one for name, one in results["timings"][1].items() if not name.endswith("_ms")}
+    results["timings"][1] |= {"forward_ms": 1.0, **change}
+    race, *_ = targets(results)
+    assert f"at every width: {verdict}" in race
+    assert any(line.endswith(f"at most 5 ms: {of_5_ms}.") for line in targets(results))
 
 
 def test_failures_are_errors_beyond_the_tolerance_and_accidents() -> None:
