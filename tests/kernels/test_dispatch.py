@@ -34,7 +34,8 @@ def test_numba_is_refused_where_it_cannot_run():
 
 
 def test_triton_says_what_it_needs_and_how_it_runs(monkeypatch):
-    assert resolve("slstm", "triton", "cuda", width=128).reason.endswith("one kernel for all steps")
+    assert resolve("slstm", "triton", "cuda", width=64).reason.endswith("one kernel for all steps")
+    assert "in float32 two a step" in resolve("slstm", "triton", "cuda", width=128).reason
     assert "wider than 128" in resolve("lstm", "auto", "cuda", width=129).reason
     assert resolve("lstm", "auto", "cuda").backend == "triton"
     assert resolve("lstm", "auto", "cuda", projected=True).backend == "reference"

@@ -7,7 +7,7 @@ from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
 
 pytest.importorskip("triton")
 from xlstm_tune.kernels.dispatch import ON_CHIP
-from xlstm_tune.kernels.parts_triton import launch
+from xlstm_tune.kernels.parts_triton import INTERPRETED, launch
 
 OPS = {"lstm": (lstm, LSTMState, 2), "slstm": (slstm, SLSTMState, 4)}
 
@@ -37,7 +37,7 @@ def results(op, inputs, dtype, backend):
     return outputs, torch.autograd.grad(loss, inputs)
 
 
-@pytest.mark.parametrize("width", [16, 24, ON_CHIP + 2])
+@pytest.mark.parametrize("width", [16, 24, 100, ON_CHIP[2] + 2])
 @pytest.mark.parametrize("op", OPS)
 def test_16_bit_inputs_are_summed_in_float32(op, width):
     """float16 stands for bfloat16 too, whose products the interpreter gets wrong (3.9 multiplies the bits)."""
@@ -53,8 +53,7 @@ def test_16_bit_inputs_are_summed_in_float32(op, width):
 def test_both_designs_give_the_same(op, monkeypatch):
     inputs = problem(op, 20)
     whole = results(op, inputs, torch.float32, "triton")
-    module = __import__(f"xlstm_tune.kernels.{op}_triton", fromlist=["ON_CHIP"])
-    monkeypatch.setattr(module, "ON_CHIP", 0)
+    monkeypatch.setattr(f"xlstm_tune.kernels.{op}_triton.launch_for", lambda tensor: None)
     by_step = results(op, inputs, torch.float32, "triton")
     for one, other in zip((*whole[0], *whole[1]), (*by_step[0], *by_step[1]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -79,8 +78,17 @@ def test_resets_and_lengths_hold_in_16_bits(op):
         assert (one.double() - other).abs().max() <= 5e-3 * other.abs().max()
 
 
-@pytest.mark.parametrize("width", range(1, ON_CHIP + 1))
-def test_every_width_has_a_launch(width):
-    found = launch(width)
-    assert found.width >= max(16, width) and found.width & (found.width - 1) == 0
-    assert found.samples >= 16 and found.warps in (1, 2, 4, 8)
+@pytest.mark.parametrize("bytes_each", [2, 4])
+def test_every_width_has_a_launch_up_to_what_fits(bytes_each):
+    for width in range(1, 300):
+        found = launch(width, bytes_each, INTERPRETED)
+        assert (found is not None) == (width <= ON_CHIP[bytes_each])
+        if found is not None:
+            assert found.width >= max(16, width) and found.width & (found.width - 1) == 0
+            assert found.samples >= 16 and found.memory <= INTERPRETED
+
+
+def test_a_smaller_chip_reads_less_ahead_or_goes_step_by_step():
+    assert launch(128, 2, 166_912).stages == 1
+    assert launch(128, 2, 101_376) is None
+    assert launch(64, 4, 101_376).stages == 1

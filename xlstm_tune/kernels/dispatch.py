@@ -13,8 +13,8 @@ from xlstm_tune.errors import BackendUnavailable
 BACKENDS = ("auto", "reference", "numba", "triton")
 KERNELS: dict[str, tuple[str, ...]] = {"lstm": ("numba", "triton"), "slstm": ("numba", "triton"), "mlstm": ("numba",)}
 """The backends that each op has besides the reference, the one to be preferred first."""
-ON_CHIP = 128
-"""The widest head whose recurrent weights a GPU's multiprocessor holds, four matrices in 16 bits, beside the states."""
+ON_CHIP = {2: 128, 4: 64}
+"""By bytes of a number, the widest head whose four recurrent matrices a GPU's multiprocessor holds beside states."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def _design(op: str, backend: str, width: int) -> str:
     """Which of a backend's ways the width of a head leads to, in words."""
     if backend != "triton" or op == "mlstm" or not width:
         return ""
-    if width <= ON_CHIP:
+    if width <= ON_CHIP[4]:
         return "; one kernel for all steps"
-    return f"; a product and a kernel a step, since heads are wider than {ON_CHIP}"
+    if width <= ON_CHIP[2]:
+        return f"; in 16 bits one kernel for all steps, in float32 two a step, since heads are wider than {ON_CHIP[4]}"
+    return f"; a product and a kernel a step, since heads are wider than {ON_CHIP[2]}"

@@ -12,13 +12,12 @@ import triton
 from torch import Tensor
 
 from xlstm_tune.kernels import lstm_steps_triton as kernels
-from xlstm_tune.kernels.dispatch import ON_CHIP
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.lstm_reference import LSTMState
 from xlstm_tune.kernels.parts_triton import (
     STEP_UNITS,
     exact,
-    launch,
+    launch_for,
     parameter_gradients,
     programs,
     state_by_head,
@@ -40,12 +39,12 @@ def forward(
     """
     found = forward_shapes(gates, recurrent, bias, h0, c0, keep, train)
     heads, batch, steps, _, width = gates.shape
-    if width <= ON_CHIP:
-        cut = launch(width)
+    cut = launch_for(gates)
+    if cut is not None:
         kernels.forward[(heads, programs(batch, cut))](
             gates, recurrent, bias, h0, c0, gates if keep is None else keep, *found, batch, steps, heads, width,
             KEEP=keep is not None, TRAIN=train, PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width,
-            num_warps=cut.warps,
+            num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     else:
         _forward_by_step(gates, recurrent, bias, h0, c0, keep, train, found)
@@ -96,13 +95,13 @@ def backward(
     of_h = h if grad_h is None else grad_h.contiguous()
     of_c = torch.zeros_like(h0) if grad_c is None else grad_c.contiguous()
     d_gates = recurrent.new_empty(heads, batch, steps, 4, width)
-    if width <= ON_CHIP:
-        cut = launch(width)
+    cut = launch_for(recurrent)
+    if cut is not None:
         d_h, d_c = torch.empty_like(h0), torch.empty_like(h0)
         kernels.backward[(heads, programs(batch, cut))](
             recurrent, h if keep is None else keep, saved, cells, of_h, of_c, d_gates, d_h, d_c,
             batch, steps, heads, width, KEEP=keep is not None, SEEN=grad_h is not None,
-            PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps,
+            PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     else:
         d_h, d_c = torch.zeros_like(h0), of_c.clone()

@@ -1,8 +1,8 @@
 """What the Triton kernels of LSTM and sLSTM share: functions of gates, and how many programs share the work.
 
 No kernel is tuned at run time: a search visits hundreds of shapes, and trying variants for each would cost seconds.
-`launch` is a small table by head width instead. Its numbers were chosen by the size of what a program holds and have
-not been measured on a GPU.
+`launch` looks into a small table by head width and dtype instead. Its numbers were chosen by what the compiled kernels
+take of registers and shared memory on an H100; they have not been timed on a GPU.
 """
 
 from __future__ import annotations
@@ -22,16 +22,45 @@ STEP_UNITS = 1024
 class Launch:
     """How a recurrence is cut up: each program has a head and `samples` samples."""
 
-    samples: int
     width: int
     """The head's width, made a power of two and at least 16, as products on a GPU need it."""
     warps: int
+    stages: int
+    """How far the backward pass reads ahead."""
+    memory: int
+    """Bytes of shared memory that the hungriest kernel takes, as Triton 3.6 compiles it for an H100."""
+    samples: int = 16
 
 
-def launch(width: int) -> Launch:
-    """For heads of this width, at most ON_CHIP."""
+_LAUNCHES = {
+    (16, 2): [Launch(16, 1, 3, 18_432)],
+    (16, 4): [Launch(16, 1, 3, 25_600)],
+    (32, 2): [Launch(32, 2, 3, 44_032)],
+    (32, 4): [Launch(32, 4, 3, 57_344)],
+    (64, 2): [Launch(64, 4, 3, 104_448), Launch(64, 4, 1, 43_008)],
+    (64, 4): [Launch(64, 4, 3, 147_456), Launch(64, 4, 1, 81_920)],
+    (128, 2): [Launch(128, 8, 2, 212_992), Launch(128, 8, 1, 151_552)],
+}
+"""By padded width and bytes of a number, the one to be preferred first."""
+INTERPRETED = 232_448
+"""The shared memory that the interpreter acts as if it had: an H100's."""
+
+
+def launch(width: int, bytes_each: int, memory: int) -> Launch | None:
+    """For heads of this width in a dtype, on a device with so many bytes of shared memory; None where no kernel for the
+    whole sequence fits."""
     padded = max(16, triton.next_power_of_2(width))
-    return Launch(samples=16, width=padded, warps={16: 1, 32: 2, 64: 4, 128: 8}[padded])
+    fitting = (one for one in _LAUNCHES.get((padded, bytes_each), []) if one.memory <= memory)
+    return next(fitting, None)
+
+
+def launch_for(tensor: Tensor) -> Launch | None:
+    """`launch` of a tensor [.., D] where it lies."""
+    memory = INTERPRETED
+    if tensor.is_cuda:
+        # What Triton itself holds a kernel against before it starts it.
+        memory = triton.runtime.driver.active.utils.get_device_properties(tensor.get_device())["max_shared_mem"]
+    return launch(tensor.shape[-1], tensor.element_size(), memory)
 
 
 def programs(batch: int, launched: Launch) -> int:

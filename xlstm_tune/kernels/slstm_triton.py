@@ -15,12 +15,11 @@ import triton
 from torch import Tensor
 
 from xlstm_tune.kernels import slstm_steps_triton as kernels
-from xlstm_tune.kernels.dispatch import ON_CHIP
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.parts_triton import (
     STEP_UNITS,
     exact,
-    launch,
+    launch_for,
     parameter_gradients,
     programs,
     state_by_head,
@@ -51,12 +50,12 @@ def forward(
     """
     found = forward_shapes(gates, recurrent, bias, h0, c0, n0, m0, keep, train)
     heads, batch, steps, _, width = gates.shape
-    if width <= ON_CHIP:
-        cut = launch(width)
+    cut = launch_for(gates)
+    if cut is not None:
         kernels.forward[(heads, programs(batch, cut))](
             gates, recurrent, bias, h0, c0, n0, m0, gates if keep is None else keep, *found, batch, steps, heads, width,
             KEEP=keep is not None, TRAIN=train, PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width,
-            num_warps=cut.warps,
+            num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     else:
         _forward_by_step(gates, recurrent, bias, (h0, c0, n0, m0), keep, train, found)
@@ -113,12 +112,12 @@ def backward(
     of_cell = [torch.zeros_like(h0) if grad is None else grad.contiguous() for grad in (grad_c, grad_n, grad_m)]
     d_gates = h.new_empty(heads, batch, steps, 4, width, dtype=recurrent.dtype)
     d_state = [torch.empty_like(h0) for _ in range(4)]
-    if width <= ON_CHIP:
-        cut = launch(width)
+    cut = launch_for(recurrent)
+    if cut is not None:
         kernels.backward[(heads, programs(batch, cut))](
             recurrent, h if keep is None else keep, saved, cells, of_h, *of_cell, d_gates, *d_state,
             batch, steps, heads, width, KEEP=keep is not None, SEEN=grad_h is not None, STABILISED=stabilised,
-            PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps,
+            PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
         )  # fmt: skip
     else:
         d_state = _backward_by_step(recurrent, keep, saved, cells, grad_h, of_cell, stabilised, d_gates)
