@@ -2,6 +2,8 @@
 # make test      every test
 # make lint      ruff and mypy, as CI runs them
 # make peers     the packages that benchmarks compare with, in .venv-peers
+# make gpu       check and time the kernels on a GPU, with the interpreter at hand that has torch; it installs nothing
+# make gpu-packages    for `make gpu`: numba and the packages that it compares with, in .gpu-packages
 # make ui        the MLflow pages of every search below $(STORAGE), on 127.0.0.1
 
 STORAGE ?= searches
@@ -15,7 +17,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 RUN = .venv/bin/python
 
-.PHONY: search test lint peers ui clean
+.PHONY: search test lint peers gpu gpu-packages ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -55,5 +57,21 @@ peers: .venv-peers/ready
 	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps xlstm==2.0.6
 	@touch .venv-peers/ready
 
+# A machine with a GPU brings a torch that fits its driver: it is used as it is. The first of .venv and the interpreters
+# on the path that has torch, unless one is named with make gpu PYTHON=...
+GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),$(shell \
+	for p in $(RUN) python3 python python3.12 python3.11; do \
+	$$p -c 'import sys, importlib.util as i; sys.exit(sys.version_info < (3, 11) or not i.find_spec("torch"))' 2>/dev/null \
+	&& { echo $$p; break; }; done))
+
+gpu:
+	@test -n "$(GPU_PYTHON)" || { echo "No Python from 3.11 on that has torch was found; name one with make gpu PYTHON=/path/to/python"; exit 2; }
+	@$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
+
+gpu-packages:
+	@test -n "$(GPU_PYTHON)" || { echo "No Python from 3.11 on that has torch was found; name one with make gpu-packages PYTHON=/path/to/python"; exit 2; }
+	@$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .gpu-packages \
+		-c constraints.txt -r benchmarks/gpu.txt
+
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .gpu-packages

@@ -9,7 +9,7 @@ import torch
 from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, lstm, mlstm, slstm
 from xlstm_tune.kernels.dispatch import KERNELS
 
-SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)]
+SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20), (3, 5, 2, 130)]
 """(batch, steps, heads, width)"""
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from xlstm_tune.errors import BackendUnavailable
-from xlstm_tune.kernels import slstm
+from xlstm_tune.kernels import dispatch, slstm
 from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, resolve
 
 
@@ -31,6 +31,22 @@ def test_numba_is_refused_where_it_cannot_run():
     gates = torch.zeros(1, 2, 1, 4, 1, dtype=torch.float64)
     with pytest.raises(BackendUnavailable, match="computes in float32, and the tensors are float64"):
         slstm(gates, torch.zeros(1, 4, 1, 1, dtype=torch.float64), backend="numba")
+
+
+def test_triton_says_what_it_needs_and_how_it_runs(monkeypatch):
+    assert resolve("slstm", "triton", "cuda", width=64).reason.endswith("one kernel for all steps")
+    assert "in float32 two a step" in resolve("slstm", "triton", "cuda", width=128).reason
+    assert "wider than 128" in resolve("lstm", "auto", "cuda", width=129).reason
+    assert resolve("lstm", "auto", "cuda").backend == "triton"
+    assert resolve("lstm", "auto", "cuda", projected=True).backend == "reference"
+    assert resolve("lstm", "auto", "cuda", torch.float64).backend == "reference"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendUnavailable, match="it runs on a GPU, and the tensors are on 'cpu'"):
+        resolve("slstm", "triton")
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="the package triton is not installed"):
+        resolve("slstm", "triton", "cuda")
+    assert resolve("slstm", "auto", "cuda").backend == "reference"
 
 
 def test_resolve_unknown_names():

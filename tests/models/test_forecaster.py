@@ -153,7 +153,8 @@ def test_shape_refuses_what_cannot_be():
         Shape(3, 10, 1, 1, (3,))
 
 
-def test_backend_is_described_and_an_explicit_one_refused():
+def test_backend_is_described_and_an_explicit_one_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     described = build_model(config("xlstm"), SHAPE).describe_backend()
     assert "slstm: " in described and "mlstm: " in described
     assert build_model(config("lstm_torch"), SHAPE).describe_backend() == "lstm_torch: torch.nn.LSTM"

@@ -6,10 +6,13 @@ inputs' dtype, states stay in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.dispatch import Choice, resolve
 from xlstm_tune.kernels.gates import slstm_gates
 from xlstm_tune.kernels.lstm_numba import lstm_numba
 from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
@@ -24,9 +27,14 @@ from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
 
 __all__ = ["LSTMState", "MLSTMState", "SLSTMState", "lstm", "mlstm", "slstm", "slstm_from_inputs"]
 
-_LSTM = {"reference": lstm_reference, "numba": lstm_numba}
-_SLSTM = {"reference": slstm_reference, "numba": slstm_numba}
-_MLSTM = {"reference": mlstm_chunkwise, "numba": mlstm_numba}
+_CELLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("lstm", "reference"): lstm_reference,
+    ("lstm", "numba"): lstm_numba,
+    ("slstm", "reference"): slstm_reference,
+    ("slstm", "numba"): slstm_numba,
+    ("mlstm", "reference"): mlstm_chunkwise,
+    ("mlstm", "numba"): mlstm_numba,
+}
 
 
 def lstm(
@@ -64,22 +72,23 @@ def lstm(
         expect_shape(initial_state.c, "lstm: state c", B=batch, N=heads, D=width)
     check_masks("lstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(gates, recurrent)
-    cell = _LSTM[resolve("lstm", backend, gates.device.type, dtype, projection is not None).backend]
+    choice = resolve("lstm", backend, gates.device.type, dtype, projection is not None)
+    cell, kind = _cell(choice), _kind(choice, gates, dtype)
     state = None if initial_state is None else LSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(gates.device.type, enabled=False):
-        inputs = gates.to(dtype)
+        inputs = gates.to(kind)
         if resets is not None or lengths is not None:
             inputs = mask_gates(inputs, 3, resets, lengths)
         h, final = cell(
             inputs,
-            recurrent.to(dtype),
-            None if bias is None else bias.to(dtype),
+            recurrent.to(kind),
+            None if bias is None else bias.to(kind),
             state,
             projection=None if projection is None else projection.to(dtype),
             keep=None if resets is None else (~resets).to(dtype),
         )
         if lengths is not None:
-            final = final._replace(h=at_end(h, lengths))
+            final = final._replace(h=at_end(h, lengths).to(dtype))
             h = blank_padding(h, lengths)
     return h.to(gates.dtype), final
 
@@ -109,16 +118,17 @@ def slstm(
     _check_slstm(batch, heads, width, recurrent, bias, initial_state)
     check_masks("slstm", resets, lengths, batch, gates.shape[1])
     dtype = _compute_dtype(gates, recurrent)
-    cell = _SLSTM[resolve("slstm", backend, gates.device.type, dtype).backend]
+    choice = resolve("slstm", backend, gates.device.type, dtype)
+    cell, kind = _cell(choice), _kind(choice, gates, dtype)
     state = None if initial_state is None else SLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(gates.device.type, enabled=False):
-        inputs = gates.to(dtype)
+        inputs = gates.to(kind)
         if resets is not None or lengths is not None:
             inputs = mask_gates(inputs, 3, resets, lengths)
         keep = None if resets is None else (~resets).to(dtype)
-        h, final = cell(inputs, recurrent.to(dtype), None if bias is None else bias.to(dtype), state, keep)
+        h, final = cell(inputs, recurrent.to(kind), None if bias is None else bias.to(kind), state, keep)
         if lengths is not None:
-            final = final._replace(h=at_end(h, lengths))
+            final = final._replace(h=at_end(h, lengths).to(dtype))
             h = blank_padding(h, lengths)
     return h.to(gates.dtype), final
 
@@ -199,7 +209,7 @@ def mlstm(
         expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
     check_masks("mlstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(q, k, v, i, f)
-    cell = _MLSTM[resolve("mlstm", backend, q.device.type, dtype).backend]
+    cell = _cell(resolve("mlstm", backend, q.device.type, dtype))
     state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(q.device.type, enabled=False):
         i, f = i.to(dtype), f.to(dtype)
@@ -209,6 +219,24 @@ def mlstm(
         if lengths is not None:
             h = blank_padding(h, lengths)
     return h.to(q.dtype), final
+
+
+def _cell(choice: Choice) -> Callable[..., Any]:
+    """What runs the op. Triton is imported only where it is used."""
+    if choice.backend == "triton" and choice.op == "lstm":
+        from xlstm_tune.kernels.lstm_triton import lstm_triton
+
+        return lstm_triton
+    if choice.backend == "triton":
+        from xlstm_tune.kernels.slstm_triton import slstm_triton
+
+        return slstm_triton
+    return _CELLS[choice.op, choice.backend]
+
+
+def _kind(choice: Choice, gates: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of gates and weights: Triton's kernels take 16 bits as they are."""
+    return gates.dtype if choice.backend == "triton" else dtype
 
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:

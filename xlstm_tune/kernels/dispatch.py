@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
 from xlstm_tune.errors import BackendUnavailable
 
 BACKENDS = ("auto", "reference", "numba", "triton")
-KERNELS: dict[str, tuple[str, ...]] = {"lstm": ("numba",), "slstm": ("numba",), "mlstm": ("numba",)}
-"""The backends that each op has besides the reference, fastest first."""
+KERNELS: dict[str, tuple[str, ...]] = {"lstm": ("numba", "triton"), "slstm": ("numba", "triton"), "mlstm": ("numba",)}
+"""The backends that each op has besides the reference, the one to be preferred first."""
+ON_CHIP = {2: 128, 4: 64}
+"""By bytes of a number, the widest head whose four recurrent matrices a GPU's multiprocessor holds beside states."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +35,32 @@ def refusal(
     """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can."""
     if backend not in KERNELS[op]:
         return f"this version has no {backend.capitalize()} kernel for {op}"
+    if backend == "triton" and find_spec("triton") is None:
+        return "the package triton is not installed"
+    if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
+    if backend == "triton" and dtype == torch.float64:
+        return "it computes in float32 and 16 bits, and the tensors are float64"
     if backend == "numba" and device != "cpu":
         return f"it runs on a CPU, and the tensors are on '{device}'"
     if backend == "numba" and dtype == torch.float64:
         return "it computes in float32, and the tensors are float64"
-    if backend == "numba" and projected:
+    if projected:
         return "it has no projection of h"
     return None
 
 
 def resolve(
-    op: str, requested: str = "auto", device: str = "cpu", dtype: torch.dtype = torch.float32, projected: bool = False
+    op: str,
+    requested: str = "auto",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    projected: bool = False,
+    width: int = 0,
 ) -> Choice:
     """Choose the backend of `op` for tensors of a device type and dtype; projected: with a projection of h (LSTM only).
+
+    width: of a head, for the reason's sake; 0 = not said.
 
     `auto` takes the fastest that can run them. Raises BackendUnavailable when a backend that was asked for by name
     cannot, ValueError for a name that is none of `BACKENDS` or `KERNELS`.
@@ -58,9 +75,20 @@ def resolve(
         reason = refusal(op, requested, device, dtype, projected)
         if reason:
             raise BackendUnavailable(f"backend '{requested}' was asked for, but {reason}; use 'auto' or 'reference'")
-        return Choice(op, requested, "asked for by name")
+        return Choice(op, requested, "asked for by name" + _design(op, requested, width))
     what = f"{dtype} on '{device}'".replace("torch.", "") + (" with a projection" if projected else "")
     for backend in KERNELS[op]:
         if refusal(op, backend, device, dtype, projected) is None:
-            return Choice(op, backend, f"the fastest for {what}")
+            return Choice(op, backend, f"the fastest for {what}" + _design(op, backend, width))
     return Choice(op, "reference", f"there is no faster kernel for {what}")
+
+
+def _design(op: str, backend: str, width: int) -> str:
+    """Which of a backend's ways the width of a head leads to, in words."""
+    if backend != "triton" or op == "mlstm" or not width:
+        return ""
+    if width <= ON_CHIP[4]:
+        return "; one kernel for all steps"
+    if width <= ON_CHIP[2]:
+        return f"; in 16 bits one kernel for all steps, in float32 two a step, since heads are wider than {ON_CHIP[4]}"
+    return f"; a product and a kernel a step, since heads are wider than {ON_CHIP[2]}"

@@ -1,0 +1,388 @@
+"""The kernels on a GPU: are they right, how fast are they, how far from the device's limits, and beside whom.
+
+    make gpu                                  at most nine minutes; writes results/<device>.json and .md
+    make gpu ARGS='--only slstm --no-peers'
+    python benchmarks/gpu.py --interpret      without a GPU: the checks alone, tiny, in Triton's interpreter
+
+It builds nothing and needs torch (with its Triton), numba and numpy; `make gpu-packages` fetches numba and the peers
+into .gpu-packages, for the interpreter at hand, without touching its torch. In this order, until --seconds are over:
+
+* checks: lstm and slstm with backend triton against backend reference in float64 on the device, with fresh random
+  inputs: head widths from 1 to 1024, three dtypes, with and without initial state, resets and lengths; outputs, final
+  states and all gradients (gpu_checks.py). Then capture in a CUDA graph, torch.compile, and vmap over members.
+* limits: products, memory, the floor under a step of one program (gpu_limits.py).
+* ours: forward, and forward and backward, of FlashRNN's shapes and of those of a search (gpu_cases.py, which says how
+  work is counted too), timed by events, the median counts; with CUDA graphs as well.
+* first calls of a shape with an empty Triton cache in a fresh process.
+* peers: FlashRNN's backends, xlstm's vanilla sLSTM, cuDNN's LSTM (gpu_peers.py). What does not run is listed with the
+  reason. FlashRNN's CUDA backends are compiled for each shape, side by side, as far as time allows. What was compiled
+  stays in the temporary folder, and --prepare does nothing else, so that a run after it has the time for the rest.
+
+All of it happens in processes of its own, with a time limit each, and the results are written every second: what was
+measured before an accident is kept. With --only, --quick or --no-peers the files are named -partial.
+
+Exit code 1 when a check fails (the tables are written), 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpu_cases import (
+    CHECK_SIZE,
+    CHECK_WIDTHS,
+    FEATURES,
+    FIRST,
+    OPS,
+    OURS,
+    PEERS,
+    QUICK,
+    SECTIONS,
+    TOLERANCES,
+    VARIANTS,
+    VMAPPED,
+    Case,
+    Peer,
+)
+from gpu_child import Lane, Pool, environment
+from gpu_tables import failures, tables
+
+SECONDS = 500.0
+SHARES = {"checks": 0.36, "ours": 0.62, "first": 0.68, "compile": 0.9, "peers": 1.0}
+"""Of --seconds, by when a part has to end."""
+REQUEST_SECONDS = 75.0
+"""For one check, or to prepare or time one case."""
+EACH = {"long": 0.4, "search": 0.15}
+"""Seconds of calls for a time."""
+VMAPPED_CASES = {"batch": 32, "width": 64, "dtype": "bfloat16"}
+TINY: dict[str, Any] = {"widths": (5, 16), "dtypes": ("float32", "float16"), "size": (3, 2, 1)}
+"""Of --interpret. Its products of bfloat16 are wrong."""
+EXTENSIONS = Path(tempfile.gettempdir()) / "xlstm_tune-gpu"
+"""What nvcc made for peers."""
+
+
+class Session:
+    """A run: its results, where they are kept, and the time that is left."""
+
+    def __init__(self, arguments: argparse.Namespace, path: Path | None, found: dict[str, Any]):
+        self.arguments = arguments
+        self.path = path
+        """Without the suffix; None = nothing is written."""
+        self.started = time.monotonic()
+        self.saved = 0.0
+        command = ["benchmarks/gpu.py", *sys.argv[1:]]
+        self.results: dict[str, Any] = {
+            **found,
+            "command": shlex.join(["python", *command]),
+            "date": datetime.date.today().isoformat(),
+            "seed": arguments.seed,
+            "unfinished": True,
+            **{part: [] for part in ("checks", "features", "floors", "timings", "first", "refused")},
+            "limits": {},
+        }
+
+    def add(self, part: str, row: dict[str, Any]) -> None:
+        """Take in a row of results, and write all of them every second."""
+        self.results[part].append(row)
+        if time.monotonic() - self.saved > 1:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        for suffix, text in ((".json", json.dumps(self.results, indent=1)), (".md", "\n".join(tables(self.results)))):
+            begun = self.path.with_suffix(suffix + ".new")
+            begun.write_text(text + "\n")
+            begun.replace(self.path.with_suffix(suffix))
+        self.saved = time.monotonic()
+
+    def deadline(self, part: str) -> float:
+        """When a part has to end, by time.monotonic()."""
+        return self.started + float(SHARES[part] * self.arguments.seconds)
+
+    def left(self, part: str) -> float:
+        return self.deadline(part) - time.monotonic()
+
+    def wanted(self, title: str) -> bool:
+        return self.arguments.only in title
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.started:4.0f} s  {text}", file=sys.stderr, flush=True)
+
+
+def check(session: Session, lane: Lane) -> None:
+    """Part 1: correctness, in as many processes as half the cores, since most of the time is Triton's compiling; `lane`
+    is one of them."""
+    arguments = session.arguments
+    widths: Iterable[int] = (5, 64, 130) if arguments.quick else CHECK_WIDTHS
+    dtypes: Iterable[str] = TOLERANCES
+    size, feature_width = CHECK_SIZE, 64
+    if arguments.interpret:
+        widths, dtypes, size, feature_width = TINY["widths"], TINY["dtypes"], TINY["size"], TINY["widths"][0]
+    checks = [
+        {"do": "check", "op": op, "dtype": dtype, "width": width, "variant": variant}
+        for width in widths
+        for dtype in dtypes
+        for op in OPS
+        for variant in VARIANTS
+        if session.wanted(f"check: {op}, {width}, {dtype}, {variant}")
+    ]
+    features = [
+        {"do": "feature", "op": op, "name": name, "width": width}
+        for op in OPS
+        for name in FEATURES
+        for width in ((feature_width,) if arguments.interpret else (feature_width, 256))
+        if session.wanted(f"feature: {op}, {name}")
+    ]
+    requests = [request | {"size": size, "seed": arguments.seed} for request in checks]
+    requests += [request | {"size": size} for request in features]
+    session.say(f"{len(requests)} checks")
+    count = 1 if arguments.interpret else max(1, min(8, (os.cpu_count() or 2) // 2, len(requests)))
+    with Pool([lane, *(Lane(environment(arguments.interpret)) for _ in range(count - 1))]) as pool:
+        for request, answer in pool.ask(requests, REQUEST_SECONDS, session.deadline("checks")):
+            part = "checks" if "variant" in request else "features"
+            kept = {name: request[name] for name in ("op", "dtype", "width", "variant", "name") if name in request}
+            session.add(part, kept | answer)
+
+
+def measure(session: Session) -> None:
+    """Part 2: the device's limits and our times."""
+    with Lane(environment(False)) as lane:
+        session.say("limits")
+        session.results["limits"] = lane.ask({"do": "limits"}, REQUEST_SECONDS)
+        for op in OPS:
+            for dtype in ("bfloat16", "float32"):
+                answer = lane.ask({"do": "floor", "op": op, "dtype": dtype}, REQUEST_SECONDS)
+                session.add("floors", {"op": op, "dtype": dtype} | answer)
+        for section, cases in chosen(session).items():
+            time_cases(session, lane, OURS, section, cases, "ours")
+        vmapped = [
+            case
+            for case in chosen(session)["search"]
+            if case.members > 1 and all(getattr(case, name) == value for name, value in VMAPPED_CASES.items())
+        ]
+        time_cases(session, lane, VMAPPED, "search", vmapped, "ours")
+
+
+def chosen(session: Session) -> dict[str, list[Case]]:
+    """The cases that are asked for, by section."""
+    sections = QUICK if session.arguments.quick else SECTIONS
+    return {
+        section: [case for case in cases if session.wanted(f"{section}: {case.title}")]
+        for section, cases in sections.items()
+    }
+
+
+def time_cases(
+    session: Session,
+    lane: Lane,
+    side: str,
+    section: str,
+    cases: Iterable[Case],
+    part: str,
+    prepared: dict[str, Any] | None = None,
+) -> None:
+    """Time cases of a side one after the other; prepared: the lane's answer where it has prepared the case already."""
+    for case in cases:
+        row = {"section": section, "side": side} | asdict(case) | (prepared or {})
+        left = session.left(part)
+        if left < 2:
+            session.add("timings", row | {"error": "not run: no time was left"})
+            continue
+        if prepared is None:
+            session.say(f"{side}: {case.title}")
+            request = {"do": "prepare", "side": side, "case": asdict(case)}
+            row |= lane.ask(request, min(left, REQUEST_SECONDS))
+        if "error" not in row:
+            each = EACH[section] / (4 if session.arguments.quick else 1)
+            timing = {"do": "time", "seconds": each, "graph": side == OURS}
+            row |= lane.ask(timing, max(2, min(session.left(part), REQUEST_SECONDS)))
+        session.add("timings", row)
+
+
+def first_calls(session: Session) -> None:
+    """Part 3: first calls, an empty cache for each."""
+    for op, dtype, width in FIRST[:: 3 if session.arguments.quick else 1]:
+        if not session.wanted(f"first: {op}, {width}, {dtype}"):
+            continue
+        row = {"op": op, "dtype": dtype, "width": width}
+        if session.left("first") < 2:
+            session.add("first", row | {"error": "not run: no time was left"})
+            continue
+        session.say(f"first call: {op}, {width}, {dtype}")
+        with tempfile.TemporaryDirectory() as folder, Lane(environment(False, TRITON_CACHE_DIR=folder)) as lane:
+            session.add("first", row | lane.ask({"do": "first", **row}, REQUEST_SECONDS))
+
+
+def time_peers(session: Session) -> None:
+    """Part 4: the others, as far as time allows."""
+    cases = chosen(session)
+    if not any(cases.values()):
+        return
+    ready = []
+    with Lane(environment(False)) as lane:
+        for peer in PEERS:
+            answer = lane.ask({"do": "refusal", "side": peer.name}, REQUEST_SECONDS)
+            if "error" in answer:
+                session.add("refused", {"side": peer.name, "error": answer["error"]})
+            else:
+                ready.append(peer)
+        for peer in ready:
+            if not peer.compiled and not peer.slow:
+                time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
+        lane.end()
+        with Compiled(session, [peer for peer in ready if peer.compiled], cases["long"], "compile") as compiled:
+            compiled.time()
+        for peer in ready:
+            if not peer.compiled and not peer.slow:
+                time_cases(session, lane, peer.name, "search", of(peer.ops, cases["search"]), "peers")
+        for peer in ready:
+            if peer.slow:
+                time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
+        for peer in ready:
+            if peer.slow:
+                alone = [case for case in of(peer.ops, cases["search"]) if case.members == 1]
+                time_cases(session, lane, peer.name, "search", alone, "peers")
+
+
+def of(ops: tuple[str, ...], cases: list[Case]) -> list[Case]:
+    return [case for case in cases if case.op in ops]
+
+
+class Compiled:
+    """Cases of peers that are compiled for each shape: side by side, each in a process of its own. Use as a context."""
+
+    def __init__(self, session: Session, peers: list[Peer], cases: list[Case], part: str):
+        """part: by whose end all has to be compiled."""
+        self.session = session
+        pairs = [(peer.name, case) for peer in peers for case in of(peer.ops, cases)]
+        self.pairs = sorted(pairs, key=lambda pair: OPS.index(pair[1].op), reverse=True)  # sLSTM has a target
+        self.lanes = [Lane(extension_environment(*pair)) for pair in self.pairs]
+        if self.pairs:
+            session.say(f"compiling {len(self.pairs)} cases of peers")
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as threads:
+            futures = [
+                threads.submit(self._prepare, lane, side, case, part)
+                for lane, (side, case) in zip(self.lanes, self.pairs, strict=True)
+            ]
+            self.answers = [future.result() for future in futures]
+
+    def _prepare(self, lane: Lane, side: str, case: Case, part: str) -> dict[str, Any]:
+        left = self.session.left(part)
+        if left < 2:
+            return {"error": "not run: no time was left"}
+        answer = lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, left)
+        self.session.say(f"{side}: {case.title}: {answer.get('error', 'compiled')}")
+        return answer
+
+    def __enter__(self) -> Compiled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for lane in self.lanes:
+            lane.end()
+
+    def time(self) -> None:
+        """Time what was compiled, one case after the other."""
+        for lane, (side, case), answer in zip(self.lanes, self.pairs, self.answers, strict=True):
+            if "error" in answer:
+                self.session.add("timings", {"section": "long", "side": side, **asdict(case), **answer})
+            else:
+                time_cases(self.session, lane, side, "long", [case], "peers", prepared=answer)
+            lane.end()
+
+
+def prepare_peers(session: Session) -> int:
+    """Compile what peers need to be compiled, nothing else. Exit code 1 where something was not."""
+    ready = []
+    with Lane(environment(False)) as lane:
+        for peer in PEERS:
+            if peer.compiled:
+                answer = lane.ask({"do": "refusal", "side": peer.name}, REQUEST_SECONDS)
+                session.say(f"{peer.name}: {answer.get('error', 'can be compiled')}")
+                ready += [] if "error" in answer else [peer]
+    with Compiled(session, ready, chosen(session)["long"], "peers") as compiled:
+        return int(not ready or any("error" in answer for answer in compiled.answers))
+
+
+def extension_environment(side: str, case: Case) -> dict[str, str]:
+    """With a folder for what is compiled of this case alone: the packages' own names of it may coincide."""
+    folder = EXTENSIONS / slug(f"{side} {case.title}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for lock in folder.rglob("lock"):  # of a run that was stopped while it compiled; torch would wait for it for ever
+        lock.unlink()
+    return environment(False, TORCH_EXTENSIONS_DIR=str(folder), MAX_JOBS="4")
+
+
+def slug(text: str) -> str:
+    """For a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default: %(default).0f)")
+    parser.add_argument("--only", default="", help="what has this in its name: 'slstm', 'check: ', 'long: ', '12 × 64'")
+    parser.add_argument("--no-peers", action="store_true", help="our side alone")
+    parser.add_argument("--prepare", action="store_true", help="compile peers, nothing else")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes, shorter times")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the checks' inputs (default: any)")
+    parser.add_argument("--interpret", action="store_true", help="checks alone, on a CPU, in Triton's interpreter")
+    folder = Path(__file__).resolve().parent / "results"
+    parser.add_argument("--out", type=Path, default=folder, help="folder of the results (default: %(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    with Lane(environment(arguments.interpret)) as lane:
+        found = lane.ask({"do": "describe"}, REQUEST_SECONDS)
+        if "error" in found:
+            print(f"This cannot run: {found['error']}.")
+            return 2
+        if arguments.interpret:
+            session = Session(arguments, None, found | {"device": "Triton's interpreter on a CPU"})
+            check(session, lane)
+            session.results["unfinished"] = False
+            print("\n".join(tables(session.results)))
+            return 1 if failures(session.results) else 0
+        if not found["device"]:
+            print(
+                f"There is no GPU: torch {found['versions']['torch']} sees no CUDA device, and this measures one; "
+                "--interpret runs its checks on a CPU."
+            )
+            return 2
+        partial = "-partial" if arguments.only or arguments.quick or arguments.no_peers else ""
+        session = Session(arguments, arguments.out / (slug(found["device"]) + partial), found)
+        if arguments.prepare:
+            return prepare_peers(session)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        session.save()
+        try:
+            check(session, lane)
+            for part in (measure, first_calls, *(() if arguments.no_peers else (time_peers,))):
+                session.save()
+                part(session)
+            session.results["unfinished"] = False
+        finally:
+            session.save()
+    print("\n".join(tables(session.results)))
+    print(f"\nWritten to {session.path}.md and .json.")
+    return 1 if failures(session.results) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

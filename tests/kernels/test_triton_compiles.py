@@ -1,0 +1,61 @@
+"""Triton's kernels compile for an H100 without a GPU, and take no more shared memory than their table says.
+
+In a process of its own, since this one may have asked for the interpreter.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xlstm_tune
+
+pytest.importorskip("triton")
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xlstm_tune.kernels import lstm_steps_triton, slstm_steps_triton
+from xlstm_tune.kernels.parts_triton import INTERPRETED, STEP_UNITS, launch
+
+WHOLE, COUNTS = {"batch", "steps", "heads", "width", "t", "total"}, {"2": "fp16", "4": "fp32"}
+IN_DTYPE = {"gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"}
+width, size = int(sys.argv[1]), sys.argv[2]
+cut = launch(width, int(size), INTERPRETED)
+flags = dict(KEEP=True, TRAIN=True, SEEN=True, STABILISED=True, PRECISION="ieee" if size == "4" else "tf32")
+flags |= dict(BLOCK=STEP_UNITS) if cut is None else dict(BLOCK=cut.samples, WIDE=cut.width)
+options = dict() if cut is None else dict(num_warps=cut.warps, num_stages=cut.stages)
+for module in (lstm_steps_triton, slstm_steps_triton):
+    for kernel in (module.step, module.step_back) if cut is None else (module.forward, module.backward):
+        signature = {
+            name: "constexpr" if name in flags else "i32" if name in WHOLE
+            else "*" + (COUNTS[size] if name in IN_DTYPE else "fp32")
+            for name in kernel.arg_names
+        }
+        places = {(at,): flags[name] for at, name in enumerate(kernel.arg_names) if name in flags}
+        aligned = {
+            (at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name][0] == "*"
+        }
+        source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        allowed = INTERPRETED if cut is None else cut.memory
+        print(module.__name__, kernel.__name__, made.metadata.shared, allowed)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "size"), [(32, 4), (64, 2), (128, 2), (200, 4)])
+def test_kernels_compile_for_a_gpu_and_fit(width: int, size: int, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(xlstm_tune.__file__).parent.parent)}
+    command = [sys.executable, "-c", COMPILE, str(width), str(size)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 4
+    for module, kernel, taken, allowed in lines:
+        assert int(taken) <= int(allowed), (module, kernel)

@@ -1,0 +1,192 @@
+"""The Triton kernels of the LSTM cell, built as those of the sLSTM: all steps at once, and single steps for wide heads.
+
+Legend as in `lstm_reference`, whose equations these are; how the kernels are called and what they share out stands in
+`lstm_triton`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from xlstm_tune.kernels.parts_triton import sigmoid, tanh
+
+
+@triton.jit
+def _cell_back(dh, dc, i, f, g, o, c, c_new):
+    """Gradients of the gates' sums and of c before the step; c_new stands behind it."""
+    y = tanh(c_new)
+    dc += dh * o * (1.0 - y * y)
+    d_o = dh * y * o * (1.0 - o)
+    return dc * g * i * (1.0 - i), dc * c * f * (1.0 - f), dc * i * (1.0 - g * g), d_o, dc * f
+
+
+@triton.jit
+def forward(
+    gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, heads, width,
+    KEEP: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Program (head, tile of BLOCK samples).
+
+    gates [N, B, T, 4, D], recurrent [N, 4, D out, D in], bias [N, 4, D], states [N, B, D], keep [N, B, T], h_out
+    [B, T, N, D], saved [N, B, T, 4, D], cells [N, B, T + 1, D], the last two written only if TRAIN.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    units = tl.arange(0, WIDE)
+    real = units < width
+    here = (rows < batch)[:, None] & real[None, :]
+    weights = recurrent + head * 4 * width * width + units[None, :] * width + units[:, None]  # [in, out]
+    square = real[:, None] & real[None, :]
+    r_i = tl.load(weights, mask=square, other=0.0)
+    r_f = tl.load(weights + width * width, mask=square, other=0.0)
+    r_g = tl.load(weights + 2 * width * width, mask=square, other=0.0)
+    r_o = tl.load(weights + 3 * width * width, mask=square, other=0.0)
+    b = bias + head * 4 * width + units
+    b_i = tl.load(b, mask=real, other=0.0).to(tl.float32)[None, :]
+    b_f = tl.load(b + width, mask=real, other=0.0).to(tl.float32)[None, :]
+    b_g = tl.load(b + 2 * width, mask=real, other=0.0).to(tl.float32)[None, :]
+    b_o = tl.load(b + 3 * width, mask=real, other=0.0).to(tl.float32)[None, :]
+    place = ((head * batch + rows) * width)[:, None] + units[None, :]
+    h = tl.load(h0 + place, mask=here, other=0.0)
+    c = tl.load(c0 + place, mask=here, other=0.0)
+    row_cells = ((head * batch + rows) * (steps + 1) * width)[:, None] + units[None, :]
+    if TRAIN:
+        tl.store(cells + row_cells, c, mask=here)
+    row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
+    row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
+    for t in range(steps):
+        at = row_gates + t * 4 * width
+        i = tl.load(gates + at, mask=here, other=0.0).to(tl.float32) + b_i
+        f = tl.load(gates + at + width, mask=here, other=0.0).to(tl.float32) + b_f
+        g = tl.load(gates + at + 2 * width, mask=here, other=0.0).to(tl.float32) + b_g
+        o = tl.load(gates + at + 3 * width, mask=here, other=0.0).to(tl.float32) + b_o
+        if KEEP:
+            h *= tl.load(keep + (head * batch + rows) * steps + t, mask=rows < batch, other=0.0)[:, None]
+        seen = h.to(r_i.dtype)
+        i = sigmoid(i + tl.dot(seen, r_i, input_precision=PRECISION))
+        f = sigmoid(f + tl.dot(seen, r_f, input_precision=PRECISION))
+        g = tanh(g + tl.dot(seen, r_g, input_precision=PRECISION))
+        o = sigmoid(o + tl.dot(seen, r_o, input_precision=PRECISION))
+        c = f * c + i * g
+        h = o * tanh(c)
+        tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
+        if TRAIN:
+            tl.store(saved + at, i, mask=here)
+            tl.store(saved + at + width, f, mask=here)
+            tl.store(saved + at + 2 * width, g, mask=here)
+            tl.store(saved + at + 3 * width, o, mask=here)
+            tl.store(cells + row_cells + (t + 1) * width, c, mask=here)
+    tl.store(c_out + place, c, mask=here)
+
+
+@triton.jit
+def backward(
+    recurrent, keep, saved, cells, grad_h, grad_c, d_gates, d_h, d_c, batch, steps, heads, width,
+    KEEP: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """As `forward`; grad_c [N, B, D], d_gates [N, B, T, 4, D]. SEEN: h has gradients, grad_h [B, T, N, D]."""
+    head = tl.program_id(0).to(tl.int64)
+    rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    units = tl.arange(0, WIDE)
+    real = units < width
+    here = (rows < batch)[:, None] & real[None, :]
+    weights = recurrent + head * 4 * width * width + units[:, None] * width + units[None, :]  # [out, in]
+    square = real[:, None] & real[None, :]
+    r_i = tl.load(weights, mask=square, other=0.0)
+    r_f = tl.load(weights + width * width, mask=square, other=0.0)
+    r_g = tl.load(weights + 2 * width * width, mask=square, other=0.0)
+    r_o = tl.load(weights + 3 * width * width, mask=square, other=0.0)
+    place = ((head * batch + rows) * width)[:, None] + units[None, :]
+    row_cells = ((head * batch + rows) * (steps + 1) * width)[:, None] + units[None, :]
+    row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
+    row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
+    dh = tl.zeros([BLOCK, WIDE], tl.float32)
+    dc = tl.load(grad_c + place, mask=here, other=0.0)
+    c_new = tl.load(cells + row_cells + steps * width, mask=here, other=0.0)
+    for back in range(steps):
+        t = steps - 1 - back
+        if SEEN:
+            dh += tl.load(grad_h + row_h + t * heads * width, mask=here, other=0.0).to(tl.float32)
+        at = row_gates + t * 4 * width
+        i = tl.load(saved + at, mask=here, other=0.0)
+        f = tl.load(saved + at + width, mask=here, other=0.0)
+        g = tl.load(saved + at + 2 * width, mask=here, other=0.0)
+        o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
+        c = tl.load(cells + row_cells + t * width, mask=here, other=0.0)
+        d_i, d_f, d_g, d_o, dc = _cell_back(dh, dc, i, f, g, o, c, c_new)
+        c_new = c
+        d_i, d_f, d_g, d_o = d_i.to(r_i.dtype), d_f.to(r_i.dtype), d_g.to(r_i.dtype), d_o.to(r_i.dtype)
+        tl.store(d_gates + at, d_i, mask=here)
+        tl.store(d_gates + at + width, d_f, mask=here)
+        tl.store(d_gates + at + 2 * width, d_g, mask=here)
+        tl.store(d_gates + at + 3 * width, d_o, mask=here)
+        dh = tl.dot(d_i, r_i, input_precision=PRECISION)
+        dh += tl.dot(d_f, r_f, input_precision=PRECISION)
+        dh += tl.dot(d_g, r_g, input_precision=PRECISION)
+        dh += tl.dot(d_o, r_o, input_precision=PRECISION)
+        if KEEP:
+            dh *= tl.load(keep + (head * batch + rows) * steps + t, mask=rows < batch, other=0.0)[:, None]
+    tl.store(d_h + place, dh, mask=here)
+    tl.store(d_c + place, dc, mask=here)
+
+
+@triton.jit(do_not_specialize=["t"])
+def step(
+    sums, bias, c0, h, c1, saved, cells, batch, steps, heads, width, t, total, TRAIN: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """One step of BLOCK units of all `total` = N B D, for wide heads: sums [N, B, 4, D] less the bias; c [N, B, D]
+    before and behind it, h [B, T, N, D]; saved and cells as in `forward`."""
+    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = unit < total
+    row, d = unit // width, unit % width  # row: head and sample
+    head, sample = row // batch, row % batch
+    at, of_bias = row * 4 * width + d, head * 4 * width + d
+    i = tl.load(sums + at, mask=here, other=0.0) + tl.load(bias + of_bias, mask=here, other=0.0).to(tl.float32)
+    f = tl.load(sums + at + width, mask=here, other=0.0)
+    f += tl.load(bias + of_bias + width, mask=here, other=0.0).to(tl.float32)
+    g = tl.load(sums + at + 2 * width, mask=here, other=0.0)
+    g += tl.load(bias + of_bias + 2 * width, mask=here, other=0.0).to(tl.float32)
+    o = tl.load(sums + at + 3 * width, mask=here, other=0.0)
+    o += tl.load(bias + of_bias + 3 * width, mask=here, other=0.0).to(tl.float32)
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c = f * tl.load(c0 + unit, mask=here, other=0.0) + i * g
+    tl.store(c1 + unit, c, mask=here)
+    tl.store(h + ((sample * steps + t) * heads + head) * width + d, (o * tanh(c)).to(h.dtype.element_ty), mask=here)
+    if TRAIN:
+        at = (row * steps + t) * 4 * width + d
+        tl.store(saved + at, i, mask=here)
+        tl.store(saved + at + width, f, mask=here)
+        tl.store(saved + at + 2 * width, g, mask=here)
+        tl.store(saved + at + 3 * width, o, mask=here)
+        tl.store(cells + (row * (steps + 1) + t + 1) * width + d, c, mask=here)
+
+
+@triton.jit(do_not_specialize=["t"])
+def step_back(
+    through, saved, cells, grad_h, d_c, d_gates, batch, steps, heads, width, t, total,
+    SEEN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The way back of `step`: through [N, B, D] is what h receives from the step after it; d_c [N, B, D] is that behind
+    the step and becomes that before it."""
+    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = unit < total
+    row, d = unit // width, unit % width
+    head, sample = row // batch, row % batch
+    dh = tl.load(through + unit, mask=here, other=0.0)
+    if SEEN:
+        dh += tl.load(grad_h + ((sample * steps + t) * heads + head) * width + d, mask=here, other=0.0).to(tl.float32)
+    at = (row * steps + t) * 4 * width + d
+    i = tl.load(saved + at, mask=here, other=0.0)
+    f = tl.load(saved + at + width, mask=here, other=0.0)
+    g = tl.load(saved + at + 2 * width, mask=here, other=0.0)
+    o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
+    at_cells = (row * (steps + 1) + t) * width + d
+    c = tl.load(cells + at_cells, mask=here, other=0.0)
+    c_new = tl.load(cells + at_cells + width, mask=here, other=0.0)
+    d_i, d_f, d_g, d_o, dc = _cell_back(dh, tl.load(d_c + unit, mask=here, other=0.0), i, f, g, o, c, c_new)
+    tl.store(d_c + unit, dc, mask=here)
+    tl.store(d_gates + at, d_i.to(d_gates.dtype.element_ty), mask=here)
+    tl.store(d_gates + at + width, d_f.to(d_gates.dtype.element_ty), mask=here)
+    tl.store(d_gates + at + 2 * width, d_g.to(d_gates.dtype.element_ty), mask=here)
+    tl.store(d_gates + at + 3 * width, d_o.to(d_gates.dtype.element_ty), mask=here)

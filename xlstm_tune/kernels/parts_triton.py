@@ -1,0 +1,117 @@
+"""What the Triton kernels of LSTM and sLSTM share: functions of gates, and how many programs share the work.
+
+No kernel is tuned at run time: a search visits hundreds of shapes, and trying variants for each would cost seconds.
+`launch` looks into a small table by head width and dtype instead. Its numbers were chosen by what the compiled kernels
+take of registers and shared memory on an H100; they have not been timed on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+STEP_UNITS = 1024
+"""Units that a program of a step kernel takes."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a recurrence is cut up: each program has a head and `samples` samples."""
+
+    width: int
+    """The head's width, made a power of two and at least 16, as products on a GPU need it."""
+    warps: int
+    stages: int
+    """How far the backward pass reads ahead."""
+    memory: int
+    """Bytes of shared memory that the hungriest kernel takes, as Triton 3.6 compiles it for an H100."""
+    samples: int = 16
+
+
+_LAUNCHES = {
+    (16, 2): [Launch(16, 1, 3, 18_432)],
+    (16, 4): [Launch(16, 1, 3, 25_600)],
+    (32, 2): [Launch(32, 2, 3, 44_032)],
+    (32, 4): [Launch(32, 4, 3, 57_344)],
+    (64, 2): [Launch(64, 4, 3, 104_448), Launch(64, 4, 1, 43_008)],
+    (64, 4): [Launch(64, 4, 3, 147_456), Launch(64, 4, 1, 81_920)],
+    (128, 2): [Launch(128, 8, 2, 212_992), Launch(128, 8, 1, 151_552)],
+}
+"""By padded width and bytes of a number, the one to be preferred first."""
+INTERPRETED = 232_448
+"""The shared memory that the interpreter acts as if it had: an H100's."""
+
+
+def launch(width: int, bytes_each: int, memory: int) -> Launch | None:
+    """For heads of this width in a dtype, on a device with so many bytes of shared memory; None where no kernel for the
+    whole sequence fits."""
+    padded = max(16, triton.next_power_of_2(width))
+    fitting = (one for one in _LAUNCHES.get((padded, bytes_each), []) if one.memory <= memory)
+    return next(fitting, None)
+
+
+def launch_for(tensor: Tensor) -> Launch | None:
+    """`launch` of a tensor [.., D] where it lies."""
+    memory = INTERPRETED
+    if tensor.is_cuda:
+        # What Triton itself holds a kernel against before it starts it.
+        memory = triton.runtime.driver.active.utils.get_device_properties(tensor.get_device())["max_shared_mem"]
+    return launch(tensor.shape[-1], tensor.element_size(), memory)
+
+
+def programs(batch: int, launched: Launch) -> int:
+    """Of a head, for all samples."""
+    return int(triton.cdiv(batch, launched.samples))
+
+
+def exact(tensor: Tensor) -> str:
+    """Triton's name for the precision of products: float32 is not rounded to TensorFloat-32."""
+    return "ieee" if tensor.element_size() == 4 else "tf32"
+
+
+@triton.jit
+def sigmoid(x):
+    """Without overflow on either side."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x > 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def log_sigmoid(x):
+    """min(x, 0) - log(1 + exp(-|x|))."""
+    return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def tanh(x):
+    """By the exponential that cannot overflow."""
+    small = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x > 0, 1.0, -1.0) * (1.0 - small) / (1.0 + small)
+
+
+def parameter_gradients(d_gates: Tensor, h0: Tensor, h: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of recurrent [N, 4, D, D] and bias [N, 4, D], from those of the gates in one product a head.
+
+    d_gates [N, B, T, 4, D], h0 [N, B, D], h [B, T, N, D], keep [N, B, T] or None.
+    """
+    heads, batch, steps, _, width = d_gates.shape
+    rows = d_gates.view(heads, batch * steps, 4 * width)
+    by_head = h.permute(2, 0, 1, 3)
+    before = torch.cat([h0.to(h.dtype).unsqueeze(2), by_head[:, :, :-1]], 2)  # [N, B, T, D]
+    if keep is not None:
+        before = before * keep.unsqueeze(3).to(h.dtype)
+    of_recurrent = torch.bmm(rows.mT, before.view(heads, batch * steps, width))
+    # A sum of many numbers in 16 bits is one of float32, rounded once.
+    return of_recurrent.view(heads, 4, width, width), rows.sum(1).view(heads, 4, width)
+
+
+def state_by_head(state: tuple[Tensor, ...] | None, count: int, gates: Tensor) -> list[Tensor]:
+    """Each of the `count` parts of a state [B, N, D] as [N, B, D] in float32; zeros for None. gates [B, T, N, 4, D]."""
+    if state is None:
+        batch, _, heads, _, width = gates.shape
+        return [gates.new_zeros(heads, batch, width, dtype=torch.float32)] * count
+    return [one.float().transpose(0, 1).contiguous() for one in state]
