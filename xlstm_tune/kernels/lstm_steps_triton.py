@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from xlstm_tune.kernels.parts_triton import sigmoid, tanh
+from xlstm_tune.kernels.parts_triton import SIZES, sigmoid, tanh
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _cell_back(dh, dc, i, f, g, o, c, c_new):
     return dc * g * i * (1.0 - i), dc * c * f * (1.0 - f), dc * i * (1.0 - g * g), d_o, dc * f
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, heads, width,
     KEEP: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
@@ -80,7 +80,7 @@ def forward(
     tl.store(c_out + place, c, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward(
     recurrent, keep, saved, cells, grad_h, grad_c, d_gates, d_h, d_c, batch, steps, heads, width,
     KEEP: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
@@ -131,7 +131,7 @@ def backward(
     tl.store(d_c + place, dc, mask=here)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step(
     sums, bias, c0, h, c1, saved, cells, batch, steps, heads, width, t, total, TRAIN: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -162,7 +162,7 @@ def step(
         tl.store(cells + (row * (steps + 1) + t + 1) * width + d, c, mask=here)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step_back(
     through, saved, cells, grad_h, d_c, d_gates, batch, steps, heads, width, t, total,
     SEEN: tl.constexpr, BLOCK: tl.constexpr,

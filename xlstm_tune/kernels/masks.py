@@ -17,7 +17,10 @@ SHUT = -1e30
 
 
 def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch: int, steps: int) -> None:
-    """Raise ValueError unless resets is a boolean [B, T] and lengths integers [B] in 1..T (either may be None)."""
+    """Raise ValueError unless resets is a boolean [B, T] and lengths integers [B] in 1..T (either may be None).
+
+    On a GPU the values of lengths are checked there: a wrong one ends in a CUDA error at a later call.
+    """
     if resets is not None:
         expect_shape(resets, f"{name}: resets", B=batch, T=steps)
         if resets.dtype != torch.bool:
@@ -27,10 +30,15 @@ def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch:
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
             raise ValueError(f"{name}: lengths must be integers, steps of each sample, got {lengths.dtype}")
         # Reading them out would break a graph that is being compiled, and a vmapped tensor has no one value.
-        if not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(lengths):
-            low, high = int(lengths.min()), int(lengths.max())
-            if low < 1 or high > steps:
-                raise ValueError(f"{name}: lengths must lie in 1..{steps} (the steps), got {low if low < 1 else high}")
+        if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(lengths):
+            return
+        if lengths.is_cuda:
+            # Reading them would make the host wait, in every layer, and cannot be captured: the device checks them.
+            torch._assert_async(((lengths >= 1) & (lengths <= steps)).all(), f"{name}: lengths must lie in 1..{steps}")
+            return
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 1 or high > steps:
+            raise ValueError(f"{name}: lengths must lie in 1..{steps} (the steps), got {low if low < 1 else high}")
 
 
 def padding(lengths: Tensor, steps: int) -> Tensor:

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+SIZES = ["batch", "steps", "heads"]
+"""Arguments for whose values (1, or a multiple of 16) Triton would otherwise compile a kernel anew."""
 STEP_UNITS = 1024
 """Units that a program of a step kernel takes."""
 

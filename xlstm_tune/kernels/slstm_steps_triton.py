@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from xlstm_tune.kernels.parts_triton import log_sigmoid, sigmoid, tanh
+from xlstm_tune.kernels.parts_triton import SIZES, log_sigmoid, sigmoid, tanh
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def _cell_back(dh, dc, dn, dm, i_weight, f_weight, z, o, slope, c, n, c_new, n_n
     return d_i, d_f, d_z, d_o, dc * f_weight, dn * f_weight, dm
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     gates, recurrent, bias, h0, c0, n0, m0, keep, h_out, c_out, n_out, m_out, saved, cells,
     batch, steps, heads, width,
@@ -115,7 +115,7 @@ def forward(
     tl.store(m_out + place, m, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward(
     recurrent, keep, saved, cells, grad_h, grad_c, grad_n, grad_m, d_gates, d_h, d_c, d_n, d_m,
     batch, steps, heads, width,
@@ -185,7 +185,7 @@ def backward(
     tl.store(d_m + place, dm + n_new * dn + c_new * dc, mask=here)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step(
     sums, bias, c0, n0, m0, h, c1, n1, m1, saved, cells, batch, steps, heads, width, t, total,
     TRAIN: tl.constexpr, BLOCK: tl.constexpr,
@@ -224,7 +224,7 @@ def step(
         tl.store(cells + at + width, c, mask=here)
 
 
-@triton.jit(do_not_specialize=["t"])
+@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step_back(
     through, saved, cells, grad_h, d_c, d_n, d_m, d_gates, batch, steps, heads, width, t, total,
     SEEN: tl.constexpr, STABILISED: tl.constexpr, BLOCK: tl.constexpr,
