@@ -216,6 +216,7 @@ def test_killed_process_loses_no_row(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
+from xlstm_tune import results
 from xlstm_tune.results import ResultsWriter
 writer = ResultsWriter(Path({str(tmp_path)!r}), rows=4)
 for number in range(1, 8):
@@ -302,3 +303,21 @@ def test_closed_writer_takes_no_more(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ValueError, match="closed"):
         writer.epoch(epoch(0, 1))
+
+
+def test_rows_that_move_while_a_table_is_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, plain, moved = ResultsWriter(tmp_path, rows=7), results._pending_rows, []
+    for number in range(1, 4):
+        writer.epoch(epoch(0, number))
+
+    def slowly(folder: Path, name: str) -> list[dict[str, Any]]:
+        rows = plain(folder, name)
+        if not moved:
+            moved.append(name)
+            for number in range(4, 16):  # a part of seven rows, another one, and one row that waits
+                writer.epoch(epoch(0, number))
+        return rows
+
+    monkeypatch.setattr(results, "_pending_rows", slowly)
+    assert read(tmp_path, "epochs")["epoch"].to_pylist() == list(range(1, 16))
+    writer.close()

@@ -26,6 +26,9 @@ from xlstm_tune.errors import StorageError
 from xlstm_tune.result_tables import KINDS, SCHEMAS, VERSION, VERSION_KEY, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
+_ATTEMPTS = 50
+"""To read a table between two moments at which its writer moves rows."""
+
 
 @dataclass
 class _Buffer:
@@ -170,14 +173,18 @@ def read(folder: Path, table: str) -> pa.Table:
         raise ValueError(f"there is no table '{table}'; {did_you_mean(table, KINDS)}")
     if not (folder / "results").is_dir():
         raise StorageError(f"{folder} holds no results of a search (it has no folder 'results')")
-    for attempt in range(10):
-        # Pending rows first: those that move to a part meanwhile are then seen twice, rather than never.
+    for attempt in range(_ATTEMPTS):
+        before = _parts(folder, table)
+        # Pending rows before the parts: those that move to a part meanwhile are then seen twice, rather than never.
         rows = _pending_rows(folder, table)
         parts = _parts(folder, table)
+        last = attempt == _ATTEMPTS - 1
+        if parts != before and not last:  # seen twice, the rows that moved would stand behind newer ones
+            continue
         try:
             tables = list(_survivors(table, parts, rows_to_table(table, rows)))
         except FileNotFoundError:  # the search has just ended and compacted its parts
-            if attempt == 9:
+            if last:
                 raise
             continue
         break
