@@ -310,7 +310,7 @@ def test_rows_that_move_while_a_table_is_read_keep_their_order(tmp_path: Path, m
     for number in range(1, 4):
         writer.epoch(epoch(0, number))
 
-    def slowly(folder: Path, name: str) -> list[dict[str, Any]]:
+    def slowly(folder: Path, name: str) -> list[dict[str, object]]:
         rows = plain(folder, name)
         if not moved:
             moved.append(name)
