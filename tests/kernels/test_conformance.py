@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, lstm, mlstm, slstm
-from xlstm_tune.kernels.dispatch import KERNELS
+from xlstm_tune.kernels.dispatch import KERNELS, WIDEST_MLSTM
 
 SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20), (3, 5, 2, 130)]
 """(batch, steps, heads, width)"""
@@ -99,6 +99,8 @@ def masks(batch, steps, seed=2):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("op", "backend"), FASTER)
 def test_backend_equals_the_reference(op, backend, size, warm):
+    if (op, backend) == ("mlstm", "triton") and size[-1] > WIDEST_MLSTM:
+        pytest.skip("the kernel takes narrower heads; test_triton.py shows that wider ones are refused")
     inputs = problem(op, size, warm)
     true = results(op, inputs, torch.float64, backend="reference")
     assert_near(results(op, inputs, torch.float32, backend=backend), true, 1e-5)
@@ -202,6 +204,7 @@ def test_vmap_over_members_equals_each_alone(op, backend):
 
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_compile_without_graph_breaks(op, backend):
+    torch._dynamo.reset()  # each of these is another variant of the same functions
     dtype = torch.float64 if backend == "reference" else torch.float32
     inputs = [tensor.to(dtype).requires_grad_() for tensor in problem(op, (3, 6, 2, 4))]
     resets, lengths = masks(3, 6)

@@ -209,13 +209,15 @@ def mlstm(
         expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
     check_masks("mlstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(q, k, v, i, f)
-    cell = _cell(resolve("mlstm", backend, q.device.type, dtype))
+    choice = resolve("mlstm", backend, q.device.type, dtype, width=max(width, v.shape[-1]))
+    same = q.dtype == k.dtype == v.dtype
+    cell, kind = _cell(choice), _kind(choice, q, dtype) if same else dtype
     state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
     with torch.autocast(q.device.type, enabled=False):
         i, f = i.to(dtype), f.to(dtype)
         if resets is not None or lengths is not None:
             i, f = mask_gates(torch.stack([i, f], -1), 3, resets, lengths).unbind(-1)
-        h, final = cell(q.to(dtype), k.to(dtype), v.to(dtype), i, f, state)
+        h, final = cell(q.to(kind), k.to(kind), v.to(kind), i, f, state)
         if lengths is not None:
             h = blank_padding(h, lengths)
     return h.to(q.dtype), final
@@ -227,10 +229,14 @@ def _cell(choice: Choice) -> Callable[..., Any]:
         from xlstm_tune.kernels.lstm_triton import lstm_triton
 
         return lstm_triton
-    if choice.backend == "triton":
+    if choice.backend == "triton" and choice.op == "slstm":
         from xlstm_tune.kernels.slstm_triton import slstm_triton
 
         return slstm_triton
+    if choice.backend == "triton":
+        from xlstm_tune.kernels.mlstm_triton import mlstm_triton
+
+        return mlstm_triton
     return _CELLS[choice.op, choice.backend]
 
 

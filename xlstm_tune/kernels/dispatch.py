@@ -11,8 +11,10 @@ import torch
 from xlstm_tune.errors import BackendUnavailable
 
 BACKENDS = ("auto", "reference", "numba", "triton")
-KERNELS: dict[str, tuple[str, ...]] = {"lstm": ("numba", "triton"), "slstm": ("numba", "triton"), "mlstm": ("numba",)}
+KERNELS: dict[str, tuple[str, ...]] = dict.fromkeys(("lstm", "slstm", "mlstm"), ("numba", "triton"))
 """The backends that each op has besides the reference, the one to be preferred first."""
+WIDEST_MLSTM = 128
+"""The widest head, of keys or values, that mLSTM's Triton kernel takes."""
 ON_CHIP = {2: 128, 4: 64}
 """By bytes of a number, the widest head whose four recurrent matrices a GPU's multiprocessor holds beside states."""
 
@@ -30,9 +32,14 @@ class Choice:
 
 
 def refusal(
-    op: str, backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32, projected: bool = False
+    op: str,
+    backend: str,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    projected: bool = False,
+    width: int = 0,
 ) -> str | None:
-    """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can."""
+    """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can. As for `resolve`."""
     if backend not in KERNELS[op]:
         return f"this version has no {backend.capitalize()} kernel for {op}"
     if backend == "triton" and find_spec("triton") is None:
@@ -41,6 +48,8 @@ def refusal(
         return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
     if backend == "triton" and dtype == torch.float64:
         return "it computes in float32 and 16 bits, and the tensors are float64"
+    if backend == "triton" and op == "mlstm" and width > WIDEST_MLSTM:
+        return f"its mLSTM takes heads of up to {WIDEST_MLSTM}, and these are {width} wide"
     if backend == "numba" and device != "cpu":
         return f"it runs on a CPU, and the tensors are on '{device}'"
     if backend == "numba" and dtype == torch.float64:
@@ -60,7 +69,7 @@ def resolve(
 ) -> Choice:
     """Choose the backend of `op` for tensors of a device type and dtype; projected: with a projection of h (LSTM only).
 
-    width: of a head, for the reason's sake; 0 = not said.
+    width: of a head, the larger one of keys and values; 0 = not said.
 
     `auto` takes the fastest that can run them. Raises BackendUnavailable when a backend that was asked for by name
     cannot, ValueError for a name that is none of `BACKENDS` or `KERNELS`.
@@ -72,13 +81,13 @@ def resolve(
     if requested == "reference":
         return Choice(op, "reference", "asked for by name")
     if requested != "auto":
-        reason = refusal(op, requested, device, dtype, projected)
+        reason = refusal(op, requested, device, dtype, projected, width)
         if reason:
             raise BackendUnavailable(f"backend '{requested}' was asked for, but {reason}; use 'auto' or 'reference'")
         return Choice(op, requested, "asked for by name" + _design(op, requested, width))
     what = f"{dtype} on '{device}'".replace("torch.", "") + (" with a projection" if projected else "")
     for backend in KERNELS[op]:
-        if refusal(op, backend, device, dtype, projected) is None:
+        if refusal(op, backend, device, dtype, projected, width) is None:
             return Choice(op, backend, f"the fastest for {what}" + _design(op, backend, width))
     return Choice(op, "reference", f"there is no faster kernel for {what}")
 

@@ -24,7 +24,7 @@ def _gates(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     """What the gates of a chunk say, behind a state with stabiliser m; gates lie `stride` apart from `at` on.
 
     Returns (W [L, L] not over √D, p [L], weight of each step in the state behind the chunk [L], F [L], M [L], which
-    pairs count [L, L], a [L]).
+    pairs count [L, L], i - F [L]).
     """
     steps = tl.arange(0, CHUNK)
     real = steps < count
@@ -34,20 +34,22 @@ def _gates(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     segment = tl.cumsum(shut.to(tl.int32), 0)
     a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
     pairs = (steps[None, :] <= steps[:, None]) & (segment[None, :] == segment[:, None]) & real[None, :]
+    # In two parts of float32, since tiles of float64 would not fit into registers. M need not be the very maximum.
+    high = a.to(tl.float32)
+    low = (a - high).to(tl.float32)
     lowest = -float("inf")
-    running = tl.maximum(
-        tl.max(tl.where(pairs, a[None, :], lowest), 1), tl.where(segment == 0, m + decay * 0.0, lowest)
-    )
-    weights = tl.where(pairs, tl.exp((a[None, :] - running[:, None]).to(tl.float32)), 0.0)
+    running = tl.max(tl.where(pairs, high[None, :], lowest), 1)
+    running = tl.maximum(running, tl.where(segment == 0, (m + decay * 0.0).to(tl.float32), lowest))
+    weights = tl.where(pairs, tl.exp((high[None, :] - running[:, None]) + low[None, :]), 0.0)
     past = tl.where(segment == 0, tl.exp((m - running).to(tl.float32)), 0.0)
     to_end = tl.sum(tl.where(steps[:, None] == CHUNK - 1, weights, 0.0), 0)
-    return weights, past, to_end, decay, running, pairs, a
+    return weights, past, to_end, decay, running, pairs, high
 
 
 @triton.jit
 def _last(x, CHUNK: tl.constexpr):
     """The last number of x [L]."""
-    return tl.sum(tl.where(tl.arange(0, CHUNK) == CHUNK - 1, x, x * 0.0), 0)
+    return tl.sum(tl.where(tl.arange(0, CHUNK) == CHUNK - 1, x, 0), 0)
 
 
 @triton.jit
@@ -98,18 +100,18 @@ def forward(
         qs = _rows(q + at * width, rows, keys, heads * width, here)
         ks = _rows(k + at * width, rows, keys, heads * width, here)
         vs = _rows(v + at * value_width, rows, values, heads * value_width, here_v)
-        weights, past, to_end, decay, running, pairs, a = _gates(i, f, at, heads, count, m, CHUNK)
+        weights, past, to_end, decay, running, pairs, high = _gates(i, f, at, heads, count, m, CHUNK)
         if TRAIN:
             place = task * chunks + chunk
             tl.store(states + place * width * value_width + of_state, c, mask=square)
             tl.store(norms + place * width + keys, n, mask=keys < width)
             tl.store(maxima + place, m)
-            largest = pairs & (a[None, :] == running[:, None])
+            largest = pairs & (high[None, :] == running[:, None])
             found = tl.max(tl.where(largest, (start + rows + 1).to(tl.int32)[None, :], 0), 1)
             found = tl.where(found > 0, found, last_newest)
             tl.store(newest + at + rows * heads, found, mask=rows < count)
             last_newest = tl.zeros([CHUNK], tl.int32) + _last(found, CHUNK)
-        scored, total, floor, share = _sums(qs, ks, weights, past, n, decay, running, scale, PRECISION)
+        scored, _total, _floor, share = _sums(qs, ks, weights, past, n, decay, running, scale, PRECISION)
         out = tl.dot(scored, vs, input_precision=PRECISION)
         out += past[:, None] * tl.dot(qs, c, input_precision=PRECISION)
         to_h = h + at * value_width + rows[:, None] * heads * value_width + values[None, :]
@@ -159,7 +161,7 @@ def backward(
         qs = _rows(q + at * width, rows, keys, heads * width, here)
         ks = _rows(k + at * width, rows, keys, heads * width, here)
         vs = _rows(v + at * value_width, rows, values, heads * value_width, here_v)
-        weights, past, to_end, decay, running, _pairs, _a = _gates(i, f, at, heads, count, m, CHUNK)
+        weights, past, to_end, decay, running, _pairs, _high = _gates(i, f, at, heads, count, m, CHUNK)
         scored, total, floor, share = _sums(qs, ks, weights, past, n, decay, running, scale, PRECISION)
         by_num = tl.zeros([CHUNK, VALUE_WIDE], tl.float32)
         of_h = tl.zeros([CHUNK], tl.float32)

@@ -1,9 +1,10 @@
 """The mLSTM cell on a GPU for heads of up to 128: one program for each head of a sample, which walks over the chunks.
 
 Legend and equations as in `mlstm_reference`. The state stays on chip from chunk to chunk, and within a chunk all pairs
-of steps are products of tiles: many short sequences fill the device with programs. Saved for the backward pass are the
-states before each chunk, D V float32 numbers for each CHUNK steps, and h; the rest is computed again. Products of 16-bit
-inputs are TensorFloat-32, which holds all their digits and float32's range; those of float32 are exact.
+of steps are products of tiles: many short sequences fill the device with programs. Saved for the backward pass are h
+and the states before each chunk, D V float32 numbers for each chunk of 16 or 32 steps; the rest is computed again.
+Products of 16-bit inputs are TensorFloat-32, which holds all their digits and float32's range; those of float32 are
+three of these, near to exact: exact ones would not fit into registers. Nothing here has been timed on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor
 from xlstm_tune.kernels import mlstm_chunks_triton as kernels
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.mlstm_forms import MLSTMState, mlstm_empty_state
-from xlstm_tune.kernels.parts_triton import exact
 
 SHUT = -1e4
 """A forget gate whose log sigmoid lies below this starts a new segment."""
@@ -32,7 +32,7 @@ def _chunk(steps: int) -> int:
 def _options(q: Tensor, v: Tensor) -> dict[str, int | str]:
     width, value_width = (max(16, triton.next_power_of_2(one.shape[-1])) for one in (q, v))
     return {
-        "PRECISION": exact(q),
+        "PRECISION": "tf32x3" if q.element_size() == 4 else "tf32",
         "CHUNK": _chunk(q.shape[1]),
         "WIDE": width,
         "VALUE_WIDE": value_width,
