@@ -34,6 +34,17 @@ def to_input(weight, width, feature, t0, t1, t2, t3):
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
+def store_taps(d_weight, d_bias, sample, width, feature, tap0, tap1, tap2, tap3, shift):
+    """A sample's shares of the gradients of four taps and of the bias, for LANES features."""
+    at = sample * TAPS * width + feature
+    store(d_weight, at, tap0)
+    store(d_weight, at + width, tap1)
+    store(d_weight, at + 2 * width, tap2)
+    store(d_weight, at + 3 * width, tap3)
+    store(d_bias, sample * width + feature, shift)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
 def _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, first):
     """Bias + Σ over taps first.. of weight times input, for LANES features of one step; `past` stands before `x`."""
     total = load(bias, feature)
@@ -98,12 +109,7 @@ def _four_taps_back(x, weight, bias, past, grad, d_x, d_weight, d_bias, d_past, 
         else:
             store(d_x, at + (step - 3) * width, received)
         t1, t2, t3 = t0, t1, t2
-    at_weight = sample * TAPS * width + feature
-    store(d_weight, at_weight, tap0)
-    store(d_weight, at_weight + width, tap1)
-    store(d_weight, at_weight + 2 * width, tap2)
-    store(d_weight, at_weight + 3 * width, tap3)
-    store(d_bias, sample * width + feature, shift)
+    store_taps(d_weight, d_bias, sample, width, feature, tap0, tap1, tap2, tap3, shift)
 
 
 @kernel

@@ -11,12 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from xlstm_tune.kernels.mlstm_chunk import LARGEST_FLOOR, SHUT
 from xlstm_tune.kernels.mlstm_forms import EPSILON
 from xlstm_tune.kernels.parts_triton import log_sigmoid
 
-_SHUT = tl.constexpr(-1e4)
+_SHUT = tl.constexpr(SHUT)
 _EPSILON = tl.constexpr(EPSILON)
-_LARGEST_FLOOR = tl.constexpr(0.9 * 88.72283905206835)
+_LARGEST_FLOOR = tl.constexpr(LARGEST_FLOOR)
 
 
 @triton.jit

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from xlstm_tune.kernels.conv_numba import TAPS, tap_sum, to_input
+from xlstm_tune.kernels.conv_numba import store_taps, tap_sum, to_input
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.mlstm_forms import EPSILON, largest_floor
-from xlstm_tune.kernels.mlstm_sources_numba import ROWS, add_rows, convolve, outer_rows
+from xlstm_tune.kernels.mlstm_sources_numba import ROWS, add_rows, convolve, last_inputs, outer_rows
 from xlstm_tune.kernels.simd import (
     CONTRACT,
     LANES,
@@ -212,18 +212,8 @@ def _backward(
                 tap0, tap1, tap2, tap3 = tap0 + t0 * x3, tap1 + t0 * x2, tap2 + t0 * x1, tap3 + t0 * x0
                 shift = shift + t0
                 x1, x2, x3, t1, t2, t3, b1, b2, b3 = x0, x1, x2, t0, t1, t2, b0, b1, b2
-            end_at = start + steps * full + feature
-            if steps >= 3:
-                store(d_x, end_at - 3 * full, b3 + to_input(taps, full, place, zero, t1, t2, t3))
-            if steps >= 2:
-                store(d_x, end_at - 2 * full, b2 + to_input(taps, full, place, zero, zero, t1, t2))
-            store(d_x, end_at - full, b1 + to_input(taps, full, place, zero, zero, zero, t1))
-            at = sample * TAPS * full + place
-            store(d_taps, at, tap0)
-            store(d_taps, at + full, tap1)
-            store(d_taps, at + 2 * full, tap2)
-            store(d_taps, at + 3 * full, tap3)
-            store(d_bias, sample * full + place, shift)
+            last_inputs(d_x, start + feature, steps, full, taps, place, t1, t2, t3, b1, b2, b3)
+            store_taps(d_taps, d_bias, sample, full, place, tap0, tap1, tap2, tap3, shift)
             for row in range(0, rows, ROWS):
                 to = (task * rows + row) * width + feature
                 outer_rows(steps, for_c, row, rows, c, 0, LANES, d_by_c, to, width)

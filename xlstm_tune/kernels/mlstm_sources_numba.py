@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from xlstm_tune.kernels.conv_numba import TAPS, tap_sum, to_input
+from xlstm_tune.kernels.conv_numba import store_taps, tap_sum, to_input
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.qkv_numba import BLOCK, by_turn, from_turns, project
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, spread, store, sum_lanes, turn
@@ -42,6 +42,18 @@ def convolve(x, taps, bias, sample, steps, step, full, first, width, c, at_c):
         total = tap_sum(taps, bias, full, feature, load(x, at), x1, x2, x3)
         share, _ = sigmoid_and_slope(total)
         store(c, at_c + feature - first, total * share)
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def last_inputs(d_x, start, steps, full, taps, place, t1, t2, t3, b1, b2, b3):
+    """Gradients of the last three inputs, whose later steps do not exist: of the step before the end the convolution's
+    sum has the gradient t1, and the input has received b1 elsewhere; of the one before it t2 and b2, then t3 and b3."""
+    zero, end = splat(f32(0)), start + steps * full
+    if steps >= 3:
+        store(d_x, end - 3 * full, b3 + to_input(taps, full, place, zero, t1, t2, t3))
+    if steps >= 2:
+        store(d_x, end - 2 * full, b2 + to_input(taps, full, place, zero, zero, t1, t2))
+    store(d_x, end - full, b1 + to_input(taps, full, place, zero, zero, zero, t1))
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
@@ -150,18 +162,8 @@ def _backward(
                 seen, raw = turn(seen), turn(raw)
                 q3, k3, v3 = q3 + dq * seen, k3 + dk * seen, v3 + dv * raw
                 x1, x2, x3, t1, t2, t3, b1, b2, b3 = x0, x1, x2, t0, t1, t2, b0, b1, b2
-            end_at = start + steps * full
-            if steps >= 3:
-                store(d_x, end_at - 3 * full, b3 + to_input(taps, full, place, zero, t1, t2, t3))
-            if steps >= 2:
-                store(d_x, end_at - 2 * full, b2 + to_input(taps, full, place, zero, zero, t1, t2))
-            store(d_x, end_at - full, b1 + to_input(taps, full, place, zero, zero, zero, t1))
-            at = sample * TAPS * full + place
-            store(d_taps, at, tap0)
-            store(d_taps, at + full, tap1)
-            store(d_taps, at + 2 * full, tap2)
-            store(d_taps, at + 3 * full, tap3)
-            store(d_bias, sample * full + place, shift)
+            last_inputs(d_x, start, steps, full, taps, place, t1, t2, t3, b1, b2, b3)
+            store_taps(d_taps, d_bias, sample, full, place, tap0, tap1, tap2, tap3, shift)
             at = sample * 3 * BLOCK * full + place
             store(d_weight, at, q0)
             store(d_weight, at + full, q1)

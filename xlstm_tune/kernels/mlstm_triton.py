@@ -18,10 +18,8 @@ from torch import Tensor
 
 from xlstm_tune.kernels import mlstm_chunks_triton as kernels
 from xlstm_tune.kernels.library import Kernel, register
+from xlstm_tune.kernels.mlstm_chunk import SHUT
 from xlstm_tune.kernels.mlstm_forms import MLSTMState, mlstm_empty_state
-
-SHUT = -1e4
-"""A forget gate whose log sigmoid lies below this starts a new segment."""
 
 
 def _chunk(steps: int) -> int:

@@ -95,6 +95,35 @@ def tanh(x):
     return tl.where(x > 0, 1.0, -1.0) * (1.0 - small) / (1.0 + small)
 
 
+@triton.jit
+def matrices(recurrent, head, width, TURNED: tl.constexpr, WIDE: tl.constexpr):
+    """A head's four recurrent matrices from [N, 4, D out, D in], zeros around them: each [WIDE out, WIDE in], or with
+    the axes TURNED."""
+    units = tl.arange(0, WIDE)
+    inner, outer = units[None, :], units[:, None]
+    if TURNED:
+        inner, outer = units[:, None], units[None, :]
+    at = recurrent + head * 4 * width * width + outer * width + inner
+    inside, size = (inner < width) & (outer < width), width * width
+    return (
+        tl.load(at, mask=inside, other=0.0),
+        tl.load(at + size, mask=inside, other=0.0),
+        tl.load(at + 2 * size, mask=inside, other=0.0),
+        tl.load(at + 3 * size, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def gates_at(gates, at, width, mask):
+    """Four gates, `width` apart from gates + at on, in float32."""
+    return (
+        tl.load(gates + at, mask=mask, other=0.0).to(tl.float32),
+        tl.load(gates + at + width, mask=mask, other=0.0).to(tl.float32),
+        tl.load(gates + at + 2 * width, mask=mask, other=0.0).to(tl.float32),
+        tl.load(gates + at + 3 * width, mask=mask, other=0.0).to(tl.float32),
+    )
+
+
 def parameter_gradients(d_gates: Tensor, h0: Tensor, h: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of recurrent [N, 4, D, D] and bias [N, 4, D], from those of the gates in one product a head.
 

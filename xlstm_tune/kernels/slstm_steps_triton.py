@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from xlstm_tune.kernels.parts_triton import SIZES, log_sigmoid, sigmoid, tanh
+from xlstm_tune.kernels.parts_triton import SIZES, gates_at, log_sigmoid, matrices, sigmoid, tanh
 
 
 @triton.jit
@@ -61,17 +61,8 @@ def forward(
     units = tl.arange(0, WIDE)
     real = units < width
     here = (rows < batch)[:, None] & real[None, :]
-    weights = recurrent + head * 4 * width * width + units[None, :] * width + units[:, None]  # [in, out]
-    square = real[:, None] & real[None, :]
-    r_i = tl.load(weights, mask=square, other=0.0)
-    r_f = tl.load(weights + width * width, mask=square, other=0.0)
-    r_z = tl.load(weights + 2 * width * width, mask=square, other=0.0)
-    r_o = tl.load(weights + 3 * width * width, mask=square, other=0.0)
-    b = bias + head * 4 * width + units
-    b_i = tl.load(b, mask=real, other=0.0).to(tl.float32)[None, :]
-    b_f = tl.load(b + width, mask=real, other=0.0).to(tl.float32)[None, :]
-    b_z = tl.load(b + 2 * width, mask=real, other=0.0).to(tl.float32)[None, :]
-    b_o = tl.load(b + 3 * width, mask=real, other=0.0).to(tl.float32)[None, :]
+    r_i, r_f, r_z, r_o = matrices(recurrent, head, width, True, WIDE)  # [in, out]
+    b_i, b_f, b_z, b_o = gates_at(bias, (head * 4 * width + units)[None, :], width, real[None, :])
     place = ((head * batch + rows) * width)[:, None] + units[None, :]
     h = tl.load(h0 + place, mask=here, other=0.0)
     c = tl.load(c0 + place, mask=here, other=0.0)
@@ -86,10 +77,8 @@ def forward(
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
     for t in range(steps):
         at = row_gates + t * 4 * width
-        i = tl.load(gates + at, mask=here, other=0.0).to(tl.float32) + b_i
-        f = tl.load(gates + at + width, mask=here, other=0.0).to(tl.float32) + b_f
-        z = tl.load(gates + at + 2 * width, mask=here, other=0.0).to(tl.float32) + b_z
-        o = tl.load(gates + at + 3 * width, mask=here, other=0.0).to(tl.float32) + b_o
+        i, f, z, o = gates_at(gates, at, width, here)
+        i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o
         if KEEP:
             h *= tl.load(keep + (head * batch + rows) * steps + t, mask=rows < batch, other=0.0)[:, None]
         seen = h.to(r_i.dtype)
@@ -129,12 +118,7 @@ def backward(
     units = tl.arange(0, WIDE)
     real = units < width
     here = (rows < batch)[:, None] & real[None, :]
-    weights = recurrent + head * 4 * width * width + units[:, None] * width + units[None, :]  # [out, in]
-    square = real[:, None] & real[None, :]
-    r_i = tl.load(weights, mask=square, other=0.0)
-    r_f = tl.load(weights + width * width, mask=square, other=0.0)
-    r_z = tl.load(weights + 2 * width * width, mask=square, other=0.0)
-    r_o = tl.load(weights + 3 * width * width, mask=square, other=0.0)
+    r_i, r_f, r_z, r_o = matrices(recurrent, head, width, False, WIDE)  # [out, in]
     place = ((head * batch + rows) * width)[:, None] + units[None, :]
     row_cells = ((head * batch + rows) * (steps + 1) * 2 * width)[:, None] + units[None, :]
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
@@ -196,14 +180,9 @@ def step(
     here = unit < total
     row, d = unit // width, unit % width  # row: head and sample
     head, sample = row // batch, row % batch
-    at, of_bias = row * 4 * width + d, head * 4 * width + d
-    i = tl.load(sums + at, mask=here, other=0.0) + tl.load(bias + of_bias, mask=here, other=0.0).to(tl.float32)
-    f = tl.load(sums + at + width, mask=here, other=0.0)
-    f += tl.load(bias + of_bias + width, mask=here, other=0.0).to(tl.float32)
-    z = tl.load(sums + at + 2 * width, mask=here, other=0.0)
-    z += tl.load(bias + of_bias + 2 * width, mask=here, other=0.0).to(tl.float32)
-    o = tl.load(sums + at + 3 * width, mask=here, other=0.0)
-    o += tl.load(bias + of_bias + 3 * width, mask=here, other=0.0).to(tl.float32)
+    i, f, z, o = gates_at(sums, row * 4 * width + d, width, here)
+    b_i, b_f, b_z, b_o = gates_at(bias, head * 4 * width + d, width, here)
+    i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o
     c = tl.load(c0 + unit, mask=here, other=0.0)
     n = tl.load(n0 + unit, mask=here, other=0.0)
     m = tl.load(m0 + unit, mask=here, other=0.0)

@@ -195,9 +195,10 @@ class Forecaster(nn.Module):
         one_row = self._ends and blocks.endswith("m")  # the last block is then no recurrence
         ops = [f"{kind}lstm" for kind in sorted(set(blocks[:-1] if one_row else blocks))]
         ops += [] if blocks else ["lstm"]
-        head = self.config.hidden_size // (self.config.heads if blocks else 1)
-        device = weight.device.type
-        said = [str(resolve(op, self.backend, device, projected=projected, width=head)) for op in ops]
+        heads, device = self.config.heads, weight.device.type
+        width = {"lstm": self.config.hidden_size, "slstm": self.config.hidden_size // heads}
+        width["mlstm"] = self.config.inner_size // heads
+        said = [str(resolve(op, self.backend, device, projected=projected, width=width[op])) for op in ops]
         return "; ".join([*said, "last mlstm: its last output alone"] if one_row else said)
 
 

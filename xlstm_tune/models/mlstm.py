@@ -125,7 +125,8 @@ class MLSTMLayer(nn.Module):
         to the other side of the two products that they stand in, where there is one row a head and sample.
         """
         expect_steps("MLSTMLayer", x, self.width, None, lengths)
-        resolve("mlstm", self.backend, x.device.type, x.dtype)  # a backend that cannot run here is refused, as always
+        # A backend that cannot run here is refused, as always.
+        resolve("mlstm", self.backend, x.device.type, x.dtype, width=self.inner // self.heads)
         x = hide_padding(x, lengths)
         inner = linear(x, self.up.weight.chunk(2)[0], self.backend)
         tail = last_steps(x, lengths, 1 if self.conv is None else self.conv.kernel)
