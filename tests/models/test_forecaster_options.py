@@ -82,7 +82,7 @@ def test_option_works_on_stacked_members(option: str) -> None:
 
 def test_patches_shorten_what_the_body_runs() -> None:
     seen = []
-    model = build_model(config(patch_length=4, patch_stride=2), SHAPE)
+    model = build_model(config("lstm", patch_length=4, patch_stride=2), SHAPE)
     model.embedding.register_forward_hook(lambda _, __, tokens: seen.append(tokens.shape))
     model(torch.randn(5, 12, 3))
     assert seen == [(5, 5, 16)]

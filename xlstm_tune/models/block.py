@@ -185,10 +185,17 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, x: Tensor, state: Any = None, *, resets: Tensor | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+        normalised: Any = None,
     ) -> tuple[Tensor, Any]:
-        """x [B, T, E] to the same shape, and the layer's state."""
-        y, state = self.layer(self.norm(x), state, resets=resets, lengths=lengths)
+        """x [B, T, E] to the same shape, and the layer's state. normalised: norm x as the layer takes it, if known."""
+        seen = self.norm(x) if normalised is None else normalised
+        y, state = self.layer(seen, state, resets=resets, lengths=lengths)
         return self._feed_forward(x + y), state
 
     def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -196,7 +203,11 @@ class Block(nn.Module):
         step, or at step 0 for a layer in reverse. Only one that runs in a single direction has such an end.
         """
         end = x[:, :1] if isinstance(self.layer, Reversed) else last_steps(x, lengths)
-        y: Tensor = self.layer.last(self.norm(x), lengths)  # type: ignore[operator]
+        return self.finish(end, self.norm(x), lengths)
+
+    def finish(self, end: Tensor, normalised: Any, lengths: Tensor | None = None) -> Tensor:
+        """`last` of an x that is `end` [B, 1, E] there; normalised: norm x of all steps, as the layer takes it."""
+        y: Tensor = self.layer.last(normalised, lengths)  # type: ignore[operator]
         return self._feed_forward(end + y)
 
     def _feed_forward(self, x: Tensor) -> Tensor:

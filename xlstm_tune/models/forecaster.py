@@ -15,6 +15,7 @@ from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.decomposition import TrendSkip
+from xlstm_tune.models.embedded import Embedded
 from xlstm_tune.models.lstm import LSTM, LSTMScratch, LSTMTorch, open_forget_gates
 from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
@@ -129,7 +130,7 @@ class Forecaster(nn.Module):
         tokens, token_lengths = x, lengths
         if self.config.patched:
             tokens, token_lengths = cut_patches(x, self.config.patch_length, self.config.stride, lengths)
-        pooled = self._pool(self.embedding(tokens), token_lengths)
+        pooled = self._pool(tokens, token_lengths)
         if self.static is not None:
             pooled = self.static(pooled, static)
         y: Tensor = self.head(pooled).unflatten(-1, self.outputs)  # [B, H, K, Q]
@@ -152,10 +153,14 @@ class Forecaster(nn.Module):
         return self.config.pooling == "last" and self.config.direction != "both"
 
     def _pool(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """Body and pooling, [B, T, E] to [B, W]."""
-        if isinstance(self.body, XLSTMStack) and self._ends:
-            return self.body.last(tokens, lengths)
-        states, _ = self.body(tokens, lengths=lengths)
+        """Embedding, body and pooling, [B, T, F] to [B, W]."""
+        if isinstance(self.body, XLSTMStack):
+            embedded = Embedded(tokens, self.embedding.weight, self.embedding.bias)
+            if self._ends:
+                return self.body.last(embedded, lengths)
+            states, _ = self.body(embedded, lengths=lengths)
+        else:
+            states, _ = self.body(self.embedding(tokens), lengths=lengths)
         pooled: Tensor = self.pooling(states, lengths)
         return pooled
 

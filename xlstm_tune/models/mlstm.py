@@ -22,6 +22,7 @@ from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
+from xlstm_tune.models.embedded import Narrow
 from xlstm_tune.models.steps import expect_steps, hide_padding, last_steps
 
 
@@ -91,18 +92,19 @@ class MLSTMLayer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Narrow,
         state: MLSTMLayerState | None = None,
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, MLSTMLayerState]:
-        """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
-        expect_steps("MLSTMLayer", x, self.width, resets, lengths)
-        x = hide_padding(x, lengths)
+        """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1.
+
+        x may come as rows of fewer numbers and a basis: the up-projection is then of those rows.
+        """
+        rows, up = self._rows(x, resets, lengths)
         # Two products: the halves of one would not be contiguous, nor would their gradients.
-        for_inner, for_z = self.up.weight.chunk(2)
-        inner, z = (linear(x, half, self.backend) for half in (for_inner, for_z))
+        inner, z = (linear(rows, half, self.backend) for half in up.chunk(2))
         by_convolved, by_x = self._gate_weights()
         weights = (self.q.weight, self.k.weight, self.v.weight, by_convolved, by_x, self.heads, self.backend)
         if self.conv is not None and state is None and resets is None:
@@ -118,19 +120,18 @@ class MLSTMLayer(nn.Module):
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved, z)))
         return self.dropout(linear(y.flatten(2), self.down.weight, self.backend)), MLSTMLayerState(past, cell)
 
-    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def last(self, x: Tensor | Narrow, lengths: Tensor | None = None) -> Tensor:
         """x [B, T, E] to what `forward` gives at each sample's last real step, [B, 1, E], in much less work.
 
         Only the convolution and the gates are needed of every step. k and v are not made at all: their projections go
         to the other side of the two products that they stand in, where there is one row a head and sample.
         """
-        expect_steps("MLSTMLayer", x, self.width, None, lengths)
+        rows, up = self._rows(x, None, lengths)
         # A backend that cannot run here is refused, as always.
-        resolve("mlstm", self.backend, x.device.type, x.dtype, width=self.inner // self.heads)
-        x = hide_padding(x, lengths)
-        inner = linear(x, self.up.weight.chunk(2)[0], self.backend)
-        tail = last_steps(x, lengths, 1 if self.conv is None else self.conv.kernel)
-        end, z = F.linear(tail, self.up.weight).chunk(2, dim=-1)
+        resolve("mlstm", self.backend, rows.device.type, rows.dtype, width=self.inner // self.heads)
+        inner = linear(rows, up.chunk(2)[0], self.backend)
+        tail = last_steps(rows, lengths, 1 if self.conv is None else self.conv.kernel)
+        end, z = F.linear(tail, up).chunk(2, dim=-1)
         convolved_end, z = (end if self.conv is None else self.conv(end)[0])[:, -1:], z[:, -1:]
         q = self.q(convolved_end).squeeze(1) / math.sqrt(self.inner // self.heads)
         own_head = torch.diag_embed(q.transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
@@ -141,6 +142,12 @@ class MLSTMLayer(nn.Module):
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
         out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
         return out
+
+    def _rows(self, x: Tensor | Narrow, resets: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the up-projection sees, zeros at padding, and its weight [2 P, ·] for that."""
+        rows, up = (x.rows, self.up.weight @ x.basis) if isinstance(x, Narrow) else (x, self.up.weight)
+        expect_steps("MLSTMLayer", rows, up.shape[1], resets, lengths)
+        return hide_padding(rows, lengths), up
 
     def _leave(self, h: Tensor, convolved: Tensor, z: Tensor) -> Tensor:
         """Norm, skip and gate, all [B, T, N, D]."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xlstm_tune.models.block import Block, BothWays, FeedForward, Reversed, block_norm
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.models.embedded import Embedded, Narrow
 from xlstm_tune.models.mlstm import MLSTMLayer, MLSTMLayerState
 from xlstm_tune.models.slstm import SLSTMLayer, SLSTMLayerState
 from xlstm_tune.models.steps import expect_steps, hide_padding
@@ -32,10 +33,11 @@ class XLSTMStack(nn.Module):
         self.width = self.output_size = config.hidden_size
         self.blocks = nn.ModuleList(_block(config, at, backend) for at in range(len(config.blocks)))
         self.norm = block_norm(config.norm, self.width)
+        self._shortens = backend != "reference"
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Embedded,
         state: StackState | None = None,
         *,
         resets: Tensor | None = None,
@@ -45,7 +47,10 @@ class XLSTMStack(nn.Module):
 
         state: None is the state before any input. resets [B, T] bool: the sample starts anew before this step.
         lengths [B]: the real steps of each sample, 1 to T. Raises ValueError for a wrong shape.
+        x may come as an embedding that is not written out: with it a first mLSTM block does the same in less work.
         """
+        normalised = self._narrow(x)
+        x = x.dense() if isinstance(x, Embedded) else x
         expect_steps("XLSTMStack", x, self.width, resets, lengths)
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(
@@ -54,11 +59,12 @@ class XLSTMStack(nn.Module):
         x = hide_padding(x, lengths)
         finals = []
         for at, block in enumerate(self.blocks):
-            x, final = block(x, None if state is None else state[at], resets=resets, lengths=lengths)
+            before = None if state is None else state[at]
+            x, final = block(x, before, resets=resets, lengths=lengths, normalised=None if at else normalised)
             finals.append(final)
         return self.norm(x), tuple(finals)
 
-    def last(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def last(self, x: Tensor | Embedded, lengths: Tensor | None = None) -> Tensor:
         """x [B, T, E] to what `forward` gives where the running direction ends, [B, E]: the last real step of each
         sample, in direction `reverse` step 0. Of the last block only what reaches that output is computed.
 
@@ -66,13 +72,27 @@ class XLSTMStack(nn.Module):
         """
         if self.config.direction == "both":
             raise ValueError("XLSTMStack.last: direction must be forward or reverse, 'both' ends at either end")
-        expect_steps("XLSTMStack", x, self.width, None, lengths)
-        x = hide_padding(x, lengths)
+        normalised = self._narrow(x)
         *whole, final = self.blocks
-        for block in whole:
-            x, _ = block(x, lengths=lengths)
-        y: Tensor = self.norm(final.last(x, lengths))  # type: ignore[operator]
-        return y.squeeze(1)
+        if isinstance(x, Embedded) and normalised is not None and not whole:
+            y = final.finish(x.last(lengths), normalised, lengths)  # type: ignore[operator]
+        else:
+            x = x.dense() if isinstance(x, Embedded) else x
+            expect_steps("XLSTMStack", x, self.width, None, lengths)
+            x = hide_padding(x, lengths)
+            for block in whole:
+                x, _ = block(x, lengths=lengths, normalised=normalised)
+                normalised = None
+            y = final.last(x, lengths)  # type: ignore[operator]
+        end: Tensor = self.norm(y)
+        return end.squeeze(1)
+
+    def _narrow(self, x: Tensor | Embedded) -> Narrow | None:
+        """What the first block's layer sees of an embedding, where it can take that in few dimensions."""
+        first = self.blocks[0]
+        if isinstance(x, Embedded) and isinstance(first.layer, MLSTMLayer) and self._shortens and x.narrows():
+            return x.normalised(first.norm)  # type: ignore[arg-type]
+        return None
 
 
 def _block(config: ModelConfig, at: int, backend: str) -> Block:
