@@ -24,6 +24,7 @@ from xlstm_tune.models.stack import XLSTMStack
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 from xlstm_tune.training.loop import EpochResult, train
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients
+from xlstm_tune.training.threads import threads_for
 
 STEPS = 10
 """Training steps of an epoch of a `trained` case."""
@@ -96,7 +97,8 @@ class Step:
         return vital_signs(self.model, self.run()) | {"backend": self.model.describe_backend()}
 
     def step(self) -> list[float]:
-        return timed(self.run)
+        with threads_for(self.model):
+            return timed(self.run)
 
 
 class Trained:

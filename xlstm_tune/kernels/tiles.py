@@ -19,6 +19,7 @@ from xlstm_tune.kernels.simd import CONTRACT, LANES, transpose
 
 f32 = np.float32
 _pool: ThreadPoolExecutor | None = None
+_own_threads: int | None = None
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,8 +36,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(compiled: Callable[..., Any], tasks: int, *arguments: Any) -> None:
-    """compiled(first, end, *arguments) for all tasks, split evenly among as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), tasks)
+    """compiled(first, end, *arguments) for all tasks, split evenly among as many threads as kernels have."""
+    threads = min(_own_threads or torch.get_num_threads(), tasks)
     cuts = [tasks * number // threads for number in range(threads + 1)]
     # The first call compiles: one thread only, since compiling takes a lock.
     if threads == 1 or not compiled.signatures:  # type: ignore[attr-defined]
@@ -46,6 +47,17 @@ def run(compiled: Callable[..., Any], tasks: int, *arguments: Any) -> None:
     compiled(*cuts[:2], *arguments)
     for other in others:
         other.result()
+
+
+def kernel_threads() -> int | None:
+    """How many threads kernels have; None: as many as torch has at the time."""
+    return _own_threads
+
+
+def set_kernel_threads(count: int | None) -> None:
+    """As `kernel_threads` tells it from then on, for the whole process."""
+    global _own_threads
+    _own_threads = count
 
 
 def _threads() -> ThreadPoolExecutor:

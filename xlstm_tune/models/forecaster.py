@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.dispatch import Choice, resolve
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.decomposition import TrendSkip
@@ -191,20 +191,34 @@ class Forecaster(nn.Module):
 
     def describe_backend(self) -> str:
         """What runs the recurrences, and why, in words."""
-        blocks = self.config.blocks
         if self.config.family == "lstm_torch":
             return "lstm_torch: torch.nn.LSTM"
         if self.config.family == "lstm_scratch":
             return "lstm_scratch: elementary operations in torch"
-        weight, projected = self.head.weight, self.config.projection > 0 and not blocks
-        one_row = self._ends and blocks.endswith("m")  # the last block is then no recurrence
-        ops = [f"{kind}lstm" for kind in sorted(set(blocks[:-1] if one_row else blocks))]
+        said = [str(choice) for choice in self._choices()]
+        return "; ".join([*said, "last mlstm: its last output alone"] if self._one_row else said)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether kernels compiled for a CPU run the body."""
+        ours = self.config.family not in ("lstm_torch", "lstm_scratch") and self.backend != "reference"
+        here = self.head.weight.device.type == "cpu" and self.head.weight.dtype == torch.float32
+        return ours and here and all(choice.backend == "numba" for choice in self._choices())
+
+    @property
+    def _one_row(self) -> bool:
+        """Whether the last block, an mLSTM, is no recurrence, since only its last output is wanted."""
+        return self._ends and self.config.blocks.endswith("m")
+
+    def _choices(self) -> list[Choice]:
+        """What runs each kind of recurrence of the body."""
+        blocks, heads, weight = self.config.blocks, self.config.heads, self.head.weight
+        ops = [f"{kind}lstm" for kind in sorted(set(blocks[:-1] if self._one_row else blocks))]
         ops += [] if blocks else ["lstm"]
-        heads, device = self.config.heads, weight.device.type
+        projected = self.config.projection > 0 and not blocks
         width = {"lstm": self.config.hidden_size, "slstm": self.config.hidden_size // heads}
         width["mlstm"] = self.config.inner_size // heads
-        said = [str(resolve(op, self.backend, device, projected=projected, width=width[op])) for op in ops]
-        return "; ".join([*said, "last mlstm: its last output alone"] if one_row else said)
+        return [resolve(op, self.backend, weight.device.type, projected=projected, width=width[op]) for op in ops]
 
 
 def _take(x: Tensor, columns: tuple[int, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.metrics import METRICS, ErrorSums
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
+from xlstm_tune.training.threads import threads_for
 
 EXPLODED = 1e6
 """A training loss this many times the first batch's (or this large, where that was below 1) has diverged."""
@@ -130,7 +131,7 @@ def train(
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with _seeded(training.seed, epoch, device):
+        with _seeded(training.seed, epoch, device), threads_for(model):
             model.train()
             order = torch.randperm(len(samples)).to(device)
             for number, index in enumerate(torch.split(order, training.batch_size)):
