@@ -40,8 +40,8 @@ Tensors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell as its module runs it. A state is h and `states`, each [N, B, D] in float32; pieces are ranges
-    of steps; tensors over time have all T steps, but `stored`, which are those of the piece."""
+    """A recurrent cell as its module runs it. A state is h and `states`, each [N, B, D], in float32 and contiguous but
+    for h; pieces are ranges of steps; tensors over time have all T steps, `stored` those of the piece."""
 
     name: str
     states: tuple[str, ...]
@@ -104,7 +104,7 @@ def recomputing(cell: Cell) -> Callable[..., Tensors]:
         for number, piece in enumerate(_pieces(gates.shape[2]) if train else [range(gates.shape[2])]):
             behind = list(between[number]) if number < len(between) else ends
             cell.walk(gates, recurrent, bias, state, keep, h, True, behind, None, piece)
-            state = [_h_before(piece.stop, h, state[0]), *behind]
+            state = [_before(piece.stop, h, state[0]), *behind]
         return found
 
     def shapes(*inputs: Any) -> Tensors:
@@ -120,7 +120,7 @@ def recomputing(cell: Cell) -> Callable[..., Tensors]:
         def stored(piece: range) -> Tensors:
             cells = list(between[piece.start // PIECE - 1]) if piece.start else cells0
             again = _stored(cell, gates, len(piece))
-            state = [_h_before(piece.start, h, h0), *cells]
+            state = [_before(piece.start, h, h0), *cells]
             cell.walk(gates, recurrent, bias, state, keep, h, False, behind, again, piece)
             return again
 
@@ -188,9 +188,9 @@ def _pieces(steps: int) -> list[range]:
     return [range(first, min(first + PIECE, steps)) for first in range(0, steps, PIECE)]
 
 
-def _h_before(step: int, h: Tensor, h0: Tensor) -> Tensor:
-    """h [B, T, N, D] before a step, as h0 [N, B, D]."""
-    return torch.empty_like(h0).copy_(h[:, step - 1].transpose(0, 1)) if step else h0
+def _before(step: int, h: Tensor, h0: Tensor) -> Tensor:
+    """h before a step, [N, B, D]: of h [B, T, N, D] a view, on which a product is the same each time."""
+    return h[:, step - 1].transpose(0, 1) if step else h0
 
 
 def _outputs(gates: Tensor, recurrent: Tensor, bias: Tensor, h0: Tensor, *rest: Any) -> Tensors:

@@ -43,9 +43,11 @@ def walk(
     if cut is None:
         _walk_by_step(gates, recurrent, bias, state, keep, h, write, ends, stored, piece)
         return
-    kept = state[0] if keep is None else keep[:, :, piece.start :]
+    before, *cell = state
+    kept = before if keep is None else keep[:, :, piece.start :]
     kernels.forward[(heads, programs(batch, cut))](
-        gates[:, :, piece.start :], recurrent, bias, *state, kept, h[:, piece.start :], *ends, *(stored or state),
+        gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
+        *ends, *(stored or state),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
         PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
