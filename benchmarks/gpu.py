@@ -13,6 +13,7 @@ into .gpu-packages, for the interpreter at hand, without touching its torch. In 
 * limits: products, memory, the floor under a step of one program (gpu_limits.py).
 * ours: forward, and forward and backward, of FlashRNN's shapes and of those of a search (gpu_cases.py, which says how
   work is counted too), timed by events, the median counts; with CUDA graphs as well.
+* ways: what the backward pass needs stored or recomputed, time and memory of both (gpu_ways.py, gpu_memory.py).
 * first calls of a shape with an empty Triton cache in a fresh process.
 * peers: FlashRNN's backends, xlstm's vanilla sLSTM, cuDNN's LSTM (gpu_peers.py). What does not run is listed with the
   reason. FlashRNN's CUDA backends are compiled for each shape, side by side, as far as time allows. What was compiled
@@ -41,6 +42,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gpu_ways
 from gpu_cases import (
     CHECK_SIZE,
     CHECK_WIDTHS,
@@ -61,7 +63,7 @@ from gpu_child import Lane, Pool, environment
 from gpu_tables import failures, tables
 
 SECONDS = 500.0
-SHARES = {"checks": 0.36, "ours": 0.62, "first": 0.68, "compile": 0.9, "peers": 1.0}
+SHARES = {"checks": 0.36, "ours": 0.6, "ways": 0.66, "first": 0.72, "compile": 0.9, "peers": 1.0}
 """Of --seconds, by when a part has to end."""
 REQUEST_SECONDS = 75.0
 """For one check, or to prepare or time one case."""
@@ -90,7 +92,7 @@ class Session:
             "date": datetime.date.today().isoformat(),
             "seed": arguments.seed,
             "unfinished": True,
-            **{part: [] for part in ("checks", "features", "floors", "timings", "first", "refused")},
+            **{part: [] for part in ("checks", "features", "floors", "timings", "ways", "first", "refused")},
             "limits": {},
         }
 
@@ -147,7 +149,8 @@ def check(session: Session, lane: Lane) -> None:
         for width in ((feature_width,) if arguments.interpret else (feature_width, 256))
         if session.wanted(f"feature: {op}, {name}")
     ]
-    requests = [request | {"size": size, "seed": arguments.seed} for request in checks]
+    checks += gpu_ways.checks(session, widths, dtypes, size)
+    requests = [{"size": size, "seed": arguments.seed} | request for request in checks]
     requests += [request | {"size": size} for request in features]
     session.say(f"{len(requests)} checks")
     count = 1 if arguments.interpret else max(1, min(8, (os.cpu_count() or 2) // 2, len(requests)))
@@ -175,6 +178,7 @@ def measure(session: Session) -> None:
             if case.members > 1 and all(getattr(case, name) == value for name, value in VMAPPED_CASES.items())
         ]
         time_cases(session, lane, VMAPPED, "search", vmapped, "ours")
+        gpu_ways.time_ways(session, lane, REQUEST_SECONDS)
 
 
 def chosen(session: Session) -> dict[str, list[Case]]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gpu_memory import forced
+from gpu_ways import VARIANT as RECOMPUTE
 from torch import Tensor
 
 from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
@@ -100,10 +102,10 @@ def check(
     op: str, dtype: str, width: int, variant: str, size: tuple[int, int, int], seed: int, device: torch.device
 ) -> dict[str, Any]:
     """{"worst": error, "where": which result} of Triton's op against the reference in float64; for variants see
-    gpu_cases.VARIANTS."""
+    gpu_cases.VARIANTS and gpu_ways.VARIANT."""
     kind, what = getattr(torch, dtype), OPS[op]
     inputs, weights, options = rounded(op, kind, width, variant, size, seed, device)
-    with _poisoned():
+    with _poisoned(), forced("recompute" if variant == RECOMPUTE else "auto"):
         mine = results(op, inputs, weights, "triton", options)
         true = results(op, [tensor.double() for tensor in inputs], weights, "reference", options)
     given = what.inputs + (what.state if variant != "plain" else ())
@@ -130,7 +132,7 @@ def rounded(
     # In the dtype of h, so that both sides see the same.
     weights[0] = weights[0].to(kind).double()
     options: dict[str, Any] = {}
-    if variant == "masks":
+    if variant in ("masks", RECOMPUTE):
         options["resets"] = torch.rand(batch, steps, **made) < 0.2
         options["lengths"] = torch.randint(1, steps + 1, (batch,), **made)
     return inputs if variant != "plain" else inputs[:count], weights, options

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpu_cases import FIRST_SECONDS, LONG_MS, OURS, TOLERANCES, VMAPPED, WORK, Case
+from gpu_ways import ways_table
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -50,6 +51,7 @@ def tables(results: Results) -> list[str]:
         ("search", "Shapes of a search: 365 steps"),
     ):
         lines += timings_table(results, section, title)
+    lines += ways_table(results["ways"], header, line, lambda row: case_of(row).title)
     lines += missing_table(results)
     if results["timings"] or results["first"]:
         lines += ["## Targets", "", *(f"- {line}" for line in targets(results)), ""]

@@ -107,6 +107,13 @@ class Worker:
         self.task = None
         return found
 
+    def way(self, case: dict[str, Any], way: str, seconds: float) -> dict[str, Any]:
+        """Times and memory of a case that stores or recomputes: see gpu_memory.py."""
+        from gpu_memory import measure
+
+        self.task = None
+        return measure(Case(**case), way, seconds, DEVICE)
+
     def first(self, op: str, dtype: str, width: int) -> dict[str, Any]:
         """Seconds of the first forward and backward of a shape."""
         from gpu_limits import first

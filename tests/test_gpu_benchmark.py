@@ -48,14 +48,14 @@ def test_gpu_interpret_checks_on_a_cpu() -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     rows = [line for line in finished.stdout.splitlines() if line.startswith(("| lstm", "| slstm"))]
     assert [row.split(" | ")[1] for row in rows[:4]] == ["float32", "float32", "float16", "float16"]
-    assert all(row.endswith("| 6 of 6 | ok |") for row in rows[:4])
+    assert all(row.endswith("| 7 of 7 | ok |") for row in rows[:4])
     assert [row.rsplit(" | ", 1)[1] for row in rows[4:]] == ["not run: a CPU has no CUDA graphs |", "ok |", "ok |"] * 2
 
 
 @pytest.mark.slow
 def test_gpu_modules_need_torch_triton_and_numba_alone() -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({UNNEEDED}))"
-    program = f"{blocked}; import gpu, gpu_worker, gpu_checks, gpu_limits, gpu_peers"
+    program = f"{blocked}; import gpu, gpu_worker, gpu_checks, gpu_limits, gpu_peers, gpu_memory"
     places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=places)
     assert finished.returncode == 0, finished.stderr
@@ -177,6 +177,7 @@ def made_up() -> dict[str, Any]:
             {**case, "side": "FlashRNN triton_fused", "error": "AssertionError: a | b"},
             {**case, "width": 128, "side": "FlashRNN triton_fused", "error": "AssertionError: a | b"},
         ],
+        "ways": [],
         "first": [{"op": "slstm", "dtype": "bfloat16", "width": 64, "first": 6.0, "second": 0.004, "other": 0.5}],
         "refused": [{"side": "FlashRNN cuda_fused", "error": "it needs nvcc"}],
     }  # fmt: skip
@@ -281,6 +282,7 @@ class FakeLane:
             "floor": {"forward": 1e-6, "both": 2e-6},
             "prepare": {"error": "out of memory"} if request.get("case", {}).get("width") == 768 else {"differs": 0.0},
             "time": {"forward_ms": 1.0, "both_ms": 2.0, "peak_gib": 1.0},
+            "way": {"forward_ms": 1.0, "both_ms": 2.0, "kept_bytes_a_unit": 28.0, "kept_mib": 3.0, "peak_mib": 4.0},
             "first": {"first": 1.0, "second": 0.1, "other": 0.2},
             "refusal": {"error": "not installed"} if request.get("side", "").startswith("xlstm") else {},
         }
@@ -299,12 +301,15 @@ def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> A
 
 def test_gpu_goes_through_all_parts_and_writes_both_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from gpu_cases import LONG, SEARCH
+    from gpu_ways import CASES
 
     assert drive(monkeypatch, tmp_path) == 0
     results = json.loads((tmp_path / "some-gpu-80gb.json").read_text())
     assert not results["unfinished"]
     ours = [row for row in results["timings"] if row["side"] == "xlstm_tune"]
     assert len(ours) == len(LONG) + len(SEARCH)
+    assert len(results["ways"]) == 2 * len(CASES) and all("error" not in row for row in results["ways"])
+    assert sum(row["variant"] == "recompute" for row in results["checks"]) == 3 * 3 * 2
     fused = [row for row in results["timings"] if row["side"] == "FlashRNN cuda_fused"]
     assert len(fused) == len(LONG) and sum("both_ms" in row for row in fused) == len(LONG) - 2
     assert results["refused"] == [{"side": "xlstm vanilla", "error": "not installed"}]

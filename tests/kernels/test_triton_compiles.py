@@ -22,11 +22,12 @@ from triton.compiler import ASTSource
 from xlstm_tune.kernels import lstm_steps_triton, slstm_steps_triton
 from xlstm_tune.kernels.parts_triton import INTERPRETED, STEP_UNITS, launch
 
-WHOLE, COUNTS = {"batch", "steps", "heads", "width", "t", "total"}, {"2": "fp16", "4": "fp32"}
+WHOLE = set("batch steps count heads width begins ends t total".split())
+COUNTS = {"2": "fp16", "4": "fp32"}
 IN_DTYPE = {"gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"}
 width, size = int(sys.argv[1]), sys.argv[2]
 cut = launch(width, int(size), INTERPRETED)
-flags = dict(KEEP=True, TRAIN=True, SEEN=True, STABILISED=True, PRECISION="ieee" if size == "4" else "tf32")
+flags = dict(KEEP=True, WRITE=True, TRAIN=True, SEEN=True, STABILISED=True, PRECISION="ieee" if size == "4" else "tf32")
 flags |= dict(BLOCK=STEP_UNITS) if cut is None else dict(BLOCK=cut.samples, WIDE=cut.width)
 options = dict() if cut is None else dict(num_warps=cut.warps, num_stages=cut.stages)
 for module in (lstm_steps_triton, slstm_steps_triton):

@@ -74,11 +74,21 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
     return call
 
 
+def members(*tensors: Tensor) -> int:
+    """How many members a vmap has put into these tensors, or into some of them; 1 without a vmap."""
+    return max([1, *(_unwrapped(tensor).numel() // tensor.numel() for tensor in tensors if tensor.numel())])
+
+
 def _wants_gradient(tensor: Tensor) -> bool:
     """Whether a tensor requires a gradient, or what a vmap has wrapped in it does."""
+    return _unwrapped(tensor).requires_grad
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """A tensor with its members as a vmap holds it."""
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor.requires_grad
+    return tensor
 
 
 def _forward_op(kernel: Kernel) -> Any:

@@ -1,4 +1,4 @@
-"""The Triton kernels of the LSTM cell, built as those of the sLSTM: all steps at once, and single steps for wide heads.
+"""The Triton kernels of the LSTM cell, built as sLSTM's: many steps at once, and single steps for wide heads.
 
 Legend as in `lstm_reference`, whose equations these are; how the kernels are called and what they share out stands in
 `lstm_triton`.
@@ -23,13 +23,15 @@ def _cell_back(dh, dc, i, f, g, o, c, c_new):
 
 @triton.jit(do_not_specialize=SIZES)
 def forward(
-    gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, heads, width,
-    KEEP: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, count, heads, width,
+    KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, tile of BLOCK samples).
+    """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
     gates [N, B, T, 4, D], recurrent [N, 4, D out, D in], bias [N, 4, D], states [N, B, D], keep [N, B, T], h_out
-    [B, T, N, D], saved [N, B, T, 4, D], cells [N, B, T + 1, D], the last two written only if TRAIN.
+    [B, T, N, D], written only if WRITE; gates, keep and h_out point to the first of these steps. saved [N, B, S, 4, D]
+    and cells [N, B, S + 1, D], written only if TRAIN.
     """
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
@@ -41,12 +43,13 @@ def forward(
     place = ((head * batch + rows) * width)[:, None] + units[None, :]
     h = tl.load(h0 + place, mask=here, other=0.0)
     c = tl.load(c0 + place, mask=here, other=0.0)
-    row_cells = ((head * batch + rows) * (steps + 1) * width)[:, None] + units[None, :]
+    row_cells = ((head * batch + rows) * (count + 1) * width)[:, None] + units[None, :]
     if TRAIN:
         tl.store(cells + row_cells, c, mask=here)
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
+    row_saved = ((head * batch + rows) * count * 4 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    for t in range(steps):
+    for t in range(count):
         at = row_gates + t * 4 * width
         i, f, g, o = gates_at(gates, at, width, here)
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
@@ -59,8 +62,10 @@ def forward(
         o = sigmoid(o + tl.dot(seen, r_o, input_precision=PRECISION))
         c = f * c + i * g
         h = o * tanh(c)
-        tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
+        if WRITE:
+            tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
         if TRAIN:
+            at = row_saved + t * 4 * width
             tl.store(saved + at, i, mask=here)
             tl.store(saved + at + width, f, mask=here)
             tl.store(saved + at + 2 * width, g, mask=here)
@@ -71,10 +76,14 @@ def forward(
 
 @triton.jit(do_not_specialize=SIZES)
 def backward(
-    recurrent, keep, saved, cells, grad_h, grad_c, d_gates, d_h, d_c, batch, steps, heads, width,
+    recurrent, keep, saved, cells, grad_h, through, grad_c, d_gates, d_h, d_c, batch, steps, count, heads, width,
     KEEP: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """As `forward`; grad_c [N, B, D], d_gates [N, B, T, 4, D]. SEEN: h has gradients, grad_h [B, T, N, D]."""
+    """As `forward`; grad_h [B, T, N, D] and d_gates [N, B, T, 4, D] point to the first of these steps too.
+
+    through [N, B, D] is what the last h receives from the steps after these, grad_c what its c does. SEEN: h has
+    gradients, grad_h.
+    """
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -82,17 +91,18 @@ def backward(
     here = (rows < batch)[:, None] & real[None, :]
     r_i, r_f, r_g, r_o = matrices(recurrent, head, width, False, WIDE)  # [out, in]
     place = ((head * batch + rows) * width)[:, None] + units[None, :]
-    row_cells = ((head * batch + rows) * (steps + 1) * width)[:, None] + units[None, :]
+    row_cells = ((head * batch + rows) * (count + 1) * width)[:, None] + units[None, :]
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
+    row_saved = ((head * batch + rows) * count * 4 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    dh = tl.zeros([BLOCK, WIDE], tl.float32)
+    dh = tl.load(through + place, mask=here, other=0.0)
     dc = tl.load(grad_c + place, mask=here, other=0.0)
-    c_new = tl.load(cells + row_cells + steps * width, mask=here, other=0.0)
-    for back in range(steps):
-        t = steps - 1 - back
+    c_new = tl.load(cells + row_cells + count * width, mask=here, other=0.0)
+    for back in range(count):
+        t = count - 1 - back
         if SEEN:
             dh += tl.load(grad_h + row_h + t * heads * width, mask=here, other=0.0).to(tl.float32)
-        at = row_gates + t * 4 * width
+        at = row_saved + t * 4 * width
         i = tl.load(saved + at, mask=here, other=0.0)
         f = tl.load(saved + at + width, mask=here, other=0.0)
         g = tl.load(saved + at + 2 * width, mask=here, other=0.0)
@@ -101,6 +111,7 @@ def backward(
         d_i, d_f, d_g, d_o, dc = _cell_back(dh, dc, i, f, g, o, c, c_new)
         c_new = c
         d_i, d_f, d_g, d_o = d_i.to(r_i.dtype), d_f.to(r_i.dtype), d_g.to(r_i.dtype), d_o.to(r_i.dtype)
+        at = row_gates + t * 4 * width
         tl.store(d_gates + at, d_i, mask=here)
         tl.store(d_gates + at + width, d_f, mask=here)
         tl.store(d_gates + at + 2 * width, d_g, mask=here)
@@ -117,10 +128,11 @@ def backward(
 
 @triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step(
-    sums, bias, c0, h, c1, saved, cells, batch, steps, heads, width, t, total, TRAIN: tl.constexpr, BLOCK: tl.constexpr
+    sums, bias, c0, h, c1, saved, cells, batch, steps, count, heads, width, t, total,
+    WRITE: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One step of BLOCK units of all `total` = N B D, for wide heads: sums [N, B, 4, D] less the bias; c [N, B, D]
-    before and behind it, h [B, T, N, D]; saved and cells as in `forward`."""
+    before and behind it; t, h [B, T, N, D], saved and cells as in `forward`."""
     unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = unit < total
     row, d = unit // width, unit % width  # row: head and sample
@@ -131,23 +143,24 @@ def step(
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * tl.load(c0 + unit, mask=here, other=0.0) + i * g
     tl.store(c1 + unit, c, mask=here)
-    tl.store(h + ((sample * steps + t) * heads + head) * width + d, (o * tanh(c)).to(h.dtype.element_ty), mask=here)
+    if WRITE:
+        tl.store(h + ((sample * steps + t) * heads + head) * width + d, (o * tanh(c)).to(h.dtype.element_ty), mask=here)
     if TRAIN:
-        at = (row * steps + t) * 4 * width + d
+        at = (row * count + t) * 4 * width + d
         tl.store(saved + at, i, mask=here)
         tl.store(saved + at + width, f, mask=here)
         tl.store(saved + at + 2 * width, g, mask=here)
         tl.store(saved + at + 3 * width, o, mask=here)
-        tl.store(cells + (row * (steps + 1) + t + 1) * width + d, c, mask=here)
+        tl.store(cells + (row * (count + 1) + t + 1) * width + d, c, mask=here)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step_back(
-    through, saved, cells, grad_h, d_c, d_gates, batch, steps, heads, width, t, total,
+    through, saved, cells, grad_h, d_c, d_gates, batch, steps, count, heads, width, t, total,
     SEEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The way back of `step`: through [N, B, D] is what h receives from the step after it; d_c [N, B, D] is that behind
-    the step and becomes that before it."""
+    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it;
+    d_c [N, B, D] is that behind the step and becomes that before it."""
     unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = unit < total
     row, d = unit // width, unit % width
@@ -155,16 +168,17 @@ def step_back(
     dh = tl.load(through + unit, mask=here, other=0.0)
     if SEEN:
         dh += tl.load(grad_h + ((sample * steps + t) * heads + head) * width + d, mask=here, other=0.0).to(tl.float32)
-    at = (row * steps + t) * 4 * width + d
+    at = (row * count + t) * 4 * width + d
     i = tl.load(saved + at, mask=here, other=0.0)
     f = tl.load(saved + at + width, mask=here, other=0.0)
     g = tl.load(saved + at + 2 * width, mask=here, other=0.0)
     o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
-    at_cells = (row * (steps + 1) + t) * width + d
+    at_cells = (row * (count + 1) + t) * width + d
     c = tl.load(cells + at_cells, mask=here, other=0.0)
     c_new = tl.load(cells + at_cells + width, mask=here, other=0.0)
     d_i, d_f, d_g, d_o, dc = _cell_back(dh, tl.load(d_c + unit, mask=here, other=0.0), i, f, g, o, c, c_new)
     tl.store(d_c + unit, dc, mask=here)
+    at = (row * steps + t) * 4 * width + d
     tl.store(d_gates + at, d_i.to(d_gates.dtype.element_ty), mask=here)
     tl.store(d_gates + at + width, d_f.to(d_gates.dtype.element_ty), mask=here)
     tl.store(d_gates + at + 2 * width, d_g.to(d_gates.dtype.element_ty), mask=here)

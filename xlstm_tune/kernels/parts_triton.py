@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SIZES = ["batch", "steps", "heads"]
+SIZES = ["batch", "steps", "count", "heads", "begins", "ends"]
 """Arguments for whose values (1, or a multiple of 16) Triton would otherwise compile a kernel anew."""
 STEP_UNITS = 1024
 """Units that a program of a step kernel takes."""

@@ -1,4 +1,4 @@
-"""The Triton kernels of the sLSTM cell: all steps at once, forward and back, and single steps for wide heads.
+"""The Triton kernels of the sLSTM cell: many steps at once, forward and back, and single steps for wide heads.
 
 Legend as in `slstm_reference`, whose equations these are; how the kernels are called and what they share out stands in
 `slstm_triton`.
@@ -48,13 +48,15 @@ def _cell_back(dh, dc, dn, dm, i_weight, f_weight, z, o, slope, c, n, c_new, n_n
 @triton.jit(do_not_specialize=SIZES)
 def forward(
     gates, recurrent, bias, h0, c0, n0, m0, keep, h_out, c_out, n_out, m_out, saved, cells,
-    batch, steps, heads, width,
-    KEEP: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    batch, steps, count, heads, width,
+    KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, tile of BLOCK samples).
+    """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
     gates [N, B, T, 4, D], recurrent [N, 4, D out, D in], bias [N, 4, D], states [N, B, D], keep [N, B, T], h_out
-    [B, T, N, D], saved [N, B, T, 5, D], cells [N, B, T + 1, 2, D], the last two written only if TRAIN.
+    [B, T, N, D], written only if WRITE; gates, keep and h_out point to the first of these steps. saved [N, B, S, 5, D]
+    and cells [N, B, S + 1, 2, D], written only if TRAIN.
     """
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
@@ -68,14 +70,14 @@ def forward(
     c = tl.load(c0 + place, mask=here, other=0.0)
     n = tl.load(n0 + place, mask=here, other=0.0)
     m = tl.load(m0 + place, mask=here, other=0.0)
-    row_cells = ((head * batch + rows) * (steps + 1) * 2 * width)[:, None] + units[None, :]
+    row_cells = ((head * batch + rows) * (count + 1) * 2 * width)[:, None] + units[None, :]
     if TRAIN:
         tl.store(cells + row_cells, n, mask=here)
         tl.store(cells + row_cells + width, c, mask=here)
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
-    row_saved = ((head * batch + rows) * steps * 5 * width)[:, None] + units[None, :]
+    row_saved = ((head * batch + rows) * count * 5 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    for t in range(steps):
+    for t in range(count):
         at = row_gates + t * 4 * width
         i, f, z, o = gates_at(gates, at, width, here)
         i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o
@@ -86,9 +88,11 @@ def forward(
         f += tl.dot(seen, r_f, input_precision=PRECISION)
         z += tl.dot(seen, r_z, input_precision=PRECISION)
         o += tl.dot(seen, r_o, input_precision=PRECISION)
+        # Where a piece begins behind the start, n is no 0, so that asking does not matter.
         i_weight, f_weight, z, o, slope, c, n, m = _cell(i, f, z, o, c, n, m, t == 0)
         h = o * c / n
-        tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
+        if WRITE:
+            tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
         if TRAIN:
             at = row_saved + t * 5 * width
             tl.store(saved + at, i_weight, mask=here)
@@ -106,13 +110,18 @@ def forward(
 
 @triton.jit(do_not_specialize=SIZES)
 def backward(
-    recurrent, keep, saved, cells, grad_h, grad_c, grad_n, grad_m, d_gates, d_h, d_c, d_n, d_m,
-    batch, steps, heads, width,
+    recurrent, keep, saved, cells, grad_h, through, grad_c, grad_n, grad_m, d_gates, d_h, d_c, d_n, d_m,
+    batch, steps, count, heads, width, begins, ends,
     KEEP: tl.constexpr, SEEN: tl.constexpr, STABILISED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """As `forward`; d_gates [N, B, T, 4, D]. SEEN: h has gradients, grad_h [B, T, N, D]. STABILISED: the final state
-    has, so the stabiliser's path counts (see `slstm_reference.backward`)."""
+    """As `forward`; grad_h [B, T, N, D] and d_gates [N, B, T, 4, D] point to the first of these steps too.
+
+    through [N, B, D] is what the last h receives from the steps after these, grad_c, grad_n and grad_m what its state
+    does. SEEN: h has gradients, grad_h. STABILISED: the final state has, so the stabiliser's path counts (see
+    `slstm_reference.backward`); between steps dm is what it holds there. begins, ends: whether the sequence does so
+    with these steps, 0 or 1; there, dm is m's own gradient.
+    """
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -120,21 +129,21 @@ def backward(
     here = (rows < batch)[:, None] & real[None, :]
     r_i, r_f, r_z, r_o = matrices(recurrent, head, width, False, WIDE)  # [out, in]
     place = ((head * batch + rows) * width)[:, None] + units[None, :]
-    row_cells = ((head * batch + rows) * (steps + 1) * 2 * width)[:, None] + units[None, :]
+    row_cells = ((head * batch + rows) * (count + 1) * 2 * width)[:, None] + units[None, :]
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
-    row_saved = ((head * batch + rows) * steps * 5 * width)[:, None] + units[None, :]
+    row_saved = ((head * batch + rows) * count * 5 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    dh = tl.zeros([BLOCK, WIDE], tl.float32)
-    dc, dn, dm = dh, dh, dh
-    at = row_cells + steps * 2 * width
+    dh = tl.load(through + place, mask=here, other=0.0)
+    dc = tl.load(grad_c + place, mask=here, other=0.0)
+    dn = tl.load(grad_n + place, mask=here, other=0.0)
+    dm = tl.load(grad_m + place, mask=here, other=0.0)
+    at = row_cells + count * 2 * width
     n_new = tl.load(cells + at, mask=here, other=1.0)
     c_new = tl.load(cells + at + width, mask=here, other=0.0)
     if STABILISED:
-        dc = tl.load(grad_c + place, mask=here, other=0.0)
-        dn = tl.load(grad_n + place, mask=here, other=0.0)
-        dm = tl.load(grad_m + place, mask=here, other=0.0) - n_new * dn - c_new * dc
-    for back in range(steps):
-        t = steps - 1 - back
+        dm -= tl.where(ends != 0, n_new * dn + c_new * dc, 0.0)
+    for back in range(count):
+        t = count - 1 - back
         if SEEN:
             dh += tl.load(grad_h + row_h + t * heads * width, mask=here, other=0.0).to(tl.float32)
         at = row_saved + t * 5 * width
@@ -165,17 +174,17 @@ def backward(
     tl.store(d_h + place, dh, mask=here)
     tl.store(d_c + place, dc, mask=here)
     tl.store(d_n + place, dn, mask=here)
-    # n_new and c_new are now those of the initial state.
-    tl.store(d_m + place, dm + n_new * dn + c_new * dc, mask=here)
+    # n_new and c_new are now those before these steps.
+    tl.store(d_m + place, dm + tl.where(begins != 0, n_new * dn + c_new * dc, 0.0), mask=here)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step(
-    sums, bias, c0, n0, m0, h, c1, n1, m1, saved, cells, batch, steps, heads, width, t, total,
-    TRAIN: tl.constexpr, BLOCK: tl.constexpr,
+    sums, bias, c0, n0, m0, h, c1, n1, m1, saved, cells, batch, steps, count, heads, width, t, total,
+    WRITE: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One step of BLOCK units of all `total` = N B D, for wide heads: sums [N, B, 4, D] less the bias; states [N, B, D]
-    before and behind it, h [B, T, N, D]; saved and cells as in `forward`."""
+    before and behind it; t, h [B, T, N, D], saved and cells as in `forward`."""
     unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = unit < total
     row, d = unit // width, unit % width  # row: head and sample
@@ -190,26 +199,27 @@ def step(
     tl.store(c1 + unit, c, mask=here)
     tl.store(n1 + unit, n, mask=here)
     tl.store(m1 + unit, m, mask=here)
-    tl.store(h + ((sample * steps + t) * heads + head) * width + d, (o * c / n).to(h.dtype.element_ty), mask=here)
+    if WRITE:
+        tl.store(h + ((sample * steps + t) * heads + head) * width + d, (o * c / n).to(h.dtype.element_ty), mask=here)
     if TRAIN:
-        at = (row * steps + t) * 5 * width + d
+        at = (row * count + t) * 5 * width + d
         tl.store(saved + at, i_weight, mask=here)
         tl.store(saved + at + width, f_weight, mask=here)
         tl.store(saved + at + 2 * width, z, mask=here)
         tl.store(saved + at + 3 * width, o, mask=here)
         tl.store(saved + at + 4 * width, slope, mask=here)
-        at = (row * (steps + 1) + t + 1) * 2 * width + d
+        at = (row * (count + 1) + t + 1) * 2 * width + d
         tl.store(cells + at, n, mask=here)
         tl.store(cells + at + width, c, mask=here)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "t", "total"])
 def step_back(
-    through, saved, cells, grad_h, d_c, d_n, d_m, d_gates, batch, steps, heads, width, t, total,
+    through, saved, cells, grad_h, d_c, d_n, d_m, d_gates, batch, steps, count, heads, width, t, total,
     SEEN: tl.constexpr, STABILISED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The way back of `step`: through [N, B, D] is what h receives from the step after it; d_c, d_n and d_m [N, B, D]
-    are those behind the step and become those before it."""
+    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it;
+    d_c, d_n and d_m [N, B, D] are those behind the step and become those before it."""
     unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = unit < total
     row, d = unit // width, unit % width
@@ -217,13 +227,13 @@ def step_back(
     dh = tl.load(through + unit, mask=here, other=0.0)
     if SEEN:
         dh += tl.load(grad_h + ((sample * steps + t) * heads + head) * width + d, mask=here, other=0.0).to(tl.float32)
-    at = (row * steps + t) * 5 * width + d
+    at = (row * count + t) * 5 * width + d
     i_weight = tl.load(saved + at, mask=here, other=0.0)
     f_weight = tl.load(saved + at + width, mask=here, other=0.0)
     z = tl.load(saved + at + 2 * width, mask=here, other=0.0)
     o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
     slope = tl.load(saved + at + 4 * width, mask=here, other=0.0)
-    at = (row * (steps + 1) + t) * 2 * width + d
+    at = (row * (count + 1) + t) * 2 * width + d
     n = tl.load(cells + at, mask=here, other=1.0)
     c = tl.load(cells + at + width, mask=here, other=0.0)
     n_new = tl.load(cells + at + 2 * width, mask=here, other=1.0)
