@@ -73,7 +73,7 @@ def _draw_mlstm(draw: Callable[..., Tensor], batch: int, steps: int, heads: int,
 
 
 def _call_mlstm(inputs: list[Tensor], design: str = "", **options: Any) -> tuple[Tensor, ...]:
-    h, final = call_mlstm(*inputs[:5], MLSTMState(*inputs[5:]) if inputs[5:] else None, design=design, **options)
+    h, final = call_mlstm(inputs[:5], MLSTMState(*inputs[5:]) if inputs[5:] else None, design=design, **options)
     return h, *final
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = Path(tempfile.gettempdir()) / "xlstm_tune-gpu"
 """What nvcc made for peers."""
-WARMERS = 4
+WARMERS = 6
 """Processes that fill Triton's cache at a time: each holds a case in the GPU's memory."""
 LONGEST_SECONDS = 75.0
 """For one case that Triton compiles."""

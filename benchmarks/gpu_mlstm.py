@@ -7,6 +7,7 @@ their results.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,18 +34,15 @@ def designs() -> list[str]:
 
 
 def call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
+    inputs: Sequence[Tensor],
     initial_state: MLSTMState | None = None,
     *,
     backend: str = "triton",
     design: str = "",
     **options: Any,
 ) -> tuple[Tensor, MLSTMState]:
-    """`mlstm`; with a design its kernel by itself, which knows no masks."""
+    """`mlstm` of q, k, v, i, f; with a design its kernel by itself, which knows no masks."""
+    q, k, v, i, f = inputs
     if not design or backend != "triton":
         return mlstm(q, k, v, i, f, initial_state, backend=backend, **options)
     from xlstm_tune.kernels.mlstm_triton import mlstm_triton
@@ -70,7 +68,7 @@ class Truth:
         """inputs: as drawn. upstream [B, T, N, V]: the gradient of h."""
         self.dtype = upstream.dtype
         leaves = [checked(tensor).double().requires_grad_() for tensor in inputs]
-        h, _ = mlstm(*leaves, backend="reference")
+        h, _ = call(leaves, backend="reference")
         self.h = h.detach()
         drawn = checked(upstream).double()
         along = (drawn * self.h).sum(-1, keepdim=True) / self.h.square().sum(-1, keepdim=True)

@@ -96,7 +96,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _ours(design: str, *inputs: Tensor, backend: str = "triton") -> Tensor:
-    return call(*inputs, design=design, backend=backend)[0]
+    return call(inputs, design=design, backend=backend)[0]
 
 
 def _official(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:

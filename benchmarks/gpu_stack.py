@@ -35,7 +35,7 @@ class Stack:
 
     def output(self) -> Tensor:
         with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.case.dtype == "bfloat16"):
-            found = self.model(self.x)
+            found: Tensor | tuple[Tensor, Any] = self.model(self.x)
         return found[0] if isinstance(found, tuple) else found
 
     def forward(self) -> Tensor:
@@ -61,6 +61,8 @@ class Stack:
 
 def build_stack(side: str, case: Case, device: torch.device) -> Stack:
     """The task of a side. Raises Refused with the reason where it is known that it cannot run."""
+    from worker import roughen
+
     try:
         from xlstm_tune.models.config import ModelConfig
         from xlstm_tune.models.official import to_official
@@ -103,11 +105,3 @@ def official_stack(case: Case, backend: str) -> nn.Module:
     )
     stack: nn.Module = xLSTMBlockStack(config)
     return stack
-
-
-def roughen(model: nn.Module) -> None:
-    """Add noise to every parameter, so that none is at an initial value (such as R = 0) that would hide an error."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)

@@ -324,7 +324,10 @@ def test_gpu_goes_through_all_parts_and_writes_both_files(monkeypatch: pytest.Mo
     assert {row["variant"] for row in results["checks"] if row["op"] == "mlstm, parallel"} == {"plain", "state"}
     sides = ("parallel_stabilized_simple", "stack, sLSTM vanilla", "stack, sLSTM cuda", "vanilla")
     assert results["refused"] == [{"side": f"xlstm {side}", "error": "not installed"} for side in sides]
+    (figure,) = (line for line in results["targets"] if line.startswith("mlstm, 256 × 96 steps"))
+    assert "at least 1.2× the speed of the fastest public kernel with right gradients: MISSED (ours 2.000 ms;" in figure
     text = (tmp_path / "some-gpu-80gb.md").read_text()
+    assert f"- {figure}" in text.splitlines()
     assert "out of memory" in text and "Unfinished" not in text
 
 

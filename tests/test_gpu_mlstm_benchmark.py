@@ -62,7 +62,7 @@ def test_reference_as_a_side_is_right() -> None:
     from gpu_mlstm import call
     from gpu_mlstm_tables import right
 
-    task = cell(lambda *inputs: call(*inputs, backend="reference")[0])
+    task = cell(lambda *inputs: call(inputs, backend="reference")[0])
     row = row_of(task)
     assert right(row, ANY) and right(row, NORM) and row["differs"] < 1e-5
     assert [gradient.shape for gradient in task.both()] == [one.shape for one in task.inputs]
