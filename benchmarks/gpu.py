@@ -2,6 +2,7 @@
 
     make gpu                                  at most nine minutes; writes results/<device>.json and .md
     make gpu ARGS='--only slstm --no-peers'
+    make gpu ARGS='--only mlstm'              mLSTM alone, with all the time for it
     python benchmarks/gpu.py --interpret      without a GPU: the checks alone, tiny, in Triton's interpreter
 
 It builds nothing and needs torch (with its Triton), numba and numpy; `make gpu-packages` fetches numba and the peers
@@ -127,9 +128,9 @@ class Session:
         return self.arguments.only in title
 
     def takes(self, op: str, width: int) -> bool:
-        """Whether our kernel of an op takes heads so wide."""
+        """Whether our kernel of an op, or a design of it, takes heads so wide."""
         widest: dict[str, int] = self.results.get("widest", {})
-        return width <= widest.get(op.split(",")[0], width)
+        return width <= widest.get(op, width)
 
     def designs(self, name: str) -> list[str]:
         """`name` with each design that mLSTM's kernel can be asked for by name."""

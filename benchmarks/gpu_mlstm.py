@@ -15,7 +15,7 @@ import torch
 from gpu_cases import ANY, DESIGNS, NORM, Case
 from torch import Tensor
 
-from xlstm_tune.kernels import MLSTMState, mlstm
+from xlstm_tune.kernels import MLSTMState, dispatch, mlstm
 
 SEED = 0
 FORGET_BIAS = 3.0
@@ -31,6 +31,13 @@ def designs() -> list[str]:
     from xlstm_tune.kernels.mlstm_triton import mlstm_triton
 
     return list(DESIGNS) if "design" in inspect.signature(mlstm_triton).parameters else []
+
+
+def widest() -> dict[str, int]:
+    """mLSTM, and each of its kernel's designs as checks name them → the widest head that it takes."""
+    most = {"walk": getattr(dispatch, "WIDEST_WALK", dispatch.WIDEST_MLSTM)}
+    named = {f"mlstm, {design}": most.get(design, dispatch.WIDEST_MLSTM) for design in designs()}
+    return {"mlstm": dispatch.WIDEST_MLSTM} | named
 
 
 def call(

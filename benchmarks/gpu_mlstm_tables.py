@@ -97,17 +97,13 @@ def compare(ours: Row, others: list[Row], least: float) -> tuple[str, str]:
         return verdict(not open_(ours), open_(ours)), str(ours["error"])
     rival = fastest(others, lambda row: right(row, NORM))
     left = [row["side"] for row in others if open_(row)]
-    parts = [f"ours {ours['both_ms']:.3f} ms"]
-    if rival is None:
-        parts.append("nobody to compare with")
-    else:
-        parts.append(told(ours, rival))
-        for row, what in (
-            (fastest(others, lambda row: right(row, ANY)), "the fastest that is right for any gradient of h"),
-            (fastest(others, lambda _: True), "the fastest of all"),
-        ):
-            if row is not None and row is not rival:
-                parts.append(f"{what}: {told(ours, row)}")
+    parts = [f"ours {ours['both_ms']:.3f} ms", "nobody to compare with" if rival is None else told(ours, rival)]
+    for row, what in (
+        (fastest(others, lambda row: right(row, ANY)), "the fastest that is right for any gradient of h"),
+        (fastest(others, lambda _: True), "the fastest of all"),
+    ):
+        if row is not None and row is not rival:
+            parts.append(f"{what}: {told(ours, row)}")
     if left:
         parts.append(f"{NOT_RUN} for want of time: {', '.join(left)}")
     missed = rival is not None and rival["both_ms"] / ours["both_ms"] < least

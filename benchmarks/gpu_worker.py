@@ -41,13 +41,11 @@ class Worker:
             found["memory_gib"] = properties.total_memory / 2**30
             found["processors"] = properties.multi_processor_count
         try:
-            from gpu_mlstm import designs
-
-            from xlstm_tune.kernels.dispatch import WIDEST_MLSTM
+            from gpu_mlstm import designs, widest
         except ImportError as error:
             found["error"] = f"xlstm_tune.kernels cannot be imported: {error}; `make gpu-packages` brings what it needs"
             return found
-        return found | {"widest": {"mlstm": WIDEST_MLSTM}, "designs": designs()}
+        return found | {"widest": widest(), "designs": designs()}
 
     def refusal(self, side: str) -> dict[str, Any]:
         """{"error": reason} where a side cannot run anything here."""

@@ -280,7 +280,7 @@ class FakeLane:
         answers: dict[str, dict[str, Any]] = {
             "describe": {
                 "device": "Some GPU 80GB", "versions": {"torch": "2"}, "memory_gib": 80.0, "processors": 1,
-                "widest": {"mlstm": 64}, "designs": ["walk", "parallel"],
+                "widest": {"mlstm": 64, "mlstm, walk": 24}, "designs": ["walk", "parallel"],
             },
             "check": {"worst": 1.0 if self.wrong else 1e-6, "where": "h"},
             "feature": {"said": "ok"},
@@ -321,6 +321,7 @@ def test_gpu_goes_through_all_parts_and_writes_both_files(monkeypatch: pytest.Mo
     chunkwise = [row for row in results["timings"] if row["side"] == "mlstm_kernels chunkwise--triton_limit_chunk"]
     assert len(chunkwise) == len(MLSTM) + len(MLSTM_SEARCH)
     assert max(row["width"] for row in results["checks"] if row["op"] == "mlstm") == 64
+    assert max(row["width"] for row in results["checks"] if row["op"] == "mlstm, walk") == 24
     assert {row["variant"] for row in results["checks"] if row["op"] == "mlstm, parallel"} == {"plain", "state"}
     sides = ("parallel_stabilized_simple", "stack, sLSTM vanilla", "stack, sLSTM cuda", "vanilla")
     assert results["refused"] == [{"side": f"xlstm {side}", "error": "not installed"} for side in sides]

@@ -166,6 +166,7 @@ def test_designs_are_checked_and_timed_where_the_kernel_has_them(monkeypatch: py
 
     monkeypatch.setattr(module, "mlstm_triton", designed)
     assert gpu_mlstm.designs() == ["walk", "parallel"]
+    assert list(gpu_mlstm.widest()) == ["mlstm", "mlstm, walk", "mlstm, parallel"]
     assert gpu_checks.check("mlstm, parallel", "float32", 5, "state", (3, 7, 2), 0, CPU)["worst"] < 1e-5
     assert build_mlstm("xlstm_tune, walk", case, CPU).agreement()["differs"] < 1e-5
     assert seen == ["parallel", "walk"]
@@ -231,6 +232,11 @@ LATE = {"error": "not run: no time was left"}
         ),
         ([{"side": "a", "both_ms": 1.0}, {"side": "b", **LATE}], {}, "MISSED (ours 1.000 ms; 1.00× a"),
         ([{"side": "a", "error": "out of memory"}], {}, "not decided (ours 1.000 ms; nobody to compare with)"),
+        (
+            [{"side": "a", "both_ms": 2.0, **WRONG}],
+            {},
+            "not decided (ours 1.000 ms; nobody to compare with; the fastest of all: 2.00× a, 2.000 ms)",
+        ),
         ([{"side": "a", "both_ms": 2.0}], {"error": "out of memory"}, "MISSED (out of memory)"),
         ([{"side": "a", "both_ms": 2.0}], LATE, "not decided (not run: no time was left)"),
     ],
