@@ -2,22 +2,27 @@
 
     make gpu                                  at most nine minutes; writes results/<device>.json and .md
     make gpu ARGS='--only slstm --no-peers'
+    make gpu ARGS='--only mlstm'              mLSTM alone, with all the time for it
     python benchmarks/gpu.py --interpret      without a GPU: the checks alone, tiny, in Triton's interpreter
 
 It builds nothing and needs torch (with its Triton), numba and numpy; `make gpu-packages` fetches numba and the peers
 into .gpu-packages, for the interpreter at hand, without touching its torch. In this order, until --seconds are over:
 
-* checks: lstm and slstm with backend triton against backend reference in float64 on the device, with fresh random
-  inputs: head widths from 1 to 1024, three dtypes, with and without initial state, resets and lengths; outputs, final
-  states and all gradients (gpu_checks.py). Then capture in a CUDA graph, torch.compile, and vmap over members.
+* checks: lstm, slstm and mlstm with backend triton against backend reference in float64 on the device, with fresh
+  random inputs: head widths from 1 to 1024 (mLSTM: as wide as its kernel goes), three dtypes, with and without initial
+  state, resets and lengths; outputs, final states and all gradients (gpu_checks.py). Then capture in a CUDA graph,
+  torch.compile, and vmap over members.
 * limits: products, memory, the floor under a step of one program (gpu_limits.py).
-* ours: forward, and forward and backward, of FlashRNN's shapes and of those of a search (gpu_cases.py, which says how
-  work is counted too), timed by events, the median counts; with CUDA graphs as well.
+* ours: forward, and forward and backward, of mLSTM's shapes, a stack (a training step), FlashRNN's shapes and those of
+  a search (gpu_cases.py, which says how work is counted too), timed by events, the median counts; with CUDA graphs as
+  well.
 * ways: what the backward pass needs stored or recomputed, time and memory of both (gpu_ways.py, gpu_memory.py).
 * first calls of a shape with an empty Triton cache in a fresh process.
-* peers: FlashRNN's backends, xlstm's vanilla sLSTM, cuDNN's LSTM (gpu_peers.py). What does not run is listed with the
-  reason. FlashRNN's CUDA backends are compiled for each shape, side by side, as far as time allows. What was compiled
-  stays in the temporary folder, and --prepare does nothing else, so that a run after it has the time for the rest.
+* peers: beside mLSTM those of mlstm_kernels, the official parallel form and FlashAttention, whose gradients are checked
+  too (gpu_mlstm_peers.py), and xlstm's stack (gpu_stack.py); beside the others FlashRNN's backends, xlstm's vanilla
+  sLSTM, cuDNN's LSTM (gpu_peers.py). What does not run is listed with the reason. FlashRNN's and xlstm's CUDA backends
+  are compiled for each shape, side by side, as far as time allows. What was compiled stays in the temporary folder and
+  in Triton's cache, and --prepare does nothing else, so that a run after it has the time for the rest.
 
 All of it happens in processes of its own, with a time limit each, and the results are written every second: what was
 measured before an accident is kept. With --only, --quick or --no-peers the files are named -partial.
@@ -31,13 +36,11 @@ import argparse
 import datetime
 import json
 import os
-import re
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,10 @@ import gpu_ways
 from gpu_cases import (
     CHECK_SIZE,
     CHECK_WIDTHS,
+    DESIGN_VARIANTS,
     FEATURES,
     FIRST,
+    GATED,
     OPS,
     OURS,
     PEERS,
@@ -57,23 +62,26 @@ from gpu_cases import (
     VARIANTS,
     VMAPPED,
     Case,
-    Peer,
 )
 from gpu_child import Lane, Pool, environment
-from gpu_tables import failures, tables
+from gpu_compiled import Compiled, fill_cache, of, slug
+from gpu_tables import failures, tables, targets
 
 SECONDS = 500.0
-SHARES = {"checks": 0.36, "ours": 0.6, "ways": 0.66, "first": 0.72, "compile": 0.9, "peers": 1.0}
+SHARES = {
+    "checks": 0.34, "ours": 0.59, "ways": 0.63, "first": 0.68, "mlstm compile": 0.78, "mlstm peers": 0.85,
+    "compile": 0.93, "peers": 1,
+}  # fmt: skip
 """Of --seconds, by when a part has to end."""
 REQUEST_SECONDS = 75.0
 """For one check, or to prepare or time one case."""
-EACH = {"long": 0.4, "search": 0.15}
+EACH = {"mlstm": 0.4, "stack": 0.4, "long": 0.4, "mlstm-search": 0.15, "search": 0.15}
 """Seconds of calls for a time."""
 VMAPPED_CASES = {"batch": 32, "width": 64, "dtype": "bfloat16"}
-TINY: dict[str, Any] = {"widths": (5, 16), "dtypes": ("float32", "float16"), "size": (3, 2, 1)}
-"""Of --interpret. Its products of bfloat16 are wrong."""
-EXTENSIONS = Path(tempfile.gettempdir()) / "xlstm_tune-gpu"
-"""What nvcc made for peers."""
+MLSTM_SECTIONS = ("mlstm", "stack", "mlstm-search")
+TINY: dict[str, Any] = {"widths": (5, 16), "dtypes": ("float32", "float16"), "size": (3, 2, 1), "mlstm": (2, 37, 1)}
+"""Of --interpret. Its products of bfloat16 are wrong. mLSTM's size is its own: the interpreter takes its steps by the
+chunk, and over a few steps its forget gates have gradients of rounding alone."""
 
 
 class Session:
@@ -105,7 +113,8 @@ class Session:
     def save(self) -> None:
         if self.path is None:
             return
-        for suffix, text in ((".json", json.dumps(self.results, indent=1)), (".md", "\n".join(tables(self.results)))):
+        told = self.results | {"targets": targets(self.results)}
+        for suffix, text in ((".json", json.dumps(told, indent=1)), (".md", "\n".join(tables(self.results)))):
             begun = self.path.with_suffix(suffix + ".new")
             begun.write_text(text + "\n")
             begun.replace(self.path.with_suffix(suffix))
@@ -121,6 +130,15 @@ class Session:
     def wanted(self, title: str) -> bool:
         return self.arguments.only in title
 
+    def takes(self, op: str, width: int) -> bool:
+        """Whether our kernel of an op, or a design of it, takes heads so wide."""
+        widest: dict[str, int] = self.results.get("widest", {})
+        return width <= widest.get(op, width)
+
+    def designs(self, name: str) -> list[str]:
+        """`name` with each design that mLSTM's kernel can be asked for by name."""
+        return [f"{name}, {design}" for design in self.results.get("designs", ())]
+
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.started:4.0f} s  {text}", file=sys.stderr, flush=True)
 
@@ -131,27 +149,30 @@ def check(session: Session, lane: Lane) -> None:
     arguments = session.arguments
     widths: Iterable[int] = (5, 64, 130) if arguments.quick else CHECK_WIDTHS
     dtypes: Iterable[str] = TOLERANCES
-    size, feature_width = CHECK_SIZE, 64
+    size = mlstm_size = CHECK_SIZE
+    feature_width = 64
     if arguments.interpret:
-        widths, dtypes, size, feature_width = TINY["widths"], TINY["dtypes"], TINY["size"], TINY["widths"][0]
+        widths, dtypes, feature_width = TINY["widths"], TINY["dtypes"], TINY["widths"][0]
+        size, mlstm_size = TINY["size"], TINY["mlstm"]
     checks = [
         {"do": "check", "op": op, "dtype": dtype, "width": width, "variant": variant}
         for width in widths
         for dtype in dtypes
-        for op in OPS
-        for variant in VARIANTS
-        if session.wanted(f"check: {op}, {width}, {dtype}, {variant}")
+        for op in (*OPS, *session.designs("mlstm"))
+        for variant in (VARIANTS if op in OPS else DESIGN_VARIANTS)
+        if session.takes(op, width) and session.wanted(f"check: {op}, {width}, {dtype}, {variant}")
     ]
     features = [
         {"do": "feature", "op": op, "name": name, "width": width}
         for op in OPS
         for name in FEATURES
         for width in ((feature_width,) if arguments.interpret else (feature_width, 256))
-        if session.wanted(f"feature: {op}, {name}")
+        if session.takes(op, width) and session.wanted(f"feature: {op}, {name}")
     ]
     checks += gpu_ways.checks(session, widths, dtypes, size)
-    requests = [{"size": size, "seed": arguments.seed} | request for request in checks]
-    requests += [request | {"size": size} for request in features]
+    requests = [request | {"seed": arguments.seed} for request in checks] + features
+    for request in requests:
+        request.setdefault("size", mlstm_size if request["op"].startswith("mlstm") else size)
     session.say(f"{len(requests)} checks")
     count = 1 if arguments.interpret else max(1, min(8, (os.cpu_count() or 2) // 2, len(requests)))
     with Pool([lane, *(Lane(environment(arguments.interpret)) for _ in range(count - 1))]) as pool:
@@ -166,12 +187,15 @@ def measure(session: Session) -> None:
     with Lane(environment(False)) as lane:
         session.say("limits")
         session.results["limits"] = lane.ask({"do": "limits"}, REQUEST_SECONDS)
-        for op in OPS:
+        for op in GATED:
             for dtype in ("bfloat16", "float32"):
                 answer = lane.ask({"do": "floor", "op": op, "dtype": dtype}, REQUEST_SECONDS)
                 session.add("floors", {"op": op, "dtype": dtype} | answer)
         for section, cases in chosen(session).items():
             time_cases(session, lane, OURS, section, cases, "ours")
+            for side in session.designs(OURS) if section.startswith("mlstm") else ():
+                alone = [case for case in cases if case.members == 1 and case.dtype == "bfloat16"]
+                time_cases(session, lane, side, section, alone, "ours")
         vmapped = [
             case
             for case in chosen(session)["search"]
@@ -203,7 +227,7 @@ def time_cases(
     for case in cases:
         row = {"section": section, "side": side} | asdict(case) | (prepared or {})
         left = session.left(part)
-        if left < 2:
+        if "error" not in row and left < 2:
             session.add("timings", row | {"error": "not run: no time was left"})
             continue
         if prepared is None:
@@ -212,7 +236,7 @@ def time_cases(
             row |= lane.ask(request, min(left, REQUEST_SECONDS))
         if "error" not in row:
             each = EACH[section] / (4 if session.arguments.quick else 1)
-            timing = {"do": "time", "seconds": each, "graph": side == OURS}
+            timing = {"do": "time", "seconds": each, "graph": side == OURS and section != "stack"}
             row |= lane.ask(timing, max(2, min(session.left(part), REQUEST_SECONDS)))
         session.add("timings", row)
 
@@ -220,7 +244,7 @@ def time_cases(
 def first_calls(session: Session) -> None:
     """Part 3: first calls, an empty cache for each."""
     for op, dtype, width in FIRST[:: 3 if session.arguments.quick else 1]:
-        if not session.wanted(f"first: {op}, {width}, {dtype}"):
+        if not session.takes(op, width) or not session.wanted(f"first: {op}, {width}, {dtype}"):
             continue
         row = {"op": op, "dtype": dtype, "width": width}
         if session.left("first") < 2:
@@ -244,69 +268,29 @@ def time_peers(session: Session) -> None:
                 session.add("refused", {"side": peer.name, "error": answer["error"]})
             else:
                 ready.append(peer)
-        for peer in ready:
-            if not peer.compiled and not peer.slow:
-                time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
+        quick = [peer for peer in ready if not peer.compiled and not peer.slow]
+        for section in MLSTM_SECTIONS:
+            fill_cache(session, quick, {section: cases[section]}, "mlstm compile")
+            for peer in quick:
+                time_cases(session, lane, peer.name, section, of(peer.ops, cases[section]), "mlstm peers")
+        for peer in quick:
+            time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
         lane.end()
-        with Compiled(session, [peer for peer in ready if peer.compiled], cases["long"], "compile") as compiled:
-            compiled.time()
-        for peer in ready:
-            if not peer.compiled and not peer.slow:
-                time_cases(session, lane, peer.name, "search", of(peer.ops, cases["search"]), "peers")
-        for peer in ready:
-            if peer.slow:
-                time_cases(session, lane, peer.name, "long", of(peer.ops, cases["long"]), "peers")
-        for peer in ready:
-            if peer.slow:
-                alone = [case for case in of(peer.ops, cases["search"]) if case.members == 1]
-                time_cases(session, lane, peer.name, "search", alone, "peers")
+        with Compiled(session, [peer for peer in ready if peer.compiled], by_nvcc(cases), "compile") as compiled:
+            for own, section, side, case, answer in compiled:
+                time_cases(session, own, side, section, [case], "peers", prepared=answer)
+        for peer in quick:
+            time_cases(session, lane, peer.name, "search", of(peer.ops, cases["search"]), "peers")
+        slow = [peer for peer in ready if peer.slow]
+        for section in ("mlstm", "long", "search"):
+            for peer in slow:
+                alone = [case for case in of(peer.ops, cases[section]) if case.members == 1]
+                time_cases(session, lane, peer.name, section, alone, "peers")
 
 
-def of(ops: tuple[str, ...], cases: list[Case]) -> list[Case]:
-    return [case for case in cases if case.op in ops]
-
-
-class Compiled:
-    """Cases of peers that are compiled for each shape: side by side, each in a process of its own. Use as a context."""
-
-    def __init__(self, session: Session, peers: list[Peer], cases: list[Case], part: str):
-        """part: by whose end all has to be compiled."""
-        self.session = session
-        pairs = [(peer.name, case) for peer in peers for case in of(peer.ops, cases)]
-        self.pairs = sorted(pairs, key=lambda pair: OPS.index(pair[1].op), reverse=True)  # sLSTM has a target
-        self.lanes = [Lane(extension_environment(*pair)) for pair in self.pairs]
-        if self.pairs:
-            session.say(f"compiling {len(self.pairs)} cases of peers")
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as threads:
-            futures = [
-                threads.submit(self._prepare, lane, side, case, part)
-                for lane, (side, case) in zip(self.lanes, self.pairs, strict=True)
-            ]
-            self.answers = [future.result() for future in futures]
-
-    def _prepare(self, lane: Lane, side: str, case: Case, part: str) -> dict[str, Any]:
-        left = self.session.left(part)
-        if left < 2:
-            return {"error": "not run: no time was left"}
-        answer = lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, left)
-        self.session.say(f"{side}: {case.title}: {answer.get('error', 'compiled')}")
-        return answer
-
-    def __enter__(self) -> Compiled:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for lane in self.lanes:
-            lane.end()
-
-    def time(self) -> None:
-        """Time what was compiled, one case after the other."""
-        for lane, (side, case), answer in zip(self.lanes, self.pairs, self.answers, strict=True):
-            if "error" in answer:
-                self.session.add("timings", {"section": "long", "side": side, **asdict(case), **answer})
-            else:
-                time_cases(self.session, lane, side, "long", [case], "peers", prepared=answer)
-            lane.end()
+def by_nvcc(cases: dict[str, list[Case]]) -> dict[str, list[Case]]:
+    """The sections of whose cases nvcc compiles each."""
+    return {section: cases[section] for section in ("stack", "long")}
 
 
 def prepare_peers(session: Session) -> int:
@@ -318,22 +302,10 @@ def prepare_peers(session: Session) -> int:
                 answer = lane.ask({"do": "refusal", "side": peer.name}, REQUEST_SECONDS)
                 session.say(f"{peer.name}: {answer.get('error', 'can be compiled')}")
                 ready += [] if "error" in answer else [peer]
-    with Compiled(session, ready, chosen(session)["long"], "peers") as compiled:
+    cases = chosen(session)
+    fill_cache(session, list(PEERS), {section: cases[section] for section in MLSTM_SECTIONS}, "peers")
+    with Compiled(session, ready, by_nvcc(cases), "peers") as compiled:
         return int(not ready or any("error" in answer for answer in compiled.answers))
-
-
-def extension_environment(side: str, case: Case) -> dict[str, str]:
-    """With a folder for what is compiled of this case alone: the packages' own names of it may coincide."""
-    folder = EXTENSIONS / slug(f"{side} {case.title}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for lock in folder.rglob("lock"):  # of a run that was stopped while it compiled; torch would wait for it for ever
-        lock.unlink()
-    return environment(False, TORCH_EXTENSIONS_DIR=str(folder), MAX_JOBS="4")
-
-
-def slug(text: str) -> str:
-    """For a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def parse() -> argparse.Namespace:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from gpu_cases import DESIGNS
 from gpu_memory import forced
+from gpu_mlstm import call as call_mlstm
 from gpu_ways import VARIANT as RECOMPUTE
 from torch import Tensor
 
-from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
+from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, lstm, slstm
 
 SMALLEST = 0.01
 """Errors of a tensor whose largest value is smaller than this are shares of this."""
@@ -63,8 +66,27 @@ def _call_slstm(inputs: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
     return h, *final
 
 
+def _draw_mlstm(draw: Callable[..., Tensor], batch: int, steps: int, heads: int, width: int) -> list[Tensor]:
+    """Values are wider than keys in narrow heads, and narrower in wide ones, for which the kernel may be too narrow."""
+    values = 2 * width - 1 if width <= 24 else width // 2 + 1
+    rows = [draw(batch, steps, heads, size) for size in (width, width, values)]
+    gates = [2 * draw(batch, steps, heads), 2 * draw(batch, steps, heads) + 1]
+    return [*rows, *gates, draw(batch, heads, width, values), draw(batch, heads, width), draw(batch, heads)]
+
+
+def _call_mlstm(inputs: list[Tensor], design: str = "", **options: Any) -> tuple[Tensor, ...]:
+    h, final = call_mlstm(inputs[:5], MLSTMState(*inputs[5:]) if inputs[5:] else None, design=design, **options)
+    return h, *final
+
+
 GATED = ("gates", "recurrent", "bias")
+ROWS = ("q", "k", "v", "i", "f")
 OPS = {
+    "mlstm": Op(_draw_mlstm, _call_mlstm, ROWS, MLSTMState._fields),
+    **{
+        f"mlstm, {design}": Op(_draw_mlstm, partial(_call_mlstm, design=design), ROWS, MLSTMState._fields)
+        for design in DESIGNS
+    },
     "lstm": Op(_draw_lstm, _call_lstm, GATED, LSTMState._fields),
     "slstm": Op(_draw_slstm, _call_slstm, GATED, SLSTMState._fields),
 }
@@ -127,7 +149,8 @@ def rounded(
     generator = torch.Generator(device).manual_seed(seed + 1)
     made: dict[str, Any] = {"generator": generator, "device": device}
     outputs = 1 + len(what.state) if kind == exact else 1
-    shapes = [(batch, steps, heads, width), *[(batch, heads, width)] * len(what.state)]
+    # Inputs 2 are the bias and v, as wide as h.
+    shapes = [(batch, steps, heads, inputs[2].shape[-1]), *(tensor.shape for tensor in inputs[count:])]
     weights = [torch.randn(shape, dtype=torch.float64, **made) for shape in shapes[:outputs]]
     # In the dtype of h, so that both sides see the same.
     weights[0] = weights[0].to(kind).double()

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_cases import Case
+from gpu_cases import OURS, Case
 
 MOST_CALLS = 100
 LARGE = {torch.bfloat16: 8192, torch.float16: 8192, torch.float32: 4096}
@@ -80,9 +80,9 @@ def floor(op: str, dtype: str, device: torch.device) -> dict[str, Any]:
 def first(op: str, dtype: str, width: int, device: torch.device) -> dict[str, Any]:
     """Seconds of forward and backward of a shape: the first call, the second, and the first with another batch and
     number of steps. The device and its libraries are started before."""
-    from gpu_peers import Ours
+    from gpu_peers import Task, build
 
-    def seconds(task: Ours) -> float:
+    def seconds(task: Task) -> float:
         torch.cuda.synchronize()
         started = time.perf_counter()
         task.both()
@@ -92,6 +92,7 @@ def first(op: str, dtype: str, width: int, device: torch.device) -> dict[str, An
     for kind in (torch.float32, torch.bfloat16):
         square = torch.ones(1, 64, 64, device=device, dtype=kind)
         torch.bmm(square, square)
-    task = Ours(Case(op, 32, 365, 4, width, dtype), device)
+    task = build(OURS, Case(op, 32, 365, 4, width, dtype), device)
     once, again = seconds(task), seconds(task)
-    return {"first": once, "second": again, "other": seconds(Ours(Case(op, 23, 90, 4, width, dtype), device))}
+    other = build(OURS, Case(op, 23, 90, 4, width, dtype), device)
+    return {"first": once, "second": again, "other": seconds(other)}

@@ -1,4 +1,5 @@
-"""Our side and the others' of gpu.py, each as a task: forward without gradients, and forward and backward.
+"""Our side and the others' of gpu.py, each as a task: forward without gradients, and forward and backward. Here the
+LSTM and sLSTM; mLSTM's are in gpu_mlstm_peers.py, a whole stack's in gpu_stack.py.
 
 All get the same gates, recurrent weights and bias, each in the layout that its kernel takes without a copy, and the
 same gradient of h. Where a side computes the same function from the same inputs, its first steps have to agree with
@@ -248,11 +249,20 @@ def expect(side: str, device: torch.device) -> None:
 
 def build(side: str, case: Case, device: torch.device) -> Task:
     """The task of a side. Raises Refused with the reason where it is known that it cannot run."""
+    if not side.startswith(OURS):
+        expect(side, device)
+    if case.op == "mlstm":
+        from gpu_mlstm_peers import build_mlstm
+
+        return build_mlstm(side, case, device)
+    if case.op == "ms":
+        from gpu_stack import build_stack
+
+        return build_stack(side, case, device)
     if side == OURS:
         return Ours(case, device)
     if side == VMAPPED:
         return Vmapped(case, device)
-    expect(side, device)
     package, _, backend = side.partition(" ")
     if package == "FlashRNN":
         return FlashRNN(case, device, backend)

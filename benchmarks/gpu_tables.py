@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from gpu_cases import FIRST_SECONDS, LONG_MS, OURS, TOLERANCES, VMAPPED, WORK, Case
+from gpu_cases import ANOTHER_FUNCTION, FIRST_SECONDS, LONG_MS, OURS, PEERS, TOLERANCES, WORK, Case
+from gpu_mlstm_tables import agreement_table, fair, wanted, wrong_gradients
+from gpu_rows import NOT_RUN, Results, Row, case_of, header, line, open_, verdict
 from gpu_ways import ways_table
-
-Results = dict[str, Any]
-Row = dict[str, Any]
-
-NOT_RUN = "not run"
-"""How the reason of what was left out begins; anything else is a failure."""
 
 
 def failures(results: Results) -> list[str]:
@@ -29,7 +24,7 @@ def failures(results: Results) -> list[str]:
         said = said_of(row)
         if said != "ok" and not said.startswith(NOT_RUN):
             found.append(f"{row['op']}, {row['name']}, width {row['width']}: {said}")
-    return found
+    return found + wrong_gradients(results)
 
 
 def said_of(row: Row) -> str:
@@ -47,11 +42,15 @@ def tables(results: Results) -> list[str]:
     if results["first"]:
         lines += first_table(results)
     for section, title in (
+        ("mlstm", "mLSTM"),
+        ("stack", "A training step of a stack: an mLSTM and an sLSTM block, with AdamW"),
         ("long", "16 × 1,024 steps, 768 units in bfloat16"),
+        ("mlstm-search", "mLSTM at the shapes of a search: 64 × 365 steps"),
         ("search", "Shapes of a search: 365 steps"),
     ):
         lines += timings_table(results, section, title)
     lines += ways_table(results["ways"], header, line, lambda row: case_of(row).title)
+    lines += agreement_table(results)
     lines += missing_table(results)
     if results["timings"] or results["first"]:
         lines += ["## Targets", "", *(f"- {line}" for line in targets(results)), ""]
@@ -82,7 +81,8 @@ def check_tables(results: Results) -> list[str]:
         worst = max(measured, key=lambda row: float(row["worst"]), default=None)
         found = "–" if worst is None else f"{worst['worst']:.1e}"
         place = "" if worst is None else f"{worst['where']}, width {worst['width']}, {worst['variant']}"
-        bad = any(one.startswith(f"{op}, ") and f", {dtype}, " in one for one in failures({**results, "features": []}))
+        failed = failures({**results, "features": []})
+        bad = any(one.startswith(f"{op}, width ") and f", {dtype}, " in one for one in failed)
         verdict = "FAILED" if bad else "ok" if good == len(rows) else "incomplete"
         lines.append(line(op, dtype, found, place, f"{allowed:.0e}", f"{good} of {len(rows)}", verdict))
     if results["features"]:
@@ -160,6 +160,8 @@ def timings_table(results: Results, section: str, title: str) -> list[str]:
         )
     if any(row["side"].startswith("cuDNN") for row in rows):
         lines += ["", "cuDNN's LSTM does more: one full recurrent matrix, and the products of its inputs."]
+    if any(row["side"] == ANOTHER_FUNCTION for row in rows):
+        lines += ["", f"{ANOTHER_FUNCTION} (torch's, causal) is another function of q, k and v, for orientation."]
     return [*lines, ""]
 
 
@@ -169,10 +171,6 @@ def place(rows: list[Row]) -> Any:
     for row in rows:
         order.setdefault(case_of(row), len(order))
     return lambda row: (order[case_of(row)], row["both_ms"])
-
-
-def case_of(row: Row) -> Case:
-    return Case(**{name: row[name] for name in Case.__dataclass_fields__})
 
 
 def limit_shares(row: Row, results: Results) -> tuple[float, float] | None:
@@ -224,10 +222,13 @@ def targets(results: Results) -> list[str]:
     for leaves it open."""
     slstm = [row for row in results["timings"] if row["section"] == "long" and row["op"] == "slstm"]
     search = [row for row in results["timings"] if row["section"] == "search"]
-    found = race(
+    found = wanted(results)
+    found += race(
         "sLSTM, forward + backward, ahead of FlashRNN's best backend at every width", slstm, "FlashRNN", results
     )
     found += race("a search's shapes, forward + backward, ahead of every peer", search, "", results)
+    what = "mLSTM at a search's shapes, forward + backward, ahead of every public kernel with right gradients"
+    found += race(what, fair(results), "", results)
     for row in slstm:
         most = LONG_MS.get((row["op"], row["heads"], row["width"]))
         if row["side"] == OURS and most is not None:
@@ -249,7 +250,7 @@ def targets(results: Results) -> list[str]:
 def race(what: str, rows: list[Row], rival: str, results: Results) -> list[str]:
     """Whether we are ahead, at each of our shapes, of the fastest side whose name begins with `rival`."""
     ours = [row for row in rows if row["side"] == OURS]
-    rivals = [row for row in rows if row["side"] not in (OURS, VMAPPED) and row["side"].startswith(rival)]
+    rivals = [row for row in rows if not row["side"].startswith(OURS) and row["side"].startswith(rival)]
     if not ours:
         return []
     behind, ahead, undecided = [], 0, 0
@@ -264,7 +265,9 @@ def race(what: str, rows: list[Row], rival: str, results: Results) -> list[str]:
             ahead += 1
         elif best is not None:
             behind.append(f"{case.title}: {row['both_ms']:.2f} ms, {best['side']} {best['both_ms']:.2f} ms")
-    refused = [row for row in results["refused"] if row["side"].startswith(rival)]
+    asked = {row["op"] for row in ours}
+    able = {peer.name for peer in PEERS if asked & set(peer.ops) and peer.name.startswith(rival)}
+    refused = [row for row in results["refused"] if row["side"] in able - {ANOTHER_FUNCTION}]
     absent = sorted({row["side"] for row in [*rivals, *refused] if "error" in row})
     line = f"{what}: {verdict(bool(behind), bool(undecided))}, ahead at {ahead} of {len(ours)}"
     line += f", with nobody to compare with or no time at {undecided}" if undecided else ""
@@ -274,23 +277,3 @@ def race(what: str, rows: list[Row], rival: str, results: Results) -> list[str]:
 
 def _both(row: Row) -> float:
     return float(row["both_ms"])
-
-
-def open_(row: Row) -> bool:
-    """Whether time did not suffice for it."""
-    return str(row.get("error", "")).startswith(NOT_RUN)
-
-
-def verdict(missed: bool, undecided: bool) -> str:
-    return "not decided" if undecided and not missed else "MISSED" if missed else "met"
-
-
-def header(*names: str, numbers: Iterable[int] = ()) -> list[str]:
-    """The first two lines of a table; numbers: columns that are aligned right."""
-    rule = ["--:" if at in set(numbers) else "---" for at in range(len(names))]
-    return [line(*names), f"|{'|'.join(rule)}|"]
-
-
-def line(*cells: object) -> str:
-    """A row; a bar in a cell would end it."""
-    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"

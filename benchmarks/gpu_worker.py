@@ -26,9 +26,9 @@ class Worker:
         self.task: Any = None
 
     def describe(self) -> dict[str, Any]:
-        """The device ("" without one) and versions."""
+        """The device ("" without one), versions, and what mLSTM's kernel can do."""
         versions = {"Python": platform.python_version()}
-        for name in ("torch", "triton", "numba", "flashrnn", "xlstm"):
+        for name in ("torch", "triton", "numba", "flashrnn", "xlstm", "mlstm_kernels"):
             try:
                 versions[name] = version(name)
             except PackageNotFoundError:
@@ -41,10 +41,11 @@ class Worker:
             found["memory_gib"] = properties.total_memory / 2**30
             found["processors"] = properties.multi_processor_count
         try:
-            import xlstm_tune.kernels  # noqa: F401
+            from gpu_mlstm import designs, widest
         except ImportError as error:
             found["error"] = f"xlstm_tune.kernels cannot be imported: {error}; `make gpu-packages` brings what it needs"
-        return found
+            return found
+        return found | {"widest": widest(), "designs": designs()}
 
     def refusal(self, side: str) -> dict[str, Any]:
         """{"error": reason} where a side cannot run anything here."""

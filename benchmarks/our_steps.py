@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from worker import Case, Task, serve, timed, vital_signs
+from worker import Case, Task, roughen, serve, timed, vital_signs
 
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.table import load_table
@@ -146,14 +146,6 @@ def write_table(path: Path, rows: int, columns: int) -> None:
     names = ["y", *(f"x{number}" for number in range(1, columns))]
     lines = [",".join(f"{cell:.5f}" for cell in row) for row in values.tolist()]
     path.write_text("\n".join([",".join(names), *lines]) + "\n")
-
-
-def roughen(model: nn.Module) -> None:
-    """Add noise to every parameter, so that none is at an initial value (such as R = 0) that would hide an error."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
 def build(case: Case) -> Task:

@@ -179,3 +179,13 @@ def vital_signs(model: nn.Module, output: Tensor) -> dict[str, Any]:
         "finite": bool(output.isfinite().all()),
         "dead": [name for name, p in model.named_parameters() if p.grad is None or not p.grad.count_nonzero()],
     }
+
+
+def roughen(model: nn.Module) -> None:
+    """Add noise to every parameter, so that none is at an initial value (such as R = 0) that would hide an error."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)

@@ -46,16 +46,19 @@ def test_gpu_interpret_checks_on_a_cpu() -> None:
     pytest.importorskip("triton")
     finished = run("--interpret")
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    rows = [line for line in finished.stdout.splitlines() if line.startswith(("| lstm", "| slstm"))]
-    assert [row.split(" | ")[1] for row in rows[:4]] == ["float32", "float32", "float16", "float16"]
-    assert all(row.endswith("| 7 of 7 | ok |") for row in rows[:4])
-    assert [row.rsplit(" | ", 1)[1] for row in rows[4:]] == ["not run: a CPU has no CUDA graphs |", "ok |", "ok |"] * 2
+    rows = [line for line in finished.stdout.splitlines() if line.startswith(("| lstm ", "| slstm ", "| mlstm "))]
+    assert [row.split(" | ")[1] for row in rows[:6]] == ["float32"] * 3 + ["float16"] * 3
+    counts = ["7 of 7", "7 of 7", "6 of 6"] * 2  # recomputing, which mLSTM always does, is no variant of it
+    assert all(row.endswith(f"| {count} | ok |") for row, count in zip(rows[:6], counts, strict=True))
+    assert [row.rsplit(" | ", 1)[1] for row in rows[6:]] == ["not run: a CPU has no CUDA graphs |", "ok |", "ok |"] * 3
 
 
 @pytest.mark.slow
 def test_gpu_modules_need_torch_triton_and_numba_alone() -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({UNNEEDED}))"
-    program = f"{blocked}; import gpu, gpu_worker, gpu_checks, gpu_limits, gpu_peers, gpu_memory"
+    program = (
+        f"{blocked}; import gpu, gpu_worker, gpu_checks, gpu_limits, gpu_peers, gpu_memory, gpu_mlstm_peers, gpu_stack"
+    )
     places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=places)
     assert finished.returncode == 0, finished.stderr
@@ -274,46 +277,66 @@ class FakeLane:
         assert seconds > 0
         if request["do"] == self.accident:
             raise KeyboardInterrupt
+        case = request.get("case", {})
+        agreement: dict[str, Any] = {"differs": 0.0}
+        if case.get("op") == "mlstm":
+            agreement["gradients"] = dict.fromkeys(("any", "behind a norm"), dict.fromkeys("qkvif", 0.0))
         answers: dict[str, dict[str, Any]] = {
-            "describe": {"device": "Some GPU 80GB", "versions": {"torch": "2"}, "memory_gib": 80.0, "processors": 1},
+            "describe": {
+                "device": "Some GPU 80GB", "versions": {"torch": "2"}, "memory_gib": 80.0, "processors": 1,
+                "widest": {"mlstm": 64, "mlstm, walk": 24}, "designs": ["walk", "parallel"],
+            },
             "check": {"worst": 1.0 if self.wrong else 1e-6, "where": "h"},
             "feature": {"said": "ok"},
             "limits": {"flops": {"bfloat16": 1e15, "float32": 1e13}, "bandwidth": 1e12},
             "floor": {"forward": 1e-6, "both": 2e-6},
-            "prepare": {"error": "out of memory"} if request.get("case", {}).get("width") == 768 else {"differs": 0.0},
+            "prepare": {"error": "out of memory"} if case.get("width") == 768 else agreement,
             "time": {"forward_ms": 1.0, "both_ms": 2.0, "peak_gib": 1.0},
             "way": {"forward_ms": 1.0, "both_ms": 2.0, "kept_bytes_a_unit": 28.0, "kept_mib": 3.0, "peak_mib": 4.0},
             "first": {"first": 1.0, "second": 0.1, "other": 0.2},
             "refusal": {"error": "not installed"} if request.get("side", "").startswith("xlstm") else {},
-        }
+        }  # fmt: skip
         return answers[request["do"]]
 
 
 def drive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> Any:
     """The program with a made-up worker."""
     import gpu
+    import gpu_compiled
 
-    monkeypatch.setattr(gpu, "Lane", FakeLane)
-    monkeypatch.setattr(gpu, "EXTENSIONS", tmp_path / "extensions")
+    for module in (gpu, gpu_compiled):
+        monkeypatch.setattr(module, "Lane", FakeLane)
+    monkeypatch.setattr(gpu_compiled, "EXTENSIONS", tmp_path / "extensions")
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path), *arguments])
     return gpu.main()
 
 
 def test_gpu_goes_through_all_parts_and_writes_both_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from gpu_cases import LONG, SEARCH
+    from gpu_cases import LONG, MLSTM, MLSTM_SEARCH, SEARCH, SECTIONS
     from gpu_ways import CASES
 
     assert drive(monkeypatch, tmp_path) == 0
     results = json.loads((tmp_path / "some-gpu-80gb.json").read_text())
     assert not results["unfinished"]
     ours = [row for row in results["timings"] if row["side"] == "xlstm_tune"]
-    assert len(ours) == len(LONG) + len(SEARCH)
+    assert len(ours) == sum(len(cases) for cases in SECTIONS.values()) > len(LONG) + len(SEARCH)
     assert len(results["ways"]) == 2 * len(CASES) and all("error" not in row for row in results["ways"])
     assert sum(row["variant"] == "recompute" for row in results["checks"]) == 3 * 3 * 2
     fused = [row for row in results["timings"] if row["side"] == "FlashRNN cuda_fused"]
     assert len(fused) == len(LONG) and sum("both_ms" in row for row in fused) == len(LONG) - 2
-    assert results["refused"] == [{"side": "xlstm vanilla", "error": "not installed"}]
+    walks = [row for row in results["timings"] if row["side"] == "xlstm_tune, walk"]
+    assert len(walks) == len(MLSTM) + 4
+    chunkwise = [row for row in results["timings"] if row["side"] == "mlstm_kernels chunkwise--triton_limit_chunk"]
+    assert len(chunkwise) == len(MLSTM) + len(MLSTM_SEARCH)
+    assert max(row["width"] for row in results["checks"] if row["op"] == "mlstm") == 64
+    assert max(row["width"] for row in results["checks"] if row["op"] == "mlstm, walk") == 24
+    assert {row["variant"] for row in results["checks"] if row["op"] == "mlstm, parallel"} == {"plain", "state"}
+    sides = ("parallel_stabilized_simple", "stack, sLSTM vanilla", "stack, sLSTM cuda", "vanilla")
+    assert results["refused"] == [{"side": f"xlstm {side}", "error": "not installed"} for side in sides]
+    (figure,) = (line for line in results["targets"] if line.startswith("mlstm, 256 × 96 steps"))
+    assert "at least 1.2× the speed of the fastest public kernel with right gradients: MISSED (ours 2.000 ms;" in figure
     text = (tmp_path / "some-gpu-80gb.md").read_text()
+    assert f"- {figure}" in text.splitlines()
     assert "out of memory" in text and "Unfinished" not in text
 
 
