@@ -1,0 +1,154 @@
+"""What the Triton kernels of the mLSTM cell share: gates of a chunk, products of tiles, gradients of gates.
+
+Legend and equations as in `mlstm_reference`. Rows are the steps t of a chunk, columns of pairs the steps s whose inputs
+weigh in them. Sums over gates are in float64, since weights are exponentials of differences between them. A forget gate
+whose log sigmoid lies below SHUT starts a new segment: nothing before it weighs anything.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from xlstm_tune.kernels.mlstm_chunk import LARGEST_FLOOR, SHUT
+from xlstm_tune.kernels.mlstm_forms import EPSILON
+from xlstm_tune.kernels.parts_triton import log_sigmoid, sigmoid
+
+PRODUCTS = {
+    torch.float32: (torch.float32, "tf32x3"),
+    torch.float16: (torch.float32, "tf32"),
+    torch.bfloat16: (torch.bfloat16, "tf32"),
+}
+"""By the dtype of q, k and v: that of the factors of all other products, in which states are kept too, and how float32
+is multiplied. Sums are always in float32.
+
+Three products of TensorFloat-32 are near to exact; exact ones would not fit into registers. float16 holds neither the
+states nor gradients over a small denominator, and TensorFloat-32 has all its digits. bfloat16 keeps its own dtype.
+"""
+
+
+def kept_states(q: Tensor, v: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the states before each chunk: C [B, N, G, D, V], n [B, N, G, D], m [B, N, G]. q, v [B, T, N, width]."""
+    batch, _, heads, width = q.shape
+    of_chunk = (batch, heads, chunks)
+    return (
+        q.new_empty(*of_chunk, width, v.shape[-1], dtype=PRODUCTS[q.dtype][0]),
+        q.new_empty(*of_chunk, width, dtype=torch.float32),
+        q.new_empty(of_chunk, dtype=torch.float64),
+    )
+
+
+_SHUT = tl.constexpr(SHUT)
+_EPSILON = tl.constexpr(EPSILON)
+_LARGEST_FLOOR = tl.constexpr(LARGEST_FLOOR)
+
+
+@triton.jit
+def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
+    """What the gates of a chunk say, behind a state with stabiliser m; gates lie `stride` apart from `at` on.
+
+    Returns (W [L, L] not over √D, p [L], weight of each step in the state behind the chunk [L], F [L], M [L], which
+    pairs count [L, L], i - F [L]).
+    """
+    steps = tl.arange(0, CHUNK)
+    real = steps < count
+    log_f = log_sigmoid(tl.load(f + at + steps * stride, mask=real, other=1e4))
+    shut = log_f < _SHUT
+    decay = tl.cumsum(tl.where(shut, 0.0, log_f).to(tl.float64), 0)
+    segment = tl.cumsum(shut.to(tl.int32), 0)
+    a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
+    pairs = (steps[None, :] <= steps[:, None]) & (segment[None, :] == segment[:, None]) & real[None, :]
+    # In two parts of float32, since tiles of float64 would not fit into registers. M need not be the very maximum.
+    high = a.to(tl.float32)
+    low = (a - high).to(tl.float32)
+    lowest = -float("inf")
+    running = tl.max(tl.where(pairs, high[None, :], lowest), 1)
+    running = tl.maximum(running, tl.where(segment == 0, (m + decay * 0.0).to(tl.float32), lowest))
+    weights = tl.where(pairs, tl.exp((high[None, :] - running[:, None]) + low[None, :]), 0.0)
+    past = tl.where(segment == 0, tl.exp((m - running).to(tl.float32)), 0.0)
+    to_end = tl.sum(tl.where(steps[:, None] == CHUNK - 1, weights, 0.0), 0)
+    return weights, past, to_end, decay, running, pairs, high
+
+
+@triton.jit
+def gates_at_end(i, f, at, stride, count, m, CHUNK: tl.constexpr):
+    """Of what `gates_of` says, what the state behind the chunk needs, without pairs: (weight of each step in it [L],
+    that of the state before the chunk, the new m)."""
+    steps = tl.arange(0, CHUNK)
+    real = steps < count
+    log_f = log_sigmoid(tl.load(f + at + steps * stride, mask=real, other=1e4))
+    shut = log_f < _SHUT
+    decay = tl.cumsum(tl.where(shut, 0.0, log_f).to(tl.float64), 0)
+    segment = tl.cumsum(shut.to(tl.int32), 0)
+    segments = tl.sum(shut.to(tl.int32), 0)
+    a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
+    high = a.to(tl.float32)
+    low = (a - high).to(tl.float32)
+    counts = real & (segment == segments)
+    largest = tl.max(tl.where(counts, high, -float("inf")), 0)
+    largest = tl.where(segments == 0, tl.maximum(largest, m.to(tl.float32)), largest)
+    to_end = tl.where(counts, tl.exp((high - largest) + low), 0.0)
+    kept = tl.where(segments == 0, tl.exp((m - largest).to(tl.float32)), 0.0)
+    return to_end, kept, last(decay, CHUNK) + largest
+
+
+@triton.jit
+def last(x, CHUNK: tl.constexpr):
+    """The last number of x [L]."""
+    return tl.sum(tl.where(tl.arange(0, CHUNK) == CHUNK - 1, x, 0), 0)
+
+
+@triton.jit
+def tile(base, rows, columns, stride, mask):
+    """Rows of a tensor, `stride` apart, zeros where masked."""
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def product(a, b, KIND: tl.constexpr, PRECISION: tl.constexpr):
+    """a b, of factors in KIND, in float32."""
+    return tl.dot(a.to(KIND), b.to(KIND), input_precision=PRECISION)
+
+
+@triton.jit
+def denominators(total, decay, running):
+    """(exp(-m_t) held below overflow [L], 1 / denominator [L])."""
+    floor = tl.exp(tl.minimum(-(decay + running), _LARGEST_FLOOR).to(tl.float32))
+    return floor, 1.0 / (tl.maximum(tl.abs(total), floor) + _EPSILON)
+
+
+@triton.jit
+def of_denominators(total, floor, of_h):
+    """From of_h [L] = dh · h / denominator, the gradients of (total, F_t, M_t), each [L]."""
+    free = tl.abs(total) > floor
+    by_total = tl.where(free, tl.where(total > 0, -of_h, of_h), 0.0)
+    return by_total, tl.where(free, 0.0, of_h * floor), -of_h * _EPSILON
+
+
+@triton.jit
+def write_gate_gradients(
+    f, d_i, d_f, at, stride, count, pairs, high, running, of_weights, of_row, of_m, behind, passed_on,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of i and f of a chunk, from those of the logarithm of each step's weight, of F_t and of M_t, each [L].
+
+    behind: gradient of the logarithm of the weight of all that is carried past the chunk, ⟨C, dC⟩ + ⟨n, dn⟩ there; so
+    errors of sums do not grow with T. passed_on: what later M receive for inputs of this chunk or before.
+    What M_t receives goes to the step whose input is the largest so far. F_t is the sum of the gates since the last one
+    that is shut, so a gate receives from the steps of its segment from its own on.
+    Returns what M receive for inputs before the chunk.
+    """
+    steps = tl.arange(0, CHUNK)
+    real = steps < count
+    newest = tl.max(tl.where(pairs & (high[None, :] == running[:, None]), steps[None, :], -1), 1)
+    of_m = tl.where(real, of_m, 0.0) + tl.where(steps == CHUNK - 1, passed_on, 0.0)
+    of_i = of_weights + tl.sum(tl.where(newest[:, None] == steps[None, :], of_m[:, None], 0.0), 0)
+    later = tl.where(real, of_row - of_i, 0.0) + tl.where(steps == CHUNK - 1, behind + passed_on, 0.0)
+    own = tl.sum(tl.where(pairs, later[:, None], 0.0), 0)
+    gate = tl.load(f + at + steps * stride, mask=real, other=0.0)
+    tl.store(d_i + at + steps * stride, of_i, mask=real)
+    of_f = tl.where(log_sigmoid(gate) < _SHUT, 0.0, own * sigmoid(-gate))
+    tl.store(d_f + at + steps * stride, of_f, mask=real)
+    return tl.sum(tl.where(newest < 0, of_m, 0.0), 0)
