@@ -16,7 +16,9 @@ KERNELS: dict[str, tuple[str, ...]] = dict.fromkeys(("lstm", "slstm", "mlstm"), 
 WIDEST_MLSTM = 512
 """The widest head, of keys or values, that mLSTM's Triton kernels take."""
 WIDEST_WALK = 128
-"""The widest head whose state one program carries from chunk to chunk."""
+"""The widest head whose state one program can carry from chunk to chunk."""
+WALKED = 64
+"""The widest head for which it does so well: wider ones leave much outside of registers."""
 SHORT = 256
 """Steps up to which one program for each head of a sample is no bottleneck, however few there are."""
 MANY = 2048
@@ -111,17 +113,17 @@ def mlstm_design(programs: int, steps: int, width: int, requested: str = "auto")
         raise ValueError(f"design {requested!r} takes heads of up to {widest}, and these are {width} wide")
     if requested != "auto":
         return requested
-    return "walk" if width <= WIDEST_WALK and (steps <= SHORT or programs >= MANY) else "parallel"
+    return "walk" if width <= WALKED and (steps <= SHORT or programs >= MANY) else "parallel"
 
 
 def _design(op: str, backend: str, width: int) -> str:
     """Which of a backend's ways the width of a head leads to, in words."""
     if backend != "triton" or not width:
         return ""
-    if op == "mlstm" and width <= WIDEST_WALK:
+    if op == "mlstm" and width <= WALKED:
         return f"; by chunk where fewer than {MANY} heads of samples are longer than {SHORT} steps, else by head"
     if op == "mlstm":
-        return f"; by chunk, since heads are wider than {WIDEST_WALK}"
+        return f"; by chunk, since heads are wider than {WALKED}"
     if width <= ON_CHIP[4]:
         return "; one kernel for all steps"
     if width <= ON_CHIP[2]:

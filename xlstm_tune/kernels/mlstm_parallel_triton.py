@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -27,30 +28,56 @@ from xlstm_tune.kernels.mlstm_step_triton import step
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """How a sequence and a head are cut up."""
+class Cut:
+    """How a head is cut into tiles of features."""
 
-    chunk: int
-    tile: int
-    """Features of keys that a program takes at once."""
-    value_tile: int
-    warps: int
-
-    def options(self, stages: int = 1) -> dict[str, int]:
-        return {
-            "CHUNK": self.chunk,
-            "TILE": self.tile,
-            "VALUE_TILE": self.value_tile,
-            "num_warps": self.warps,
-            "num_stages": stages,
-        }
+    own: int
+    """Largest tile of what a program of the parallel part writes."""
+    other: int
+    """Largest tile of the axis of the state that it goes over."""
+    stages: int
+    """How far it reads ahead."""
 
 
-def _cut(q: Tensor, v: Tensor) -> _Cut:
-    """By the number of steps and the widths of a head."""
-    tile, value_tile = (min(64, max(16, triton.next_power_of_2(one.shape[-1]))) for one in (q, v))
-    chunk = min(64, max(16, triton.next_power_of_2(q.shape[1])))
-    return _Cut(chunk, tile, value_tile, 4)
+STATE_TILE = 64
+"""Features of keys that a program of the recurrent part has; of values it has `Cut.other`."""
+CUTS = {
+    torch.bfloat16: Cut(128, 64, 2),
+    torch.float16: Cut(64, 64, 1),
+    torch.float32: Cut(64, 32, 1),
+}
+"""By the dtype of q: the largest tiles of which a kernel compiled for an H100 keeps nearly all in registers, and takes
+no more shared memory than `SHARED`. They have not been timed on a GPU."""
+SHARED = 98_304
+"""Bytes of shared memory that the hungriest kernel takes at most; an A100 has 166,912, an H100 232,448."""
+
+
+def chunk_of(steps: int) -> int:
+    """Steps of a chunk."""
+    return min(64, max(16, int(triton.next_power_of_2(steps))))
+
+
+def launches(dtype: torch.dtype, width: int, value_width: int, steps: int) -> dict[str, dict[str, int]]:
+    """Launch options of the kernels of the recurrent part ("states"), and of those of the parallel part that write
+    tiles of values ("values") or of keys ("keys")."""
+    cut = CUTS[dtype]
+
+    def options(tile: int, value_tile: int, own: int = 64) -> dict[str, int]:
+        tiles = {"TILE": tile, "VALUE_TILE": value_tile, "CHUNK": chunk_of(steps)}
+        return tiles | {"num_warps": 4 if own <= 64 else 8, "num_stages": cut.stages}
+
+    own, own_values = _tile(width, cut.own), _tile(value_width, cut.own)
+    other, other_values = _tile(width, cut.other), _tile(value_width, cut.other)
+    return {
+        "states": options(_tile(width, STATE_TILE), other_values),
+        "values": options(other, own_values, own_values),
+        "keys": options(own, other_values, own),
+    }
+
+
+def _tile(width: int, largest: int) -> int:
+    """A power of two from 16 on, as products need it."""
+    return min(largest, max(16, int(triton.next_power_of_2(width))))
 
 
 def forward(
@@ -63,24 +90,26 @@ def forward(
     if steps == 1 and not keep:
         step(q, k, v, i, f, c0, n0, m0, warm, h, c, n, m)
         return found
-    cut = _cut(q, v)
-    tiles, value_tiles = _tiles(q, v, cut)
-    tasks, chunks = batch * heads, -(-steps // cut.chunk)
+    launch = launches(q.dtype, width, v.shape[3], steps)
+    tasks, chunks = batch * heads, -(-steps // chunk_of(steps))
     sizes, widths, scale = (steps, heads, chunks), (width, v.shape[3]), 1 / math.sqrt(width)
     states, norms, maxima = found[4:7] if keep else kept_states(q, v, chunks)
-    options = {"PRECISION": PRODUCTS[q.dtype][1], **cut.options()}
-    between.forward[(tasks, tiles, value_tiles)](
-        k, v, i, f, c0, n0, m0, c, n, m, states, norms, maxima, *sizes, *widths, scale, WARM=warm, **options
-    )
-    within.forward[(tasks * chunks * value_tiles,)](
-        q, k, v, i, f, h, states, norms, maxima, found[7], *sizes, value_tiles, *widths, scale, TRAIN=keep, **options
-    )
+    precision = PRODUCTS[q.dtype][1]
+    between.forward[(tasks, *_tiles(q, v, launch["states"]))](
+        k, v, i, f, c0, n0, m0, c, n, m, states, norms, maxima, *sizes, *widths, scale,
+        WARM=warm, PRECISION=precision, **launch["states"],
+    )  # fmt: skip
+    _, tiles = _tiles(q, v, launch["values"])
+    within.forward[(tasks * chunks * tiles,)](
+        q, k, v, i, f, h, states, norms, maxima, found[7], *sizes, tiles, *widths, scale,
+        TRAIN=keep, PRECISION=precision, **launch["values"],
+    )  # fmt: skip
     return found
 
 
-def _tiles(q: Tensor, v: Tensor, cut: _Cut) -> tuple[int, int]:
+def _tiles(q: Tensor, v: Tensor, options: dict[str, int]) -> tuple[int, int]:
     """How many a head has of keys, and of values."""
-    return -(-q.shape[-1] // cut.tile), -(-v.shape[-1] // cut.value_tile)
+    return -(-q.shape[-1] // options["TILE"]), -(-v.shape[-1] // options["VALUE_TILE"])
 
 
 def backward(
@@ -107,40 +136,41 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of (q, k, v, i, f, c0, n0, m0), exact for any combination of output gradients."""
     d_q, d_k, d_v, d_i, d_f, d_c, d_n, d_m = found = backward_shapes(q, k, v, i, f, c0, n0, m0)
-    cut = _cut(q, v)
-    tiles, value_tiles = _tiles(q, v, cut)
     batch, steps, heads, width = q.shape
+    launch = launches(q.dtype, width, v.shape[3], steps)
     tasks, chunks = batch * heads, states.shape[2]
     sizes, widths, scale = (steps, heads, chunks), (width, v.shape[3]), 1 / math.sqrt(width)
     seen, ended = grad_h is not None, grad_c is None and grad_n is None and grad_m is None
     dh = h if grad_h is None else grad_h.contiguous()
     of_c, of_n, of_m = final_gradients(c, n, m0, grad_c, grad_n, grad_m)
-    options = {"SEEN": seen, "PRECISION": PRODUCTS[q.dtype][1], **cut.options()}
+    options: dict[str, Any] = {"SEEN": seen, "PRECISION": PRODUCTS[q.dtype][1]}
 
     past, shares, by_totals, by_row, by_m = (torch.empty_like(i) for _ in range(5))
     within.shares_back[(tasks * chunks,)](
         i, f, h, dh, maxima, totals, past, shares, by_totals, by_row, by_m, *sizes, v.shape[3],
-        SEEN=seen, CHUNK=cut.chunk, VALUE_TILE=cut.value_tile, num_warps=cut.warps,
+        SEEN=seen, CHUNK=chunk_of(steps), VALUE_TILE=_tile(v.shape[3], 64), num_warps=4,
     )  # fmt: skip
     d_states, d_norms = torch.empty_like(states), torch.empty_like(norms)
-    between.backward[(tasks, tiles, value_tiles)](
+    between.backward[(tasks, *_tiles(q, v, launch["states"]))](
         q, dh, of_c, of_n, past, shares, by_totals, d_states, d_norms, d_c, d_n, *sizes, *widths,
-        ENDED=ended, **options,
+        ENDED=ended, **options, **launch["states"],
     )  # fmt: skip
-    within.values_back[(tasks * chunks * value_tiles,)](
-        q, k, i, f, dh, maxima, shares, d_states, d_v, *sizes, value_tiles, *widths, scale, **options
+    _, tiles = _tiles(q, v, launch["values"])
+    within.values_back[(tasks * chunks * tiles,)](
+        q, k, i, f, dh, maxima, shares, d_states, d_v, *sizes, tiles, *widths, scale, **options, **launch["values"]
     )
+    tiles, _ = _tiles(q, v, launch["keys"])
     of_weights, behind = i.new_empty(tiles, *i.shape), i.new_empty(tiles, *states.shape[:3])
     within.keys_back[(tasks * chunks * tiles,)](
         q, k, v, i, f, dh, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, behind,
-        *sizes, tiles, i.numel(), *widths, scale, **options,
+        *sizes, tiles, i.numel(), *widths, scale, **options, **launch["keys"],
     )  # fmt: skip
     if not ended:
         # The last m also divides C and n.
         of_m = of_m - (of_c * c).sum((-2, -1)) - (of_n * n).sum(-1)
     within.gates_back[(tasks,)](
         i, f, maxima, of_weights, by_row, by_m, behind, of_m, d_i, d_f, d_m, *sizes, tiles, i.numel(),
-        CHUNK=cut.chunk, num_warps=cut.warps,
+        CHUNK=chunk_of(steps), num_warps=4,
     )  # fmt: skip
     if warm:
         d_m += (d_n * n0).sum(-1) + (d_c * c0).sum((-2, -1))
@@ -163,8 +193,8 @@ def forward_shapes(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, c0: Tensor, n0: Tensor, m0: Tensor, keep: bool, warm: bool
 ) -> tuple[Tensor, ...]:
     """Tensors like those that `forward` returns, not filled."""
-    batch, steps, heads, width = q.shape
-    chunks = -(-steps // _cut(q, v).chunk) if keep else 0
+    batch, steps, heads, _ = q.shape
+    chunks = -(-steps // chunk_of(steps)) if keep else 0
     return (
         torch.empty_like(v),
         *(torch.empty_like(one) for one in (c0, n0, m0)),

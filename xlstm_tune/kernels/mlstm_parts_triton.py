@@ -49,8 +49,8 @@ _LARGEST_FLOOR = tl.constexpr(LARGEST_FLOOR)
 def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     """What the gates of a chunk say, behind a state with stabiliser m; gates lie `stride` apart from `at` on.
 
-    Returns (W [L, L] not over √D, p [L], weight of each step in the state behind the chunk [L], F [L], M [L], which
-    pairs count [L, L], i - F [L]).
+    Returns (W [L, L] not over √D, p [L], weight of each step in the state behind the chunk [L], F [L], M [L], the
+    number of each step's segment [L], i - F [L]).
     """
     steps = tl.arange(0, CHUNK)
     real = steps < count
@@ -59,7 +59,7 @@ def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     decay = tl.cumsum(tl.where(shut, 0.0, log_f).to(tl.float64), 0)
     segment = tl.cumsum(shut.to(tl.int32), 0)
     a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
-    pairs = (steps[None, :] <= steps[:, None]) & (segment[None, :] == segment[:, None]) & real[None, :]
+    pairs = _pairs(segment, count, CHUNK)
     # In two parts of float32, since tiles of float64 would not fit into registers. M need not be the very maximum.
     high = a.to(tl.float32)
     low = (a - high).to(tl.float32)
@@ -69,7 +69,15 @@ def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     weights = tl.where(pairs, tl.exp((high[None, :] - running[:, None]) + low[None, :]), 0.0)
     past = tl.where(segment == 0, tl.exp((m - running).to(tl.float32)), 0.0)
     to_end = tl.sum(tl.where(steps[:, None] == CHUNK - 1, weights, 0.0), 0)
-    return weights, past, to_end, decay, running, pairs, high
+    return weights, past, to_end, decay, running, segment, high
+
+
+@triton.jit
+def _pairs(segment, count, CHUNK: tl.constexpr):
+    """Which steps s weigh in which steps t [L, L]: not later ones, nor those before a shut gate, nor padding."""
+    steps = tl.arange(0, CHUNK)
+    before = steps[None, :] <= tl.minimum(steps, count - 1)[:, None]
+    return before & (segment[None, :] == segment[:, None])
 
 
 @triton.jit
@@ -129,7 +137,7 @@ def of_denominators(total, floor, of_h):
 
 @triton.jit
 def write_gate_gradients(
-    f, d_i, d_f, at, stride, count, pairs, high, running, of_weights, of_row, of_m, behind, passed_on,
+    f, d_i, d_f, at, stride, count, segment, high, running, of_weights, of_row, of_m, behind, passed_on,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of i and f of a chunk, from those of the logarithm of each step's weight, of F_t and of M_t, each [L].
@@ -142,6 +150,7 @@ def write_gate_gradients(
     """
     steps = tl.arange(0, CHUNK)
     real = steps < count
+    pairs = _pairs(segment, count, CHUNK)
     newest = tl.max(tl.where(pairs & (high[None, :] == running[:, None]), steps[None, :], -1), 1)
     of_m = tl.where(real, of_m, 0.0) + tl.where(steps == CHUNK - 1, passed_on, 0.0)
     of_i = of_weights + tl.sum(tl.where(newest[:, None] == steps[None, :], of_m[:, None], 0.0), 0)

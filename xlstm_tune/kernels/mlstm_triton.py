@@ -5,9 +5,9 @@ of steps are products of tiles: many short sequences with heads of up to 128 fil
 there is runs as in `mlstm_parallel_triton`; `dispatch.mlstm_design` chooses. A single step without gradients has a
 kernel of its own. Nothing here has been timed on a GPU.
 
-Kept for the backward pass beside inputs and outputs: for each sample, head and chunk of 32 steps (16 for float32 heads
-wider than 64) the state before it, C in 2 D V bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. The rest is
-computed again.
+Kept for the backward pass beside inputs and outputs: for each sample, head and chunk the state before it, C in 2 D V
+bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. A chunk has 32 steps, or 16 where heads are wider than 32 (64
+for bfloat16). The rest is computed again.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from xlstm_tune.kernels.mlstm_parts_triton import PRODUCTS, kept_states
 from xlstm_tune.kernels.mlstm_step_triton import step
 
 
-def _chunk(steps: int) -> int:
-    """Steps of a chunk."""
-    return 16 if steps <= 16 else 32
-
-
-def _options(q: Tensor, v: Tensor) -> dict[str, int | str]:
-    width, value_width = (max(16, triton.next_power_of_2(one.shape[-1])) for one in (q, v))
+def launch(dtype: torch.dtype, width: int, value_width: int, steps: int) -> dict[str, int]:
+    """Launch options: the largest chunks of which a kernel compiled for an H100 leaves few numbers out of registers.
+    They have not been timed on a GPU."""
+    wide, value_wide = (max(16, int(triton.next_power_of_2(one))) for one in (width, value_width))
+    widest = max(wide, value_wide)
+    longest = 32 if widest <= (64 if dtype == torch.bfloat16 else 32) else 16
     return {
-        "PRECISION": PRODUCTS[q.dtype][1],
-        "CHUNK": _chunk(q.shape[1]),
-        "WIDE": width,
-        "VALUE_WIDE": value_width,
-        "num_warps": 4 if max(width, value_width) <= 64 else 8,
+        "CHUNK": 16 if steps <= 16 else longest,
+        "WIDE": wide,
+        "VALUE_WIDE": value_wide,
+        "num_warps": 4 if widest <= 32 else 8,
         "num_stages": 1,
     }
 
 
-def _sizes(q: Tensor, v: Tensor) -> tuple[int | float, ...]:
-    """(steps, heads, chunks, width, value_width, scale)."""
+def _launch(q: Tensor, v: Tensor) -> tuple[tuple[int | float, ...], dict[str, int | str]]:
+    """((steps, heads, chunks, width, value_width, scale), options)."""
     _, steps, heads, width = q.shape
-    return steps, heads, -(-steps // _chunk(steps)), width, v.shape[-1], 1 / math.sqrt(width)
+    options = launch(q.dtype, width, v.shape[-1], steps)
+    sizes = (steps, heads, -(-steps // options["CHUNK"]), width, v.shape[-1], 1 / math.sqrt(width))
+    return sizes, {"PRECISION": PRODUCTS[q.dtype][1], **options}
 
 
 def forward(
@@ -63,8 +63,9 @@ def forward(
     if q.shape[1] == 1 and not keep:
         step(q, k, v, i, f, c0, n0, m0, warm, *found[:4])
         return found
+    sizes, options = _launch(q, v)
     kernels.forward[(q.shape[0] * q.shape[2],)](
-        q, k, v, i, f, c0, n0, m0, *found, *_sizes(q, v), WARM=warm, TRAIN=keep, **_options(q, v)
+        q, k, v, i, f, c0, n0, m0, *found, *sizes, WARM=warm, TRAIN=keep, **options
     )
     return found
 
@@ -95,9 +96,10 @@ def backward(
     ended = grad_c is None and grad_n is None and grad_m is None
     # Where a gradient is None, any tensor can stand for it.
     of_final = (c0, n0, m0) if ended else final_gradients(c, n, m0, grad_c, grad_n, grad_m)
+    sizes, options = _launch(q, v)
     kernels.backward[(q.shape[0] * q.shape[2],)](
         q, k, v, i, f, c0, n0, h, c, n, states, norms, maxima, h if grad_h is None else grad_h.contiguous(), *of_final,
-        *found, *_sizes(q, v), WARM=warm, SEEN=grad_h is not None, ENDED=ended, **_options(q, v),
+        *found, *sizes, WARM=warm, SEEN=grad_h is not None, ENDED=ended, **options,
     )  # fmt: skip
     return found
 
@@ -106,7 +108,8 @@ def forward_shapes(
     q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, c0: Tensor, n0: Tensor, m0: Tensor, keep: bool, warm: bool
 ) -> tuple[Tensor, ...]:
     """Tensors like those that `forward` returns, not filled."""
-    states = kept_states(q, v, -(-q.shape[1] // _chunk(q.shape[1])) if keep else 0)
+    chunks = _launch(q, v)[0][2] if keep else 0
+    states = kept_states(q, v, int(chunks))
     return torch.empty_like(v), *(torch.empty_like(one) for one in (c0, n0, m0)), *states
 
 

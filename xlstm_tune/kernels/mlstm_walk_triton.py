@@ -51,7 +51,7 @@ def forward(
         qs = tile(q + at * width, rows, keys, heads * width, here)
         ks = tile(k + at * width, rows, keys, heads * width, here)
         vs = tile(v + at * value_width, rows, values, heads * value_width, here_v)
-        weights, past, to_end, decay, running, _pairs, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+        weights, past, to_end, decay, running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
         if TRAIN:
             place = task * chunks + chunk
             tl.store(states + place * width * value_width + of_state, c.to(kind), mask=square)
@@ -112,7 +112,7 @@ def backward(
         m = tl.load(maxima + place)
         qs = tile(q + at * width, rows, keys, heads * width, here)
         ks = tile(k + at * width, rows, keys, heads * width, here)
-        weights, past, to_end, decay, running, pairs, high = gates_of(i, f, at, heads, count, m, CHUNK)
+        weights, past, to_end, decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
         scored = tl.dot(qs, tl.trans(ks), input_precision=PRECISION) * weights * scale
         total = tl.sum(scored, 1) + past * tl.sum(qs.to(tl.float32) * n[None, :], 1)
         floor, share = denominators(total, decay, running)
@@ -146,7 +146,7 @@ def backward(
         wide_ks = ks.to(tl.float32)
         behind += tl.sum(tl.sum(wide_ks * to_state, 1), 0)
         passed_on = write_gate_gradients(
-            f, d_i, d_f, at, heads, count, pairs, high, running, tl.sum(wide_ks * dk, 1), of_row, of_m, behind,
+            f, d_i, d_f, at, heads, count, segment, high, running, tl.sum(wide_ks * dk, 1), of_row, of_m, behind,
             passed_on, CHUNK,
         )  # fmt: skip
         seen = qs.to(tl.float32) * past[:, None]

@@ -57,7 +57,7 @@ def forward(
         out += product(qs, c, kind, PRECISION)
         total += tl.sum(qs.to(tl.float32) * n[None, :], 1)
     m = tl.load(maxima + place)
-    weights, past, _to_end, decay, running, _pairs, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+    weights, past, _to_end, decay, running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
     scores = scores * weights * scale
     total = tl.sum(scores, 1) + past * total
     _floor, share = denominators(total, decay, running)
@@ -82,7 +82,7 @@ def shares_back(
     rows = tl.arange(0, CHUNK).to(tl.int64)
     real = rows < count
     m = tl.load(maxima + place)
-    _weights, past, _to_end, decay, running, _pairs, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+    _weights, past, _to_end, decay, running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
     total = tl.load(totals + at + rows * heads, mask=real, other=0.0)
     floor, share = denominators(total, decay, running)
     of_h = tl.zeros([CHUNK], tl.float32)
@@ -124,7 +124,7 @@ def values_back(
             qs = tile(q + at * width, rows, keys, heads * width, here)
             scores += tl.dot(qs, tl.trans(ks), input_precision=PRECISION)
     m = tl.load(maxima + place)
-    weights, _past, to_end, _decay, _running, _pairs, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+    weights, _past, to_end, _decay, _running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
     dv = dv * (to_end * scale)[:, None]
     here_v = (rows < count)[:, None] & (values < value_width)[None, :]
     if SEEN:
@@ -167,7 +167,7 @@ def keys_back(
             by_pair += product(by_num, tl.trans(vs), kind, PRECISION)
             dq += product(by_num, tl.trans(c), kind, PRECISION)
     m = tl.load(maxima + place)
-    weights, past, to_end, _decay, _running, _pairs, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+    weights, past, to_end, _decay, _running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
     by_total = tl.load(by_totals + at + rows * heads, mask=rows < count, other=0.0)
     n = tl.load(norms + place * width + keys, mask=keys < width, other=0.0)
     dn = tl.load(d_norms + place * width + keys, mask=keys < width, other=0.0)
@@ -211,7 +211,7 @@ def gates_back(
         at = ((task // heads) * steps + start) * heads + head
         place = task * chunks + chunk
         m = tl.load(maxima + place)
-        _weights, _past, _to_end, _decay, running, pairs, high = gates_of(i, f, at, heads, count, m, CHUNK)
+        _weights, _past, _to_end, _decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
         real = rows < count
         by_weights = tl.zeros([CHUNK], tl.float32)
         carried = 0.0
@@ -224,6 +224,6 @@ def gates_back(
         by_row = tl.load(of_row + at + rows * heads, mask=real, other=0.0)
         by_m = tl.load(of_m + at + rows * heads, mask=real, other=0.0)
         passed_on = write_gate_gradients(
-            f, d_i, d_f, at, heads, count, pairs, high, running, by_weights, by_row, by_m, carried, passed_on, CHUNK
+            f, d_i, d_f, at, heads, count, segment, high, running, by_weights, by_row, by_m, carried, passed_on, CHUNK
         )
     tl.store(to_initial + task, passed_on)
