@@ -145,9 +145,9 @@ def backward(
     of_c, of_n, of_m = final_gradients(c, n, m0, grad_c, grad_n, grad_m)
     options: dict[str, Any] = {"SEEN": seen, "PRECISION": PRODUCTS[q.dtype][1]}
 
-    past, shares, by_totals, by_row, by_m = (torch.empty_like(i) for _ in range(5))
+    past, shares, by_totals, by_m = (torch.empty_like(i) for _ in range(4))
     within.shares_back[(tasks * chunks,)](
-        i, f, h, dh, maxima, totals, past, shares, by_totals, by_row, by_m, *sizes, v.shape[3],
+        i, f, h, dh, maxima, totals, past, shares, by_totals, by_m, *sizes, v.shape[3],
         SEEN=seen, CHUNK=chunk_of(steps), VALUE_TILE=_tile(v.shape[3], 64), num_warps=4,
     )  # fmt: skip
     d_states, d_norms = torch.empty_like(states), torch.empty_like(norms)
@@ -160,16 +160,17 @@ def backward(
         q, k, i, f, dh, maxima, shares, d_states, d_v, *sizes, tiles, *widths, scale, **options, **launch["values"]
     )
     tiles, _ = _tiles(q, v, launch["keys"])
-    of_weights, behind = i.new_empty(tiles, *i.shape), i.new_empty(tiles, *states.shape[:3])
+    of_weights, of_rows = (i.new_empty(tiles, *i.shape) for _ in range(2))
+    behind = i.new_empty(tiles, *states.shape[:3])
     within.keys_back[(tasks * chunks * tiles,)](
-        q, k, v, i, f, dh, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, behind,
-        *sizes, tiles, i.numel(), *widths, scale, **options, **launch["keys"],
+        q, k, v, i, f, dh, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, of_rows,
+        behind, *sizes, tiles, i.numel(), *widths, scale, **options, **launch["keys"],
     )  # fmt: skip
     if not ended:
         # The last m also divides C and n.
         of_m = of_m - (of_c * c).sum((-2, -1)) - (of_n * n).sum(-1)
     within.gates_back[(tasks,)](
-        i, f, maxima, of_weights, by_row, by_m, behind, of_m, d_i, d_f, d_m, *sizes, tiles, i.numel(),
+        i, f, maxima, of_weights, of_rows, by_m, behind, of_m, d_i, d_f, d_m, *sizes, tiles, i.numel(),
         CHUNK=chunk_of(steps), num_warps=4,
     )  # fmt: skip
     if warm:

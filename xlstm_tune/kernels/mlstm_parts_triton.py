@@ -129,23 +129,24 @@ def denominators(total, decay, running):
 
 @triton.jit
 def of_denominators(total, floor, of_h):
-    """From of_h [L] = dh · h / denominator, the gradients of (total, F_t, M_t), each [L]."""
-    free = tl.abs(total) > floor
-    by_total = tl.where(free, tl.where(total > 0, -of_h, of_h), 0.0)
-    return by_total, tl.where(free, 0.0, of_h * floor), -of_h * _EPSILON
+    """From of_h [L] = dh · h / denominator, the gradients of total and, through ε alone, of M_t, each [L]."""
+    by_total = tl.where(tl.abs(total) > floor, tl.where(total > 0, -of_h, of_h), 0.0)
+    return by_total, -of_h * _EPSILON
 
 
 @triton.jit
 def write_gate_gradients(
-    f, d_i, d_f, at, stride, count, segment, high, running, of_weights, of_row, of_m, behind, passed_on,
+    f, d_i, d_f, at, stride, count, segment, high, running, of_weights, of_rows, of_m, behind, passed_on,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of i and f of a chunk, from those of the logarithm of each step's weight, of F_t and of M_t, each [L].
+    """Gradients of i and f of a chunk. With E_ts the gradient of the logarithm of the weight of step s in step t, or of
+    the state before or behind the chunk: of_weights [L] = Σ_t E_ts, of_rows [L] = Σ_s E_ts, of_m [L] of M_t.
 
-    behind: gradient of the logarithm of the weight of all that is carried past the chunk, ⟨C, dC⟩ + ⟨n, dn⟩ there; so
-    errors of sums do not grow with T. passed_on: what later M receive for inputs of this chunk or before.
-    What M_t receives goes to the step whose input is the largest so far. F_t is the sum of the gates since the last one
-    that is shut, so a gate receives from the steps of its segment from its own on.
+    behind: Σ E of all that is carried past the chunk, ⟨C, dC⟩ + ⟨n, dn⟩ there. passed_on: what later M receive for
+    inputs of this chunk or before. What M_t receives goes to the step whose input is the largest so far.
+    A gate receives E_ts of all s before it and t from it on, in its segment: rows less columns of the steps from it on.
+    Both are sums of the same E, else errors of products that never passed the gate would remain; and `behind` spares
+    sums over later chunks, whose errors would grow with T.
     Returns what M receive for inputs before the chunk.
     """
     steps = tl.arange(0, CHUNK)
@@ -154,7 +155,7 @@ def write_gate_gradients(
     newest = tl.max(tl.where(pairs & (high[None, :] == running[:, None]), steps[None, :], -1), 1)
     of_m = tl.where(real, of_m, 0.0) + tl.where(steps == CHUNK - 1, passed_on, 0.0)
     of_i = of_weights + tl.sum(tl.where(newest[:, None] == steps[None, :], of_m[:, None], 0.0), 0)
-    later = tl.where(real, of_row - of_i, 0.0) + tl.where(steps == CHUNK - 1, behind + passed_on, 0.0)
+    later = tl.where(real, of_rows - of_i, 0.0) + of_m + tl.where(steps == CHUNK - 1, behind, 0.0)
     own = tl.sum(tl.where(pairs, later[:, None], 0.0), 0)
     gate = tl.load(f + at + steps * stride, mask=real, other=0.0)
     tl.store(d_i + at + steps * stride, of_i, mask=real)

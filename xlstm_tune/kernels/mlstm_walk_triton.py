@@ -122,7 +122,7 @@ def backward(
             by_num = tile(grad_h + at * value_width, rows, values, heads * value_width, here_v) * share[:, None]
             out = tile(h + at * value_width, rows, values, heads * value_width, here_v)
             of_h = tl.sum(by_num * out.to(tl.float32), 1)
-        by_total, of_row, of_m = of_denominators(total, floor, of_h)
+        by_total, of_m = of_denominators(total, floor, of_h)
         to_end = to_end * scale
         dv = product(tl.trans(scored), by_num, kind, PRECISION)
         dv += to_end[:, None] * product(ks, dc, kind, PRECISION)
@@ -131,11 +131,13 @@ def backward(
 
         vs = tile(v + at * value_width, rows, values, heads * value_width, here_v)
         by_pair = product(by_num, tl.trans(vs), kind, PRECISION) + by_total[:, None]
+        of_pairs = by_pair * scored
         by_pair = by_pair * weights * scale
         to_key = at * width + rows[:, None] * heads * width + keys[None, :]
         c = tl.load(states + place * width * value_width + of_state, mask=square, other=0.0)
-        through_state = product(by_num, tl.trans(c), kind, PRECISION) + by_total[:, None] * n[None, :]
-        dq = product(by_pair, ks, kind, PRECISION) + past[:, None] * through_state
+        from_state = past[:, None] * (product(by_num, tl.trans(c), kind, PRECISION) + by_total[:, None] * n[None, :])
+        of_rows = tl.sum(of_pairs, 1) + tl.sum(qs.to(tl.float32) * from_state, 1)
+        dq = product(by_pair, ks, kind, PRECISION) + from_state
         tl.store(d_q + to_key, dq.to(d_q.dtype.element_ty), mask=here)
         kept = last(past, CHUNK)
         behind = kept * (tl.sum(tl.sum(c.to(tl.float32) * dc, 1), 0) + tl.sum(n * dn, 0))
@@ -143,11 +145,11 @@ def backward(
         to_state = to_end[:, None] * (product(vs, tl.trans(dc), kind, PRECISION) + dn[None, :])
         dk = product(tl.trans(by_pair), qs, kind, PRECISION) + to_state
         tl.store(d_k + to_key, dk.to(d_k.dtype.element_ty), mask=here)
-        wide_ks = ks.to(tl.float32)
-        behind += tl.sum(tl.sum(wide_ks * to_state, 1), 0)
+        of_kept = tl.sum(ks.to(tl.float32) * to_state, 1)
+        behind += tl.sum(of_kept, 0)
         passed_on = write_gate_gradients(
-            f, d_i, d_f, at, heads, count, segment, high, running, tl.sum(wide_ks * dk, 1), of_row, of_m, behind,
-            passed_on, CHUNK,
+            f, d_i, d_f, at, heads, count, segment, high, running, tl.sum(of_pairs, 0) + of_kept, of_rows, of_m,
+            behind, passed_on, CHUNK,
         )  # fmt: skip
         seen = qs.to(tl.float32) * past[:, None]
         dc = kept * dc + product(tl.trans(seen), by_num, kind, PRECISION)

@@ -72,12 +72,12 @@ def forward(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks"])
 def shares_back(
-    i, f, h, grad_h, maxima, totals, past_out, shares, by_totals, of_row, of_m,
+    i, f, h, grad_h, maxima, totals, past_out, shares, by_totals, of_m,
     steps, heads, chunks, value_width,
     SEEN: tl.constexpr, CHUNK: tl.constexpr, VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
     """What the other kernels of the backward pass want of each step, all [B, T, N]: p, 1 / denominator, and the
-    gradients of total, F_t and M_t."""
+    gradients of total and M_t."""
     place, at, count, _tile = _place(1, steps, heads, chunks, CHUNK)
     rows = tl.arange(0, CHUNK).to(tl.int64)
     real = rows < count
@@ -92,11 +92,10 @@ def shares_back(
             here_v = real[:, None] & (values < value_width)[None, :]
             dh = tile(grad_h + at * value_width, rows, values, heads * value_width, here_v).to(tl.float32)
             of_h += tl.sum(dh * tile(h + at * value_width, rows, values, heads * value_width, here_v), 1)
-    by_total, by_row, by_m = of_denominators(total, floor, of_h * share)
+    by_total, by_m = of_denominators(total, floor, of_h * share)
     tl.store(past_out + at + rows * heads, past, mask=real)
     tl.store(shares + at + rows * heads, share, mask=real)
     tl.store(by_totals + at + rows * heads, by_total, mask=real)
-    tl.store(of_row + at + rows * heads, by_row, mask=real)
     tl.store(of_m + at + rows * heads, by_m, mask=real)
 
 
@@ -137,12 +136,12 @@ def values_back(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles", "total_steps"])
 def keys_back(
-    q, k, v, i, f, grad_h, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, behind,
+    q, k, v, i, f, grad_h, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, of_rows, behind,
     steps, heads, chunks, tiles, total_steps, width, value_width, scale,
     SEEN: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
-    """d_q and d_k [B, T, N, D], by tiles of keys. Of each tile its part in the gradients of the logarithms of weights:
-    of_weights [tiles, B, T, N] of each step's, behind [tiles, B, N, G] of all that is carried past the chunk."""
+    """d_q and d_k [B, T, N, D], by tiles of keys; and of each tile its part in of_weights and of_rows [tiles, B, T, N]
+    and behind [tiles, B, N, G], as `write_gate_gradients` takes them."""
     kind: tl.constexpr = states.dtype.element_ty
     place, at, count, at_tile = _place(tiles, steps, heads, chunks, CHUNK)
     rows = tl.arange(0, CHUNK).to(tl.int64)
@@ -173,26 +172,31 @@ def keys_back(
     dn = tl.load(d_norms + place * width + keys, mask=keys < width, other=0.0)
     here = (rows < count)[:, None] & (keys < width)[None, :]
     ks = tile(k + at * width, rows, keys, heads * width, here)
-    wide_ks = ks.to(tl.float32)
+    qs = tile(q + at * width, rows, keys, heads * width, here)
     dk = (dk + dn[None, :]) * (to_end * scale)[:, None]
-    carried = last(past, CHUNK) * tl.sum(overlap + n * dn, 0) + tl.sum(tl.sum(wide_ks * dk, 1), 0)
     dq = (dq + by_total[:, None] * n[None, :]) * past[:, None]
+    by_weights = tl.sum(ks.to(tl.float32) * dk, 1)
+    by_rows = tl.sum(qs.to(tl.float32) * dq, 1)
+    carried = last(past, CHUNK) * tl.sum(overlap + n * dn, 0) + tl.sum(by_weights, 0)
     if SEEN:
         by_pair = (by_pair + by_total[:, None]) * weights * scale
-        qs = tile(q + at * width, rows, keys, heads * width, here)
+        of_pairs = by_pair * tl.dot(qs, tl.trans(ks), input_precision=PRECISION)
+        by_weights += tl.sum(of_pairs, 0)
+        by_rows += tl.sum(of_pairs, 1)
         dq += product(by_pair, ks, kind, PRECISION)
         dk += product(tl.trans(by_pair), qs, kind, PRECISION)
     to_key = at * width + rows[:, None] * heads * width + keys[None, :]
     tl.store(d_q + to_key, dq.to(d_q.dtype.element_ty), mask=here)
     tl.store(d_k + to_key, dk.to(d_k.dtype.element_ty), mask=here)
     own_part = at_tile.to(tl.int64) * total_steps + at + rows * heads
-    tl.store(of_weights + own_part, tl.sum(wide_ks * dk, 1), mask=rows < count)
+    tl.store(of_weights + own_part, by_weights, mask=rows < count)
+    tl.store(of_rows + own_part, by_rows, mask=rows < count)
     tl.store(behind + (tl.num_programs(0) // tiles) * at_tile.to(tl.int64) + place, carried)
 
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles", "total_steps"])
 def gates_back(
-    i, f, maxima, of_weights, of_row, of_m, behind, to_m, d_i, d_f, to_initial,
+    i, f, maxima, of_weights, of_rows, of_m, behind, to_m, d_i, d_f, to_initial,
     steps, heads, chunks, tiles, total_steps,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -213,17 +217,17 @@ def gates_back(
         m = tl.load(maxima + place)
         _weights, _past, _to_end, _decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
         real = rows < count
-        by_weights = tl.zeros([CHUNK], tl.float32)
+        by_weights, by_rows = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
         carried = 0.0
-        part, part_behind = of_weights + at + rows * heads, behind + place
+        part, part_behind = at + rows * heads, behind + place
         for _ in range(tiles):
-            by_weights += tl.load(part, mask=real, other=0.0)
+            by_weights += tl.load(of_weights + part, mask=real, other=0.0)
+            by_rows += tl.load(of_rows + part, mask=real, other=0.0)
             carried += tl.load(part_behind)
             part += total_steps
             part_behind += tl.num_programs(0) * chunks
-        by_row = tl.load(of_row + at + rows * heads, mask=real, other=0.0)
         by_m = tl.load(of_m + at + rows * heads, mask=real, other=0.0)
         passed_on = write_gate_gradients(
-            f, d_i, d_f, at, heads, count, segment, high, running, by_weights, by_row, by_m, carried, passed_on, CHUNK
+            f, d_i, d_f, at, heads, count, segment, high, running, by_weights, by_rows, by_m, carried, passed_on, CHUNK
         )
     tl.store(to_initial + task, passed_on)
