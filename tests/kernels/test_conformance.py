@@ -94,7 +94,7 @@ def results(op, inputs, dtype, seed=1, **options):
 def few(op, backend, batch):
     """So many samples, or a few: to each one mLSTM's Triton kernels give programs of its own, and the interpreter takes
     milliseconds for each program."""
-    return min(batch, 3) if op == "mlstm" and "triton" in backend else batch
+    return min(batch, 2) if op == "mlstm" and "triton" in backend else batch
 
 
 def assert_near(mine, true, tolerance):
@@ -114,6 +114,8 @@ def masks(batch, steps, seed=2):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("op", "backend"), FASTER)
 def test_backend_equals_the_reference(op, backend, size, warm):
+    if backend == "triton parallel" and size[-1] > dispatch.WALKED:
+        pytest.skip("these heads run in this design anyway")
     inputs = problem(op, (few(op, backend, size[0]), *size[1:]), warm)
     true = results(op, inputs, torch.float64, backend="reference")
     assert_near(results(op, inputs, torch.float32, backend=backend), true, 1e-5)

@@ -65,7 +65,10 @@ def test_mlstm_walks_where_that_fills_a_device_and_is_parallel_over_chunks_elsew
         mlstm_design(1, 1, 1, "triton")
     with pytest.raises(ValueError, match="design 'auto' takes heads of up to 512, and these are 513 wide"):
         mlstm_design(1, 1, 513)
-    assert "by chunk where fewer than 2048 heads of samples are longer than 256" in resolve("mlstm", device="cuda", width=64).reason
+    assert (
+        "by chunk where fewer than 2048 heads of samples are longer than 256"
+        in resolve("mlstm", device="cuda", width=64).reason
+    )
     assert resolve("mlstm", device="cuda", width=512).reason.endswith("by chunk, since heads are wider than 64")
     assert resolve("mlstm", device="cuda", width=513).backend == "reference"
 

@@ -76,9 +76,36 @@ def test_many_chunks_with_shut_gates_and_padding(design):
     assert_near_truth(inputs, 1e-4, design=design)
 
 
-@pytest.mark.parametrize(("steps", "width", "value_width"), [(1, 512, 130), (17, 512, 16), (17, 16, 512), (65, 130, 70)])
+@pytest.mark.parametrize(
+    ("steps", "width", "value_width"), [(1, 512, 130), (17, 512, 16), (17, 16, 512), (65, 130, 70)]
+)
 def test_wide_heads_go_tile_by_tile(steps, width, value_width):
     assert_near_truth(problem(1, steps, 1, width, value_width), 1e-4)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_extreme_gates_are_exact(design, warm):
+    generator = torch.Generator().manual_seed(0)
+    inputs = problem(3, 70, 1, 4, 4)
+    for at in (3, 4):
+        # A little noise: where two steps weigh exactly the same, the maximum has no one gradient.
+        noise = torch.rand(inputs[at].shape, generator=generator)
+        inputs[at] = (torch.randint(0, 3, noise.shape, generator=generator) - 1) * 120.0 + noise
+    mine = results(mlstm_triton, inputs if warm else inputs[:5], design=design)
+    true = results(mlstm_chunkwise, [one.double() for one in (inputs if warm else inputs[:5])])
+    assert all(one.isfinite().all() for one in mine)
+    for one, other in zip(mine[:4], true[:4], strict=True):
+        assert (one.double() - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_gates_of_any_finite_size_give_no_nan(design):
+    inputs = problem(2, 40, 1, 4, 4)
+    inputs[3][0, ::3], inputs[4][0, 1::3] = -1e30, -1e30
+    inputs[3][1], inputs[4][1] = 1e4 * inputs[3][1], 1e4 * inputs[4][1]
+    for count in (5, 8):
+        assert all(one.isfinite().all() for one in results(mlstm_triton, inputs[:count], design=design))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -90,14 +117,14 @@ def test_open_gates_over_many_steps_keep_their_gradients(design):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("products", [torch.float32, torch.float16])
-def test_16_bits_with_products_in_either_dtype(design, products, monkeypatch):
+@pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 2e-3), (torch.float16, 6e-3)])
+def test_16_bits_with_products_in_either_dtype(design, products, tolerance, monkeypatch):
     """float16 stands for bfloat16, whose products the interpreter gets wrong: those are made in 16 bits."""
     monkeypatch.setitem(mlstm_parts_triton.PRODUCTS, torch.float16, (products, "tf32"))
     inputs = problem(2, 70, 1, 20, 24)
     half = [tensor.half() if at < 3 else tensor for at, tensor in enumerate(inputs)]
     assert results(mlstm_triton, half, design=design)[0].dtype == torch.float16
-    assert_near_truth(half, 2e-3, design=design)
+    assert_near_truth(half, tolerance, design=design)
 
 
 def counted_steps(monkeypatch):
@@ -115,12 +142,11 @@ def counted_steps(monkeypatch):
 @pytest.mark.parametrize(("width", "value_width"), [(5, 3), (33, 70), (130, 16)])
 def test_a_step_without_gradients_has_its_own_kernel(width, value_width, dtype, monkeypatch):
     seen = counted_steps(monkeypatch)
-    q, k, v, i, f, *state = problem(2, 3, 2, width, value_width)
+    q, k, v, i, f = problem(2, 3, 2, width, value_width)[:5]
     q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
     resets = torch.tensor([[False, False, True], [False, False, False]])
-    truth, ends = mlstm(*(one.double() for one in (q, k, v, i, f, *[])), None, resets=resets)
-    mine = []
-    ours = None
+    truth, ends = mlstm(*(one.double() for one in (q, k, v, i, f)), None, resets=resets)
+    mine, ours = [], None
     for t in range(3):
         now = slice(t, t + 1)
         h, ours = mlstm(
@@ -164,7 +190,7 @@ def kept_bytes(design, steps, width, value_width):
     return sum(one.numel() * one.element_size() for one in kept.values())
 
 
-@pytest.mark.parametrize(("design", "chunk", "of_step"), [("walk", 32, 0), ("parallel", 64, 4)])
+@pytest.mark.parametrize(("design", "chunk", "of_step"), [("walk", 16, 0), ("parallel", 64, 4)])
 def test_what_is_kept_is_as_stated_and_linear_in_steps(design, chunk, of_step):
     width, value_width = 5, 9
     for chunks in (1, 2, 4):

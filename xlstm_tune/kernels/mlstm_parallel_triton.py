@@ -37,6 +37,8 @@ class Cut:
     """Largest tile of the axis of the state that it goes over."""
     stages: int
     """How far it reads ahead."""
+    warps_of_keys: int = 4
+    """Of a program that writes keys of a tile of up to 64; one that has a wider tile has 8."""
 
 
 STATE_TILE = 64
@@ -44,7 +46,7 @@ STATE_TILE = 64
 CUTS = {
     torch.bfloat16: Cut(128, 64, 2),
     torch.float16: Cut(64, 64, 1),
-    torch.float32: Cut(64, 32, 1),
+    torch.float32: Cut(64, 32, 1, warps_of_keys=8),
 }
 """By the dtype of q: the largest tiles of which a kernel compiled for an H100 keeps nearly all in registers, and takes
 no more shared memory than `SHARED`. They have not been timed on a GPU."""
@@ -62,16 +64,16 @@ def launches(dtype: torch.dtype, width: int, value_width: int, steps: int) -> di
     tiles of values ("values") or of keys ("keys")."""
     cut = CUTS[dtype]
 
-    def options(tile: int, value_tile: int, own: int = 64) -> dict[str, int]:
+    def options(tile: int, value_tile: int, warps: int = 4) -> dict[str, int]:
         tiles = {"TILE": tile, "VALUE_TILE": value_tile, "CHUNK": chunk_of(steps)}
-        return tiles | {"num_warps": 4 if own <= 64 else 8, "num_stages": cut.stages}
+        return tiles | {"num_warps": warps, "num_stages": cut.stages}
 
     own, own_values = _tile(width, cut.own), _tile(value_width, cut.own)
     other, other_values = _tile(width, cut.other), _tile(value_width, cut.other)
     return {
         "states": options(_tile(width, STATE_TILE), other_values),
-        "values": options(other, own_values, own_values),
-        "keys": options(own, other_values, own),
+        "values": options(other, own_values, 4 if own_values <= 64 else 8),
+        "keys": options(own, other_values, cut.warps_of_keys if own <= 64 else 8),
     }
 
 

@@ -60,16 +60,25 @@ def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     segment = tl.cumsum(shut.to(tl.int32), 0)
     a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
     pairs = _pairs(segment, count, CHUNK)
-    # In two parts of float32, since tiles of float64 would not fit into registers. M need not be the very maximum.
-    high = a.to(tl.float32)
-    low = (a - high).to(tl.float32)
+    high, low = _parts(a)
     lowest = -float("inf")
     running = tl.max(tl.where(pairs, high[None, :], lowest), 1)
     running = tl.maximum(running, tl.where(segment == 0, (m + decay * 0.0).to(tl.float32), lowest))
-    weights = tl.where(pairs, tl.exp((high[None, :] - running[:, None]) + low[None, :]), 0.0)
-    past = tl.where(segment == 0, tl.exp((m - running).to(tl.float32)), 0.0)
+    weights = tl.exp(tl.where(pairs, (high[None, :] - running[:, None]) + low[None, :], lowest))
+    past = tl.exp(tl.where(segment == 0, tl.minimum(m - running, 1.0).to(tl.float32), lowest))
     to_end = tl.sum(tl.where(steps[:, None] == CHUNK - 1, weights, 0.0), 0)
     return weights, past, to_end, decay, running, segment, high
+
+
+@triton.jit
+def _parts(a):
+    """a in two parts of float32, since tiles of float64 would not fit into registers.
+
+    M is a maximum of the first one, which need not be the very maximum. The second one stays below 1 unless a is so
+    large that its digits end there: then what it says is cut off, for an exponential of it would overflow.
+    """
+    high = a.to(tl.float32)
+    return high, tl.minimum(tl.maximum((a - high).to(tl.float32), -1.0), 1.0)
 
 
 @triton.jit
@@ -92,13 +101,13 @@ def gates_at_end(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     segment = tl.cumsum(shut.to(tl.int32), 0)
     segments = tl.sum(shut.to(tl.int32), 0)
     a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
-    high = a.to(tl.float32)
-    low = (a - high).to(tl.float32)
+    high, low = _parts(a)
     counts = real & (segment == segments)
-    largest = tl.max(tl.where(counts, high, -float("inf")), 0)
+    lowest = -float("inf")
+    largest = tl.max(tl.where(counts, high, lowest), 0)
     largest = tl.where(segments == 0, tl.maximum(largest, m.to(tl.float32)), largest)
-    to_end = tl.where(counts, tl.exp((high - largest) + low), 0.0)
-    kept = tl.where(segments == 0, tl.exp((m - largest).to(tl.float32)), 0.0)
+    to_end = tl.exp(tl.where(counts, (high - largest) + low, lowest))
+    kept = tl.exp(tl.where(segments == 0, tl.minimum(m - largest, 1.0).to(tl.float32), lowest))
     return to_end, kept, last(decay, CHUNK) + largest
 
 

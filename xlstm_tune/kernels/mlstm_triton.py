@@ -6,8 +6,8 @@ there is runs as in `mlstm_parallel_triton`; `dispatch.mlstm_design` chooses. A 
 kernel of its own. Nothing here has been timed on a GPU.
 
 Kept for the backward pass beside inputs and outputs: for each sample, head and chunk the state before it, C in 2 D V
-bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. A chunk has 32 steps, or 16 where heads are wider than 32 (64
-for bfloat16). The rest is computed again.
+bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. A chunk has 32 steps for
+bfloat16 heads of up to 64, and 16 otherwise. The rest is computed again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def launch(dtype: torch.dtype, width: int, value_width: int, steps: int) -> dict
     They have not been timed on a GPU."""
     wide, value_wide = (max(16, int(triton.next_power_of_2(one))) for one in (width, value_width))
     widest = max(wide, value_wide)
-    longest = 32 if widest <= (64 if dtype == torch.bfloat16 else 32) else 16
     return {
-        "CHUNK": 16 if steps <= 16 else longest,
+        "CHUNK": 32 if steps > 16 and dtype == torch.bfloat16 and widest <= 64 else 16,
         "WIDE": wide,
         "VALUE_WIDE": value_wide,
         "num_warps": 4 if widest <= 32 else 8,

@@ -28,7 +28,8 @@ def _place(tiles, steps, heads, chunks, CHUNK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     place = program // tiles
     task, start = place // chunks, (place % chunks) * CHUNK
-    return place, ((task // heads) * steps + start) * heads + task % heads, steps - start, (program % tiles).to(tl.int32)
+    at = ((task // heads) * steps + start) * heads + task % heads
+    return place, at, steps - start, (program % tiles).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles"])
@@ -136,7 +137,8 @@ def values_back(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles", "total_steps"])
 def keys_back(
-    q, k, v, i, f, grad_h, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, of_rows, behind,
+    q, k, v, i, f, grad_h, states, norms, maxima, shares, by_totals, d_states, d_norms,
+    d_q, d_k, of_weights, of_rows, behind,
     steps, heads, chunks, tiles, total_steps, width, value_width, scale,
     SEEN: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
