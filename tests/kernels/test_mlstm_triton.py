@@ -83,6 +83,17 @@ def test_wide_heads_go_tile_by_tile(steps, width, value_width):
     assert_near_truth(problem(1, steps, 1, width, value_width), 1e-4)
 
 
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_largest_input_may_lie_many_chunks_back(design, monkeypatch):
+    monkeypatch.setattr(mlstm_parallel_triton, "CHUNKS_AT_ONCE", 2)
+    inputs = problem(3, 400, 1, 4, 4)
+    for at in (0, 1, 6):
+        inputs[at] = inputs[at].abs()  # no total that cancels to nearly nothing
+    inputs[4] += 8.0
+    inputs[3][0, 10], inputs[3][0, 200], inputs[7][1] = 30.0, 40.0, 50.0
+    assert_near_truth(inputs, 1e-4, design=design)
+
+
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("design", DESIGNS)
 def test_extreme_gates_are_exact(design, warm):

@@ -64,7 +64,7 @@ design, dtype, width, value_width = sys.argv[1], getattr(torch, sys.argv[2]), in
 kinds = dict.fromkeys("steps heads chunks tiles width value_width".split(), "i32")
 kinds |= dict.fromkeys("q k v h grad_h d_q d_k d_v".split(), "*" + NAMES[dtype])
 kinds |= dict.fromkeys("states d_states".split(), "*" + NAMES[PRODUCTS[dtype][0]])
-kinds |= dict(scale="fp32", maxima="*fp64", total_steps="i64")
+kinds |= dict(scale="fp32", maxima="*fp64", ends="*i32", total_steps="i64")
 flags = dict(WARM=True, TRAIN=True, SEEN=True, ENDED=False, PRECISION=PRODUCTS[dtype][1])
 allowed = SHARED if design == "parallel" else INTERPRETED
 if design == "walk":
@@ -72,7 +72,7 @@ if design == "walk":
     kernels = {mlstm_walk_triton.forward: launch, mlstm_walk_triton.backward: launch}
 else:
     launches = mlstm_parallel_triton.launches(dtype, width, value_width, 1000)
-    plain = dict(CHUNK=64, VALUE_TILE=64, num_warps=4)
+    plain = dict(CHUNK=64, VALUE_TILE=64, BLOCK=mlstm_parallel_triton.CHUNKS_AT_ONCE, num_warps=4)
     kernels = {
         mlstm_states_triton.forward: launches["states"],
         mlstm_states_triton.backward: launches["states"],

@@ -2,7 +2,7 @@
 
 Legend and equations as in `mlstm_reference`. A first kernel walks over the chunks and writes the states between them,
 tile by tile; a second one makes h in each chunk. Back, one kernel walks over the chunks for the gradients of the
-states, and all else is made in each chunk: of five kernels two walk, and only one of these does the work of products.
+states, and four others make all else in each chunk.
 
 Kept for the backward pass beside inputs and outputs: for each sample, head and chunk of 64 steps the state before it,
 C in 2 D V bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8; and total, 4 bytes a step. All is linear in T.
@@ -52,6 +52,9 @@ CUTS = {
 no more shared memory than `SHARED`. They have not been timed on a GPU."""
 SHARED = 98_304
 """Bytes of shared memory that the hungriest kernel takes at most; an A100 has 166,912, an H100 232,448."""
+
+CHUNKS_AT_ONCE = 128
+"""Of how many later chunks a program gathers what their stabilisers pass on to earlier inputs."""
 
 
 def chunk_of(steps: int) -> int:
@@ -148,8 +151,9 @@ def backward(
     options: dict[str, Any] = {"SEEN": seen, "PRECISION": PRODUCTS[q.dtype][1]}
 
     past, shares, by_totals, by_m = (torch.empty_like(i) for _ in range(4))
+    unplaced, ends = torch.empty_like(maxima, dtype=i.dtype), torch.empty_like(maxima, dtype=torch.int32)
     within.shares_back[(tasks * chunks,)](
-        i, f, h, dh, maxima, totals, past, shares, by_totals, by_m, *sizes, v.shape[3],
+        i, f, h, dh, maxima, totals, past, shares, by_totals, by_m, unplaced, ends, *sizes, v.shape[3],
         SEEN=seen, CHUNK=chunk_of(steps), VALUE_TILE=_tile(v.shape[3], 64), num_warps=4,
     )  # fmt: skip
     d_states, d_norms = torch.empty_like(states), torch.empty_like(norms)
@@ -171,9 +175,9 @@ def backward(
     if not ended:
         # The last m also divides C and n.
         of_m = of_m - (of_c * c).sum((-2, -1)) - (of_n * n).sum(-1)
-    within.gates_back[(tasks,)](
-        i, f, maxima, of_weights, of_rows, by_m, behind, of_m, d_i, d_f, d_m, *sizes, tiles, i.numel(),
-        CHUNK=chunk_of(steps), num_warps=4,
+    within.gates_back[(tasks * chunks,)](
+        i, f, maxima, of_weights, of_rows, by_m, behind, unplaced, ends, of_m, d_i, d_f, d_m, *sizes, tiles, i.numel(),
+        CHUNK=chunk_of(steps), BLOCK=CHUNKS_AT_ONCE, num_warps=4,
     )  # fmt: skip
     if warm:
         d_m += (d_n * n0).sum(-1) + (d_c * c0).sum((-2, -1))

@@ -59,7 +59,7 @@ def gates_of(i, f, at, stride, count, m, CHUNK: tl.constexpr):
     decay = tl.cumsum(tl.where(shut, 0.0, log_f).to(tl.float64), 0)
     segment = tl.cumsum(shut.to(tl.int32), 0)
     a = tl.load(i + at + steps * stride, mask=real, other=0.0).to(tl.float64) - decay
-    pairs = _pairs(segment, count, CHUNK)
+    pairs = pairs_of(segment, count, CHUNK)
     high, low = _parts(a)
     lowest = -float("inf")
     running = tl.max(tl.where(pairs, high[None, :], lowest), 1)
@@ -82,7 +82,7 @@ def _parts(a):
 
 
 @triton.jit
-def _pairs(segment, count, CHUNK: tl.constexpr):
+def pairs_of(segment, count, CHUNK: tl.constexpr):
     """Which steps s weigh in which steps t [L, L]: not later ones, nor those before a shut gate, nor padding."""
     steps = tl.arange(0, CHUNK)
     before = steps[None, :] <= tl.minimum(steps, count - 1)[:, None]
@@ -144,6 +144,12 @@ def of_denominators(total, floor, of_h):
 
 
 @triton.jit
+def largest_inputs(pairs, high, running, CHUNK: tl.constexpr):
+    """For each step [L] the step of the chunk whose input is the largest so far, -1 where it lies before the chunk."""
+    return tl.max(tl.where(pairs & (high[None, :] == running[:, None]), tl.arange(0, CHUNK)[None, :], -1), 1)
+
+
+@triton.jit
 def write_gate_gradients(
     f, d_i, d_f, at, stride, count, segment, high, running, of_weights, of_rows, of_m, behind, passed_on,
     CHUNK: tl.constexpr,
@@ -160,8 +166,8 @@ def write_gate_gradients(
     """
     steps = tl.arange(0, CHUNK)
     real = steps < count
-    pairs = _pairs(segment, count, CHUNK)
-    newest = tl.max(tl.where(pairs & (high[None, :] == running[:, None]), steps[None, :], -1), 1)
+    pairs = pairs_of(segment, count, CHUNK)
+    newest = largest_inputs(pairs, high, running, CHUNK)
     of_m = tl.where(real, of_m, 0.0) + tl.where(steps == CHUNK - 1, passed_on, 0.0)
     of_i = of_weights + tl.sum(tl.where(newest[:, None] == steps[None, :], of_m[:, None], 0.0), 0)
     later = tl.where(real, of_rows - of_i, 0.0) + of_m + tl.where(steps == CHUNK - 1, behind, 0.0)

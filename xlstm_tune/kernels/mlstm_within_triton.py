@@ -13,8 +13,10 @@ import triton.language as tl
 from xlstm_tune.kernels.mlstm_parts_triton import (
     denominators,
     gates_of,
+    largest_inputs,
     last,
     of_denominators,
+    pairs_of,
     product,
     tile,
     write_gate_gradients,
@@ -73,17 +75,21 @@ def forward(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks"])
 def shares_back(
-    i, f, h, grad_h, maxima, totals, past_out, shares, by_totals, of_m,
+    i, f, h, grad_h, maxima, totals, past_out, shares, by_totals, of_m, unplaced, ends,
     steps, heads, chunks, value_width,
     SEEN: tl.constexpr, CHUNK: tl.constexpr, VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
     """What the other kernels of the backward pass want of each step, all [B, T, N]: p, 1 / denominator, and the
-    gradients of total and M_t."""
+    gradients of total and M_t.
+
+    And of each chunk [B, N, G]: unplaced, the sum of what M_t receive for inputs before the chunk; ends, negative where
+    what later M_t receive goes there too.
+    """
     place, at, count, _tile = _place(1, steps, heads, chunks, CHUNK)
     rows = tl.arange(0, CHUNK).to(tl.int64)
     real = rows < count
     m = tl.load(maxima + place)
-    _weights, past, _to_end, decay, running, _segment, _high = gates_of(i, f, at, heads, count, m, CHUNK)
+    _weights, past, _to_end, decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
     total = tl.load(totals + at + rows * heads, mask=real, other=0.0)
     floor, share = denominators(total, decay, running)
     of_h = tl.zeros([CHUNK], tl.float32)
@@ -98,6 +104,9 @@ def shares_back(
     tl.store(shares + at + rows * heads, share, mask=real)
     tl.store(by_totals + at + rows * heads, by_total, mask=real)
     tl.store(of_m + at + rows * heads, by_m, mask=real)
+    newest = largest_inputs(pairs_of(segment, count, CHUNK), high, running, CHUNK)
+    tl.store(unplaced + place, tl.sum(tl.where(real & (newest < 0), by_m, 0.0), 0))
+    tl.store(ends + place, last(newest, CHUNK))
 
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles"])
@@ -198,38 +207,40 @@ def keys_back(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles", "total_steps"])
 def gates_back(
-    i, f, maxima, of_weights, of_rows, of_m, behind, to_m, d_i, d_f, to_initial,
+    i, f, maxima, of_weights, of_rows, of_m, behind, unplaced, ends, to_m, d_i, d_f, to_initial,
     steps, heads, chunks, tiles, total_steps,
-    CHUNK: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_i and d_f [B, T, N], walking back over the chunks of one head of one sample.
-
-    to_m, to_initial [B, N]: what the final m receives, and what the initial one does from the m of steps.
-    """
-    task = tl.program_id(0).to(tl.int64)
-    head = task % heads
+    """d_i and d_f [B, T, N]. to_m, to_initial [B, N]: what the final m receives, and what the initial one does from the
+    m of steps. What later M_t receive for inputs of this chunk or before is gathered from BLOCK chunks at a time."""
+    place, at, count, _tile = _place(1, steps, heads, chunks, CHUNK)
     rows = tl.arange(0, CHUNK).to(tl.int64)
-    passed_on = tl.load(to_m + task)
-    for back in range(chunks):
-        chunk = chunks - 1 - back
-        start = chunk * CHUNK
-        count = steps - start
-        at = ((task // heads) * steps + start) * heads + head
-        place = task * chunks + chunk
-        m = tl.load(maxima + place)
-        _weights, _past, _to_end, _decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
-        real = rows < count
-        by_weights, by_rows = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
-        carried = 0.0
-        part, part_behind = at + rows * heads, behind + place
-        for _ in range(tiles):
-            by_weights += tl.load(of_weights + part, mask=real, other=0.0)
-            by_rows += tl.load(of_rows + part, mask=real, other=0.0)
-            carried += tl.load(part_behind)
-            part += total_steps
-            part_behind += tl.num_programs(0) * chunks
-        by_m = tl.load(of_m + at + rows * heads, mask=real, other=0.0)
-        passed_on = write_gate_gradients(
-            f, d_i, d_f, at, heads, count, segment, high, running, by_weights, by_rows, by_m, carried, passed_on, CHUNK
-        )
-    tl.store(to_initial + task, passed_on)
+    real = rows < count
+    task, chunk = place // chunks, (place % chunks).to(tl.int32)
+    passed_on = 0.0
+    stop = chunks
+    for block in range(chunk + 1, chunks, BLOCK):
+        later = block + tl.arange(0, BLOCK)
+        end = tl.load(ends + task * chunks + later, mask=later < chunks, other=-1)
+        stop = tl.minimum(stop, tl.min(tl.where(end >= 0, later, chunks), 0))
+        counts = (later < chunks) & (later <= stop)
+        passed_on += tl.sum(tl.load(unplaced + task * chunks + later, mask=counts, other=0.0), 0)
+    if stop == chunks:
+        passed_on += tl.load(to_m + task)
+    by_weights, by_rows = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
+    carried = 0.0
+    part, part_behind = at + rows * heads, behind + place
+    for _ in range(tiles):
+        by_weights += tl.load(of_weights + part, mask=real, other=0.0)
+        by_rows += tl.load(of_rows + part, mask=real, other=0.0)
+        carried += tl.load(part_behind)
+        part += total_steps
+        part_behind += tl.num_programs(0)
+    by_m = tl.load(of_m + at + rows * heads, mask=real, other=0.0)
+    m = tl.load(maxima + place)
+    _weights, _past, _to_end, _decay, running, segment, high = gates_of(i, f, at, heads, count, m, CHUNK)
+    passed_on = write_gate_gradients(
+        f, d_i, d_f, at, heads, count, segment, high, running, by_weights, by_rows, by_m, carried, passed_on, CHUNK
+    )
+    if chunk == 0:
+        tl.store(to_initial + task, passed_on)
