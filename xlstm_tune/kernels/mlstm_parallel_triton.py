@@ -4,7 +4,7 @@ Legend and equations as in `mlstm_reference`. A first kernel walks over the chun
 tile by tile; a second one makes h in each chunk. Back, one kernel walks over the chunks for the gradients of the
 states, and four others make all else in each chunk.
 
-Kept for the backward pass beside inputs and outputs: for each sample, head and chunk of 64 steps the state before it,
+Kept for the backward pass beside inputs and outputs: for each sample, head and chunk (of 64 steps) the state before it,
 C in 2 D V bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8; and total, 4 bytes a step. All is linear in T.
 Products of q and k, and the weights of pairs, are made again: that reads what is read anyway. The states are not, since
 making them again would write and read them once more.
@@ -147,7 +147,8 @@ def backward(
     sizes, widths, scale = (steps, heads, chunks), (width, v.shape[3]), 1 / math.sqrt(width)
     seen, ended = grad_h is not None, grad_c is None and grad_n is None and grad_m is None
     dh = h if grad_h is None else grad_h.contiguous()
-    of_c, of_n, of_m = final_gradients(c, n, m0, grad_c, grad_n, grad_m)
+    # Where the final state has no gradients, its kernels read none: any tensor can stand for them.
+    of_c, of_n, of_m = (c0, n0, torch.zeros_like(m0)) if ended else final_gradients(c, n, m0, grad_c, grad_n, grad_m)
     options: dict[str, Any] = {"SEEN": seen, "PRECISION": PRODUCTS[q.dtype][1]}
 
     past, shares, by_totals, by_m = (torch.empty_like(i) for _ in range(4))
