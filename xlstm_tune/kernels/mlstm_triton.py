@@ -5,9 +5,9 @@ of steps are products of tiles: many short sequences with heads of up to 128 fil
 there is runs as in `mlstm_parallel_triton`; `dispatch.mlstm_design` chooses. A single step without gradients has a
 kernel of its own. Nothing here has been timed on a GPU.
 
-Kept for the backward pass beside inputs and outputs: for each sample, head and chunk the state before it, C in 2 D V
-bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. A chunk has 32 steps for
-bfloat16 heads of up to 64, and 16 otherwise. The rest is computed again.
+Kept for the backward pass beside inputs and the final state: for each sample, head and chunk the state before it, C in
+2 D V bytes (bfloat16) or 4 D V (otherwise), n in 4 D, m in 8. A chunk has 32 steps for bfloat16 heads of up to 64, and
+16 otherwise. The rest is computed again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ def backward(
     c0: Tensor,
     n0: Tensor,
     m0: Tensor,
-    h: Tensor,
     c: Tensor,
     n: Tensor,
     states: Tensor,
@@ -97,7 +96,7 @@ def backward(
     of_final = (c0, n0, m0) if ended else final_gradients(c, n, m0, grad_c, grad_n, grad_m)
     sizes, options = _launch(q, v)
     kernels.backward[(q.shape[0] * q.shape[2],)](
-        q, k, v, i, f, c0, n0, h, c, n, states, norms, maxima, h if grad_h is None else grad_h.contiguous(), *of_final,
+        q, k, v, i, f, c0, n0, c, n, states, norms, maxima, v if grad_h is None else grad_h.contiguous(), *of_final,
         *found, *sizes, WARM=warm, SEEN=grad_h is not None, ENDED=ended, **options,
     )  # fmt: skip
     return found
@@ -119,7 +118,7 @@ _by_walk = register(
         constants={},
         outputs=dict.fromkeys(("h", "c", "n", "m"), 0),
         saved=dict.fromkeys(("states", "norms", "maxima"), 0),
-        needs=("q", "k", "v", "i", "f", "c0", "n0", "m0", "h", "c", "n"),
+        needs=("q", "k", "v", "i", "f", "c0", "n0", "m0", "c", "n"),
         forward=forward,
         backward=backward,
         forward_shapes=forward_shapes,

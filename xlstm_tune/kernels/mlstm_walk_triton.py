@@ -76,7 +76,7 @@ def forward(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks"])
 def backward(
-    q, k, v, i, f, c0, n0, h, c_out, n_out, states, norms, maxima, grad_h, grad_c, grad_n, grad_m,
+    q, k, v, i, f, c0, n0, c_out, n_out, states, norms, maxima, grad_h, grad_c, grad_n, grad_m,
     d_q, d_k, d_v, d_i, d_f, d_c, d_n, d_m,
     steps, heads, chunks, width, value_width, scale,
     WARM: tl.constexpr, SEEN: tl.constexpr, ENDED: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
@@ -117,11 +117,14 @@ def backward(
         total = tl.sum(scored, 1) + past * tl.sum(qs.to(tl.float32) * n[None, :], 1)
         floor, share = denominators(total, decay, running)
         by_num = tl.zeros([CHUNK, VALUE_WIDE], tl.float32)
-        of_h = tl.zeros([CHUNK], tl.float32)
         if SEEN:
             by_num = tile(grad_h + at * value_width, rows, values, heads * value_width, here_v) * share[:, None]
-            out = tile(h + at * value_width, rows, values, heads * value_width, here_v)
-            of_h = tl.sum(by_num * out.to(tl.float32), 1)
+        vs = tile(v + at * value_width, rows, values, heads * value_width, here_v)
+        c = tl.load(states + place * width * value_width + of_state, mask=square, other=0.0)
+        by_pair = product(by_num, tl.trans(vs), kind, PRECISION)
+        from_state = product(by_num, tl.trans(c), kind, PRECISION)
+        # dh · h / denominator, by what h was made of: h itself was rounded, and what follows nearly cancels.
+        of_h = share * (tl.sum(by_pair * scored, 1) + past * tl.sum(qs.to(tl.float32) * from_state, 1))
         by_total, of_m = of_denominators(total, floor, of_h)
         to_end = to_end * scale
         dv = product(tl.trans(scored), by_num, kind, PRECISION)
@@ -129,13 +132,11 @@ def backward(
         to_value = at * value_width + rows[:, None] * heads * value_width + values[None, :]
         tl.store(d_v + to_value, dv.to(d_v.dtype.element_ty), mask=here_v)
 
-        vs = tile(v + at * value_width, rows, values, heads * value_width, here_v)
-        by_pair = product(by_num, tl.trans(vs), kind, PRECISION) + by_total[:, None]
+        by_pair = by_pair + by_total[:, None]
         of_pairs = by_pair * scored
         by_pair = by_pair * weights * scale
         to_key = at * width + rows[:, None] * heads * width + keys[None, :]
-        c = tl.load(states + place * width * value_width + of_state, mask=square, other=0.0)
-        from_state = past[:, None] * (product(by_num, tl.trans(c), kind, PRECISION) + by_total[:, None] * n[None, :])
+        from_state = past[:, None] * (from_state + by_total[:, None] * n[None, :])
         of_rows = tl.sum(of_pairs, 1) + tl.sum(qs.to(tl.float32) * from_state, 1)
         dq = product(by_pair, ks, kind, PRECISION) + from_state
         tl.store(d_q + to_key, dq.to(d_q.dtype.element_ty), mask=here)
