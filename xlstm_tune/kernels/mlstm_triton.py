@@ -21,7 +21,7 @@ from torch import Tensor
 from xlstm_tune.kernels import mlstm_walk_triton as kernels
 from xlstm_tune.kernels.dispatch import mlstm_design
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.mlstm_forms import MLSTMState, mlstm_empty_state
+from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_parallel_triton import backward_shapes, by_parts, final_gradients
 from xlstm_tune.kernels.mlstm_parts_triton import PRODUCTS, kept_states
 from xlstm_tune.kernels.mlstm_step_triton import step
@@ -145,11 +145,21 @@ def mlstm_triton(
     """
     chosen = mlstm_design(_programs(q), q.shape[1], max(q.shape[-1], v.shape[-1]), design)
     warm = initial_state is not None
-    state = mlstm_empty_state(q, v) if initial_state is None else initial_state
+    state = _unread_state(q, v) if initial_state is None else initial_state
     gates_and_state = (tensor.float().contiguous() for tensor in (i, f, *state))
     run = _by_walk if chosen == "walk" else by_parts
     h, *final = run(*(tensor.contiguous() for tensor in (q, k, v)), *gates_and_state, warm=warm)
     return h, MLSTMState(*final)
+
+
+def _unread_state(q: Tensor, v: Tensor) -> MLSTMState:
+    """In place of the empty state: of that, kernels read m alone."""
+    batch, _, heads, width = q.shape
+    return MLSTMState(
+        q.new_empty(batch, heads, width, v.shape[-1], dtype=torch.float32),
+        q.new_empty(batch, heads, width, dtype=torch.float32),
+        q.new_full((batch, heads), -math.inf, dtype=torch.float32),
+    )
 
 
 def _programs(q: Tensor) -> int:
