@@ -46,7 +46,8 @@ def results(form, inputs, **options):
     h, final = form(*inputs[:5], MLSTMState(*inputs[5:]) if inputs[5:] else None, **options)
     outputs = (h, *final)
     generator = torch.Generator().manual_seed(1)
-    loss = sum((out.double() * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
+    weights = [torch.randn(out.shape, generator=generator).to(out.device) for out in outputs]
+    loss = sum((out.double() * weight).sum() for out, weight in zip(outputs, weights, strict=True))
     return *outputs, *torch.autograd.grad(loss, inputs)
 
 
@@ -217,6 +218,35 @@ def test_heads_that_are_too_wide_are_refused():
         mlstm(wide, wide, wide, gates, gates, backend="triton")
     with pytest.raises(ValueError, match="design 'walk' takes heads of up to 128, and these are 513 wide"):
         mlstm_triton(wide, wide, wide, gates, gates, design="walk")
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("design", DESIGNS)
+def test_bfloat16_is_near_the_truth(design):
+    inputs = [one.cuda() for one in problem(2, 257, 2, 64, 48)]
+    inputs = [one.bfloat16() if at < 3 else one for at, one in enumerate(inputs)]
+    assert_near_truth(inputs, 3e-2, design=design)
+
+
+@needs_gpu
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_cuda_graph_captures_both_passes(design):
+    inputs = [one.cuda().requires_grad_() for one in problem(2, 100, 2, 32, 48)]
+
+    def run():
+        h, final = mlstm_triton(*inputs[:5], MLSTMState(*inputs[5:]), design=design)
+        return h, *torch.autograd.grad(h.sum() + final.c.sum(), inputs)
+
+    eager = run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    for mine, true in zip(captured, eager, strict=True):
+        assert torch.equal(mine, true)
 
 
 def _large_gpu():
