@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from xlstm_tune.kernels import lstm_steps_triton, slstm_steps_triton
 from xlstm_tune.kernels.parts_triton import INTERPRETED, STEP_UNITS, launch
 
-WHOLE, COUNTS = {"batch", "steps", "heads", "width", "t", "total"}, {"2": "fp16", "4": "fp32"}
+EXACT, COUNTS = {"batch", "steps", "heads", "width", "t", "total"}, {"2": "fp16", "4": "fp32"}
 IN_DTYPE = {"gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"}
 width, size = int(sys.argv[1]), sys.argv[2]
 cut = launch(width, int(size), INTERPRETED)
@@ -32,7 +32,7 @@ options = dict() if cut is None else dict(num_warps=cut.warps, num_stages=cut.st
 for module in (lstm_steps_triton, slstm_steps_triton):
     for kernel in (module.step, module.step_back) if cut is None else (module.forward, module.backward):
         signature = {
-            name: "constexpr" if name in flags else "i32" if name in WHOLE
+            name: "constexpr" if name in flags else "i32" if name in EXACT
             else "*" + (COUNTS[size] if name in IN_DTYPE else "fp32")
             for name in kernel.arg_names
         }
@@ -66,7 +66,7 @@ kinds |= dict.fromkeys("q k v h grad_h d_q d_k d_v".split(), "*" + NAMES[dtype])
 kinds |= dict.fromkeys("states d_states".split(), "*" + NAMES[PRODUCTS[dtype][0]])
 kinds |= dict(scale="fp32", maxima="*fp64", ends="*i32", total_steps="i64")
 on = sys.argv[5] == "all"
-flags = dict(WARM=on, TRAIN=on, SEEN=on, ENDED=not on, PRECISION=PRODUCTS[dtype][1])
+flags = dict(WARM=on, TRAIN=on, SEEN=on, ENDED=not on, EXACT=on, PRECISION=PRODUCTS[dtype][1])
 flags |= {name: 1 for name, size in dict(width=width, value_width=value_width, tiles=width).items() if size == 1}
 allowed = SHARED if design == "parallel" else INTERPRETED
 if design == "walk":

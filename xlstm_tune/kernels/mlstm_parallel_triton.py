@@ -37,8 +37,6 @@ class Cut:
     """Largest tile of the axis of the state that it goes over."""
     stages: int
     """How far it reads ahead."""
-    warps_of_keys: int = 4
-    """Of a program that writes keys of a tile of up to 64; one that has a wider tile has 8."""
 
 
 STATE_TILE = 64
@@ -46,7 +44,7 @@ STATE_TILE = 64
 CUTS = {
     torch.bfloat16: Cut(128, 64, 2),
     torch.float16: Cut(64, 64, 1),
-    torch.float32: Cut(64, 32, 1, warps_of_keys=8),
+    torch.float32: Cut(64, 32, 1),
 }
 """By the dtype of q: the largest tiles of which a kernel compiled for an H100 keeps nearly all in registers, and takes
 no more shared memory than `SHARED`. They have not been timed on a GPU."""
@@ -76,7 +74,7 @@ def launches(dtype: torch.dtype, width: int, value_width: int, steps: int) -> di
     return {
         "states": options(_tile(width, STATE_TILE), other_values),
         "values": options(other, own_values, 4 if own_values <= 64 else 8),
-        "keys": options(own, other_values, cut.warps_of_keys if own <= 64 else 8),
+        "keys": options(own, other_values, 8),
     }
 
 
@@ -170,8 +168,9 @@ def backward(
     of_weights, of_rows = (i.new_empty(tiles, *i.shape) for _ in range(2))
     behind = i.new_empty(tiles, *states.shape[:3])
     within.keys_back[(tasks * chunks * tiles,)](
-        q, k, v, i, f, dh, states, norms, maxima, shares, by_totals, d_states, d_norms, d_q, d_k, of_weights, of_rows,
-        behind, *sizes, tiles, i.numel(), *widths, scale, **options, **launch["keys"],
+        q, k, v, i, f, dh, states, norms, maxima, totals, shares, by_totals, d_states, d_norms,
+        d_q, d_k, of_weights, of_rows, behind, *sizes, tiles, i.numel(), *widths, scale,
+        EXACT=tiles == 1 and h.dtype != torch.float32, **options, **launch["keys"],
     )  # fmt: skip
     if not ended:
         # The last m also divides C and n.

@@ -146,13 +146,15 @@ def values_back(
 
 @triton.jit(do_not_specialize=["steps", "heads", "chunks", "tiles", "total_steps"])
 def keys_back(
-    q, k, v, i, f, grad_h, states, norms, maxima, shares, by_totals, d_states, d_norms,
+    q, k, v, i, f, grad_h, states, norms, maxima, totals, shares, by_totals, d_states, d_norms,
     d_q, d_k, of_weights, of_rows, behind,
     steps, heads, chunks, tiles, total_steps, width, value_width, scale,
-    SEEN: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, VALUE_TILE: tl.constexpr,
+    SEEN: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+    VALUE_TILE: tl.constexpr,
 ):  # fmt: skip
     """d_q and d_k [B, T, N, D], by tiles of keys; and of each tile its part in of_weights and of_rows [tiles, B, T, N]
-    and behind [tiles, B, N, G], as `write_gate_gradients` takes them."""
+    and behind [tiles, B, N, G], as `write_gate_gradients` takes them. EXACT: one tile holds the head, and dh · h is
+    made of what h was made of, since h was rounded, and what follows nearly cancels."""
     kind: tl.constexpr = states.dtype.element_ty
     place, at, count, at_tile = _place(tiles, steps, heads, chunks, CHUNK)
     rows = tl.arange(0, CHUNK).to(tl.int64)
@@ -185,12 +187,21 @@ def keys_back(
     ks = tile(k + at * width, rows, keys, heads * width, here)
     qs = tile(q + at * width, rows, keys, heads * width, here)
     dk = (dk + dn[None, :]) * (to_end * scale)[:, None]
-    dq = (dq + by_total[:, None] * n[None, :]) * past[:, None]
     by_weights = tl.sum(ks.to(tl.float32) * dk, 1)
-    by_rows = tl.sum(qs.to(tl.float32) * dq, 1)
     carried = last(past, CHUNK) * tl.sum(overlap + n * dn, 0) + tl.sum(by_weights, 0)
+    by_rows = past * tl.sum(qs.to(tl.float32) * dq, 1)
+    of_norm = past * tl.sum(qs.to(tl.float32) * n[None, :], 1)
+    weights = weights * scale
+    by_pair = by_pair * weights
+    if EXACT:
+        own = tl.sum(by_pair * tl.dot(qs, tl.trans(ks), input_precision=PRECISION), 1)
+        of_h = share * (own + by_rows)
+        total = tl.load(totals + at + rows * heads, mask=rows < count, other=0.0)
+        by_total = tl.where(by_total == 0.0, 0.0, tl.where(total > 0, -of_h, of_h))
+    by_rows += by_total * of_norm
+    dq = (dq + by_total[:, None] * n[None, :]) * past[:, None]
     if SEEN:
-        by_pair = (by_pair + by_total[:, None]) * weights * scale
+        by_pair += by_total[:, None] * weights
         of_pairs = by_pair * tl.dot(qs, tl.trans(ks), input_precision=PRECISION)
         by_weights += tl.sum(of_pairs, 0)
         by_rows += tl.sum(of_pairs, 1)
