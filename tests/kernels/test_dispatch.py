@@ -3,7 +3,7 @@ import torch
 
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.kernels import dispatch, slstm
-from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, resolve
+from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, mlstm_design, resolve
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -47,6 +47,30 @@ def test_triton_says_what_it_needs_and_how_it_runs(monkeypatch):
     with pytest.raises(BackendUnavailable, match="the package triton is not installed"):
         resolve("slstm", "triton", "cuda")
     assert resolve("slstm", "auto", "cuda").backend == "reference"
+
+
+def test_mlstm_walks_where_that_fills_a_device_and_is_parallel_over_chunks_elsewhere():
+    for programs, steps, width, design in [
+        (1024, 96, 32, "walk"),
+        (1, 256, 64, "walk"),
+        (256, 512, 64, "parallel"),
+        (2048, 512, 64, "walk"),
+        (2048, 16, 65, "parallel"),
+        (1, 1, 512, "parallel"),
+    ]:
+        assert mlstm_design(programs, steps, width) == design
+        assert mlstm_design(programs, steps, width, "parallel") == "parallel"
+    assert mlstm_design(1, 10_000, 128, "walk") == "walk"
+    with pytest.raises(ValueError, match="design must be one of auto, walk, parallel, got 'triton'"):
+        mlstm_design(1, 1, 1, "triton")
+    with pytest.raises(ValueError, match="design 'auto' takes heads of up to 512, and these are 513 wide"):
+        mlstm_design(1, 1, 513)
+    assert (
+        "by chunk where fewer than 2048 heads of samples are longer than 256"
+        in resolve("mlstm", device="cuda", width=64).reason
+    )
+    assert resolve("mlstm", device="cuda", width=512).reason.endswith("by chunk, since heads are wider than 64")
+    assert resolve("mlstm", device="cuda", width=513).backend == "reference"
 
 
 def test_resolve_unknown_names():

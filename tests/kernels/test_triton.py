@@ -1,13 +1,12 @@
-"""What Triton's kernels do beyond the conformance suite: 16-bit inputs, any width, launch sizes."""
+"""What Triton's kernels of LSTM and sLSTM do beyond the conformance suite: 16-bit inputs, any width, launch sizes."""
 
 import pytest
 import torch
 
-from xlstm_tune.errors import BackendUnavailable
-from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, lstm, mlstm, slstm
+from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
 
 pytest.importorskip("triton")
-from xlstm_tune.kernels.dispatch import ON_CHIP, resolve
+from xlstm_tune.kernels.dispatch import ON_CHIP
 from xlstm_tune.kernels.parts_triton import INTERPRETED, launch
 
 OPS = {"lstm": (lstm, LSTMState, 2), "slstm": (slstm, SLSTMState, 4)}
@@ -93,35 +92,3 @@ def test_a_smaller_chip_reads_less_ahead_or_goes_step_by_step():
     assert launch(128, 2, 166_912).stages == 1
     assert launch(128, 2, 101_376) is None
     assert launch(64, 4, 101_376).stages == 1
-
-
-def mlstm_results(inputs, backend):
-    """h, final state and all gradients of `inputs`, q, k and v in their own dtype."""
-    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-    h, final = mlstm(*inputs[:5], MLSTMState(*inputs[5:]), backend=backend)
-    outputs = (h, *final)
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((out.double() * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
-    return outputs, torch.autograd.grad(loss, inputs)
-
-
-@pytest.mark.parametrize("width", [8, 40])
-def test_mlstm_takes_16_bits_and_keeps_float32(width):
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 37, 2, width)] * 3 + [(3, 37, 2)] * 2 + [(3, 2, width, width), (3, 2, width), (3, 2)]
-    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
-    half = [tensor.half() if at < 3 else tensor for at, tensor in enumerate(inputs)]
-    mine, true = mlstm_results(half, "triton"), mlstm_results([tensor.double() for tensor in half], "reference")
-    assert [out.dtype for out in mine[0]] == [torch.float16] + [torch.float32] * 3
-    assert [grad.dtype for grad in mine[1][:5]] == [torch.float16] * 3 + [torch.float32] * 2
-    for one, other in zip((*mine[0], *mine[1]), (*true[0], *true[1]), strict=True):
-        assert (one.double() - other).abs().max() <= 2e-3 * other.abs().max()
-
-
-def test_mlstm_with_wider_heads_is_refused_and_auto_takes_the_reference():
-    wide = torch.zeros(1, 2, 1, 129)
-    gates = torch.zeros(1, 2, 1)
-    with pytest.raises(BackendUnavailable, match="heads of up to 128, and these are 129 wide"):
-        mlstm(wide, wide, wide, gates, gates, backend="triton")
-    assert resolve("mlstm", "auto", "cuda", width=129).backend == "reference"
-    assert resolve("mlstm", "auto", "cuda", width=128).backend == "triton"

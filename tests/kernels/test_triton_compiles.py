@@ -49,22 +49,56 @@ for module in (lstm_steps_triton, slstm_steps_triton):
 
 
 MLSTM = """
+import sys
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xlstm_tune.kernels import mlstm_chunks_triton
+from xlstm_tune.kernels import mlstm_parallel_triton, mlstm_states_triton, mlstm_step_triton, mlstm_triton
+from xlstm_tune.kernels import mlstm_walk_triton, mlstm_within_triton
+from xlstm_tune.kernels.mlstm_parallel_triton import SHARED
+from xlstm_tune.kernels.mlstm_parts_triton import PRODUCTS
 from xlstm_tune.kernels.parts_triton import INTERPRETED
 
-flags = dict(WARM=True, TRAIN=True, SEEN=True, ENDED=False, PRECISION="tf32", CHUNK=32, WIDE=128, VALUE_WIDE=128)
-kinds = dict.fromkeys("steps heads chunks width value_width".split(), "i32")
-kinds |= dict.fromkeys("q k v h grad_h d_q d_k d_v".split(), "*bf16")
-kinds |= dict(scale="fp32", maxima="*fp64", newest="*i32") | dict.fromkeys(flags, "constexpr")
-for kernel in (mlstm_chunks_triton.forward, mlstm_chunks_triton.backward):
-    signature = {name: kinds.get(name, "*fp32") for name in kernel.arg_names}
-    places = {(at,): flags[name] for at, name in enumerate(kernel.arg_names) if name in flags}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs={})
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=8, num_stages=1))
-    print("mlstm", kernel.__name__, made.metadata.shared, INTERPRETED)
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+design, dtype, width, value_width = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+kinds = dict.fromkeys("steps heads chunks tiles width value_width".split(), "i32")
+kinds |= dict.fromkeys("q k v h grad_h d_q d_k d_v".split(), "*" + NAMES[dtype])
+kinds |= dict.fromkeys("states d_states".split(), "*" + NAMES[PRODUCTS[dtype][0]])
+kinds |= dict(scale="fp32", maxima="*fp64", ends="*i32", total_steps="i64")
+on = sys.argv[5] == "all"
+flags = dict(WARM=on, TRAIN=on, SEEN=on, ENDED=not on, EXACT=on, PRECISION=PRODUCTS[dtype][1])
+flags |= {name: 1 for name, size in dict(width=width, value_width=value_width, tiles=width).items() if size == 1}
+allowed = SHARED if design == "parallel" else INTERPRETED
+if design == "walk":
+    launch = mlstm_triton.launch(dtype, width, value_width, 1000)
+    kernels = {mlstm_walk_triton.forward: launch, mlstm_walk_triton.backward: launch}
+else:
+    launches = mlstm_parallel_triton.launches(dtype, width, value_width, 1000)
+    plain = dict(CHUNK=64, VALUE_TILE=64, BLOCK=mlstm_parallel_triton.CHUNKS_AT_ONCE, num_warps=4)
+    kernels = {
+        mlstm_states_triton.forward: launches["states"],
+        mlstm_states_triton.backward: launches["states"],
+        mlstm_within_triton.forward: launches["values"],
+        mlstm_within_triton.shares_back: plain,
+        mlstm_within_triton.values_back: launches["values"],
+        mlstm_within_triton.keys_back: launches["keys"],
+        mlstm_within_triton.gates_back: plain,
+        mlstm_step_triton._step: dict(TILE=32, VALUE_TILE=64, num_warps=4),
+    }
+for kernel, launch in kernels.items():
+    options = {name: number for name, number in launch.items() if name.startswith("num_")}
+    constants = {name: (flags | launch)[name] for name in kernel.arg_names if name in flags or name in launch}
+    signature = {
+        name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names
+    }
+    places = {(at,): constants[name] for at, name in enumerate(kernel.arg_names) if name in constants}
+    aligned = {
+        (at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name][0] == "*"
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(design, kernel.__name__, made.metadata.shared, allowed)
 """
 
 
@@ -75,8 +109,24 @@ def test_kernels_compile_for_a_gpu_and_fit(width: int, size: int, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_mlstm_compiles_for_a_gpu_and_fits(tmp_path: Path) -> None:
-    assert len(compiled(tmp_path, MLSTM)) == 2
+@pytest.mark.parametrize(
+    ("design", "dtype", "width", "value_width", "flags"),
+    [
+        ("walk", "bfloat16", 64, 32, "all"),
+        ("walk", "float32", 32, 32, "all"),
+        ("walk", "float16", 128, 128, "all"),
+        ("walk", "bfloat16", 1, 1, "none"),
+        ("parallel", "bfloat16", 128, 256, "all"),
+        ("parallel", "float16", 130, 64, "all"),
+        ("parallel", "float32", 512, 512, "all"),
+        ("parallel", "bfloat16", 1, 1, "none"),
+    ],
+)
+def test_mlstm_compiles_for_a_gpu_and_fits(
+    design: str, dtype: str, width: int, value_width: int, flags: str, tmp_path: Path
+) -> None:
+    lines = compiled(tmp_path, MLSTM, design, dtype, str(width), str(value_width), flags)
+    assert len(lines) == (2 if design == "walk" else 8)
 
 
 def compiled(tmp_path: Path, program: str, *arguments: str) -> list[str]:

@@ -13,8 +13,16 @@ from xlstm_tune.errors import BackendUnavailable
 BACKENDS = ("auto", "reference", "numba", "triton")
 KERNELS: dict[str, tuple[str, ...]] = dict.fromkeys(("lstm", "slstm", "mlstm"), ("numba", "triton"))
 """The backends that each op has besides the reference, the one to be preferred first."""
-WIDEST_MLSTM = 128
-"""The widest head, of keys or values, that mLSTM's Triton kernel takes."""
+WIDEST_MLSTM = 512
+"""The widest head, of keys or values, that mLSTM's Triton kernels take."""
+WIDEST_WALK = 128
+"""The widest head whose state one program can carry from chunk to chunk."""
+WALKED = 64
+"""The widest head for which it does so well: wider ones leave much outside of registers."""
+SHORT = 256
+"""Steps up to which one program for each head of a sample is no bottleneck, however few there are."""
+MANY = 2048
+"""Heads of all samples from which on such programs fill a device, however long their sequences are."""
 ON_CHIP = {2: 128, 4: 64}
 """By bytes of a number, the widest head whose four recurrent matrices a GPU's multiprocessor holds beside states."""
 
@@ -92,10 +100,30 @@ def resolve(
     return Choice(op, "reference", f"there is no faster kernel for {what}")
 
 
+def mlstm_design(programs: int, steps: int, width: int, requested: str = "auto") -> str:
+    """How Triton runs an mLSTM: "walk", one program for each head of a sample, or "parallel", programs for each chunk.
+
+    programs: heads of all samples. width: of a head, the larger one of keys and values. requested: "auto" or one of
+    both. Raises ValueError for another name, and for a head that is too wide.
+    """
+    if requested not in ("auto", "walk", "parallel"):
+        raise ValueError(f"design must be one of auto, walk, parallel, got {requested!r}")
+    widest = WIDEST_WALK if requested == "walk" else WIDEST_MLSTM
+    if width > widest:
+        raise ValueError(f"design {requested!r} takes heads of up to {widest}, and these are {width} wide")
+    if requested != "auto":
+        return requested
+    return "walk" if width <= WALKED and (steps <= SHORT or programs >= MANY) else "parallel"
+
+
 def _design(op: str, backend: str, width: int) -> str:
     """Which of a backend's ways the width of a head leads to, in words."""
-    if backend != "triton" or op == "mlstm" or not width:
+    if backend != "triton" or not width:
         return ""
+    if op == "mlstm" and width <= WALKED:
+        return f"; by chunk where fewer than {MANY} heads of samples are longer than {SHORT} steps, else by head"
+    if op == "mlstm":
+        return f"; by chunk, since heads are wider than {WALKED}"
     if width <= ON_CHIP[4]:
         return "; one kernel for all steps"
     if width <= ON_CHIP[2]:
