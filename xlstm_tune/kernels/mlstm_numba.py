@@ -72,7 +72,7 @@ def _state_out(state, task, width, value_width, wide, value_wide, c_out, n_out):
 
 
 @kernel
-def _forward(
+def cell_forward(
     first, end, steps, heads, width, value_width, chunk, scale, warm, q, k, v, i, f, c0, n0, m0,
     h_out, c_out, n_out, m_out,
 ):  # fmt: skip
@@ -120,11 +120,11 @@ def _forward(
 
 
 @kernel
-def _backward(
+def cell_backward(
     first, end, steps, heads, width, value_width, chunk, scale, warm, ended, q, k, v, i, f, c0, n0, m0, h, c, n,
     grad_h, grad_c, grad_n, grad_m, d_q, d_k, d_v, d_i, d_f, d_c, d_n, d_m,
 ):  # fmt: skip
-    """As `_forward`; grad_h may be empty. ended: the final C and n have no gradients, and theirs are empty."""
+    """As `cell_forward`; grad_h may be empty. ended: the final C and n have no gradients, and theirs are empty."""
     wide, value_wide, length = padded(width), padded(value_width), (steps + chunk - 1) // chunk * chunk
     scratch = _scratch(length, chunk, wide, value_wide)
     (decay, a, running), (log_f, slope, segment), (queries, keys, turned), (values, grads) = scratch[:4]
@@ -257,7 +257,7 @@ def forward(
     batch, steps, heads, width = q.shape
     inputs = map(flat, (q, k, v, i, f, c0, n0, m0))
     run(
-        _forward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm,
+        cell_forward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm,
         *inputs, *map(flat, found),
     )  # fmt: skip
     return found
@@ -294,7 +294,7 @@ def backward(
         torch.zeros_like(m0) if grad_m is None else grad_m.contiguous(),
     )
     run(
-        _backward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm, ended,
+        cell_backward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm, ended,
         *map(flat, (q, k, v, i, f, c0, n0, m0, h, c, n)), *map(flat, gradients), *map(flat, found),
     )  # fmt: skip
     return found

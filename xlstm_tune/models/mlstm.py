@@ -17,6 +17,7 @@ from xlstm_tune.kernels.around import (
     gated_head_norm,
     linear,
     pooled_by_last,
+    whole_mlstm_layer,
 )
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
@@ -99,6 +100,13 @@ class MLSTMLayer(nn.Module):
     ) -> tuple[Tensor, MLSTMLayerState]:
         """x [B, T, E] to the same shape (0 at padding) and the state after the last real step; one step is T = 1."""
         expect_steps("MLSTMLayer", x, self.width, resets, lengths)
+        if self.norm is not None and self.conv is not None and state is None and resets is None and lengths is None:
+            whole = whole_mlstm_layer(
+                x, self.up.weight, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight,
+                *self._gate_weights(), self.gates.bias, self.norm.by_head(), self.skip, self.down.weight, self.backend,
+            )  # fmt: skip
+            if whole is not None:
+                return self.dropout(whole[0]), MLSTMLayerState(whole[2], whole[1])
         x = hide_padding(x, lengths)
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         for_inner, for_z = self.up.weight.chunk(2)
