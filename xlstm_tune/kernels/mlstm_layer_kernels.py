@@ -49,7 +49,7 @@ def forward(first, end, sizes, scale, keep, x, weights, y, state, past, kept):
     samples, steps, count, width, outputs, heads, rows, chunk = sizes
     up, taps, bias, turned, by_c, by_x, gate_bias, norm, skip, down = weights
     size, gates, head = steps * width, steps * heads, width // heads
-    c, q, k, v, gated = floats(size), floats(size), floats(size), floats(size), floats(size)
+    c, q, k, v = floats(size), floats(size), floats(size), floats(size)
     raw = floats(steps * rows)
     inner, z, h, i, f = kept
     if not keep:
@@ -72,13 +72,13 @@ def forward(first, end, sizes, scale, keep, x, weights, y, state, past, kept):
                 my_i[step * heads + one] = raw[step * rows + one] + gate_bias[2 * member * heads + one]
                 my_f[step * heads + one] = raw[step * rows + heads + one] + gate_bias[(2 * member + 1) * heads + one]
         cell_forward(
-            0, heads, steps, heads, head, head, chunk, scale, False, q, k, v, my_i, my_f, none, none, empty, my_h,
+            0, heads, steps, heads, head, head, chunk, scale, False, True, q, k, v, my_i, my_f, none, none, empty, my_h,
             _own(state[0], task, width * head), _own(state[1], task, width), _own(state[2], task, heads),
         )  # fmt: skip
         norm_forward(
-            0, 1, steps, heads, head, True, my_h, _own(norm, member, width), c, _own(skip, member, width), my_z, gated
+            0, 1, steps, heads, head, True, my_h, _own(norm, member, width), c, _own(skip, member, width), my_z, c
         )
-        _product(gated, steps, width, down, member * width * outputs, outputs, _own(y, task, steps * outputs))
+        _product(c, steps, width, down, member * width * outputs, outputs, _own(y, task, steps * outputs))
 
 
 @kernel
@@ -96,10 +96,10 @@ def backward(
     up, taps, bias, forth, back, by_c, by_x, norm, skip, down = weights
     inner, z, h, i, f = kept
     size, gates, head = steps * width, steps * heads, width // heads
-    c, q, k, v, gated, d_gated = floats(size), floats(size), floats(size), floats(size), floats(size), floats(size)
-    d_q, d_k, d_v, d_h, d_c, d_z, d_inner = (
-        floats(size), floats(size), floats(size), floats(size), floats(size), floats(size), floats(size),
-    )  # fmt: skip
+    c, q, k, v = floats(size), floats(size), floats(size), floats(size)
+    d_c, d_z, d_h = floats(size), floats(size), floats(size)
+    # Stages that read before they write share memory, so that all of it stays in cache.
+    gated, d_q, d_k, d_v, d_gated, d_inner = c, q, k, v, d_h, d_h
     d_i, d_f, d_raw, none, through_z = (
         floats(gates), floats(gates), floats(steps * rows), np.empty(0, np.float32), floats(steps * count),
     )  # fmt: skip
@@ -138,7 +138,7 @@ def backward(
             )  # fmt: skip
             add_outer(my_grad, 0, outputs, outputs, gated, 0, width, width, steps, my_down, 0)
             cell_backward(
-                0, heads, steps, heads, head, head, chunk, scale, False, ended, q, k, v, _own(i, sample, gates),
+                0, heads, steps, heads, head, head, chunk, scale, False, ended, True, q, k, v, _own(i, sample, gates),
                 _own(f, sample, gates), none, none, empty, my_h, _own(state[0], sample, width * head),
                 _own(state[1], sample, width), d_h, _own(grad_state[0], sample, of_state * head),
                 _own(grad_state[1], sample, of_state), _own(grad_state[2], sample, heads), d_q, d_k, d_v, d_i, d_f,
