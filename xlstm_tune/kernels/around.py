@@ -20,6 +20,7 @@ from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forwar
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_last import mlstm_last_weights
+from xlstm_tune.kernels.mlstm_last_layer_numba import mlstm_last_layer_fits, mlstm_last_layer_numba
 from xlstm_tune.kernels.mlstm_last_numba import mlstm_last_numba
 from xlstm_tune.kernels.mlstm_layer_numba import mlstm_layer_fits, mlstm_layer_numba
 from xlstm_tune.kernels.mlstm_sources_numba import mlstm_sources_numba
@@ -163,6 +164,29 @@ def whole_mlstm_layer(
     if resolve("mlstm", backend, x.device.type, x.dtype, width=norm.shape[1]).backend != "numba":
         return None
     return mlstm_layer_numba(x, *weights)
+
+
+def projected_pooled_by_last(
+    x: Tensor,
+    up: Tensor,
+    conv: tuple[Tensor, Tensor] | None,
+    gate_bias: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    queries: Tensor,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`pooled_by_last` of x upᵀ, where x [B, T, K] and up [P, K]."""
+    tensors = (gate_bias, by_convolved, by_x, queries)
+    if (
+        conv is not None
+        and lengths is None
+        and _one_pass(backend, LANES, x, up, *conv, *tensors)
+        and mlstm_last_layer_fits(x, up, conv[0])
+    ):
+        return mlstm_last_layer_numba(x, up, *conv, *tensors)
+    return pooled_by_last(linear(x, up, backend), conv, *tensors, lengths, backend)
 
 
 def pooled_by_last(

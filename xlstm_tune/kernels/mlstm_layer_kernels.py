@@ -20,15 +20,18 @@ from xlstm_tune.kernels.norm_numba import norm_backward, norm_forward
 from xlstm_tune.kernels.simd import LANES, load, store
 from xlstm_tune.kernels.tiles import f32, floats, kernel
 
+PARTS = 16
+"""Parts of a member's samples, each of which sums the gradients of the weights, so that threads share the work."""
+
 
 @njit
-def _own(array, number, size):
+def own(array, number, size):
     """What belongs to a sample or a member: `size` numbers each."""
     return array[number * size : (number + 1) * size]
 
 
 @njit
-def _product(x, rows, count, weight, at_weight, width, out):
+def product(x, rows, count, weight, at_weight, width, out):
     """out [rows, width] = x [rows, count] times weight [count, width]; at least ROWS rows."""
     for start in range(0, rows, ROWS):
         row = min(start, rows - ROWS)
@@ -36,7 +39,7 @@ def _product(x, rows, count, weight, at_weight, width, out):
 
 
 @njit
-def _add(source, target):
+def add(source, target):
     """target += source, for a multiple of LANES."""
     for place in range(0, len(source), LANES):
         store(target, place, load(target, place) + load(source, place))
@@ -57,14 +60,14 @@ def forward(first, end, sizes, scale, keep, x, weights, y, state, past, kept):
     none, empty = np.empty(0, np.float32), np.full(heads, f32(-np.inf))
     for task in range(first, end):
         member, place = task // samples, task if keep else 0
-        my_x, my_i, my_f = _own(x, task, steps * count), _own(i, place, gates), _own(f, place, gates)
-        my_inner, my_z, my_h = _own(inner, place, size), _own(z, place, size), _own(h, place, size)
-        _product(my_x, steps, count, up, 2 * member * count * width, width, my_inner)
-        _product(my_x, steps, count, up, (2 * member + 1) * count * width, width, my_z)
-        _own(past, task, 3 * width)[:] = my_inner[(steps - 3) * width :]
+        my_x, my_i, my_f = own(x, task, steps * count), own(i, place, gates), own(f, place, gates)
+        my_inner, my_z, my_h = own(inner, place, size), own(z, place, size), own(h, place, size)
+        product(my_x, steps, count, up, 2 * member * count * width, width, my_inner)
+        product(my_x, steps, count, up, (2 * member + 1) * count * width, width, my_z)
+        own(past, task, 3 * width)[:] = my_inner[(steps - 3) * width :]
         sources_forward(
-            0, 1, steps, width, 1, rows, my_inner, _own(taps, member, 4 * width), _own(bias, member, width),
-            _own(turned, member, 12 * width), _own(by_c, member, rows * width), _own(by_x, member, rows * width),
+            0, 1, steps, width, 1, rows, my_inner, own(taps, member, 4 * width), own(bias, member, width),
+            own(turned, member, 12 * width), own(by_c, member, rows * width), own(by_x, member, rows * width),
             c, q, k, v, raw,
         )  # fmt: skip
         for step in range(steps):
@@ -73,12 +76,12 @@ def forward(first, end, sizes, scale, keep, x, weights, y, state, past, kept):
                 my_f[step * heads + one] = raw[step * rows + heads + one] + gate_bias[(2 * member + 1) * heads + one]
         cell_forward(
             0, heads, steps, heads, head, head, chunk, scale, False, True, q, k, v, my_i, my_f, none, none, empty, my_h,
-            _own(state[0], task, width * head), _own(state[1], task, width), _own(state[2], task, heads),
+            own(state[0], task, width * head), own(state[1], task, width), own(state[2], task, heads),
         )  # fmt: skip
         norm_forward(
-            0, 1, steps, heads, head, True, my_h, _own(norm, member, width), c, _own(skip, member, width), my_z, c
+            0, 1, steps, heads, head, True, my_h, own(norm, member, width), c, own(skip, member, width), my_z, c
         )
-        _product(c, steps, width, down, member * width * outputs, outputs, _own(y, task, steps * outputs))
+        product(c, steps, width, down, member * width * outputs, outputs, own(y, task, steps * outputs))
 
 
 @kernel
@@ -109,26 +112,26 @@ def backward(
     small = (19 + 2 * rows) * width
     share = floats(small)
     s_taps, s_bias, s_turned = share[: 4 * width], share[4 * width : 5 * width], share[5 * width : 17 * width]
-    s_by_c, s_by_x = _own(share[17 * width :], 0, rows * width), _own(share[17 * width :], 1, rows * width)
-    s_norm, s_skip = _own(share[(17 + 2 * rows) * width :], 0, width), _own(share[(17 + 2 * rows) * width :], 1, width)
+    s_by_c, s_by_x = own(share[17 * width :], 0, rows * width), own(share[17 * width :], 1, rows * width)
+    s_norm, s_skip = own(share[(17 + 2 * rows) * width :], 0, width), own(share[(17 + 2 * rows) * width :], 1, width)
     for task in range(first, end):
         member, part = task // parts, task % parts
-        my_up, my_small = _own(d_up, task, 2 * width * count), _own(d_small, task, small)
-        my_down, my_gate_bias = _own(d_down, task, outputs * width), _own(d_gate_bias, task, 2 * heads)
+        my_up, my_small = own(d_up, task, 2 * width * count), own(d_small, task, small)
+        my_down, my_gate_bias = own(d_down, task, outputs * width), own(d_gate_bias, task, 2 * heads)
         my_up[:] = f32(0)
         my_down[:] = f32(0)
         my_gate_bias[:] = f32(0)
         my_small[:] = f32(0)
-        my_taps, my_bias = _own(taps, member, 4 * width), _own(bias, member, width)
-        my_forth, my_back = _own(forth, member, 12 * width), _own(back, member, 12 * width)
-        my_by_c, my_by_x = _own(by_c, member, rows * width), _own(by_x, member, rows * width)
-        my_norm, my_skip = _own(norm, member, width), _own(skip, member, width)
+        my_taps, my_bias = own(taps, member, 4 * width), own(bias, member, width)
+        my_forth, my_back = own(forth, member, 12 * width), own(back, member, 12 * width)
+        my_by_c, my_by_x = own(by_c, member, rows * width), own(by_x, member, rows * width)
+        my_norm, my_skip = own(norm, member, width), own(skip, member, width)
         for at in range(samples * part // parts, samples * (part + 1) // parts):
             sample = member * samples + at
-            my_x, my_d_x = _own(x, sample, steps * count), _own(d_x, sample, steps * count)
-            my_grad = _own(grad, sample, steps * outputs)
-            my_inner, my_z, my_h = _own(inner, sample, size), _own(z, sample, size), _own(h, sample, size)
-            _product(my_grad, steps, outputs, down, member * outputs * width, width, d_gated)
+            my_x, my_d_x = own(x, sample, steps * count), own(d_x, sample, steps * count)
+            my_grad = own(grad, sample, steps * outputs)
+            my_inner, my_z, my_h = own(inner, sample, size), own(z, sample, size), own(h, sample, size)
+            product(my_grad, steps, outputs, down, member * outputs * width, width, d_gated)
             sources_forward(
                 0, 1, steps, width, 1, 0, my_inner, my_taps, my_bias, my_forth, my_by_c, my_by_x, c, q, k, v, none,
             )  # fmt: skip
@@ -138,10 +141,10 @@ def backward(
             )  # fmt: skip
             add_outer(my_grad, 0, outputs, outputs, gated, 0, width, width, steps, my_down, 0)
             cell_backward(
-                0, heads, steps, heads, head, head, chunk, scale, False, ended, True, q, k, v, _own(i, sample, gates),
-                _own(f, sample, gates), none, none, empty, my_h, _own(state[0], sample, width * head),
-                _own(state[1], sample, width), d_h, _own(grad_state[0], sample, of_state * head),
-                _own(grad_state[1], sample, of_state), _own(grad_state[2], sample, heads), d_q, d_k, d_v, d_i, d_f,
+                0, heads, steps, heads, head, head, chunk, scale, False, ended, True, q, k, v, own(i, sample, gates),
+                own(f, sample, gates), none, none, empty, my_h, own(state[0], sample, width * head),
+                own(state[1], sample, width), d_h, own(grad_state[0], sample, of_state * head),
+                own(grad_state[1], sample, of_state), own(grad_state[2], sample, heads), d_q, d_k, d_v, d_i, d_f,
                 of_c, of_n, of_m,
             )  # fmt: skip
             for step in range(steps):
@@ -155,10 +158,10 @@ def backward(
                 d_raw, d_inner, s_taps, s_bias, s_turned, s_by_c, s_by_x,
             )  # fmt: skip
             if grad_past.size:
-                _add(_own(grad_past, sample, 3 * width), d_inner[(steps - 3) * width :])
-            _add(share, my_small)
-            _product(d_inner, steps, width, up, 2 * member * width * count, count, my_d_x)
-            _product(d_z, steps, width, up, (2 * member + 1) * width * count, count, through_z)
-            _add(through_z, my_d_x)
+                add(own(grad_past, sample, 3 * width), d_inner[(steps - 3) * width :])
+            add(share, my_small)
+            product(d_inner, steps, width, up, 2 * member * width * count, count, my_d_x)
+            product(d_z, steps, width, up, (2 * member + 1) * width * count, count, through_z)
+            add(through_z, my_d_x)
             add_outer(d_inner, 0, width, width, my_x, 0, count, count, steps, my_up, 0)
             add_outer(d_z, 0, width, width, my_x, 0, count, count, steps, my_up, width * count)

@@ -25,6 +25,7 @@ from xlstm_tune.kernels.matmul_numba import LARGEST_WEIGHT
 from xlstm_tune.kernels.matmul_numba import ROWS as LEAST_STEPS
 from xlstm_tune.kernels.mlstm_chunk import log_scale
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
+from xlstm_tune.kernels.mlstm_layer_kernels import PARTS
 from xlstm_tune.kernels.mlstm_layer_kernels import backward as _backward
 from xlstm_tune.kernels.mlstm_layer_kernels import forward as _forward
 from xlstm_tune.kernels.mlstm_reference import chunk_length
@@ -33,8 +34,6 @@ from xlstm_tune.kernels.qkv_numba import BLOCK, by_turn, from_turns
 from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.kernels.tiles import flat, run
 
-_PARTS = 16
-"""Parts of a member's samples, each of which sums the gradients of the weights, so that threads share the work."""
 _INPUTS = (
     "x", "up", "taps", "bias", "q", "k", "v", "by_c", "by_x", "gate_bias", "norm", "skip", "down",
 )  # fmt: skip
@@ -84,7 +83,7 @@ def backward(
     """Gradients of the inputs of `forward`, exact for any combination of output gradients."""
     sizes = _sizes(x, up, by_c, gate_bias, down)
     samples, _, _, width, outputs, heads, rows, _ = sizes
-    members, parts = len(up), min(_PARTS, samples)
+    members, parts = len(up), min(PARTS, samples)
     ended = grad_c is None and grad_n is None
     none = x.new_empty(0)
     of_state = (

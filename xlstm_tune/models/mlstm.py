@@ -16,7 +16,7 @@ from xlstm_tune.kernels.around import (
     convolved_cell_inputs,
     gated_head_norm,
     linear,
-    pooled_by_last,
+    projected_pooled_by_last,
     whole_mlstm_layer,
 )
 from xlstm_tune.kernels.dispatch import resolve
@@ -136,7 +136,6 @@ class MLSTMLayer(nn.Module):
         # A backend that cannot run here is refused, as always.
         resolve("mlstm", self.backend, x.device.type, x.dtype, width=self.inner // self.heads)
         x = hide_padding(x, lengths)
-        inner = linear(x, self.up.weight.chunk(2)[0], self.backend)
         tail = last_steps(x, lengths, 1 if self.conv is None else self.conv.kernel)
         end, z = F.linear(tail, self.up.weight).chunk(2, dim=-1)
         convolved_end, z = (end if self.conv is None else self.conv(end)[0])[:, -1:], z[:, -1:]
@@ -144,7 +143,8 @@ class MLSTMLayer(nn.Module):
         own_head = torch.diag_embed(q.transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
         seen_by_q = block_diagonal(own_head, self.k.weight.transpose(1, 2), 1).squeeze(2)
         conv = None if self.conv is None else (self.conv.weight, self.conv.bias)
-        pooled = pooled_by_last(inner, conv, self.gates.bias, *self._gate_weights(), seen_by_q, lengths, self.backend)
+        up, gates = self.up.weight.chunk(2)[0], (self.gates.bias, *self._gate_weights())
+        pooled = projected_pooled_by_last(x, up, conv, *gates, seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
         out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
