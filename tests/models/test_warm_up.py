@@ -21,8 +21,9 @@ event.register("numba:compile", type("Note", (event.Listener,), {
 if sys.argv[1] == "ahead":
     warm_up()
 else:
-    model = build_model(ModelConfig(family=sys.argv[1], hidden_size=128, heads=4, layers=2), Shape(3, 9, 2, 2))
-    model(torch.randn(20, 9, 3)).sum().backward()
+    for steps in (9, 20):
+        config = ModelConfig(family=sys.argv[1], hidden_size=128, heads=4, layers=2)
+        build_model(config, Shape(3, steps, 2, 2))(torch.randn(20, steps, 3)).sum().backward()
 print(len(compiled))
 """
 

@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlstm_tune.kernels.conv_numba import TAPS, conv_numba
+from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
+from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_last import mlstm_last_weights
+from xlstm_tune.kernels.mlstm_last_layer_numba import mlstm_last_layer_fits, mlstm_last_layer_numba
 from xlstm_tune.kernels.mlstm_last_numba import mlstm_last_numba
+from xlstm_tune.kernels.mlstm_layer_numba import mlstm_layer_fits, mlstm_layer_numba
 from xlstm_tune.kernels.mlstm_sources_numba import mlstm_sources_numba
 from xlstm_tune.kernels.norm_numba import EPSILON, gated_head_norm_numba, head_norm_numba
 from xlstm_tune.kernels.qkv_numba import BLOCK, qkv_numba
@@ -130,6 +134,59 @@ def convolved_cell_inputs(
         return convolved, by_q.view(by_head), by_k.view(by_head), by_v.view(by_head), gates
     convolved = causal_conv(x, taps, bias, backend=backend)
     return convolved, *cell_inputs(convolved, x, q, k, v, by_convolved, by_x, heads, backend)
+
+
+def whole_mlstm_layer(
+    x: Tensor,
+    up: Tensor,
+    taps: Tensor,
+    bias: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    gate_bias: Tensor,
+    norm: Tensor,
+    skip: Tensor,
+    down: Tensor,
+    backend: str = "auto",
+) -> tuple[Tensor, MLSTMState, Tensor] | None:
+    """An mLSTM layer of x [B, T, K] from the empty state as one op, or None where its parts have to be called.
+
+    up [2 P, K]: the rows for the inner input, then for z, the gate of the output. The inner input, gate_bias [2 N] and
+    the weights before it: as for `convolved_cell_inputs`; norm [N, D] and skip [P] as for `gated_head_norm`, down
+    [E, P]. Returns the layer's output [B, T, E], the cell's state, and the last three inner inputs [B, 3, P].
+    """
+    weights = (up, taps, bias, q, k, v, by_convolved, by_x, gate_bias, norm, skip, down)
+    if not _one_pass(backend, norm.shape[1], x, *weights) or not mlstm_layer_fits(x, up, taps, q, down):
+        return None
+    if resolve("mlstm", backend, x.device.type, x.dtype, width=norm.shape[1]).backend != "numba":
+        return None
+    return mlstm_layer_numba(x, *weights)
+
+
+def projected_pooled_by_last(
+    x: Tensor,
+    up: Tensor,
+    conv: tuple[Tensor, Tensor] | None,
+    gate_bias: Tensor,
+    by_convolved: Tensor,
+    by_x: Tensor,
+    queries: Tensor,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`pooled_by_last` of x upᵀ, where x [B, T, K] and up [P, K]."""
+    tensors = (gate_bias, by_convolved, by_x, queries)
+    if (
+        conv is not None
+        and lengths is None
+        and _one_pass(backend, LANES, x, up, *conv, *tensors)
+        and mlstm_last_layer_fits(x, up, conv[0])
+    ):
+        return mlstm_last_layer_numba(x, up, *conv, *tensors)
+    return pooled_by_last(linear(x, up, backend), conv, *tensors, lengths, backend)
 
 
 def pooled_by_last(

@@ -38,14 +38,14 @@ from xlstm_tune.kernels.tiles import f32, flat, floats, kernel, run
 
 _EPSILON = f32(EPSILON)
 _LARGEST_FLOOR = f32(largest_floor(torch.float32))
-_KEPT = 3
+KEPT = 3
 """Kept for each head and step: its exponential, its score and sigmoid(-f)."""
-_TOTALS = 3
+TOTALS = 3
 """Kept for each head: the sum of the products, the denominator and the stabiliser."""
 
 
 @kernel
-def _forward(
+def last_forward(
     first, end, steps, width, members, heads, rows, x, taps, bias, gate_bias, by_c, by_x, pooled, kept, totals
 ):  # fmt: skip
     """Tasks first..end, each a sample and a member; all flat.
@@ -74,7 +74,7 @@ def _forward(
                 sums[to], sums[to + padded] = sum_lanes(s0), sum_lanes(s1)
                 sums[to + 2 * padded], sums[to + 3 * padded] = sum_lanes(s2), sum_lanes(s3)
         for head in range(heads):
-            to = (task * heads + head) * _KEPT * padded
+            to = (task * heads + head) * KEPT * padded
             input_bias = gate_bias[member * 2 * heads + head]
             forget_bias = gate_bias[(member * 2 + 1) * heads + head]
             for step in range(0, padded, LANES):
@@ -99,7 +99,7 @@ def _forward(
                 product += kept[to + step] * kept[to + padded + step]
             floor = f32(math.exp(min(-largest, _LARGEST_FLOOR)))
             size = max(abs(product), floor) if product == product else product  # NaN stays NaN
-            at = (task * heads + head) * _TOTALS
+            at = (task * heads + head) * TOTALS
             totals[at], totals[at + 1], totals[at + 2] = product, size + _EPSILON, largest
             for step in range(steps):
                 weights[step * columns + head] = kept[to + step] * kept[to + padded + step] / (size + _EPSILON)
@@ -117,9 +117,9 @@ def _head_back(
 ):  # fmt: skip
     """Gradients of a head's gates and scores to for_c and for_x [T, R], which of for_x the scores' rows get the weights
     instead; d_weights [T, columns] are those of the weights."""
-    at = (task * heads + head) * _TOTALS
+    at = (task * heads + head) * TOTALS
     product, denominator, largest = totals[at], totals[at + 1], totals[at + 2]
-    of_kept = (task * heads + head) * _KEPT * padded
+    of_kept = (task * heads + head) * KEPT * padded
     d_denominator = f32(0)
     for step in range(steps):
         weight = kept[of_kept + step] * kept[of_kept + padded + step] / denominator
@@ -157,11 +157,11 @@ def _head_back(
 
 
 @kernel
-def _backward(
+def last_backward(
     first, end, steps, width, members, heads, rows, x, taps, bias, by_c, by_x, kept, totals, d_pooled,
     d_x, d_taps, d_bias, d_gate_bias, d_by_c, d_by_x,
 ):  # fmt: skip
-    """As `_forward`. The samples' shares: d_taps [B, 4, M P], d_bias [B, M P], d_gate_bias [B, M, 2, N], d_by_x
+    """As `last_forward`. The samples' shares: d_taps [B, 4, M P], d_bias [B, M P], d_gate_bias [B, M, 2, N], d_by_x
     [B, M, R, P]; only the rows of gates count in the last."""
     full = members * width
     zero = splat(f32(0))
@@ -231,7 +231,7 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """As the kernel has them: pooled [B, M, N, P], and kept and totals for `backward`."""
     found = forward_shapes(x, taps, bias, gate_bias, by_c, by_x)
-    run(_forward, *_sizes(x, gate_bias, by_x), *map(flat, (x, taps, bias, gate_bias, by_c, by_x, *found)))
+    run(last_forward, *_sizes(x, gate_bias, by_x), *map(flat, (x, taps, bias, gate_bias, by_c, by_x, *found)))
     return found
 
 
@@ -249,7 +249,7 @@ def backward(
     )
     tensors = (x, taps, bias, by_c, by_x, kept, totals, grad.contiguous())
     run(
-        _backward, *_sizes(x, gate_bias, by_x),
+        last_backward, *_sizes(x, gate_bias, by_x),
         *map(flat, (*tensors, d_x, d_taps, d_bias, d_gate_bias, d_by_c, d_by_x)),
     )  # fmt: skip
     d_by_x[:, :, 2 * gate_bias.shape[2] :] = 0.0
@@ -263,7 +263,7 @@ def forward_shapes(
     members, _rows, width = by_x.shape
     of_head = (x.shape[0], members, gate_bias.shape[2])
     padded = -(-x.shape[1] // LANES) * LANES
-    return x.new_empty(*of_head, width), x.new_empty(*of_head, _KEPT, padded), x.new_empty(*of_head, _TOTALS)
+    return x.new_empty(*of_head, width), x.new_empty(*of_head, KEPT, padded), x.new_empty(*of_head, TOTALS)
 
 
 def backward_shapes(*tensors: Any) -> tuple[Tensor, ...]:
@@ -287,6 +287,14 @@ _in_layout = register(
 )
 
 
+def rows_of(by_c: Tensor, by_x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows for gates, scores, then nothing: what they see of a sample's convolved x [B, R, P], and of x [R, P]."""
+    heads = queries.shape[1]
+    rows = -(-3 * heads // ROWS) * ROWS
+    of_sample = torch.cat([by_c.expand(len(queries), *by_c.shape), queries], 1)
+    return F.pad(of_sample, (0, 0, 0, rows - 3 * heads)), F.pad(by_x, (0, 0, 0, rows - 2 * heads))
+
+
 def mlstm_last_numba(
     x: Tensor, taps: Tensor, bias: Tensor, gate_bias: Tensor, by_c: Tensor, by_x: Tensor, queries: Tensor
 ) -> Tensor:
@@ -294,11 +302,7 @@ def mlstm_last_numba(
     [2 N, P], the input gates, then the forget gates, of the convolved x and of x; queries [B, N, P], what a head's
     score of a step is of its convolved x. Returns Σ over steps of weight · x, for each head, [B, N, P].
     """
-    heads = queries.shape[1]
-    rows = -(-3 * heads // ROWS) * ROWS
-    of_sample = torch.cat([by_c.expand(len(x), *by_c.shape), queries], 1)
-    of_sample = F.pad(of_sample, (0, 0, 0, rows - 3 * heads)).unsqueeze(1)
-    by_x = F.pad(by_x, (0, 0, 0, rows - 2 * heads)).unsqueeze(0)
-    tensors = (x, taps, bias, gate_bias.view(1, 2, heads), of_sample, by_x)
+    of_sample, by_x = rows_of(by_c, by_x, queries)
+    tensors = (x, taps, bias, gate_bias.view(1, 2, -1), of_sample.unsqueeze(1), by_x.unsqueeze(0))
     (pooled,) = _in_layout(*(tensor.contiguous() for tensor in tensors))
     return pooled.squeeze(1)

@@ -72,11 +72,14 @@ def _state_out(state, task, width, value_width, wide, value_wide, c_out, n_out):
 
 
 @kernel
-def _forward(
-    first, end, steps, heads, width, value_width, chunk, scale, warm, q, k, v, i, f, c0, n0, m0,
+def cell_forward(
+    first, end, steps, heads, width, value_width, chunk, scale, warm, cached, q, k, v, i, f, c0, n0, m0,
     h_out, c_out, n_out, m_out,
 ):  # fmt: skip
-    """Tasks first..end, each a head of a sample, heads innermost; arrays flat, laid out as in `forward`."""
+    """Tasks first..end, each a head of a sample, heads innermost; arrays flat, laid out as in `forward`.
+
+    cached: the rows of the next task are near already, and need not be asked for.
+    """
     wide, value_wide, length = padded(width), padded(value_width), (steps + chunk - 1) // chunk * chunk
     scratch = _scratch(length, chunk, wide, value_wide)
     (decay, a, running), (log_f, slope, segment), (queries, keys, turned), (values, sums) = scratch[:4]
@@ -95,12 +98,13 @@ def _forward(
             _state_in(c0, n0, task, width, value_width, wide, value_wide, state)
         for start in range(0, steps, chunk):
             count = min(chunk, steps - start)
+            asked = 0 if cached else count
             rows, empty, place = padded(count), start == 0 and not warm, at + start * heads
             copy_in(q, place * width, row, count, width, queries, wide, rows)
             copy_in(k, place * width, row, count, width, keys, wide, rows)
             copy_in(v, place * value_width, value_row, count, value_width, values, value_wide, rows)
             turn(queries, wide, rows, wide, turned, chunk)
-            fetch(q, (place + ahead) * width, row, count, width)
+            fetch(q, (place + ahead) * width, row, asked, width)
             edge_weights(a, running, segment, start, count, rows, m, scale, past, to_end)
             scores(
                 keys, turned, width, wide, a, running, segment, start, count, rows, chunk, scale, own, lanes,
@@ -109,22 +113,22 @@ def _forward(
             if not empty:
                 add_past(state, width, wide, value_wide, turned, past, rows, chunk, total)
             denominators(total, decay, running, start, rows, floor, share)
-            fetch(k, (place + ahead) * width, row, count, width)
+            fetch(k, (place + ahead) * width, row, asked, width)
             outputs(queries, width, wide, state, value_wide, past, pairs, values, share, count, chunk, empty, sums)
-            fetch(v, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(v, (place + ahead) * value_width, value_row, asked, value_width)
             copy_out(sums, value_wide, count, value_width, h_out, place * value_width, value_row)
             next_state(state, 0, keys, values, to_end, past, count, width, wide, value_wide, empty, state, 0)
-            fetch(h_out, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(h_out, (place + ahead) * value_width, value_row, asked, value_width)
             m = decay[start + count - 1] + running[start + count - 1]
         _state_out(state, task, width, value_width, wide, value_wide, c_out, n_out)
 
 
 @kernel
-def _backward(
-    first, end, steps, heads, width, value_width, chunk, scale, warm, ended, q, k, v, i, f, c0, n0, m0, h, c, n,
-    grad_h, grad_c, grad_n, grad_m, d_q, d_k, d_v, d_i, d_f, d_c, d_n, d_m,
+def cell_backward(
+    first, end, steps, heads, width, value_width, chunk, scale, warm, ended, cached, q, k, v, i, f, c0, n0, m0, h, c,
+    n, grad_h, grad_c, grad_n, grad_m, d_q, d_k, d_v, d_i, d_f, d_c, d_n, d_m,
 ):  # fmt: skip
-    """As `_forward`; grad_h may be empty. ended: the final C and n have no gradients, and theirs are empty."""
+    """As `cell_forward`; grad_h may be empty. ended: the final C and n have no gradients, and theirs are empty."""
     wide, value_wide, length = padded(width), padded(value_width), (steps + chunk - 1) // chunk * chunk
     scratch = _scratch(length, chunk, wide, value_wide)
     (decay, a, running), (log_f, slope, segment), (queries, keys, turned), (values, grads) = scratch[:4]
@@ -171,6 +175,7 @@ def _backward(
         for number in range(chunks - 1, -1, -1):
             start = number * chunk
             count = min(chunk, steps - start)
+            asked = 0 if cached else count
             rows, place, state = padded(count), at + start * heads, states[number * size : (number + 1) * size]
             empty, last = number == 0 and not warm, number == chunks - 1 and ended
             m = decay[start - 1] + running[start - 1] if number else np.float64(m0[task])
@@ -178,7 +183,7 @@ def _backward(
             copy_in(k, place * width, row, count, width, keys, wide, rows)
             copy_in(v, place * value_width, value_row, count, value_width, values, value_wide, rows)
             turn(queries, wide, rows, wide, turned, chunk)
-            fetch(q, (place + ahead) * width, row, count, width)
+            fetch(q, (place + ahead) * width, row, asked, width)
             edge_weights(a, running, segment, start, count, rows, m, scale, past, to_end)
             scores(
                 keys, turned, width, wide, a, running, segment, start, count, rows, chunk, scale, own, lanes,
@@ -187,26 +192,26 @@ def _backward(
             if not empty:
                 add_past(state, width, wide, value_wide, turned, past, rows, chunk, total)
             denominators(total, decay, running, start, rows, floor, share)
-            fetch(k, (place + ahead) * width, row, count, width)
+            fetch(k, (place + ahead) * width, row, asked, width)
             if grad_h.size:
                 copy_in(grad_h, place * value_width, value_row, count, value_width, grads, value_wide, rows)
                 copy_in(h, place * value_width, value_row, count, value_width, value_block, value_wide, rows)
             else:
                 grads[:] = _ZERO
                 value_block[:] = _ZERO
-            fetch(v, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(v, (place + ahead) * value_width, value_row, asked, value_width)
             of_sums(grads, value_block, value_wide, rows, floor, share, total, of_row[start:], of_m[start:])
             turn(grads, value_wide, rows, value_wide, grads_turned, chunk)
-            fetch(h, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(h, (place + ahead) * value_width, value_row, asked, value_width)
             of_pairs(values, value_width, value_wide, grads_turned, total, weights, count, rows, chunk, grad_pairs)
-            fetch(grad_h, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(grad_h, (place + ahead) * value_width, value_row, asked, value_width)
             of_queries(
                 keys, width, wide, grad_pairs, state, value_width, value_wide, grads_turned, total, past, count, rows,
                 chunk, empty, turned,
             )  # fmt: skip
             turn(turned, chunk, wide, rows, block, wide)
             copy_out(block, wide, count, width, d_q, place * width, row)
-            fetch(d_q, (place + ahead) * width, row, count, width)
+            fetch(d_q, (place + ahead) * width, row, asked, width)
             if not last:
                 turn(later, value_wide, wide, value_wide, later_turned, wide)
             of_keys(
@@ -214,10 +219,10 @@ def _backward(
                 chunk, last, keys, block, of_weights[start:],
             )  # fmt: skip
             copy_out(block, wide, count, width, d_k, place * width, row)
-            fetch(d_k, (place + ahead) * width, row, count, width)
+            fetch(d_k, (place + ahead) * width, row, asked, width)
             of_values(keys, width, wide, pairs, grads, value_wide, later, to_end, count, chunk, last, value_block)
             copy_out(value_block, value_wide, count, value_width, d_v, place * value_width, value_row)
-            fetch(d_v, (place + ahead) * value_width, value_row, count, value_width)
+            fetch(d_v, (place + ahead) * value_width, value_row, asked, value_width)
             if not empty:
                 of_state(queries, width, wide, grads, value_wide, total, past, count, later)
 
@@ -257,7 +262,7 @@ def forward(
     batch, steps, heads, width = q.shape
     inputs = map(flat, (q, k, v, i, f, c0, n0, m0))
     run(
-        _forward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm,
+        cell_forward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm, False,
         *inputs, *map(flat, found),
     )  # fmt: skip
     return found
@@ -294,7 +299,7 @@ def backward(
         torch.zeros_like(m0) if grad_m is None else grad_m.contiguous(),
     )
     run(
-        _backward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm, ended,
+        cell_backward, batch * heads, steps, heads, width, v.shape[-1], chunk, log_scale(width), warm, ended, False,
         *map(flat, (q, k, v, i, f, c0, n0, m0, h, c, n)), *map(flat, gradients), *map(flat, found),
     )  # fmt: skip
     return found

@@ -85,7 +85,7 @@ def outer_rows(steps, by_row, at, stride, x, at_x, stride_x, out, at_out, width)
 
 
 @kernel
-def _forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates):
+def sources_forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates):
     """Tasks first..end, each a sample and a member; taps [4, M P], bias [M P], by_c and by_x [M, R, P]; all flat."""
     full = members * width
     zero = splat(f32(0))
@@ -110,11 +110,11 @@ def _forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_
 
 
 @kernel
-def _backward(
+def sources_backward(
     first, end, steps, width, members, rows, x, taps, bias, turned, by_c, by_x, d_c, d_q, d_k, d_v, d_gates,
     d_x, d_taps, d_bias, d_weight, d_by_c, d_by_x,
 ):  # fmt: skip
-    """As `_forward`; turned: the weights of q, k and v as the way back sees them. c is computed again.
+    """As `sources_forward`; turned: the weights of q, k and v as the way back sees them. c is computed again.
 
     d_taps [B, 4, M P], d_bias [B, M P], d_weight [B, 3, 4, M P], d_by_c and d_by_x [B, M, R, P] are the samples'
     shares.
@@ -197,7 +197,7 @@ def forward(
     projections q, k (of c) and v (of x), [B, T, M P]; gates [B, T, M, R], rows by_c of c plus rows by_x of x."""
     found = forward_shapes(x, taps, bias, q, k, v, by_c, by_x)
     weight = by_turn(torch.stack([q, k, v]), False)
-    run(_forward, *_sizes(x, by_c), *map(flat, (x, taps, bias, weight, by_c, by_x, *found)))
+    run(sources_forward, *_sizes(x, by_c), *map(flat, (x, taps, bias, weight, by_c, by_x, *found)))
     return found
 
 
@@ -218,7 +218,7 @@ def backward(
     ]
     turned = by_turn(torch.stack([q, k, v]), True)
     run(
-        _backward, *_sizes(x, by_c), *map(flat, (x, taps, bias, turned, by_c, by_x, *sources, d_x, *shares))
+        sources_backward, *_sizes(x, by_c), *map(flat, (x, taps, bias, turned, by_c, by_x, *sources, d_x, *shares))
     )  # fmt: skip
     d_taps, d_bias, d_weight, d_by_c, d_by_x = (share.sum(0) for share in shares)
     return d_x, d_taps, d_bias, *from_turns(d_weight), d_by_c, d_by_x

@@ -33,7 +33,7 @@ def _statistics(h, at, width):
 
 
 @kernel
-def _forward(first, end, steps, heads, width, gated, h, weight, c, skip, z, y):
+def norm_forward(first, end, steps, heads, width, gated, h, weight, c, skip, z, y):
     """Samples first..end; h, c, z, y [B, T, P], weight, skip [P], flat; c, skip and z are read only if `gated`."""
     for row in range(first * steps, end * steps):
         for head in range(heads):
@@ -50,10 +50,10 @@ def _forward(first, end, steps, heads, width, gated, h, weight, c, skip, z, y):
 
 
 @kernel
-def _backward(
-    first, end, steps, heads, width, gated, h, weight, c, skip, z, grad, d_h, d_weight, d_c, d_skip, d_z,
+def norm_backward(
+    first, end, steps, heads, width, gated, h, weight, c, skip, z, grad, d_h, d_weight, d_c, d_skip, d_z, y,
 ):  # fmt: skip
-    """As `_forward`; d_weight and d_skip [B, P] are the samples' shares."""
+    """As `norm_forward`; d_weight and d_skip [B, P] are the samples' shares. y, made again if gated: may be empty."""
     features = heads * width
     zero = splat(f32(0))
     for sample in range(first, end):
@@ -76,6 +76,8 @@ def _backward(
                         share, rest = sigmoid_and_slope(gate)
                         added = normal * load(weight, place) + load(skip, place) * convolved
                         store(d_z, at + feature, through * added * share * (gate * rest + f32(1)))
+                        if y.size:
+                            store(y, at + feature, added * (gate * share))
                         through = through * (gate * share)
                         store(d_c, at + feature, through * load(skip, place))
                         store(d_skip, shared, load(d_skip, shared) + through * convolved)
@@ -95,7 +97,7 @@ def _backward(
 def _norm(h: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     y, none = torch.empty_like(h), h.new_empty(0)
     batch, steps, heads, width = h.shape
-    run(_forward, batch, steps, heads, width, False, *map(flat, (h, weight, none, none, none, y)))
+    run(norm_forward, batch, steps, heads, width, False, *map(flat, (h, weight, none, none, none, y)))
     return (y,)
 
 
@@ -105,15 +107,15 @@ def _norm_backward(h: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tens
     if grad is None:
         return d_h.zero_(), torch.zeros_like(weight)
     shares = h.new_empty(batch, *weight.shape)
-    tensors = (h, weight, none, none, none, grad.contiguous(), d_h, shares, none, none, none)
-    run(_backward, batch, steps, heads, width, False, *map(flat, tensors))
+    tensors = (h, weight, none, none, none, grad.contiguous(), d_h, shares, none, none, none, none)
+    run(norm_backward, batch, steps, heads, width, False, *map(flat, tensors))
     return d_h, shares.sum(0)
 
 
 def _gated(h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor, train: bool) -> tuple[Tensor, ...]:
     y = torch.empty_like(h)
     batch, steps, heads, width = h.shape
-    run(_forward, batch, steps, heads, width, True, *map(flat, (h, weight, c, skip, z, y)))
+    run(norm_forward, batch, steps, heads, width, True, *map(flat, (h, weight, c, skip, z, y)))
     return (y,)
 
 
@@ -125,8 +127,8 @@ def _gated_backward(
     if grad is None:
         return d_h.zero_(), torch.zeros_like(weight), d_c.zero_(), torch.zeros_like(skip), d_z.zero_()
     d_weight, d_skip = h.new_empty(batch, *weight.shape), h.new_empty(batch, *skip.shape)
-    tensors = (h, weight, c, skip, z, grad.contiguous(), d_h, d_weight, d_c, d_skip, d_z)
-    run(_backward, batch, steps, heads, width, True, *map(flat, tensors))
+    tensors = (h, weight, c, skip, z, grad.contiguous(), d_h, d_weight, d_c, d_skip, d_z, h.new_empty(0))
+    run(norm_backward, batch, steps, heads, width, True, *map(flat, tensors))
     return d_h, d_weight.sum(0), d_c, d_skip.sum(0), d_z
 
 

@@ -86,14 +86,15 @@ def _turns(back: bool, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def by_turn(weights: Tensor, back: bool) -> Tensor:
-    """[3, P / 4, out, in] to [3, 4, P]; back: as the way back sees them."""
+    """[W, P / 4, out, in], W weights, to [W, 4, P]; back: as the way back sees them."""
     return weights[:, :, *_turns(back, weights.device)].permute(0, 2, 1, 3).flatten(2).contiguous()
 
 
 def from_turns(turned: Tensor) -> tuple[Tensor, ...]:
-    """The way back of `by_turn`: [3, 4, P] to three of [P / 4, out, in]."""
-    weights = turned.new_empty(3, turned.shape[2] // BLOCK, BLOCK, BLOCK)
-    weights[:, :, *_turns(False, turned.device)] = turned.view(3, BLOCK, -1, BLOCK).permute(0, 2, 1, 3)
+    """The way back of `by_turn`: [W, 4, P] to W of [P / 4, out, in]."""
+    count = len(turned)
+    weights = turned.new_empty(count, turned.shape[2] // BLOCK, BLOCK, BLOCK)
+    weights[:, :, *_turns(False, turned.device)] = turned.view(count, BLOCK, -1, BLOCK).permute(0, 2, 1, 3)
     return tuple(part.clone() for part in weights)
 
 

@@ -16,7 +16,8 @@ from xlstm_tune.kernels.around import (
     convolved_cell_inputs,
     gated_head_norm,
     linear,
-    pooled_by_last,
+    projected_pooled_by_last,
+    whole_mlstm_layer,
 )
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
@@ -103,6 +104,13 @@ class MLSTMLayer(nn.Module):
         x may come as rows of fewer numbers and a basis: the up-projection is then of those rows.
         """
         rows, up = self._rows(x, resets, lengths)
+        if self.norm is not None and self.conv is not None and state is None and resets is None and lengths is None:
+            whole = whole_mlstm_layer(
+                rows, up, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight,
+                *self._gate_weights(), self.gates.bias, self.norm.by_head(), self.skip, self.down.weight, self.backend,
+            )  # fmt: skip
+            if whole is not None:
+                return self.dropout(whole[0]), MLSTMLayerState(whole[2], whole[1])
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         inner, z = (linear(rows, half, self.backend) for half in up.chunk(2))
         by_convolved, by_x = self._gate_weights()
@@ -129,7 +137,6 @@ class MLSTMLayer(nn.Module):
         rows, up = self._rows(x, None, lengths)
         # A backend that cannot run here is refused, as always.
         resolve("mlstm", self.backend, rows.device.type, rows.dtype, width=self.inner // self.heads)
-        inner = linear(rows, up.chunk(2)[0], self.backend)
         tail = last_steps(rows, lengths, 1 if self.conv is None else self.conv.kernel)
         end, z = F.linear(tail, up).chunk(2, dim=-1)
         convolved_end, z = (end if self.conv is None else self.conv(end)[0])[:, -1:], z[:, -1:]
@@ -137,7 +144,8 @@ class MLSTMLayer(nn.Module):
         own_head = torch.diag_embed(q.transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
         seen_by_q = block_diagonal(own_head, self.k.weight.transpose(1, 2), 1).squeeze(2)
         conv = None if self.conv is None else (self.conv.weight, self.conv.bias)
-        pooled = pooled_by_last(inner, conv, self.gates.bias, *self._gate_weights(), seen_by_q, lengths, self.backend)
+        gates = (self.gates.bias, *self._gate_weights())
+        pooled = projected_pooled_by_last(rows, up.chunk(2)[0], conv, *gates, seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
         out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
