@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlstm_tune.kernels.conv_numba import TAPS, conv_numba
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.dropout_numba import dropout_numba
 from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
@@ -243,6 +244,15 @@ def linear(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
     if _one_pass(backend, LANES, x, weight) and linear_fits(x, weight):
         return linear_numba(x, weight)
     return F.linear(x, weight)
+
+
+def dropout(x: Tensor, rate: float, backend: str = "auto") -> Tensor:
+    """x of any shape with numbers dropped at random, as `torch.nn.functional.dropout` does in training."""
+    # A compiler could not follow the seed, and a vmap gives each member one of its own.
+    alone = not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(x)
+    if rate > 0 and alone and x.numel() and _one_pass(backend, LANES, x):
+        return dropout_numba(x, rate, int(torch.randint(2**63 - 1, ())))
+    return F.dropout(x, rate)
 
 
 def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor, activation: str, backend: str = "auto") -> Tensor:

@@ -60,7 +60,7 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
         ctx.options = inputs[len(names) + 1 :]
 
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = backward_op(*ctx.saved_tensors, *gradients[: len(kernel.outputs)], *ctx.options)
+        found = _tuple(backward_op(*ctx.saved_tensors, *gradients[: len(kernel.outputs)], *ctx.options))
         return (*found, *[None] * (len(kernel.constants) + 1 + len(kernel.options)))
 
     torch.library.register_autograd(forward_op, backward, setup_context=setup_context)

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from xlstm_tune.kernels import LSTMState as CellState
 from xlstm_tune.kernels import lstm
 from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.models.block import Dropout
 from xlstm_tune.models.config import Direction
 from xlstm_tune.models.primitives import matmul, sigmoid, tanh
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets, hide_padding
@@ -140,6 +141,7 @@ class LSTM(_Layers):
     ):
         super().__init__(input_size, hidden_size, layers, bias, dropout, projection, direction)
         self.backend = backend
+        self.dropout = Dropout(dropout, backend)
 
     def _run_layer(
         self, name: str, x: Tensor, state: LSTMState | None, resets: Tensor | None, lengths: Tensor | None

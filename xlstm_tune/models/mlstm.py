@@ -21,7 +21,7 @@ from xlstm_tune.kernels.around import (
 )
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
+from xlstm_tune.models.block import BlockDiagonal, Dropout, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.embedded import Narrow
 from xlstm_tune.models.steps import expect_steps, hide_padding, last_steps
@@ -83,7 +83,7 @@ class MLSTMLayer(nn.Module):
         self.norm = HeadNorm(inner, heads, backend) if head_norm else None
         self.skip = nn.Parameter(torch.ones(inner))
         self.down = nn.Linear(inner, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, backend)
         init_projection(self.up.weight, width)
         init_down_projection(self.down.weight, width, blocks)
         nn.init.zeros_(self.gates.weight)

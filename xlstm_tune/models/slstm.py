@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xlstm_tune.kernels import SLSTMState, slstm_from_inputs
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import HeadNorm, init_projection
+from xlstm_tune.models.block import Dropout, HeadNorm, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.steps import expect_steps, hide_padding
 
@@ -68,7 +68,7 @@ class SLSTMLayer(nn.Module):
         self.input_weight = nn.Parameter(torch.empty(heads, 4, head, head))
         self.recurrent_weight = nn.Parameter(torch.zeros(heads, 4, head, head))
         self.bias = nn.Parameter(torch.zeros(heads, 4, head))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout, backend)
         self.norm = HeadNorm(width, heads, backend) if head_norm else nn.Identity()
         init_projection(self.input_weight, width)
         with torch.no_grad():

@@ -23,7 +23,7 @@ def warm_up() -> None:
     """Train one step of small models of every family: a block that runs in full, and a last one."""
     for family, steps in itertools.product(FAMILIES, STEPS):
         shape = Shape(features=1, lookback=steps, horizon=1, targets=1)
-        model = build_model(ModelConfig(family=family, layers=2, hidden_size=WIDTH, heads=HEADS), shape)
+        model = build_model(ModelConfig(family=family, layers=2, hidden_size=WIDTH, heads=HEADS, dropout=0.1), shape)
         model(torch.randn(BATCH, shape.lookback, shape.features)).sum().backward()
 
 
