@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xlstm_tune.kernels import mlstm_walk_triton as kernels
 from xlstm_tune.kernels.dispatch import mlstm_design
-from xlstm_tune.kernels.library import Kernel, register
+from xlstm_tune.kernels.library import Kernel, members, register
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_parallel_triton import backward_shapes, by_parts, final_gradients
 from xlstm_tune.kernels.mlstm_parts_triton import PRODUCTS, kept_states
@@ -143,7 +143,8 @@ def mlstm_triton(
     design: "walk" or "parallel"; "auto" takes what `dispatch.mlstm_design` says. Raises ValueError for another name,
     and for heads that are too wide for it.
     """
-    chosen = mlstm_design(_programs(q), q.shape[1], max(q.shape[-1], v.shape[-1]), design)
+    programs = q.shape[0] * q.shape[2] * members(q)
+    chosen = mlstm_design(programs, q.shape[1], max(q.shape[-1], v.shape[-1]), design)
     warm = initial_state is not None
     state = _unread_state(q, v) if initial_state is None else initial_state
     gates_and_state = (tensor.float().contiguous() for tensor in (i, f, *state))
@@ -160,11 +161,3 @@ def _unread_state(q: Tensor, v: Tensor) -> MLSTMState:
         q.new_empty(batch, heads, width, dtype=torch.float32),
         q.new_full((batch, heads), -math.inf, dtype=torch.float32),
     )
-
-
-def _programs(q: Tensor) -> int:
-    """Heads of all samples, those of all members in a vmap."""
-    _, steps, _, width = q.shape
-    while torch._C._functorch.is_batchedtensor(q):
-        q = torch._C._functorch.get_unwrapped(q)
-    return q.numel() // (steps * width)

@@ -104,16 +104,16 @@ class MLSTMLayer(nn.Module):
         x may come as rows of fewer numbers and a basis: the up-projection is then of those rows.
         """
         rows, up = self._rows(x, resets, lengths)
+        by_convolved, by_x = self._gate_weights()
         if self.norm is not None and self.conv is not None and state is None and resets is None and lengths is None:
             whole = whole_mlstm_layer(
-                rows, up, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight,
-                *self._gate_weights(), self.gates.bias, self.norm.by_head(), self.skip, self.down.weight, self.backend,
+                rows, up, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight, by_convolved,
+                by_x, self.gates.bias, self.norm.by_head(), self.skip, self.down.weight, self.backend,
             )  # fmt: skip
             if whole is not None:
                 return self.dropout(whole[0]), MLSTMLayerState(whole[2], whole[1])
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         inner, z = (linear(rows, half, self.backend) for half in up.chunk(2))
-        by_convolved, by_x = self._gate_weights()
         weights = (self.q.weight, self.k.weight, self.v.weight, by_convolved, by_x, self.heads, self.backend)
         if self.conv is not None and state is None and resets is None:
             convolved, q, k, v, gates = convolved_cell_inputs(inner, self.conv.weight, self.conv.bias, *weights)
