@@ -21,9 +21,9 @@ from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forwar
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_last import mlstm_last_weights
-from xlstm_tune.kernels.mlstm_last_layer_numba import mlstm_last_layer_fits, mlstm_last_layer_numba
+from xlstm_tune.kernels.mlstm_last_layer_numba import mlstm_last_layer_numba
 from xlstm_tune.kernels.mlstm_last_numba import mlstm_last_numba
-from xlstm_tune.kernels.mlstm_layer_numba import mlstm_layer_fits, mlstm_layer_numba
+from xlstm_tune.kernels.mlstm_layer_numba import MLSTMLayerWeights, mlstm_layer_fits, mlstm_layer_numba
 from xlstm_tune.kernels.mlstm_sources_numba import mlstm_sources_numba
 from xlstm_tune.kernels.norm_numba import EPSILON, gated_head_norm_numba, head_norm_numba
 from xlstm_tune.kernels.qkv_numba import BLOCK, qkv_numba
@@ -138,56 +138,28 @@ def convolved_cell_inputs(
 
 
 def whole_mlstm_layer(
-    x: Tensor,
-    up: Tensor,
-    taps: Tensor,
-    bias: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    by_convolved: Tensor,
-    by_x: Tensor,
-    gate_bias: Tensor,
-    norm: Tensor,
-    skip: Tensor,
-    down: Tensor,
-    backend: str = "auto",
+    x: Tensor, weights: MLSTMLayerWeights, backend: str = "auto"
 ) -> tuple[Tensor, MLSTMState, Tensor] | None:
     """An mLSTM layer of x [B, T, K] from the empty state as one op, or None where its parts have to be called.
 
-    up [2 P, K]: the rows for the inner input, then for z, the gate of the output. The inner input, gate_bias [2 N] and
-    the weights before it: as for `convolved_cell_inputs`; norm [N, D] and skip [P] as for `gated_head_norm`, down
-    [E, P]. Returns the layer's output [B, T, E], the cell's state, and the last three inner inputs [B, 3, P].
+    Returns the layer's output [B, T, E], the cell's state, and the last three inner inputs [B, 3, P].
     """
-    weights = (up, taps, bias, q, k, v, by_convolved, by_x, gate_bias, norm, skip, down)
-    if not _one_pass(backend, norm.shape[1], x, *weights) or not mlstm_layer_fits(x, up, taps, q, down):
+    if not _one_pass(backend, LANES, x, *weights) or not mlstm_layer_fits(x, weights):
         return None
-    if resolve("mlstm", backend, x.device.type, x.dtype, width=norm.shape[1]).backend != "numba":
+    head_width = 2 * len(weights.norm) // len(weights.gate_bias)
+    if resolve("mlstm", backend, x.device.type, x.dtype, width=head_width).backend != "numba":
         return None
-    return mlstm_layer_numba(x, *weights)
+    return mlstm_layer_numba(x, weights)
 
 
-def projected_pooled_by_last(
-    x: Tensor,
-    up: Tensor,
-    conv: tuple[Tensor, Tensor] | None,
-    gate_bias: Tensor,
-    by_convolved: Tensor,
-    by_x: Tensor,
-    queries: Tensor,
-    lengths: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """`pooled_by_last` of x upᵀ, where x [B, T, K] and up [P, K]."""
-    tensors = (gate_bias, by_convolved, by_x, queries)
-    if (
-        conv is not None
-        and lengths is None
-        and _one_pass(backend, LANES, x, up, *conv, *tensors)
-        and mlstm_last_layer_fits(x, up, conv[0])
-    ):
-        return mlstm_last_layer_numba(x, up, *conv, *tensors)
-    return pooled_by_last(linear(x, up, backend), conv, *tensors, lengths, backend)
+def end_of_mlstm_layer(
+    x: Tensor, weights: MLSTMLayerWeights, before: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor] | None:
+    """An mLSTM layer's output at the last step alone, [B, E], of x [B, T, K] from the empty state, and x at that step,
+    [B, K], as one op, or None where its parts have to be called. before [K]: the weight of a layer norm before it."""
+    if not _one_pass(backend, LANES, x, before, *weights) or not mlstm_layer_fits(x, weights):
+        return None
+    return mlstm_last_layer_numba(x, weights, before)
 
 
 def pooled_by_last(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,56 +34,100 @@ from xlstm_tune.kernels.qkv_numba import BLOCK, by_turn, from_turns
 from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.kernels.tiles import flat, run
 
-_INPUTS = (
-    "x", "up", "taps", "bias", "q", "k", "v", "by_c", "by_x", "gate_bias", "norm", "skip", "down",
-)  # fmt: skip
+
+class MLSTMLayerWeights(NamedTuple):
+    """Of an mLSTM layer whose convolution has four taps and whose projections have blocks of four."""
+
+    up: Tensor
+    """[2 P, K]: the rows for the inner input, then for z."""
+    taps: Tensor
+    """[4, P]"""
+    bias: Tensor
+    """[P], of the convolution."""
+    q: Tensor
+    """[P / 4, 4 out, 4 in], as k and v."""
+    k: Tensor
+    v: Tensor
+    by_c: Tensor
+    """[2 N, P], what the gates i, then the gates f, see of the convolved inner input."""
+    by_x: Tensor
+    """[2 N, P], what they see of the inner input."""
+    gate_bias: Tensor
+    """[2 N]"""
+    norm: Tensor
+    """[P], of the heads, side by side."""
+    skip: Tensor
+    """[P]"""
+    down: Tensor
+    """[E, P]"""
 
 
-def _sizes(x: Tensor, up: Tensor, by_c: Tensor, gate_bias: Tensor, down: Tensor) -> tuple[int, ...]:
+INPUTS = ("x", *MLSTMLayerWeights._fields)
+
+
+def _sizes(x: Tensor, weights: MLSTMLayerWeights) -> tuple[int, ...]:
     """As the kernels have them."""
-    rows, steps, count = x.shape
-    members, width, heads = len(up), up.shape[1] // 2, gate_bias.shape[1] // 2
+    batch, steps, count = x.shape
+    members, outputs, width = weights.down.shape
+    heads = weights.gate_bias.shape[1] // 2
     chunk = -(-chunk_length(steps, width // heads) // LANES) * LANES
-    return rows // members, steps, count, width, down.shape[1], heads, by_c.shape[1], chunk
+    return batch // members, steps, count, width, outputs, heads, weights.by_c.shape[1], chunk
 
 
-def _turned(q: Tensor, k: Tensor, v: Tensor, back: bool) -> Tensor:
-    """[M, P / 4, out, in] each to [M · 3, 4, P]."""
-    return by_turn(torch.stack([q, k, v], 1).flatten(0, 1), back)
+def turned(weights: MLSTMLayerWeights, back: bool) -> Tensor:
+    """q, k and v of each member by turn, [M · 3, 4, P]; back: as the way back sees them."""
+    return by_turn(torch.stack(weights[3:6], 1).flatten(0, 1), back)
 
 
-def forward(
-    x: Tensor, up: Tensor, taps: Tensor, bias: Tensor, q: Tensor, k: Tensor, v: Tensor, by_c: Tensor, by_x: Tensor,
-    gate_bias: Tensor, norm: Tensor, skip: Tensor, down: Tensor, train: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """x [M B, T, K]; up [M, 2 P, K], taps [M, 4, P], bias [M, P], q, k, v [M, P / 4, 4 out, 4 in], by_c and by_x
-    [M, R, P], gate_bias [M, 2 N], norm and skip [M, P], down [M, E, P].
+def cut_small(
+    weights: MLSTMLayerWeights, d_up: Tensor, d_down: Tensor, d_gate_bias: Tensor, small: Tensor
+) -> tuple[Tensor, ...]:
+    """The weights' gradients, in their order. small [M, ·]: those of taps, bias, q, k and v by turn, by_c, by_x, norm
+    and skip, one behind the other."""
+    members, width = weights.norm.shape
+    turns = (members, 3, BLOCK, width)
+    shapes = (
+        weights.taps.shape, weights.bias.shape, turns, weights.by_c.shape, weights.by_x.shape, weights.norm.shape,
+        weights.skip.shape,
+    )  # fmt: skip
+    ends = list(itertools.accumulate(math.prod(shape[1:]) for shape in shapes[:-1]))
+    d_taps, d_bias, d_turned, d_by_c, d_by_x, d_norm, d_skip = (
+        cut.reshape(shape).clone() for cut, shape in zip(small.tensor_split(ends, 1), shapes, strict=True)
+    )
+    straight = from_turns(d_turned.flatten(0, 1))
+    d_q, d_k, d_v = (torch.stack(straight[weight::3]) for weight in range(3))
+    return d_up, d_taps, d_bias, d_q, d_k, d_v, d_by_c, d_by_x, d_gate_bias, d_norm, d_skip, d_down
 
-    Returns y [M B, T, E], C, n and m after the last step, the last three inner inputs; and what is kept.
-    """
-    sizes = _sizes(x, up, by_c, gate_bias, down)
-    found = forward_shapes(x, up, taps, bias, q, k, v, by_c, by_x, gate_bias, norm, skip, down, train)
+
+def forward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """(x [M B, T, K], the weights as in MLSTMLayerWeights, each behind an axis M, by_c and by_x with R rows; train) →
+    y [M B, T, E], C, n and m after the last step, the last three inner inputs; and what is kept."""
+    *tensors, train = others
+    w = MLSTMLayerWeights(*tensors)
+    found = forward_shapes(x, *others)
+    sizes = _sizes(x, w)
     y, *state, past = found[:5]
     width, heads = sizes[3], sizes[5]
-    by_input = up.view(len(up), 2, width, -1).mT.contiguous()
-    weights = (by_input, taps, bias, _turned(q, k, v, False), by_c, by_x, gate_bias, norm, skip, down.mT.contiguous())
+    by_input = w.up.view(len(w.up), 2, width, -1).mT.contiguous()
+    weights = (
+        by_input, w.taps, w.bias, turned(w, False), w.by_c, w.by_x, w.gate_bias, w.norm, w.skip,
+        w.down.mT.contiguous(),
+    )  # fmt: skip
     run(
-        _forward, len(x), sizes, log_scale(width // heads), train, flat(x), _flat(weights), flat(y), _flat(state),
-        flat(past), _flat(found[5:]),
+        _forward, len(x), sizes, log_scale(width // heads), train, flat(x), flat_all(weights), flat(y),
+        flat_all(state), flat(past), flat_all(found[5:]),
     )  # fmt: skip
     return found
 
 
-def backward(
-    x: Tensor, up: Tensor, taps: Tensor, bias: Tensor, q: Tensor, k: Tensor, v: Tensor, by_c: Tensor, by_x: Tensor,
-    gate_bias: Tensor, norm: Tensor, skip: Tensor, down: Tensor, c: Tensor, n: Tensor, inner: Tensor, z: Tensor,
-    h: Tensor, i: Tensor, f: Tensor, grad: Tensor | None, grad_c: Tensor | None, grad_n: Tensor | None,
-    grad_m: Tensor | None, grad_past: Tensor | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+def backward(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Gradients of the inputs of `forward`, exact for any combination of output gradients."""
-    sizes = _sizes(x, up, by_c, gate_bias, down)
+    w = MLSTMLayerWeights(*others[:12])
+    c, n = others[12:14]
+    grad, grad_c, grad_n, grad_m, grad_past = others[19:]
+    sizes = _sizes(x, w)
     samples, _, _, width, outputs, heads, rows, _ = sizes
-    members, parts = len(up), min(PARTS, samples)
+    members, parts = len(w.up), min(PARTS, samples)
     ended = grad_c is None and grad_n is None
     none = x.new_empty(0)
     of_state = (
@@ -92,49 +136,38 @@ def backward(
     )  # fmt: skip
     of_y = x.new_zeros(*x.shape[:2], outputs) if grad is None else grad.contiguous()
     d_x = torch.empty_like(x)
-    of_part = (up.shape[1:], down.shape[1:], gate_bias.shape[1:], ((19 + 2 * rows) * width,))
+    of_part = (w.up.shape[1:], w.down.shape[1:], w.gate_bias.shape[1:], ((19 + 2 * rows) * width,))
     shares = tuple(x.new_empty(members, parts, *shape) for shape in of_part)
-    turned = (_turned(q, k, v, back) for back in (False, True))
-    run(
-        _backward, members * parts, parts, sizes, log_scale(width // heads), ended, flat(x),
-        _flat((up, taps, bias, *turned, by_c, by_x, norm, skip, down)), _flat((inner, z, h, i, f)), _flat((c, n)),
-        flat(of_y), _flat(of_state), flat(none if grad_past is None else grad_past.contiguous()), flat(d_x),
-        *map(flat, shares),
+    weights = (
+        w.up, w.taps, w.bias, turned(w, False), turned(w, True), w.by_c, w.by_x, w.norm, w.skip, w.down,
     )  # fmt: skip
-    d_up, d_down, d_gate_bias, small = (share.sum(1) for share in shares)
-    of_small = (taps.shape, bias.shape, (members, 3, BLOCK, width), by_c.shape, by_x.shape, norm.shape, skip.shape)
-    ends = list(itertools.accumulate(math.prod(shape[1:]) for shape in of_small[:-1]))
-    cuts = small.tensor_split(ends, 1)
-    d_taps, d_bias, d_turned, d_by_c, d_by_x, d_norm, d_skip = (
-        cut.reshape(shape).clone() for cut, shape in zip(cuts, of_small, strict=True)
-    )
-    turns = from_turns(d_turned.flatten(0, 1))
-    d_q, d_k, d_v = (torch.stack(turns[weight::3]) for weight in range(3))
-    return d_x, d_up, d_taps, d_bias, d_q, d_k, d_v, d_by_c, d_by_x, d_gate_bias, d_norm, d_skip, d_down
+    run(
+        _backward, members * parts, parts, sizes, log_scale(width // heads), ended, flat(x), flat_all(weights),
+        flat_all(others[14:19]), flat_all((c, n)), flat(of_y), flat_all(of_state),
+        flat(none if grad_past is None else grad_past.contiguous()), flat(d_x), *map(flat, shares),
+    )  # fmt: skip
+    return d_x, *cut_small(w, *(share.sum(1) for share in shares))
 
 
-def forward_shapes(*tensors: Any) -> tuple[Tensor, ...]:
+def forward_shapes(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Tensors like those that `forward` returns, not filled."""
-    x, up, gate_bias, down, train = tensors[0], tensors[1], tensors[9], tensors[12], tensors[13]
-    batch, steps, _ = x.shape
-    width, heads, kept = up.shape[1] // 2, gate_bias.shape[1] // 2, steps if train else 0
-    return (
-        x.new_empty(batch, steps, down.shape[1]),
-        x.new_empty(batch, heads, width // heads, width // heads),
-        x.new_empty(batch, heads, width // heads),
-        x.new_empty(batch, heads),
-        x.new_empty(batch, TAPS - 1, width),
-        *(x.new_empty(batch, kept, width) for _ in range(3)),
-        *(x.new_empty(batch, kept, heads) for _ in range(2)),
-    )
+    *tensors, train = others
+    _, steps, _, width, outputs, heads, _, _ = _sizes(x, MLSTMLayerWeights(*tensors))
+    kept, head = steps if train else 0, width // heads
+    shapes = (
+        (steps, outputs), (heads, head, head), (heads, head), (heads,), (TAPS - 1, width), *[(kept, width)] * 3,
+        *[(kept, heads)] * 2,
+    )  # fmt: skip
+    return tuple(x.new_empty(len(x), *shape) for shape in shapes)
 
 
 def backward_shapes(*tensors: Any) -> tuple[Tensor, ...]:
     """Tensors like those that `backward` returns, not filled."""
-    return tuple(torch.empty_like(tensor) for tensor in tensors[: len(_INPUTS)])
+    return tuple(torch.empty_like(tensor) for tensor in tensors[: len(INPUTS)])
 
 
-def _flat(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+def flat_all(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Each as a flat array."""
     return tuple(map(flat, tensors))
 
 
@@ -145,11 +178,11 @@ def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
 _in_layout = register(
     Kernel(
         name="mlstm_layer_numba",
-        inputs=dict.fromkeys(_INPUTS, 0),
+        inputs=dict.fromkeys(INPUTS, 0),
         constants={},
         outputs=dict.fromkeys(("y", "c", "n", "m", "past"), 0),
         saved=dict.fromkeys(("inner", "z", "h", "i", "f"), 0),
-        needs=(*_INPUTS, "c", "n"),
+        needs=(*INPUTS, "c", "n"),
         forward=forward,
         backward=backward,
         forward_shapes=forward_shapes,
@@ -158,30 +191,25 @@ _in_layout = register(
 )
 
 
-def mlstm_layer_fits(x: Tensor, up: Tensor, taps: Tensor, q: Tensor, down: Tensor) -> bool:
-    """Whether the sizes suit `mlstm_layer_numba`, whose head width has to be a multiple of LANES."""
-    width = up.shape[0] // 2
+def mlstm_layer_fits(x: Tensor, weights: MLSTMLayerWeights) -> bool:
+    """Whether the sizes suit `mlstm_layer_numba` and `mlstm_last_layer_numba`; of heads, a multiple of LANES."""
+    outputs, width = weights.down.shape
+    heads = len(weights.gate_bias) // 2
     return (
         x.shape[1] >= LEAST_STEPS
-        and len(taps) == TAPS
-        and q.shape[2] == BLOCK
-        and not any(size % LANES for size in (x.shape[2], width, len(down)))
-        and width * max(x.shape[2], len(down)) <= LARGEST_WEIGHT
+        and len(weights.taps) == TAPS
+        and weights.q.shape[2] == BLOCK
+        and not any(size % LANES for size in (x.shape[2], width // heads, outputs))
+        and width * max(x.shape[2], outputs) <= LARGEST_WEIGHT
     )
 
 
-def mlstm_layer_numba(
-    x: Tensor, up: Tensor, taps: Tensor, bias: Tensor, q: Tensor, k: Tensor, v: Tensor, by_c: Tensor, by_x: Tensor,
-    gate_bias: Tensor, norm: Tensor, skip: Tensor, down: Tensor,
-) -> tuple[Tensor, MLSTMState, Tensor]:  # fmt: skip
-    """x [B, T, K]; up [2 P, K], the rows for the inner input, then for z; taps [4, P], bias [P]; q, k, v [P / 4, 4, 4];
-    by_c and by_x [2 N, P], what the gates see of the convolved inner input and of the inner input, and gate_bias [2 N],
-    each for i, then for f; norm [N, D] and skip [P]; down [E, P]. Sizes as `mlstm_layer_fits` says.
+def mlstm_layer_numba(x: Tensor, weights: MLSTMLayerWeights) -> tuple[Tensor, MLSTMState, Tensor]:
+    """x [B, T, K] → y [B, T, E], the cell's state and the last three inner inputs [B, 3, P], all differentiable.
 
-    Returns y [B, T, E], the cell's state and the last three inner inputs [B, 3, P], all differentiable.
+    Sizes as `mlstm_layer_fits` says.
     """
-    spare = (0, 0, 0, -len(by_c) % ROWS)
-    by_c, by_x = F.pad(by_c, spare), F.pad(by_x, spare)
-    weights = (up, taps, bias, q, k, v, by_c, by_x, gate_bias, norm.flatten(), skip, down)
-    y, *state, past = _in_layout(x.contiguous(), *(weight.contiguous().unsqueeze(0) for weight in weights))
+    spare = (0, 0, 0, -len(weights.by_c) % ROWS)
+    padded = weights._replace(by_c=F.pad(weights.by_c, spare), by_x=F.pad(weights.by_x, spare))
+    y, *state, past = _in_layout(x.contiguous(), *(weight.contiguous().unsqueeze(0) for weight in padded))
     return y, MLSTMState(*state), past

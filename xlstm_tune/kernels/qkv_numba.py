@@ -6,6 +6,8 @@ turning the block (`simd.turn`): weight [4, P] holds, for each turn, the weight 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from numba import njit
 from torch import Tensor
@@ -77,6 +79,7 @@ def _backward(first, end, steps, width, c, x, turned, d_q, d_k, d_v, d_c, d_x, d
             store(d_weight, at + 11 * width, v3)
 
 
+@functools.cache
 def _turns(back: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each turn and lane of a block, the (output, input) whose weight it uses, each [4, 4]."""
     turns = torch.arange(BLOCK, device=device).view(-1, 1)

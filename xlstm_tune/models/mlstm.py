@@ -14,12 +14,14 @@ from xlstm_tune.kernels.around import (
     block_diagonal,
     cell_inputs,
     convolved_cell_inputs,
+    end_of_mlstm_layer,
     gated_head_norm,
     linear,
-    projected_pooled_by_last,
+    pooled_by_last,
     whole_mlstm_layer,
 )
 from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.mlstm_layer_numba import MLSTMLayerWeights
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.block import BlockDiagonal, Dropout, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
@@ -104,23 +106,21 @@ class MLSTMLayer(nn.Module):
         x may come as rows of fewer numbers and a basis: the up-projection is then of those rows.
         """
         rows, up = self._rows(x, resets, lengths)
-        by_convolved, by_x = self._gate_weights()
-        if self.norm is not None and self.conv is not None and state is None and resets is None and lengths is None:
-            whole = whole_mlstm_layer(
-                rows, up, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight, by_convolved,
-                by_x, self.gates.bias, self.norm.by_head(), self.skip, self.down.weight, self.backend,
-            )  # fmt: skip
+        seen_by_gates = self._gate_weights()
+        weights = self._weights(up, seen_by_gates)
+        if weights is not None and state is None and resets is None and lengths is None:
+            whole = whole_mlstm_layer(rows, weights, self.backend)
             if whole is not None:
                 return self.dropout(whole[0]), MLSTMLayerState(whole[2], whole[1])
         # Two products: the halves of one would not be contiguous, nor would their gradients.
         inner, z = (linear(rows, half, self.backend) for half in up.chunk(2))
-        weights = (self.q.weight, self.k.weight, self.v.weight, by_convolved, by_x, self.heads, self.backend)
+        of_cell = (self.q.weight, self.k.weight, self.v.weight, *seen_by_gates, self.heads, self.backend)
         if self.conv is not None and state is None and resets is None:
-            convolved, q, k, v, gates = convolved_cell_inputs(inner, self.conv.weight, self.conv.bias, *weights)
+            convolved, q, k, v, gates = convolved_cell_inputs(inner, self.conv.weight, self.conv.bias, *of_cell)
             past = self.conv.end(inner, lengths=lengths)
         else:
             convolved, past = self._convolve(inner, state, resets, lengths)
-            q, k, v, gates = cell_inputs(convolved, inner, *weights)
+            q, k, v, gates = cell_inputs(convolved, inner, *of_cell)
         i, f = (gates + self.gates.bias).chunk(2, dim=-1)
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
@@ -137,19 +137,33 @@ class MLSTMLayer(nn.Module):
         rows, up = self._rows(x, None, lengths)
         # A backend that cannot run here is refused, as always.
         resolve("mlstm", self.backend, rows.device.type, rows.dtype, width=self.inner // self.heads)
+        seen_by_gates = self._gate_weights()
+        weights = self._weights(up, seen_by_gates)
+        if weights is not None and lengths is None:
+            found = end_of_mlstm_layer(rows, weights, backend=self.backend)
+            if found is not None:
+                return self.dropout(found[0].unsqueeze(1))
         tail = last_steps(rows, lengths, 1 if self.conv is None else self.conv.kernel)
-        end, z = F.linear(tail, up).chunk(2, dim=-1)
-        convolved_end, z = (end if self.conv is None else self.conv(end)[0])[:, -1:], z[:, -1:]
+        inner, z = F.linear(tail, up).chunk(2, dim=-1)
+        convolved_end, z = (inner if self.conv is None else self.conv(inner)[0])[:, -1:], z[:, -1:]
         q = self.q(convolved_end).squeeze(1) / math.sqrt(self.inner // self.heads)
         own_head = torch.diag_embed(q.transpose(1, 2), dim1=1, dim2=2).flatten(2)  # [B, N, P]
         seen_by_q = block_diagonal(own_head, self.k.weight.transpose(1, 2), 1).squeeze(2)
         conv = None if self.conv is None else (self.conv.weight, self.conv.bias)
-        gates = (self.gates.bias, *self._gate_weights())
-        pooled = projected_pooled_by_last(rows, up.chunk(2)[0], conv, *gates, seen_by_q, lengths, self.backend)
+        gates = (self.gates.bias, *seen_by_gates)
+        inner = linear(rows, up.chunk(2)[0], self.backend)
+        pooled = pooled_by_last(inner, conv, *gates, seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
         y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
         out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
         return out
+
+    def normed_last(self, x: Tensor, norm: Tensor) -> tuple[Tensor, Tensor] | None:
+        """`last` of x [B, T, E] after a layer norm with this weight [E], and x at the last step, [B, 1, E] both; None
+        where that cannot be had at once."""
+        weights = self._weights(self.up.weight, self._gate_weights())
+        found = None if weights is None else end_of_mlstm_layer(x, weights, norm, self.backend)
+        return None if found is None else (self.dropout(found[0].unsqueeze(1)), found[1].unsqueeze(1))
 
     def _rows(self, x: Tensor | Narrow, resets: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the up-projection sees, zeros at padding, and its weight [2 P, ·] for that."""
@@ -175,6 +189,16 @@ class MLSTMLayer(nn.Module):
         if state is not None:
             expect_shape(state.conv, "MLSTMLayer: state conv", B=inner.shape[0], past=0, P=self.inner)
         return inner, inner[:, :0]
+
+    def _weights(self, up: Tensor, seen_by_gates: tuple[Tensor, Tensor]) -> MLSTMLayerWeights | None:
+        """As the kernels of a whole layer have them, with this weight of the up-projection; None without a convolution
+        or a norm, which those kernels include."""
+        if self.conv is None or self.norm is None:
+            return None
+        return MLSTMLayerWeights(
+            up, self.conv.weight, self.conv.bias, self.q.weight, self.k.weight, self.v.weight, *seen_by_gates,
+            self.gates.bias, self.norm.by_head().flatten(), self.skip, self.down.weight,
+        )  # fmt: skip
 
     def _gate_weights(self) -> tuple[Tensor, Tensor]:
         """What i and f, which see q, k and v, see of the convolved input and of the raw one, each [2 N, P].
