@@ -102,7 +102,8 @@ def backward(
     c, q, k, v = floats(size), floats(size), floats(size), floats(size)
     d_c, d_z, d_h = floats(size), floats(size), floats(size)
     # Stages that read before they write share memory, so that all of it stays in cache.
-    gated, d_q, d_k, d_v, d_gated, d_inner = c, q, k, v, d_h, d_h
+    d_q, d_k, d_v, d_gated, d_inner = q, k, v, d_h, d_h
+    gated, slope = floats(size), floats(size)
     d_i, d_f, d_raw, none, through_z = (
         floats(gates), floats(gates), floats(steps * rows), np.empty(0, np.float32), floats(steps * count),
     )  # fmt: skip
@@ -134,6 +135,7 @@ def backward(
             product(my_grad, steps, outputs, down, member * outputs * width, width, d_gated)
             sources_forward(
                 0, 1, steps, width, 1, 0, my_inner, my_taps, my_bias, my_forth, my_by_c, my_by_x, c, q, k, v, none,
+                slope,
             )  # fmt: skip
             norm_backward(
                 0, 1, steps, heads, head, True, my_h, my_norm, c, my_skip, my_z, d_gated, d_h, s_norm, d_c, s_skip, d_z,
@@ -155,7 +157,7 @@ def backward(
                     my_gate_bias[heads + one] += of_f
             sources_backward(
                 0, 1, steps, width, 1, rows, my_inner, my_taps, my_bias, my_back, my_by_c, my_by_x, d_c, d_q, d_k, d_v,
-                d_raw, d_inner, s_taps, s_bias, s_turned, s_by_c, s_by_x,
+                d_raw, d_inner, s_taps, s_bias, s_turned, s_by_c, s_by_x, c, slope,
             )  # fmt: skip
             if grad_past.size:
                 add(own(grad_past, sample, 3 * width), d_inner[(steps - 3) * width :])

@@ -28,8 +28,8 @@ ROWS = 4
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
-def convolve(x, taps, bias, sample, steps, step, full, first, width, c, at_c):
-    """SiLU of the convolution for features first .. first + width of a step, to c from `at_c` on.
+def convolve(x, taps, bias, sample, steps, step, full, first, width, c, at_c, slope=None):
+    """SiLU of the convolution for features first .. first + width of a step, to c from `at_c` on; its slope likewise.
 
     Zeros stand before step 0.
     """
@@ -40,8 +40,10 @@ def convolve(x, taps, bias, sample, steps, step, full, first, width, c, at_c):
         x2 = load(x, at - 2 * full) if step >= 2 else zero
         x3 = load(x, at - 3 * full) if step >= 3 else zero
         total = tap_sum(taps, bias, full, feature, load(x, at), x1, x2, x3)
-        share, _ = sigmoid_and_slope(total)
+        share, rest = sigmoid_and_slope(total)
         store(c, at_c + feature - first, total * share)
+        if slope is not None:
+            store(slope, at_c + feature - first, share * (total * rest + f32(1)))
 
 
 @njit(forceinline=True, fastmath=CONTRACT)
@@ -85,15 +87,18 @@ def outer_rows(steps, by_row, at, stride, x, at_x, stride_x, out, at_out, width)
 
 
 @kernel
-def sources_forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates):
-    """Tasks first..end, each a sample and a member; taps [4, M P], bias [M P], by_c and by_x [M, R, P]; all flat."""
+def sources_forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates, slope=None):
+    """Tasks first..end, each a sample and a member; taps [4, M P], bias [M P], by_c and by_x [M, R, P]; all flat.
+
+    slope: as c, for `sources_backward`; None = it is not wanted.
+    """
     full = members * width
     zero = splat(f32(0))
     for task in range(first, end):
         sample, member = task // members, task % members
         for step in range(steps):
             at = (sample * steps + step) * full + member * width
-            convolve(x, taps, bias, sample, steps, step, full, member * width, width, c, at)
+            convolve(x, taps, bias, sample, steps, step, full, member * width, width, c, at, slope)
             for feature in range(0, width, LANES):
                 place = member * width + feature
                 seen = load(c, at + feature)
@@ -112,16 +117,17 @@ def sources_forward(first, end, steps, width, members, rows, x, taps, bias, weig
 @kernel
 def sources_backward(
     first, end, steps, width, members, rows, x, taps, bias, turned, by_c, by_x, d_c, d_q, d_k, d_v, d_gates,
-    d_x, d_taps, d_bias, d_weight, d_by_c, d_by_x,
+    d_x, d_taps, d_bias, d_weight, d_by_c, d_by_x, c=None, slope=None,
 ):  # fmt: skip
-    """As `sources_forward`; turned: the weights of q, k and v as the way back sees them. c is computed again.
+    """As `sources_forward`; turned: the weights of q, k and v as the way back sees them. c and its slope are computed
+    again where they are not given.
 
     d_taps [B, 4, M P], d_bias [B, M P], d_weight [B, 3, 4, M P], d_by_c and d_by_x [B, M, R, P] are the samples'
     shares.
     """
     full = members * width
     zero = splat(f32(0))
-    c = floats(steps * LANES)
+    column = floats(steps * LANES)
     for task in range(first, end):
         sample, member = task // members, task % members
         for feature in range(0, width, LANES):
@@ -136,20 +142,24 @@ def sources_backward(
             for step in range(steps):
                 at = start + step * full
                 x0 = load(x, at)
-                total = tap_sum(taps, bias, full, place, x0, x1, x2, x3)
-                share, rest = sigmoid_and_slope(total)
-                seen, raw = total * share, x0
-                store(c, step * LANES, seen)
+                if slope is None:
+                    total = tap_sum(taps, bias, full, place, x0, x1, x2, x3)
+                    share, rest = sigmoid_and_slope(total)
+                    seen, steep = total * share, share * (total * rest + f32(1))
+                    store(column, step * LANES, seen)
+                else:
+                    seen, steep = load(c, at), load(slope, at)
+                raw = x0
                 dq, dk, dv = load(d_q, at), load(d_k, at), load(d_v, at)
                 b0 = project(turned, 8 * full + place, full, dv)
                 through = project(turned, place, full, dq) + project(turned, 4 * full + place, full, dk)
                 through = through + load(d_c, at)
                 from_row = ((sample * steps + step) * members + member) * rows
                 for row in range(rows):
-                    slope = spread(d_gates, from_row + row)
-                    through = through + slope * load(by_c, of_row + row * width)
-                    b0 = b0 + slope * load(by_x, of_row + row * width)
-                t0 = through * share * (total * rest + f32(1))
+                    of_gate = spread(d_gates, from_row + row)
+                    through = through + of_gate * load(by_c, of_row + row * width)
+                    b0 = b0 + of_gate * load(by_x, of_row + row * width)
+                t0 = through * steep
                 if step >= 3:
                     store(d_x, at - 3 * full, b3 + to_input(taps, full, place, t0, t1, t2, t3))
                 tap0, tap1, tap2, tap3 = tap0 + t0 * x3, tap1 + t0 * x2, tap2 + t0 * x1, tap3 + t0 * x0
@@ -180,7 +190,10 @@ def sources_backward(
             for row in range(0, rows, ROWS):
                 slopes = (sample * steps * members + member) * rows + row
                 to = ((sample * members + member) * rows + row) * width + feature
-                outer_rows(steps, d_gates, slopes, members * rows, c, 0, LANES, d_by_c, to, width)
+                if slope is None:
+                    outer_rows(steps, d_gates, slopes, members * rows, column, 0, LANES, d_by_c, to, width)
+                else:
+                    outer_rows(steps, d_gates, slopes, members * rows, c, start, full, d_by_c, to, width)
                 outer_rows(steps, d_gates, slopes, members * rows, x, start, full, d_by_x, to, width)
 
 
