@@ -31,11 +31,6 @@ def pooled(x, taps, bias, gate_bias, by_convolved, by_x, queries, backend):
     return around.pooled_by_last(x, (taps, bias), gate_bias + 2.0, *others, backend=backend)
 
 
-def projected_pooled(x, up, taps, bias, gate_bias, by_convolved, by_x, queries, backend):
-    others = (0.2 * by_convolved, 0.2 * by_x, 0.2 * queries)
-    return around.projected_pooled_by_last(x, 0.3 * up, (taps, bias), gate_bias + 2.0, *others, backend=backend)
-
-
 def source_shapes(steps, gates, width=32):
     """Of x, taps and bias, q, k and v, and what the gates see."""
     blocks = [(width // 4, 4, 4)] * 3
@@ -81,12 +76,6 @@ CASES = {
     **{
         f"last of {steps} steps, {heads} heads": (pooled, pooled_shapes(steps, heads), {})
         for steps, heads in ((9, 4), (1, 1), (2, 2), (3, 5), (4, 3), (16, 2), (40, 8))
-    },
-    **{
-        f"last of {steps} projected steps, {heads} heads": (
-            projected_pooled, [(3, steps, 16), (32, 16), *pooled_shapes(steps, heads)[1:-1], (3, heads, 32)], {},
-        )
-        for steps, heads in ((5, 2), (12, 1), (17, 3), (40, 2))
     },
     "last, wide": (pooled, pooled_shapes(17, 2, 80), {}),
 }  # fmt: skip

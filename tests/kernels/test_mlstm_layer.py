@@ -7,9 +7,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from xlstm_tune.kernels import around
-from xlstm_tune.kernels.mlstm_layer_numba import mlstm_layer_fits
+from xlstm_tune.kernels.mlstm_layer_numba import MLSTMLayerWeights, mlstm_layer_fits
 from xlstm_tune.models import mlstm
 from xlstm_tune.models.mlstm import MLSTMLayer
 
@@ -182,7 +183,135 @@ def test_states_resets_lengths_and_few_steps_run_in_parts(monkeypatch):
 
 
 def test_large_weights_run_in_parts():
-    x, taps, q = torch.zeros(2, 12, 512), torch.zeros(4, 512), torch.zeros(128, 4, 4)
-    assert not mlstm_layer_fits(x, torch.zeros(1024, 512), taps, q, torch.zeros(512, 512))
-    assert mlstm_layer_fits(x[..., :64], torch.zeros(1024, 64), taps, q, torch.zeros(128, 512))
-    assert not mlstm_layer_fits(x[:, :11, :64], torch.zeros(1024, 64), taps, q, torch.zeros(128, 512))
+    def weights(width, outputs, inputs):
+        blocks = [torch.zeros(width // 4, 4, 4)] * 3
+        gates = [torch.zeros(4, width), torch.zeros(4, width), torch.zeros(4)]
+        ends = [torch.zeros(width), torch.zeros(width), torch.zeros(outputs, width)]
+        return MLSTMLayerWeights(
+            torch.zeros(2 * width, inputs), torch.zeros(4, width), torch.zeros(width), *blocks, *gates, *ends
+        )
+
+    assert not mlstm_layer_fits(torch.zeros(2, 12, 512), weights(512, 512, 512))
+    assert mlstm_layer_fits(torch.zeros(2, 12, 64), weights(512, 128, 64))
+    assert not mlstm_layer_fits(torch.zeros(2, 11, 64), weights(512, 128, 64))
+    assert not mlstm_layer_fits(torch.zeros(2, 12, 64), weights(48, 64, 64))  # heads of 24
+
+
+def last(layer, x):
+    return (layer.last(x).squeeze(1),)
+
+
+def normed_last(layer, x):
+    found = layer.normed_last(x, layer.before)
+    if found is None:
+        seen = F.layer_norm(x, x.shape[2:], layer.before, None, around.NORM_EPSILON)
+        found = layer.last(seen), x[:, -1:]
+    return tuple(one.squeeze(1) for one in found)
+
+
+def last_problem(*size, **options):
+    layer, x = problem(*size, **options)
+    layer.before = torch.nn.Parameter(1.0 + 0.3 * torch.randn(layer.width))
+    return layer, x
+
+
+@pytest.fixture
+def last_at_once(monkeypatch):
+    """The last output's parts are out of reach."""
+    monkeypatch.setattr(mlstm, "pooled_by_last", None)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("function", [last, normed_last])
+def test_the_last_output_in_one_op_equals_its_parts(function, size, request):
+    layer, x = last_problem(*size)
+    true = results(in_parts(layer), x.double(), function=function)
+    request.getfixturevalue("last_at_once")
+    assert_near(results(layer, x, function=function), true)
+
+
+@pytest.mark.parametrize("chosen", range(2))
+def test_the_last_output_and_the_last_input_have_their_own_gradients(chosen, request):
+    layer, x = last_problem(3, 40, 16, 32, 2)
+    chosen = slice(chosen, chosen + 1)
+    true = results(in_parts(layer), x.double(), chosen, normed_last)
+    request.getfixturevalue("last_at_once")
+    assert_near(results(layer, x, chosen, normed_last), true)
+
+
+@pytest.mark.usefixtures("last_at_once")
+@pytest.mark.parametrize("function", [last, normed_last])
+def test_the_last_output_without_gradients_has_the_same_bits(function):
+    layer, x = last_problem(3, 20, 16, 32, 2)
+    with torch.no_grad():
+        quick = function(layer, x)
+    assert all(torch.equal(one, other) for one, other in zip(quick, function(layer, x), strict=True))
+
+
+@pytest.mark.usefixtures("last_at_once")
+@pytest.mark.parametrize("function", [last, normed_last])
+def test_vmap_of_the_last_output_equals_each_member_alone(function):
+    layers = [last_problem(3, 13, 16, 32, 2)[0] for _ in range(3)]
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            for parameter in layer.parameters():
+                parameter *= 1.0 + 0.1 * number
+    x = torch.randn(3, 3, 13, 16)
+    weights, _ = torch.func.stack_module_state(layers)
+
+    class Called(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layers[0]
+
+        def forward(self, x):
+            return function(self.layer, x)[0]
+
+    seen = x.clone().requires_grad_()
+    named = {f"layer.{name}": weight for name, weight in weights.items()}
+    y = torch.func.vmap(lambda own, one: torch.func.functional_call(Called(), own, one))(named, seen)
+    y.square().sum().backward()
+    for number, layer in enumerate(layers):
+        alone = x[number].clone().requires_grad_()
+        z = function(layer, alone)[0]
+        z.square().sum().backward()
+        torch.testing.assert_close(y[number], z, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(seen.grad[number], alone.grad, rtol=1e-4, atol=1e-5 * alone.grad.abs().max())
+        for name, parameter in layer.named_parameters():
+            if parameter.grad is not None:
+                atol = 1e-5 * parameter.grad.abs().max()
+                torch.testing.assert_close(weights[name].grad[number], parameter.grad, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.usefixtures("last_at_once")
+@pytest.mark.parametrize("function", [last, normed_last])
+def test_compile_of_the_last_output_without_graph_breaks(function):
+    torch._dynamo.reset()
+    layer, x = last_problem(2, 12, 16, 16, 1)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for mine, true in zip(results(layer, x, function=compiled), results(layer, x, function=function), strict=True):
+        torch.testing.assert_close(mine, true)
+
+
+@pytest.mark.usefixtures("last_at_once")
+def test_any_number_of_threads_gives_the_last_output_the_same_bits():
+    layer, x = last_problem(17, 24, 16, 48, 3)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(layer, x, function=normed_last))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.usefixtures("last_at_once")
+def test_nan_in_one_sample_shows_in_its_last_output_alone():
+    layer, x = last_problem(3, 20, 16, 32, 2)
+    x[1, 7, 3] = torch.nan
+    for function in (last, normed_last):
+        y = function(layer, x)[0]
+        assert y[1].isnan().all() and not y[[0, 2]].isnan().any()

@@ -21,7 +21,8 @@ def test_the_normalised_embedding_is_the_norm_of_the_embedding(norm, features):
     source, norm = embedded(features, 64), norm.double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
-    narrow = source.normalised(norm)
+    narrow, dense = source.normalised(norm, None, last=False)
+    torch.testing.assert_close(dense, source.dense(), rtol=1e-12, atol=1e-12)
     assert narrow.rows.shape[2] % 16 == 0 and narrow.rows.shape[2] <= 32
     torch.testing.assert_close(narrow.rows @ narrow.basis.t(), norm(source.dense()), rtol=1e-12, atol=1e-12)
 
@@ -32,7 +33,7 @@ def test_a_small_spread_is_nearly_as_exact_as_torchs_norm():
     weight, bias = source.weight, -300.0 * source.weight.squeeze(1) + 1e-2 * source.bias
     near = Embedded(torch.linspace(299.99, 300.01, 21).view(3, 7, 1), weight, bias)
     truth = Norm(64).double()(Embedded(*(one.double() for one in near)).dense())
-    narrow = near.normalised(Norm(64))
+    narrow, _ = near.normalised(Norm(64), None, last=False)
     mine, torchs = narrow.rows @ narrow.basis.t(), Norm(64)(near.dense())
     assert (mine - truth).abs().max() <= 4 * (torchs - truth).abs().max()
 

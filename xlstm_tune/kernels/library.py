@@ -67,7 +67,7 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
 
     def call(*tensors: Tensor | None, **options: Any) -> Tensors:
         differentiable = (tensor for tensor in tensors[:count] if tensor is not None)
-        train = torch.is_grad_enabled() and any(_wants_gradient(tensor) for tensor in differentiable)
+        train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in differentiable)
         found = _tuple(forward_op(*tensors, train, *(options[name] for name in kernel.options)))
         return found[: len(kernel.outputs)]
 
@@ -79,7 +79,7 @@ def members(*tensors: Tensor) -> int:
     return max([1, *(_unwrapped(tensor).numel() // tensor.numel() for tensor in tensors if tensor.numel())])
 
 
-def _wants_gradient(tensor: Tensor) -> bool:
+def wants_gradient(tensor: Tensor) -> bool:
     """Whether a tensor requires a gradient, or what a vmap has wrapped in it does."""
     return _unwrapped(tensor).requires_grad
 

@@ -1,4 +1,4 @@
-"""An mLSTM layer's last output on a CPU in float32, one sample after another: the kernels of `mlstm_last_layer_numba`.
+"""An mLSTM layer's last output on a CPU in float32, a sample at a time: the kernels of `mlstm_last_layer_numba`.
 
 Only the inner inputs, the gates and the scores are made of every step, by the kernels of `mlstm_last_numba`; q, h, z and
 the output are single rows. k and v stand on the other side of their products: a head's query goes back through k's
@@ -73,8 +73,8 @@ def _end_of_convolution(x, taps, bias, at, width, feature, of_c, d_x, d_taps, d_
 
 @kernel
 def forward(first, end, sizes, scale, keep, x, weights, y, x_end, kept):
-    """Tasks first..end, each a sample of a member; y [M B, E], x_end [M B, K]. Kept: inner [M B, T, P], empty without `keep`; ends
-    [M B, ENDS, P], pooled [M B, N, P], and what `last_forward` keeps.
+    """Tasks first..end, each a sample of a member; y [M B, E], x_end [M B, K]. Kept: inner [M B, T, P], empty
+    without `keep`; ends [M B, ENDS, P], pooled [M B, N, P], and what `last_forward` keeps.
 
     before [M, K]: the weight of a layer norm that comes before the layer; empty: there is none.
     """
@@ -130,8 +130,9 @@ def backward(
 ):  # fmt: skip
     """Tasks first..end, each a part of a member's samples; `weights` as the way back sees them.
 
-    The parts' shares: d_before [M, parts, K] or empty, d_up [M, parts, 2, P, K], d_down [M, parts, E, P], d_gate_bias [M, parts, 2, N], and in d_small
-    [M, parts, (19 + 4 N) P] those of taps, bias, q, k and v by turn, by_c, by_x, norm and skip, one behind the other.
+    The parts' shares: d_before [M, parts, K] or empty, d_up [M, parts, 2, P, K], d_down [M, parts, E, P], d_gate_bias
+    [M, parts, 2, N], and in d_small [M, parts, (19 + 4 N) P] those of taps, bias, q, k and v by turn, by_c, by_x, norm
+    and skip, one behind the other.
     """
     samples, steps, count, width, outputs, heads, rows, padded = sizes
     before, up, taps, bias, forth, back, by_c, by_x, norm, skip, down = weights

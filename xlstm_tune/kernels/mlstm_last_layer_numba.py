@@ -40,19 +40,29 @@ def _scale(sizes: tuple[int, ...]) -> Any:
 
 
 def forward(x: Tensor, before: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    """(x [M B, T, K], before [M, K] or [M, 0], the weights as in MLSTMLayerWeights, each behind an axis M, train) → y [M B, E], x's last step
-    [M B, K], and what is kept: inner inputs [M B, T, P], rows of the last step, pooled [M B, N, P], and what `mlstm_last_numba` keeps."""
+    """(x [M B, T, K], before [M, K] or [M, 0], the weights as in MLSTMLayerWeights, each behind an axis M; train) →
+    y [M B, E], x's last step [M B, K]; and what is kept."""
     *tensors, train = others
     w = MLSTMLayerWeights(*tensors)
     found = forward_shapes(x, before, *others)
     sizes = _sizes(x, w)
     by_input = w.up.view(len(w.up), 2, sizes[3], -1).mT.contiguous()
     weights = (
-        before, by_input, w.taps, w.bias, turned(w, False), turned(w, True), w.by_c, w.by_x, w.gate_bias, w.norm, w.skip,
-        w.down.mT.contiguous(),
+        before, by_input, w.taps, w.bias, turned(w, False), turned(w, True), w.by_c, w.by_x, w.gate_bias, w.norm,
+        w.skip, w.down.mT.contiguous(),
     )  # fmt: skip
-    run(_forward, len(x), sizes, _scale(sizes), train, flat(x), flat_all(weights), flat(found[0]),
-        flat(found[1]), flat_all(found[2:]))
+    run(
+        _forward,
+        len(x),
+        sizes,
+        _scale(sizes),
+        train,
+        flat(x),
+        flat_all(weights),
+        flat(found[0]),
+        flat(found[1]),
+        flat_all(found[2:]),
+    )
     return found
 
 
@@ -75,8 +85,8 @@ def backward(x: Tensor, before: Tensor, *others: Any) -> tuple[Tensor, ...]:
         _backward, members * parts, parts, sizes, _scale(sizes), flat(x), flat_all(weights), flat_all(kept),
         flat(grad), flat(grad_end), flat(d_x), *map(flat, shares),
     )  # fmt: skip
-    d_before, *others = (share.sum(1) for share in shares)
-    return d_x, d_before, *cut_small(w, *others)
+    d_before, *of_weights = (share.sum(1) for share in shares)
+    return d_x, d_before, *cut_small(w, *of_weights)
 
 
 def forward_shapes(x: Tensor, before: Tensor, *others: Any) -> tuple[Tensor, ...]:

@@ -87,7 +87,9 @@ def outer_rows(steps, by_row, at, stride, x, at_x, stride_x, out, at_out, width)
 
 
 @kernel
-def sources_forward(first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates, slope=None):
+def sources_forward(
+    first, end, steps, width, members, rows, x, taps, bias, weight, by_c, by_x, c, q, k, v, gates, slope=None
+):  # fmt: skip
     """Tasks first..end, each a sample and a member; taps [4, M P], bias [M P], by_c and by_x [M, R, P]; all flat.
 
     slope: as c, for `sources_backward`; None = it is not wanted.

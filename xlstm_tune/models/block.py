@@ -214,11 +214,12 @@ class Block(nn.Module):
         """x [B, T, E] to what `forward` gives where the running direction ends, [B, 1, E]: at each sample's last real
         step, or at step 0 for a layer in reverse. Only one that runs in a single direction has such an end.
         """
+        at_once = None
         if lengths is None and isinstance(self.norm, Norm) and not self.norm.rms and hasattr(self.layer, "normed_last"):
-            at_once = self.layer.normed_last(x, 1.0 + self.norm.weight)
-            if at_once is not None:
-                y, end = at_once
-                return self._feed_forward(end + y)
+            at_once = self.layer.normed_last(x, 1.0 + self.norm.weight)  # type: ignore[operator]
+        if at_once is not None:
+            y, end = at_once
+            return self._feed_forward(end + y)
         end = x[:, :1] if isinstance(self.layer, Reversed) else last_steps(x, lengths)
         return self.finish(end, self.norm(x), lengths)
 

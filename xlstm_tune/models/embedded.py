@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlstm_tune.kernels.around import NORM_EPSILON
+from xlstm_tune.kernels.embedding_numba import embedding_fits, embedding_numba
 from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.models.block import Norm
 from xlstm_tune.models.steps import last_steps
@@ -40,29 +41,33 @@ class Embedded(NamedTuple):
         """[B, T, E]."""
         return F.linear(*self)
 
-    def last(self, lengths: Tensor | None) -> Tensor:
-        """Each sample's last real step, [B, 1, E]."""
-        return F.linear(last_steps(self.tokens, lengths), self.weight, self.bias)
-
     def narrows(self) -> bool:
         """Whether `normalised` spares the first layer work: on a CPU, in the dtype that the tokens have."""
         width, features = self.weight.shape
         at_home = self.tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return at_home and self.tokens.element_size() >= 4 and 2 * _padded(features + 1) <= width
 
-    def normalised(self, norm: nn.Module) -> Narrow:
-        """`norm` of `dense()`; norm: a `Norm`, or the identity."""
-        rows = F.pad(self.tokens, (0, 1), value=1.0)
-        basis = torch.cat([self.weight, self.bias.unsqueeze(1)], 1)
+    def normalised(self, norm: nn.Module, lengths: Tensor | None, last: bool) -> tuple[Narrow, Tensor]:
+        """`norm` of `dense()`, and `dense()` itself, [B, T, E], or if `last` each sample's last real step, [B, 1, E].
+
+        norm: a `Norm`, or the identity.
+        """
+        basis = torch.cat([self.weight.t(), self.bias.unsqueeze(0)])  # [F + 1, E]
+        count = _padded(len(basis))
+        seen = basis
         if isinstance(norm, Norm):
-            basis = basis if norm.rms else basis - basis.mean(0)
-            # In float64, since the terms of a small sum of squares may be large.
-            wide, exact = rows.double(), basis.double()
-            square = (wide @ (exact.t() @ exact / len(basis)) * wide).sum(-1, keepdim=True)
-            rows = rows * torch.rsqrt(square + NORM_EPSILON).to(rows.dtype)
-            basis = basis * (1.0 + norm.weight).unsqueeze(1)
-        spare = (0, _padded(rows.shape[2]) - rows.shape[2])
-        return Narrow(F.pad(rows, spare), F.pad(basis, spare))
+            seen = (basis if norm.rms else basis - basis.mean(1, keepdim=True)) * (1.0 + norm.weight)
+        seen = F.pad(seen, (0, 0, 0, count - len(basis))).t()
+        if isinstance(norm, Norm) and embedding_fits(self.tokens, basis):
+            kept = 1 if last and lengths is None else self.tokens.shape[1]
+            rows, dense = embedding_numba(self.tokens, basis, count, kept, norm.rms)
+        else:
+            dense, rows = self.dense(), F.pad(self.tokens, (0, 1), value=1.0)
+            if isinstance(norm, Norm):
+                centred = dense if norm.rms else dense - dense.mean(-1, keepdim=True)
+                rows = rows * torch.rsqrt(centred.square().mean(-1, keepdim=True) + NORM_EPSILON)
+            rows = F.pad(rows, (0, count - len(basis)))
+        return Narrow(rows, seen), last_steps(dense, lengths) if last else dense
 
 
 def _padded(features: int) -> int:

@@ -142,7 +142,8 @@ class MLSTMLayer(nn.Module):
         if weights is not None and lengths is None:
             found = end_of_mlstm_layer(rows, weights, backend=self.backend)
             if found is not None:
-                return self.dropout(found[0].unsqueeze(1))
+                y: Tensor = self.dropout(found[0].unsqueeze(1))
+                return y
         tail = last_steps(rows, lengths, 1 if self.conv is None else self.conv.kernel)
         inner, z = F.linear(tail, up).chunk(2, dim=-1)
         convolved_end, z = (inner if self.conv is None else self.conv(inner)[0])[:, -1:], z[:, -1:]

@@ -49,8 +49,7 @@ class XLSTMStack(nn.Module):
         lengths [B]: the real steps of each sample, 1 to T. Raises ValueError for a wrong shape.
         x may come as an embedding that is not written out: with it a first mLSTM block does the same in less work.
         """
-        normalised = self._narrow(x)
-        x = x.dense() if isinstance(x, Embedded) else x
+        x, normalised = self._enter(x, lengths)
         expect_steps("XLSTMStack", x, self.width, resets, lengths)
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(
@@ -72,12 +71,11 @@ class XLSTMStack(nn.Module):
         """
         if self.config.direction == "both":
             raise ValueError("XLSTMStack.last: direction must be forward or reverse, 'both' ends at either end")
-        normalised = self._narrow(x)
         *whole, final = self.blocks
-        if isinstance(x, Embedded) and normalised is not None and not whole:
-            y = final.finish(x.last(lengths), normalised, lengths)  # type: ignore[operator]
+        x, normalised = self._enter(x, lengths, last=not whole)
+        if normalised is not None and not whole:
+            y = final.finish(x, normalised, lengths)  # type: ignore[operator]
         else:
-            x = x.dense() if isinstance(x, Embedded) else x
             expect_steps("XLSTMStack", x, self.width, None, lengths)
             x = hide_padding(x, lengths)
             for block in whole:
@@ -87,12 +85,16 @@ class XLSTMStack(nn.Module):
         end: Tensor = self.norm(y)
         return end.squeeze(1)
 
-    def _narrow(self, x: Tensor | Embedded) -> Narrow | None:
-        """What the first block's layer sees of an embedding, where it can take that in few dimensions."""
+    def _enter(self, x: Tensor | Embedded, lengths: Tensor | None, last: bool = False) -> tuple[Tensor, Narrow | None]:
+        """x written out, and what the first block's layer sees of an embedding where it can take that in few
+        dimensions; with those and `last`, x is [B, 1, E], each sample's last real step."""
+        if not isinstance(x, Embedded):
+            return x, None
         first = self.blocks[0]
-        if isinstance(x, Embedded) and isinstance(first.layer, MLSTMLayer) and self._shortens and x.narrows():
-            return x.normalised(first.norm)  # type: ignore[arg-type]
-        return None
+        if not isinstance(first.layer, MLSTMLayer) or not self._shortens or not x.narrows():
+            return x.dense(), None
+        normalised, x = x.normalised(first.norm, lengths, last)  # type: ignore[arg-type]
+        return x, normalised
 
 
 def _block(config: ModelConfig, at: int, backend: str) -> Block:
