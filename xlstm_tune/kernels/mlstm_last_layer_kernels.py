@@ -1,8 +1,8 @@
 """An mLSTM layer's last output on a CPU in float32, a sample at a time: the kernels of `mlstm_last_layer_numba`.
 
-Only the inner inputs, the gates and the scores are made of every step, by the kernels of `mlstm_last_numba`; q, h, z and
-the output are single rows. k and v stand on the other side of their products: a head's query goes back through k's
-blocks to score the convolved inputs, and v's blocks are applied to the weighted sum of the raw ones.
+Only inner inputs, gates and scores are made of every step, by the kernels of `mlstm_last_numba`; q, h, z and the output
+are single rows. k and v stand on the other side of their products: a head's query goes back through the blocks of k to
+score the convolved inputs, and the blocks of v are applied to the weighted sum of the raw ones.
 
 Legend as in `mlstm_layer_kernels`; here R rows are 3 N made a multiple of four, and T' is T made a multiple of LANES.
 """
