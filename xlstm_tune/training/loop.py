@@ -110,7 +110,7 @@ def train(
     unknown objective or a state of another run, BackendUnavailable when the precision asked for does not exist here.
     """
     if resume is not None:
-        _check_same_run(resume, config, data, objective)
+        check_same_run(resume, config, data, objective)
     device = pick_device(device)
     training = config.training
     dtype = autocast_dtype(training.precision, device)
@@ -147,17 +147,11 @@ def train(
                 norms[number] = clip_gradients(parameters, training.clip)
                 optimiser.step()
                 losses[number] = loss.detach()
-        train_loss = _checked_loss(losses, norms, len(samples), state, rate)
+        train_loss = checked_loss(losses, norms, len(samples), state, rate)
         trained = time.perf_counter()
 
         validation = evaluate(model, held_out, data.target_std, eval_batch(config, data, device), dtype)
-        if not np.isfinite(list(validation.values())).all():
-            raise Diverged(f"the validation predictions are not finite after epoch {epoch} (learning rate {rate:.3g})")
-        improved = state.best_validation is None or validation[state.objective] < state.best_validation[state.objective]
-        if improved:
-            state.best_epoch, state.best_validation = epoch, validation
-            state.best_weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
-        state.epoch = epoch
+        improved = close_epoch(state, validation, rate)
         ended = time.perf_counter()
         yield EpochResult(
             epoch=epoch,
@@ -186,6 +180,20 @@ def begin(
         model = build_model(config.model, shape_of(data, config))
     model.to(device)
     return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
+
+
+def close_epoch(state: TrainingState, validation: dict[str, float], rate: float) -> bool:
+    """Note an epoch that has been trained and judged; returns whether it is the best so far. Raises Diverged."""
+    epoch = state.epoch + 1
+    if not np.isfinite(list(validation.values())).all():
+        raise Diverged(f"the validation predictions are not finite after epoch {epoch} (learning rate {rate:.3g})")
+    best = state.best_validation
+    improved = best is None or validation[state.objective] < best[state.objective]
+    if improved:
+        state.best_epoch, state.best_validation = epoch, validation
+        state.best_weights = {name: value.to("cpu", copy=True) for name, value in state.model.state_dict().items()}
+    state.epoch = epoch
+    return improved
 
 
 def evaluate(
@@ -279,7 +287,7 @@ def autocast_dtype(precision: str, device: torch.device | str) -> torch.dtype | 
     raise BackendUnavailable(f"training.precision is 'bf16', but {name} has no bfloat16; use 'auto' or 'fp32'")
 
 
-def _check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, objective: str) -> None:
+def check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, objective: str) -> None:
     there = (state.config.key(), state.fingerprint, state.objective)
     here = (config.key(), data.fingerprint, objective)
     for what, one, other in zip(("config", "data", "objective"), there, here, strict=True):
@@ -287,10 +295,15 @@ def _check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, o
             raise ValueError(f"resume must be a state of the same {what}, got one of {one} for {other}")
 
 
+def mixed_seed(seed: int, epoch: int) -> int:
+    """What seeds the generator of an epoch; epoch 0 draws the weights."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+
+
 @contextmanager
 def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
     """Inside, torch's RNG on the CPU and on `device` follows from (seed, epoch); outside it is as it was."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    mixed = mixed_seed(seed, epoch)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(mixed)
         if device.type == "cuda":
@@ -298,7 +311,7 @@ def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingState, rate: float) -> float:
+def checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingState, rate: float) -> float:
     """The epoch's mean loss over samples. losses, norms: [batches], in order. Raises Diverged."""
     epoch = state.epoch + 1
     read = torch.stack([losses, norms]).cpu().double()

@@ -1,0 +1,252 @@
+"""Many members of one shape trained in one pass.
+
+Members differ in what leaves every tensor's shape alone: learning rate, weight decay, dropout rate, clip, seed, weight of
+the loss, schedule. Their weights are stacked, one vmap runs the model for all of them, and one backward pass gives all
+gradients. Everything else stays a member's own: model, optimiser, order of the data, dropout, clipping. So a member is
+an ordinary training run whose weights happen to be views of a stack, and ends with the numbers that it has alone, up to
+rounding.
+
+Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.models.draws import count_draws, draws
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.loop import (
+    Diverged,
+    EpochResult,
+    TrainingState,
+    autocast_dtype,
+    begin,
+    check_same_run,
+    checked_loss,
+    close_epoch,
+    eval_batch,
+    mixed_seed,
+    peak_memory_mib,
+    pick_device,
+)
+from xlstm_tune.training.losses import loss_of
+from xlstm_tune.training.members import check_one_shape
+from xlstm_tune.training.metrics import ErrorSums
+from xlstm_tune.training.optimiser import clip_gradients, learning_rate_at
+from xlstm_tune.training.threads import threads_for
+
+
+@dataclass(frozen=True)
+class MemberEpoch:
+    """What one epoch brought a member."""
+
+    member: int
+    """Its place in the list of configurations."""
+    result: EpochResult | None
+    """As of a run of its own; its seconds are the member's share of the pack's."""
+    failure: str | None
+    """Why the member is not trained further, instead of a result."""
+
+
+def train_population(
+    configs: Sequence[TrialConfig],
+    data: Prepared,
+    resume: Sequence[TrainingState | None] | None = None,
+    device: torch.device | str | None = None,
+    objective: str = "rmse",
+    width: int | None = None,
+) -> Iterator[list[MemberEpoch]]:
+    """Train all members, one epoch of each per `next()`; those that have finished or failed are left out from then on.
+
+    configs: alike but for what `members.SHAPE_PRESERVING` names. data, device, objective: as `loop.train`.
+    resume: a state for each member, None for one that has failed.
+    width: members in a pass; None = as many as `pack_width` says. It decides the speed, and the numbers in their last
+    bits at most.
+    Raises ValueError for members of different shapes and what `loop.train` refuses.
+    """
+    check_one_shape(configs)
+    device = pick_device(device)
+    dtype = autocast_dtype(configs[0].training.precision, device)
+    samples = Windows(data, "train", configs[0].lookback, device)
+    held_out = Windows(data, "validation", configs[0].lookback, device)
+    states: dict[int, TrainingState] = {}
+    for member, config in enumerate(configs):
+        if resume is None:
+            states[member] = begin(config, data, device, objective)
+        elif (state := resume[member]) is not None:
+            check_same_run(state, config, data, objective)
+            states[member] = state
+    width = width or pack_width(configs[0], samples)
+    while members := [member for member, state in states.items() if not state.finished]:
+        ended: list[MemberEpoch] = []
+        for first in range(0, len(members), width):
+            chosen = members[first : first + width]
+            pack = Pack([states[member] for member in chosen], samples, held_out, data, dtype)
+            for member, (result, failure) in zip(chosen, pack.epoch(), strict=True):
+                ended.append(MemberEpoch(member, result, failure))
+                if failure is not None:
+                    del states[member]
+        yield ended
+
+
+def pack_width(config: TrialConfig, samples: Windows) -> int:
+    """Members in a pass."""
+    return 8
+
+
+class Pack:
+    """Members that train together for an epoch."""
+
+    def __init__(
+        self,
+        states: list[TrainingState],
+        samples: Windows,
+        held_out: Windows,
+        data: Prepared,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.states, self.samples, self.held_out, self.data, self.dtype = states, samples, held_out, data, dtype
+        self.template = states[0].model
+        self.parameters = [list(state.model.parameters()) for state in states]
+        self.stacked: dict[str, Tensor] = {}
+        for place, (name, _) in enumerate(self.template.named_parameters()):
+            whole = torch.stack([parameters[place].detach() for parameters in self.parameters])
+            for parameters, own in zip(self.parameters, whole.unbind(0), strict=True):
+                parameters[place].data = own  # a view: what an optimiser does to it, the stack sees
+            self.stacked[name] = whole.requires_grad_()
+        self.device = whole.device
+        self.criterion = loss_of(states[0].config.training)
+
+    def epoch(self) -> list[tuple[EpochResult | None, str | None]]:
+        """Train one epoch and judge it; for each member a result, or why it has failed."""
+        started = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        losses, norms, rates = self._train()
+        trained = time.perf_counter()
+        outcomes: list[float | str] = []
+        for place, state in enumerate(self.states):
+            try:
+                outcomes.append(checked_loss(losses[place], norms[place], len(self.samples), state, rates[place]))
+            except Diverged as reason:
+                outcomes.append(f"diverged: {reason}")
+        validations = self._judge()
+        ended = time.perf_counter()
+        count = len(self.states)
+        found: list[tuple[EpochResult | None, str | None]] = []
+        for place, (state, outcome) in enumerate(zip(self.states, outcomes, strict=True)):
+            if isinstance(outcome, str):
+                found.append((None, outcome))
+                continue
+            try:
+                improved = close_epoch(state, validations[place], rates[place])
+            except Diverged as reason:
+                found.append((None, f"diverged: {reason}"))
+                continue
+            result = EpochResult(
+                epoch=state.epoch,
+                train_loss=outcome,
+                validation=validations[place],
+                seconds=(ended - started) / count,
+                sequences_per_s=len(self.samples) * count / (trained - started),
+                learning_rate=rates[place],
+                peak_memory_mib=peak_memory_mib(self.device),
+                parameters=sum(parameter.numel() for parameter in self.parameters[place]),
+                backend=state.model.describe_backend(),
+                improved=improved,
+                finished=state.finished,
+                state=state,
+            )
+            found.append((result, None))
+        return found
+
+    def _train(self) -> tuple[Tensor, Tensor, list[float]]:
+        """One epoch: losses and norms of gradients [M, batches], and each member's last learning rate."""
+        trainings = [state.config.training for state in self.states]
+        batch_size = trainings[0].batch_size
+        batches = -(-len(self.samples) // batch_size)
+        losses = torch.zeros(len(self.states), batches, device=self.device)
+        norms = torch.zeros_like(losses)
+        self.template.train()
+        calls = count_draws(self.template)
+        generators = [
+            torch.Generator().manual_seed(mixed_seed(state.config.training.seed, state.epoch + 1))
+            for state in self.states
+        ]
+        orders = torch.stack([torch.randperm(len(self.samples), generator=one) for one in generators])
+        seeds = torch.stack([torch.randint(2**63 - 1, (batches, calls), generator=one) for one in generators])
+        orders, seeds = orders.to(self.device), seeds.to(self.device)
+        dropouts = torch.tensor([state.config.model.dropout for state in self.states], device=self.device)
+        weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
+        rates = [0.0] * len(self.states)
+        with threads_for(self.template):
+            for number, index in enumerate(torch.split(orders, batch_size, 1)):
+                for whole in self.stacked.values():
+                    whole.grad = None
+                loss = self._losses(index, dropouts, seeds[:, number])
+                (loss * weights).sum().backward()  # type: ignore[no-untyped-call]
+                self._share_gradients()
+                for place, state in enumerate(self.states):
+                    rates[place] = learning_rate_at(
+                        trainings[place],
+                        state.epoch * batches + number,
+                        batches * trainings[place].epochs,
+                    )
+                    for group in state.optimiser.param_groups:
+                        group["lr"] = rates[place]
+                    norms[place, number] = clip_gradients(self.parameters[place], trainings[place].clip)
+                    state.optimiser.step()
+                losses[:, number] = loss.detach()
+        return losses, norms, rates
+
+    def _losses(self, index: Tensor, dropouts: Tensor, seeds: Tensor) -> Tensor:
+        """The members' losses [M] of samples index [M, B]; dropouts [M], seeds [M, calls]."""
+        batch = self.samples.batch(index.flatten())
+        x, y, lengths, static = (None if one is None else one.unflatten(0, index.shape) for one in batch)
+
+        def one(
+            weights: dict[str, Tensor], x: Tensor, y: Tensor, lengths: Any, static: Any, rate: Tensor, seeds: Tensor
+        ) -> Tensor:
+            with draws(rate, seeds):
+                predicted = functional_call(self.template, weights, (x, lengths, static), {"every_quantile": True})
+            return self.criterion(predicted.float(), y)
+
+        axes = (0, 0, 0, None if lengths is None else 0, None if static is None else 0, 0, 0)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            found: Tensor = vmap(one, axes)(self.stacked, x, y, lengths, static, dropouts, seeds)
+        return found
+
+    def _share_gradients(self) -> None:
+        """Each member's part of the stacks' gradients as those of its own parameters."""
+        for place, whole in enumerate(self.stacked.values()):
+            grads = [None] * len(self.states) if whole.grad is None else whole.grad.unbind(0)
+            for parameters, grad in zip(self.parameters, grads, strict=True):
+                parameters[place].grad = grad
+
+    @torch.no_grad()
+    def _judge(self) -> list[dict[str, float]]:
+        """The metrics of every member over all validation samples."""
+        count = len(self.states)
+        sums = [ErrorSums(self.data.target_std, self.device) for _ in range(count)]
+        size = max(1, eval_batch(self.states[0].config, self.data, self.device) // count)
+        self.template.eval()
+
+        def one(weights: dict[str, Tensor], x: Tensor, lengths: Any, static: Any) -> Tensor:
+            predicted: Tensor = functional_call(self.template, weights, (x, lengths, static))
+            return predicted
+
+        for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
+            x, y, lengths, static = self.held_out.batch(index)
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                predicted = vmap(one, (0, None, None, None))(self.stacked, x, lengths, static)
+            for own, forecast in zip(sums, predicted.float(), strict=True):
+                own.add(forecast, y)
+        return [own.result() for own in sums]
