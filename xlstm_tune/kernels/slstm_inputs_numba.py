@@ -13,7 +13,6 @@ from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.slstm_numba import (
-    backward_shapes,
     forward_shapes,
     heads_first_state,
     run_backward,
@@ -75,15 +74,15 @@ def _forward_shapes(
     m0: Tensor,
     train: bool,
 ) -> tuple[Tensor, ...]:
-    batch, steps, heads, width = for_if.shape
-    like_gates = for_if.new_empty(heads, batch, steps, 0, width)
-    return forward_shapes(like_gates, recurrent, bias, h0, c0, n0, m0, None, train)
+    like_gates = for_if.new_empty(*h0.shape[:2], for_if.shape[1], 0, for_if.shape[3])
+    _, *others = forward_shapes(like_gates, recurrent, bias, h0, c0, n0, m0, None, train)
+    return for_if.new_empty(for_if.shape), *others
 
 
 def _backward_shapes(
     for_if: Tensor, for_zo: Tensor, in_weight: Tensor, recurrent: Tensor, h0: Tensor, h: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    others = backward_shapes(recurrent, h0, None, h)[1:]
+    others = (torch.empty_like(recurrent), h.new_empty(len(recurrent), 4, h.shape[3]), *(torch.empty_like(h0) for _ in range(4)))
     return *(one.new_empty(one.shape) for one in (for_if, for_zo, in_weight)), *others
 
 
@@ -91,8 +90,8 @@ _from_inputs = register(
     Kernel(
         name="slstm_from_inputs_numba",
         inputs={
-            "for_if": 2,
-            "for_zo": 2,
+            "for_if": 0,
+            "for_zo": 0,
             "in_weight": 0,
             "recurrent": 0,
             "bias": 0,
@@ -102,7 +101,7 @@ _from_inputs = register(
             "m0": 0,
         },
         constants={},
-        outputs={"h": 2, "c": 0, "n": 0, "m": 0},
+        outputs={"h": 0, "c": 0, "n": 0, "m": 0},
         saved={"saved": 0, "cells": 0},
         needs=("for_if", "for_zo", "in_weight", "recurrent", "h0", "h"),
         forward=_forward,

@@ -46,12 +46,13 @@ def cell_forward(
     first, end, batch, steps, heads, width, gates, for_if, for_zo, in_weight, weight, bias, h0, c0, n0, m0, keep, train,
     h_out, c_out, n_out, m_out, saved, cells,
 ):  # fmt: skip
-    """Tasks first..end, each a head and a tile; all arrays flat.
+    """Tasks first..end, each a head and a tile; all arrays flat. M members' samples and heads stand one behind the other;
+    `heads` are those of one.
 
-    gates [N, B, T, 4, D], weight [N, D in, 4, D out], bias [N, 4, D], states [N, B, D], keep [N, B, T] or empty, h_out
-    [B, T, N, D], saved [N, tiles, T, 5, D, W], cells [N, tiles, T + 1, 2, D, W]; without `train` the last two may be
-    empty. If gates is empty, they are in_weight, laid out as weight, times for_if (i, f) and for_zo (z, o), each
-    [B, T, N, D].
+    gates [M N, B, T, 4, D], weight [M N, D in, 4, D out], bias [M N, 4, D], states [M N, B, D], keep [M N, B, T] or
+    empty, h_out [M B, T, N, D], saved [M N, tiles, T, 5, D, W], cells [M N, tiles, T + 1, 2, D, W]; without `train` the
+    last two may be empty. If gates is empty, they are in_weight, laid out as weight, times for_if (i, f) and for_zo
+    (z, o), each [M B, T, N, D].
     """
     tile = width * LANES
     tiles = (batch + LANES - 1) // LANES
@@ -62,6 +63,7 @@ def cell_forward(
         head, sample = task // tiles, task % tiles * LANES
         count = min(LANES, batch - sample)
         row, by = (head * batch + sample) * width, head * 4 * width * width
+        first_h = (head // heads * batch + sample) * lane + head % heads * width
         gather(h0, row, width, count, width, h)
         gather(c0, row, width, count, width, c)
         gather(n0, row, width, count, width, n)
@@ -72,7 +74,7 @@ def cell_forward(
                 cells[at + place] = n[place]
                 cells[at + tile + place] = c[place]
         for t in range(steps):
-            row_h = (sample * steps + t) * step + head * width
+            row_h = first_h + t * step
             fetch(h_out, row_h + AHEAD * step, lane, count, width)
             if gates.size:
                 row_gates = ((head * batch + sample) * steps + t) * 4 * width
@@ -145,10 +147,10 @@ def cell_backward(
     first, end, batch, steps, heads, width, for_if, for_zo, in_weight, weight, h0, keep, h_out, saved, cells, grad_h,
     grad_c, grad_n, grad_m, stabilised, d_gates, d_if, d_zo, d_in, d_weight, d_bias, d_h, d_c, d_n, d_m,
 ):  # fmt: skip
-    """Tasks and layouts as in `cell_forward`, but weights [N, 4, D out, D in]; grad_h [B, T, N, D] may be empty.
+    """Tasks and layouts as in `cell_forward`, but weights [N, 4, D out, D in]; grad_h [M B, T, N, D] may be empty.
 
     `stabilised`: the final state has gradients, so the stabiliser's path counts (see `slstm_reference.backward`).
-    Either d_gates is empty or, where the gates were given, in_weight is, and with it d_if, d_zo [B, T, N, D] and d_in.
+    Either d_gates is empty or, where the gates were given, in_weight is, and with it d_if, d_zo [M B, T, N, D] and d_in.
     d_in and d_weight [N, tiles, 4, D out, P] and d_bias [N, tiles, 4, D] are the tiles' shares, with P = D padded to a
     multiple of LANES. For them, STEPS steps' gates stay in cache, [4, D, STEPS, W], and meet as many rows of inputs.
     """
@@ -164,6 +166,7 @@ def cell_backward(
         head, sample = task // tiles, task % tiles * LANES
         count = min(LANES, batch - sample)
         row, by = (head * batch + sample) * width, head * 4 * width * width
+        first_h = (head // heads * batch + sample) * lane + head % heads * width
         own = task * 4 * width * padded
         for one in range(LANES):
             real[one] = _ONE if one < count else _ZERO
@@ -185,7 +188,7 @@ def cell_backward(
         for last in range(steps, 0, -STEPS):
             start = max(last - STEPS, 0)
             for t in range(last - 1, start - 1, -1):
-                row_h = (sample * steps + t) * step + head * width
+                row_h = first_h + t * step
                 fetch(h_out, row_h - AHEAD * step, lane, count, width)
                 if in_weight.size:
                     fetch(for_if, row_h - AHEAD * step, lane, count, width)
@@ -240,7 +243,7 @@ def cell_backward(
                     for unit in range(width):
                         store(h, unit * LANES, load(h, unit * LANES) * load(kept, 0))
             some = last - start
-            row_in = (sample * steps + start) * step + head * width
+            row_in = first_h + start * step
             if in_weight.size:
                 for t in range(some):
                     out[:] = _ZERO

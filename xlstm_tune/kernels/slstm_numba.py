@@ -48,13 +48,14 @@ def run_forward(
     found: tuple[Tensor, ...],
 ) -> None:
     """Fill `found` with what `forward` returns. sources: gates, for_if, for_zo, in_weight, as for `cell_forward`."""
-    batch, steps, heads, width = found[0].shape
+    _, steps, heads, width = found[0].shape
     none = found[0].new_empty(0)
     *given, in_weight = sources
     recurrent, *rest = weights_and_state
     inputs = (*given, _by_input(in_weight), _by_input(recurrent), *rest, none if keep is None else keep)
+    every, batch = rest[1].shape[:2]
     run(
-        cell_forward, heads * tiles_of(batch), batch, steps, heads, width, *map(flat, inputs), train, *map(flat, found)
+        cell_forward, every * tiles_of(batch), batch, steps, heads, width, *map(flat, inputs), train, *map(flat, found)
     )  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def run_backward(
 
     Returns the gradients of (in_weight, recurrent, bias, h0, c0, n0, m0).
     """
-    batch, steps, heads, width = h.shape
+    _, steps, heads, width = h.shape
+    every, batch = h0.shape[:2]
     none = h.new_empty(0)
     grad_h, *of_states = gradients
     stabilised = any(grad is not None for grad in of_states)
@@ -115,13 +117,13 @@ def run_backward(
         *(torch.zeros_like(h0) if grad is None else grad.contiguous() for grad in of_states),
     )
     tiles, padded = tiles_of(batch), -(-width // LANES) * LANES
-    d_recurrent = h.new_empty(heads, tiles, 4, width, padded)
+    d_recurrent = h.new_empty(every, tiles, 4, width, padded)
     d_in = torch.empty_like(d_recurrent) if sources[2].numel() else none
-    d_bias = h.new_empty(heads, tiles, 4, width)
+    d_bias = h.new_empty(every, tiles, 4, width)
     d_states = [torch.empty_like(h0) for _ in range(4)]
     outputs = (*of_sources, d_in, d_recurrent, d_bias, *d_states)
     run(
-        cell_backward, heads * tiles, batch, steps, heads, width, *map(flat, inputs), stabilised, *map(flat, outputs)
+        cell_backward, every * tiles, batch, steps, heads, width, *map(flat, inputs), stabilised, *map(flat, outputs)
     )  # fmt: skip
     d_weights = (shares.sum(1)[..., :width].contiguous() if shares.numel() else none for shares in (d_in, d_recurrent))
     return *d_weights, d_bias.sum(1), *d_states
