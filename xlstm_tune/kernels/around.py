@@ -202,6 +202,13 @@ def head_norm(h: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
     return F.layer_norm(h, h.shape[3:], None, None, NORM_EPSILON) * weight
 
 
+def layer_norm(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+    """x [B, T, E] less its mean over E, over its deviation, times weight [E]."""
+    if _one_pass(backend, x.shape[2], x, weight):
+        return head_norm_numba(x.unsqueeze(2), weight.unsqueeze(0)).squeeze(2)
+    return F.layer_norm(x, x.shape[2:], weight, None, NORM_EPSILON)
+
+
 def gated_head_norm(
     h: Tensor, weight: Tensor, convolved: Tensor, skip: Tensor, z: Tensor, backend: str = "auto"
 ) -> Tensor:

@@ -1,6 +1,6 @@
 """The causal convolution with SiLU on a CPU in float32: one pass over the inputs each way, compiled by Numba.
 
-Legend: B batch, T steps, E features, K kernel, G groups of features whose samples start anew at steps of their own.
+Legend: M members that vmap laid one after another (1 without it), B samples of a member, T steps, E features, K kernel.
 """
 
 from __future__ import annotations
@@ -59,22 +59,23 @@ def _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, first):
 
 
 @kernel
-def _forward(first, end, batch, steps, width, taps, groups, x, weight, bias, past, resets, out):
-    """Tasks first..end, each a sample and a group; all arrays flat.
+def _forward(first, end, samples, steps, width, taps, x, weights, biases, past, resets, out):
+    """Tasks first..end, each a sample of a member; all arrays flat.
 
-    x, out [B, T, E], weight [K, E], bias [E], past [B, K - 1, E], resets [B, T, G] or empty.
+    x, out [M B, T, E], weights [M, K, E], biases [M, E], past [M B, K - 1, E], resets [M B, T] or empty.
     """
-    part = width // groups
-    for task in range(first, end):
-        sample, group = task // groups, task % groups
+    for sample in range(first, end):
+        member = sample // samples
+        weight = weights[member * taps * width : (member + 1) * taps * width]
+        bias = biases[member * width : (member + 1) * width]
         at, at_past = sample * steps * width, sample * (taps - 1) * width
         since = taps  # steps since the sample started anew; `taps` is as good as any more
         for step in range(steps):
             since = min(since + 1, taps)
-            if resets.size and resets[(sample * steps + step) * groups + group]:
+            if resets.size and resets[sample * steps + step]:
                 since = 1
             whole = taps == TAPS and since == TAPS and step >= TAPS - 1
-            for feature in range(group * part, (group + 1) * part, LANES):
+            for feature in range(0, width, LANES):
                 if whole:
                     here = at + step * width + feature
                     x1, x2, x3 = load(x, here - width), load(x, here - 2 * width), load(x, here - 3 * width)
@@ -114,22 +115,23 @@ def _four_taps_back(x, weight, bias, past, grad, d_x, d_weight, d_bias, d_past, 
 
 @kernel
 def _backward(
-    first, end, batch, steps, width, taps, groups, x, weight, bias, past, resets, grad, d_x, d_weight, d_bias, d_past
+    first, end, samples, steps, width, taps, x, weights, biases, past, resets, grad, d_x, d_weight, d_bias, d_past
 ):
-    """As `_forward`; d_weight [B, K, E] and d_bias [B, E] are the samples' shares."""
-    part = width // groups
+    """As `_forward`; d_weight [M B, K, E] and d_bias [M B, E] are the samples' shares."""
     zero = splat(f32(0))
-    for task in range(first, end):
-        sample, group = task // groups, task % groups
+    for sample in range(first, end):
+        member = sample // samples
+        weight = weights[member * taps * width : (member + 1) * taps * width]
+        bias = biases[member * width : (member + 1) * width]
         at, at_past = sample * steps * width, sample * (taps - 1) * width
         at_weight, at_bias = sample * taps * width, sample * width
         if taps == TAPS and not resets.size:
-            for feature in range(group * part, (group + 1) * part, LANES):
+            for feature in range(0, width, LANES):
                 _four_taps_back(
                     x, weight, bias, past, grad, d_x, d_weight, d_bias, d_past, sample, steps, width, feature
                 )
             continue
-        for feature in range(group * part, (group + 1) * part, LANES):
+        for feature in range(0, width, LANES):
             store(d_bias, at_bias + feature, zero)
             for tap in range(taps):
                 store(d_weight, at_weight + tap * width + feature, zero)
@@ -140,9 +142,9 @@ def _backward(
         since = taps
         for step in range(steps):
             since = min(since + 1, taps)
-            if resets.size and resets[(sample * steps + step) * groups + group]:
+            if resets.size and resets[sample * steps + step]:
                 since = 1
-            for feature in range(group * part, (group + 1) * part, LANES):
+            for feature in range(0, width, LANES):
                 total = _sum(x, past, weight, bias, at, at_past, feature, width, taps, step, taps - since)
                 share, rest = sigmoid_and_slope(total)
                 d_total = load(grad, at + step * width + feature) * share * (total * rest + f32(1))
@@ -162,10 +164,9 @@ def _backward(
                     store(d_weight, place, load(d_weight, place) + d_total * seen)
 
 
-def _arguments(x: Tensor, weight: Tensor, resets: Tensor | None) -> tuple[int, ...]:
-    """(tasks, batch, steps, width, taps, groups)."""
-    groups = 1 if resets is None else resets.shape[2]
-    return x.shape[0] * groups, *x.shape, weight.shape[0], groups
+def _arguments(x: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """(tasks, samples of a member, steps, width, taps)."""
+    return len(x), len(x) // max(1, len(weight)), *x.shape[1:], weight.shape[1]
 
 
 def _flat_resets(resets: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -176,10 +177,10 @@ def _flat_resets(resets: Tensor | None) -> np.ndarray[tuple[int], np.dtype[np.bo
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, resets: Tensor | None, train: bool
 ) -> tuple[Tensor, ...]:
-    """x [B, T, E], weight [K, E], bias [E], past [B, K - 1, E], resets [B, T, G] or None → the output [B, T, E]."""
+    """x [M B, T, E], weight [M, K, E], bias [M, E], past [M B, K - 1, E], resets [M B, T] or None → out, as x."""
     out = torch.empty_like(x)
     inputs = map(flat, (x, weight, bias, past))
-    run(_forward, *_arguments(x, weight, resets), *inputs, _flat_resets(resets), flat(out))
+    run(_forward, *_arguments(x, weight), *inputs, _flat_resets(resets), flat(out))
     return (out,)
 
 
@@ -190,12 +191,13 @@ def backward(
     d_x, d_past = torch.empty_like(x), torch.empty_like(past)
     if grad is None:
         return d_x.zero_(), torch.zeros_like(weight), torch.zeros_like(bias), d_past.zero_()
-    d_weight, d_bias = x.new_empty(len(x), *weight.shape), x.new_empty(len(x), *bias.shape)
+    d_weight, d_bias = (x.new_empty(len(x), *one.shape[1:]) for one in (weight, bias))
     inputs = map(flat, (x, weight, bias, past))
     outputs = map(flat, (d_x, d_weight, d_bias, d_past))
-    arguments = _arguments(x, weight, resets)
+    arguments = _arguments(x, weight)
     run(_backward, *arguments, *inputs, _flat_resets(resets), flat(grad.contiguous()), *outputs)
-    return d_x, d_weight.sum(0), d_bias.sum(0), d_past
+    by_member = (one.view(len(weight), -1, *one.shape[1:]).sum(1) for one in (d_weight, d_bias))
+    return d_x, *by_member, d_past
 
 
 def _forward_shapes(x: Tensor, *_: object) -> tuple[Tensor, ...]:
@@ -209,9 +211,9 @@ def _backward_shapes(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, *_: 
 _in_layout = register(
     Kernel(
         name="conv_numba",
-        inputs={"x": 2, "weight": 1, "bias": 0, "past": 2},
-        constants={"resets": 2},
-        outputs={"y": 2},
+        inputs={"x": 0, "weight": 0, "bias": 0, "past": 0},
+        constants={"resets": 0},
+        outputs={"y": 0},
         saved={},
         needs=("x", "weight", "bias", "past", "resets"),
         forward=forward,
@@ -231,6 +233,6 @@ def conv_numba(
         past = x.new_zeros(x.shape[0], len(weight) - 1, width)
     missing = -width % LANES
     tensors = [F.pad(tensor, (0, missing)) if missing else tensor for tensor in (x, weight, bias, past)]
-    by_group = None if resets is None else resets.unsqueeze(2)
-    (out,) = _in_layout(*(tensor.contiguous() for tensor in tensors), by_group)
+    x, weight, bias, past = (tensor.contiguous() for tensor in tensors)
+    (out,) = _in_layout(x, weight.unsqueeze(0), bias.unsqueeze(0), past, resets)
     return out[..., :width] if missing else out

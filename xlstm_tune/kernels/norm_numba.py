@@ -94,42 +94,81 @@ def norm_backward(
                     store(d_h, at + feature, (through - mean_through - normal * mean_product) * scale)
 
 
+@kernel
+def _members_forward(first, end, samples, steps, heads, width, gated, h, weight, c, skip, z, y):
+    """As `norm_forward`, `samples` of each member; weight and skip [M, P]."""
+    features = heads * width
+    size = steps * features
+    for task in range(first, end):
+        at, of_gated = task // samples * features, size if gated else 0
+        norm_forward(
+            0, 1, steps, heads, width, gated, h[task * size : (task + 1) * size], weight[at : at + features],
+            c[task * of_gated : (task + 1) * of_gated], skip[at : at + features],
+            z[task * of_gated : (task + 1) * of_gated], y[task * size : (task + 1) * size],
+        )  # fmt: skip
+
+
+@kernel
+def _members_backward(
+    first, end, samples, steps, heads, width, gated, h, weight, c, skip, z, grad, d_h, d_weight, d_c, d_skip, d_z,
+):  # fmt: skip
+    """As `norm_backward`, `samples` of each member; weight and skip [M, P], d_weight and d_skip [M B, P]."""
+    features = heads * width
+    size, none = steps * features, d_weight[:0]
+    for task in range(first, end):
+        at, of_gated, of_skip = task // samples * features, size if gated else 0, features if gated else 0
+        norm_backward(
+            0, 1, steps, heads, width, gated, h[task * size : (task + 1) * size], weight[at : at + features],
+            c[task * of_gated : (task + 1) * of_gated], skip[at : at + features],
+            z[task * of_gated : (task + 1) * of_gated], grad[task * size : (task + 1) * size],
+            d_h[task * size : (task + 1) * size], d_weight[task * features : (task + 1) * features],
+            d_c[task * of_gated : (task + 1) * of_gated], d_skip[task * of_skip : (task + 1) * of_skip],
+            d_z[task * of_gated : (task + 1) * of_gated], none,
+        )  # fmt: skip
+
+
+def _sizes(h: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Tasks, samples of a member, T, N, D."""
+    return len(h), len(h) // max(1, len(weight)), *h.shape[1:]
+
+
+def _by_member(shares: Tensor, like: Tensor) -> Tensor:
+    """Shares of the samples [M B, N, D] summed for each member."""
+    return shares.view(len(like), -1, *like.shape[1:]).sum(1)
+
+
 def _norm(h: Tensor, weight: Tensor, train: bool) -> tuple[Tensor, ...]:
     y, none = torch.empty_like(h), h.new_empty(0)
-    batch, steps, heads, width = h.shape
-    run(norm_forward, batch, steps, heads, width, False, *map(flat, (h, weight, none, none, none, y)))
+    run(_members_forward, *_sizes(h, weight), False, *map(flat, (h, weight, none, none, none, y)))
     return (y,)
 
 
 def _norm_backward(h: Tensor, weight: Tensor, grad: Tensor | None) -> tuple[Tensor, ...]:
     d_h, none = torch.empty_like(h), h.new_empty(0)
-    batch, steps, heads, width = h.shape
     if grad is None:
         return d_h.zero_(), torch.zeros_like(weight)
-    shares = h.new_empty(batch, *weight.shape)
-    tensors = (h, weight, none, none, none, grad.contiguous(), d_h, shares, none, none, none, none)
-    run(norm_backward, batch, steps, heads, width, False, *map(flat, tensors))
-    return d_h, shares.sum(0)
+    shares = h.new_empty(len(h), *weight.shape[1:])
+    tensors = (h, weight, none, none, none, grad.contiguous(), d_h, shares, none, none, none)
+    run(_members_backward, *_sizes(h, weight), False, *map(flat, tensors))
+    return d_h, _by_member(shares, weight)
 
 
 def _gated(h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor, train: bool) -> tuple[Tensor, ...]:
     y = torch.empty_like(h)
-    batch, steps, heads, width = h.shape
-    run(norm_forward, batch, steps, heads, width, True, *map(flat, (h, weight, c, skip, z, y)))
+    run(_members_forward, *_sizes(h, weight), True, *map(flat, (h, weight, c, skip, z, y)))
     return (y,)
 
 
 def _gated_backward(
     h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor, grad: Tensor | None
 ) -> tuple[Tensor, ...]:
-    batch, steps, heads, width = h.shape
     d_h, d_c, d_z = torch.empty_like(h), torch.empty_like(c), torch.empty_like(z)
     if grad is None:
         return d_h.zero_(), torch.zeros_like(weight), d_c.zero_(), torch.zeros_like(skip), d_z.zero_()
-    d_weight, d_skip = h.new_empty(batch, *weight.shape), h.new_empty(batch, *skip.shape)
-    tensors = (h, weight, c, skip, z, grad.contiguous(), d_h, d_weight, d_c, d_skip, d_z, h.new_empty(0))
-    run(norm_backward, batch, steps, heads, width, True, *map(flat, tensors))
-    return d_h, d_weight.sum(0), d_c, d_skip.sum(0), d_z
+    d_weight, d_skip = h.new_empty(len(h), *weight.shape[1:]), h.new_empty(len(h), *skip.shape[1:])
+    tensors = (h, weight, c, skip, z, grad.contiguous(), d_h, d_weight, d_c, d_skip, d_z)
+    run(_members_backward, *_sizes(h, weight), True, *map(flat, tensors))
+    return d_h, _by_member(d_weight, weight), d_c, _by_member(d_skip, skip), d_z
 
 
 def _like_first(h: Tensor, *_: object) -> tuple[Tensor, ...]:
@@ -144,9 +183,9 @@ def _like_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
 _norm_in_layout = register(
     Kernel(
         name="head_norm_numba",
-        inputs={"h": 2, "weight": 0},
+        inputs={"h": 0, "weight": 0},
         constants={},
-        outputs={"y": 2},
+        outputs={"y": 0},
         saved={},
         needs=("h", "weight"),
         forward=_norm,
@@ -159,9 +198,9 @@ _norm_in_layout = register(
 _gated_in_layout = register(
     Kernel(
         name="gated_head_norm_numba",
-        inputs={"h": 2, "weight": 0, "c": 2, "skip": 0, "z": 2},
+        inputs=dict.fromkeys(("h", "weight", "c", "skip", "z"), 0),
         constants={},
-        outputs={"y": 2},
+        outputs={"y": 0},
         saved={},
         needs=("h", "weight", "c", "skip", "z"),
         forward=_gated,
@@ -174,11 +213,12 @@ _gated_in_layout = register(
 
 def head_norm_numba(h: Tensor, weight: Tensor) -> Tensor:
     """h [B, T, N, D], D a multiple of LANES, weight [N, D] → (h - mean) / deviation · weight, each over D."""
-    (y,) = _norm_in_layout(h.contiguous(), weight.contiguous())
+    (y,) = _norm_in_layout(h.contiguous(), weight.contiguous().unsqueeze(0))
     return y
 
 
 def gated_head_norm_numba(h: Tensor, weight: Tensor, c: Tensor, skip: Tensor, z: Tensor) -> Tensor:
     """(norm(h) · weight + skip · c) · SiLU(z); h, c, z [B, T, N, D], D a multiple of LANES, weight, skip [N, D]."""
-    (y,) = _gated_in_layout(*(tensor.contiguous() for tensor in (h, weight, c, skip, z)))
+    by_head, by_skip = (one.contiguous().unsqueeze(0) for one in (weight, skip))
+    (y,) = _gated_in_layout(h.contiguous(), by_head, c.contiguous(), by_skip, z.contiguous())
     return y

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, dropout, gated_feed_forward, head_norm
+from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, dropout, gated_feed_forward, head_norm, layer_norm
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets, last_steps
@@ -35,9 +35,9 @@ class Norm(nn.Module):
     The weight w is stored around zero and applied as 1 + w, so that weight decay pulls it to 1.
     """
 
-    def __init__(self, width: int, rms: bool = False):
+    def __init__(self, width: int, rms: bool = False, backend: str = "auto"):
         super().__init__()
-        self.width, self.rms = width, rms
+        self.width, self.rms, self.backend = width, rms, backend
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Norm(nn.Module):
         weight = 1.0 + self.weight
         if self.rms:
             return F.rms_norm(x, (self.width,), weight, NORM_EPSILON)
-        return F.layer_norm(x, (self.width,), weight, None, NORM_EPSILON)
+        return layer_norm(x, weight, self.backend)
 
 
 class Dropout(nn.Dropout):
@@ -82,9 +82,9 @@ class HeadNorm(nn.Module):
         return head_norm(h, self.by_head(), self.backend)
 
 
-def block_norm(kind: BlockNorm, width: int) -> nn.Module:
+def block_norm(kind: BlockNorm, width: int, backend: str = "auto") -> nn.Module:
     """The norm of the residual stream before a layer, a feed-forward, or the end."""
-    return nn.Identity() if kind == "none" else Norm(width, rms=kind == "rms")
+    return nn.Identity() if kind == "none" else Norm(width, kind == "rms", backend)
 
 
 class BlockDiagonal(nn.Module):
@@ -188,12 +188,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, layer: nn.Module, feed_forward: FeedForward | None = None, norm: BlockNorm = "layer"
+        self, width: int, layer: nn.Module, feed_forward: FeedForward | None = None, norm: BlockNorm = "layer",
+        backend: str = "auto",
     ):
         super().__init__()
-        self.norm = block_norm(norm, width)
+        self.norm = block_norm(norm, width, backend)
         self.layer = layer
-        self.feed_forward_norm = None if feed_forward is None else block_norm(norm, width)
+        self.feed_forward_norm = None if feed_forward is None else block_norm(norm, width, backend)
         self.feed_forward = feed_forward
 
     def forward(

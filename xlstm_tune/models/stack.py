@@ -32,7 +32,7 @@ class XLSTMStack(nn.Module):
         self.config = config
         self.width = self.output_size = config.hidden_size
         self.blocks = nn.ModuleList(_block(config, at, backend) for at in range(len(config.blocks)))
-        self.norm = block_norm(config.norm, self.width)
+        self.norm = block_norm(config.norm, self.width, backend)
         self._shortens = backend != "reference"
 
     def forward(
@@ -131,4 +131,4 @@ def _block(config: ModelConfig, at: int, backend: str) -> Block:
             activation=config.activation,
             backend=backend,
         )
-    return Block(config.hidden_size, directed, feed_forward, config.norm)
+    return Block(config.hidden_size, directed, feed_forward, config.norm, backend)
