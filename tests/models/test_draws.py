@@ -14,12 +14,12 @@ from xlstm_tune.models.draws import Dropout, count_draws, draw, draws, new_seed
 from xlstm_tune.models.forecaster import Shape, build_model
 
 RATES = [0.3, 0.0, 0.7]
-SHAPE = Shape(features=3, lookback=12, horizon=2, targets=1)
 
 
-def model_of(**options: Any) -> nn.Module:
+def model_of(features: int = 3, **options: Any) -> nn.Module:
+    shape = Shape(features=features, lookback=12, horizon=2, targets=1)
     config = {"hidden_size": 32, "layers": 3, "heads": 2, "pattern": "msm", "dropout": 0.5, **options}
-    return build_model(ModelConfig(**config), SHAPE).train()
+    return build_model(ModelConfig(**config), shape).train()
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -37,18 +37,15 @@ def model_of(**options: Any) -> nn.Module:
     ids=str,
 )
 def test_every_dropout_runs_once_a_pass(options, direction, pooling):
-    for shape in ({"features": 3}, {"features": 1, "varying": pooling == "mean"}):
-        problem = Shape(**{"lookback": 12, "horizon": 2, "targets": 1, **shape})
-        config = {"hidden_size": 32, "layers": 3, "heads": 2, "dropout": 0.5, **options}
-        model = build_model(ModelConfig(direction=direction, pooling=pooling, **config), problem).train()
-        runs = dict.fromkeys((module for module in model.modules() if isinstance(module, Dropout)), 0)
-        for module in runs:
-            module.register_forward_pre_hook(lambda module, _: runs.update({module: runs[module] + 1}))
-        lengths = torch.tensor([12, 5, 1, 7]) if problem.varying else None
-        model(torch.randn(4, 12, problem.features), lengths)
-        assert set(runs.values()) <= {1}
-        assert count_draws(model) == len(runs)
-        assert options["family"] == "lstm_torch" or config["layers"] == 1 or len(runs) > 0
+    for features, lengths in ((3, None), (1, None), (3, torch.tensor([12, 5, 1, 7]))):
+        model = model_of(features, direction=direction, pooling=pooling, **options)
+        runs: list[nn.Module] = []
+        for module in model.modules():
+            if isinstance(module, Dropout):
+                module.register_forward_pre_hook(lambda module, _, runs=runs: runs.append(module))
+        model(torch.randn(4, 12, features), lengths)
+        assert len(runs) == len(set(runs)) == count_draws(model)
+        assert (len(runs) > 0) == (options["family"] != "lstm_torch" and options != {"family": "lstm", "layers": 1})
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
@@ -115,31 +112,27 @@ def test_members_drop_in_a_model_what_each_drops_alone(family):
 def test_members_of_a_plain_network_are_each_alone_bit_for_bit(dtype):
     template = nn.Sequential(Dropout(0.0), nn.Tanh(), Dropout(0.9)).to(dtype)
     x, rates = torch.randn(3, 40, 333).to(dtype), torch.tensor(RATES, dtype=torch.float64)
-    seeds = torch.randint(2**63 - 1, (3, 2))
+    alone, seeds = [], []
+    for at, rate in enumerate(RATES):
+        torch.manual_seed(at)
+        alone.append(nn.Sequential(Dropout(rate), nn.Tanh(), Dropout(rate))(x[at]))
+        torch.manual_seed(at)
+        seeds.append(torch.tensor([new_seed(), new_seed()]))
 
     def run(x, rate, seeds):
         with draws(rate, seeds):
             return template(x)
 
-    together = vmap(run)(x, rates, seeds)
-    for at, rate in enumerate(RATES):
-        torch.manual_seed(at)
-        seeds[at] = torch.tensor([new_seed(), new_seed()])
-        torch.manual_seed(at)
-        alone = nn.Sequential(Dropout(rate), nn.Tanh(), Dropout(rate))(x[at])
-        assert alone.equal(run(x[at], rates[at], seeds[at]))
-        assert not rate or not alone.equal(together[at])
-    for one, other in zip(vmap(run)(x, rates, seeds), map(run, x, rates, seeds), strict=True):
-        assert one.equal(other)
+    assert vmap(run)(x, rates, torch.stack(seeds)).equal(torch.stack(alone))
 
 
 def test_too_few_seeds_are_refused_and_leave_nothing_behind():
     layer = Dropout(0.0)
     rate = torch.tensor(0.5, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="a seed for each dropout that runs, got 1; give as many as count_draws"):
-        with draws(rate, torch.tensor([3])):
-            assert (layer(torch.ones(100)) == 0).any()
-            layer(torch.ones(100))
+    few = draws(rate, torch.tensor([3]))
+    with pytest.raises(RuntimeError, match="a seed for each dropout that runs, got 1; give as many as count"), few:
+        assert (layer(torch.ones(100)) == 0).any()
+        layer(torch.ones(100))
     assert draw(0.0)[0] == 0.0
     with draws(rate, torch.tensor([3, 4])):
         with draws(rate, torch.tensor([5])):
