@@ -102,6 +102,26 @@ for kernel, launch in kernels.items():
 """
 
 
+DROPOUT = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xlstm_tune.kernels import dropout_triton
+
+signature = dict.fromkeys(["x", "y"], "*" + sys.argv[1]) | dict(rates="*fp64", seeds="*i64", size=sys.argv[2])
+signature |= dict(tiles="i32", TILE="constexpr")
+aligned = {(at,): [["tt.divisibility", 16]] for at in range(4)}
+constants = {(6,): dropout_triton.TILE}
+if sys.argv[2] == "constexpr":  # as Triton takes arguments that are 1
+    signature |= dict(tiles="constexpr")
+    constants |= {(4,): 1, (5,): 1}
+source = ASTSource(fn=dropout_triton._drop, signature=signature, constexprs=constants, attrs=aligned)
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=4))
+print("dropout", "_drop", made.metadata.shared, 0)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "size"), [(32, 4), (64, 2), (128, 2), (200, 4)])
 def test_kernels_compile_for_a_gpu_and_fit(width: int, size: int, tmp_path: Path) -> None:
@@ -127,6 +147,12 @@ def test_mlstm_compiles_for_a_gpu_and_fits(
 ) -> None:
     lines = compiled(tmp_path, MLSTM, design, dtype, str(width), str(value_width), flags)
     assert len(lines) == (2 if design == "walk" else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", "i32"), ("bf16", "i64"), ("fp16", "constexpr")])
+def test_dropout_compiles_for_a_gpu(dtype: str, size: str, tmp_path: Path) -> None:
+    assert len(compiled(tmp_path, DROPOUT, dtype, size)) == 1
 
 
 def compiled(tmp_path: Path, program: str, *arguments: str) -> list[str]:

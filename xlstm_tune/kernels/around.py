@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xlstm_tune.kernels.conv_numba import TAPS, conv_numba
-from xlstm_tune.kernels.dispatch import resolve
+from xlstm_tune.kernels.dispatch import resolve, triton_refusal
 from xlstm_tune.kernels.dropout_numba import dropout_numba
+from xlstm_tune.kernels.dropout_reference import dropout_reference
 from xlstm_tune.kernels.feed_forward_numba import feed_forward_fits, feed_forward_numba
 from xlstm_tune.kernels.matmul_numba import linear_fits, linear_numba
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
@@ -225,13 +226,21 @@ def linear(x: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
     return F.linear(x, weight)
 
 
-def dropout(x: Tensor, rate: float, backend: str = "auto") -> Tensor:
-    """x of any shape with numbers dropped at random, as `torch.nn.functional.dropout` does in training."""
-    # A compiler could not follow the seed, and a vmap gives each member one of its own.
-    alone = not torch.compiler.is_compiling() and not torch._C._functorch.is_batchedtensor(x)
-    if rate > 0 and alone and x.numel() and _one_pass(backend, LANES, x):
-        return dropout_numba(x, rate, int(torch.randint(2**63 - 1, ())))
-    return F.dropout(x, rate)
+def dropout(x: Tensor, rate: float | Tensor, seed: int | Tensor, backend: str = "auto") -> Tensor:
+    """`dropout_reference`: what is dropped of x, of any shape, follows from the seed and the place alone.
+
+    rate: 0 to 1 without 1. seed: int64, from 0 on. Each a number or a 0-d tensor, on a GPU best one that lies there.
+    """
+    if not isinstance(rate, Tensor) and rate == 0:
+        return x
+    device, fast = x.device.type, backend != "reference" and x.dtype != torch.float64 and x.dim() > 0
+    if fast and device == "cpu":
+        return dropout_numba(x.float(), rate, seed).to(x.dtype)
+    if fast and device == "cuda" and triton_refusal(device, x.dtype) is None:
+        from xlstm_tune.kernels.dropout_triton import dropout_triton
+
+        return dropout_triton(x, rate, seed)
+    return dropout_reference(x, rate, seed)
 
 
 def gated_feed_forward(x: Tensor, up: Tensor, down: Tensor, activation: str, backend: str = "auto") -> Tensor:

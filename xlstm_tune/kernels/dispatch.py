@@ -50,12 +50,8 @@ def refusal(
     """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can. As for `resolve`."""
     if backend not in KERNELS[op]:
         return f"this version has no {backend.capitalize()} kernel for {op}"
-    if backend == "triton" and find_spec("triton") is None:
-        return "the package triton is not installed"
-    if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
-    if backend == "triton" and dtype == torch.float64:
-        return "it computes in float32 and 16 bits, and the tensors are float64"
+    if backend == "triton" and (reason := triton_refusal(device, dtype)):
+        return reason
     if backend == "triton" and op == "mlstm" and width > WIDEST_MLSTM:
         return f"its mLSTM takes heads of up to {WIDEST_MLSTM}, and these are {width} wide"
     if backend == "numba" and device != "cpu":
@@ -64,6 +60,17 @@ def refusal(
         return "it computes in float32, and the tensors are float64"
     if projected:
         return "it has no projection of h"
+    return None
+
+
+def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
+    """Why no kernel of Triton's can run on tensors of a device type and dtype; None when they can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
+    if dtype == torch.float64:
+        return "it computes in float32 and 16 bits, and the tensors are float64"
     return None
 
 

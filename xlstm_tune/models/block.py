@@ -13,9 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, dropout, gated_feed_forward, head_norm, layer_norm
+=======
+from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
+>>>>>>> dropout
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
+from xlstm_tune.models.draws import Dropout
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets, last_steps
 
 
@@ -47,18 +52,6 @@ class Norm(nn.Module):
         if self.rms:
             return F.rms_norm(x, (self.width,), weight, NORM_EPSILON)
         return layer_norm(x, weight, self.backend)
-
-
-class Dropout(nn.Dropout):
-    """torch's, but for the time it takes on a CPU."""
-
-    def __init__(self, rate: float, backend: str = "auto"):
-        super().__init__(rate)
-        self.backend = backend
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x of any shape."""
-        return dropout(x, self.p, self.backend) if self.training else x
 
 
 class HeadNorm(nn.Module):

@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from xlstm_tune.kernels import LSTMState as CellState
 from xlstm_tune.kernels import lstm
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import Dropout
 from xlstm_tune.models.config import Direction
+from xlstm_tune.models.draws import Dropout
 from xlstm_tune.models.primitives import matmul, sigmoid, tanh
 from xlstm_tune.models.steps import expect_steps, flip, flip_resets, hide_padding
 
@@ -46,6 +46,7 @@ class _Layers(nn.Module, ABC):
         dropout: float = 0.0,
         projection: int = 0,
         direction: Direction = "forward",
+        backend: str = "auto",
     ):
         super().__init__()
         _check_projection(projection, hidden_size)
@@ -53,7 +54,7 @@ class _Layers(nn.Module, ABC):
         self.projection, self.direction = projection, direction
         self.state_size = projection or hidden_size
         self.output_size = self.state_size * len(SUFFIXES[direction])
-        self.dropout = nn.Dropout(dropout)
+        self.dropouts = nn.ModuleList(Dropout(dropout, backend) for _ in range(layers - 1))
         bound = 1.0 / math.sqrt(hidden_size)
         for layer in range(layers):
             for suffix in SUFFIXES[direction]:
@@ -83,7 +84,7 @@ class _Layers(nn.Module, ABC):
         turned = None if resets is None or self.direction == "forward" else flip_resets(resets, lengths)
         finals = []
         for layer in range(self.layers):
-            x = self.dropout(x) if layer else x
+            x = self.dropouts[layer - 1](x) if layer else x
             outputs = []
             for at, suffix in enumerate(SUFFIXES[self.direction], layer * directions):
                 before = None if state is None else (state[0][at], state[1][at])
@@ -139,9 +140,8 @@ class LSTM(_Layers):
         direction: Direction = "forward",
         backend: str = "auto",
     ):
-        super().__init__(input_size, hidden_size, layers, bias, dropout, projection, direction)
+        super().__init__(input_size, hidden_size, layers, bias, dropout, projection, direction, backend)
         self.backend = backend
-        self.dropout = Dropout(dropout, backend)
 
     def _run_layer(
         self, name: str, x: Tensor, state: LSTMState | None, resets: Tensor | None, lengths: Tensor | None

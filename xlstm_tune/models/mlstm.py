@@ -23,8 +23,9 @@ from xlstm_tune.kernels.around import (
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.mlstm_layer_numba import MLSTMLayerWeights
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import BlockDiagonal, Dropout, HeadNorm, init_down_projection, init_projection
+from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
+from xlstm_tune.models.draws import Dropout
 from xlstm_tune.models.embedded import Narrow
 from xlstm_tune.models.steps import expect_steps, hide_padding, last_steps
 

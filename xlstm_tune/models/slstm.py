@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from xlstm_tune.kernels import SLSTMState, slstm_from_inputs
 from xlstm_tune.kernels.shapes import expect_shape
-from xlstm_tune.models.block import Dropout, HeadNorm, init_projection
+from xlstm_tune.models.block import HeadNorm, init_projection
 from xlstm_tune.models.conv import CausalConv
+from xlstm_tune.models.draws import Dropout
 from xlstm_tune.models.steps import expect_steps, hide_padding
 
 
