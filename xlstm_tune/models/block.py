@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, dropout, gated_feed_forward, head_norm, layer_norm
-=======
-from xlstm_tune.kernels.around import ACTIVATIONS, NORM_EPSILON, block_diagonal, gated_feed_forward, head_norm
->>>>>>> dropout
+from xlstm_tune.kernels.around import (
+    ACTIVATIONS,
+    NORM_EPSILON,
+    block_diagonal,
+    gated_feed_forward,
+    head_norm,
+    layer_norm,
+)
 from xlstm_tune.kernels.shapes import expect_shape
 from xlstm_tune.models.config import Activation, BlockNorm
 from xlstm_tune.models.draws import Dropout

@@ -77,6 +77,11 @@ def new_seed() -> int | Tensor:
     return int(seed)
 
 
+def new_seeds(count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count], the ones that so many calls of `new_seed` would take from this generator on the CPU."""
+    return torch.randint(_HIGHEST, (count,), generator=generator)
+
+
 class Dropout(nn.Dropout):
     """torch's, but for what is drawn: it follows from a seed and a number's place alone, on every device and dtype."""
 

@@ -11,8 +11,10 @@ Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targe
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from xlstm_tune.data.windows import Prepared, Windows
-from xlstm_tune.models.draws import count_draws, draws
+from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import (
     Diverged,
@@ -182,12 +184,14 @@ class Pack:
             for state in self.states
         ]
         orders = torch.stack([torch.randperm(len(self.samples), generator=one) for one in generators])
-        seeds = torch.stack([torch.randint(2**63 - 1, (batches, calls), generator=one) for one in generators])
+        seeds = torch.stack([new_seeds(batches * calls, one).view(batches, calls) for one in generators])
         orders, seeds = orders.to(self.device), seeds.to(self.device)
-        dropouts = torch.tensor([state.config.model.dropout for state in self.states], device=self.device)
+        dropouts = torch.tensor(
+            [state.config.model.dropout for state in self.states], dtype=torch.float64, device=self.device
+        )
         weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
         rates = [0.0] * len(self.states)
-        with threads_for(self.template):
+        with threads_for(self.template) if len(self.states)==1 or os.environ.get('ONE') else nullcontext():
             for number, index in enumerate(torch.split(orders, batch_size, 1)):
                 for whole in self.stacked.values():
                     whole.grad = None
@@ -212,10 +216,12 @@ class Pack:
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.unflatten(0, index.shape) for one in batch)
 
+        dropping = any(state.config.model.dropout for state in self.states)
+
         def one(
             weights: dict[str, Tensor], x: Tensor, y: Tensor, lengths: Any, static: Any, rate: Tensor, seeds: Tensor
         ) -> Tensor:
-            with draws(rate, seeds):
+            with draws(rate, seeds) if dropping else nullcontext():
                 predicted = functional_call(self.template, weights, (x, lengths, static), {"every_quantile": True})
             return self.criterion(predicted.float(), y)
 
