@@ -54,7 +54,7 @@ def fitting(attempt: Callable[[int], T], size: int) -> tuple[T, int]:
 def give_back() -> None:
     """Let go of what a failed attempt left behind, and of memory that torch keeps for later."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
