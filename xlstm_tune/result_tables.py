@@ -59,6 +59,7 @@ KINDS = {
             "seconds": _REAL,
             "sequences_per_s": _REAL,
             "peak_memory_mib": _REAL,
+            "micro_batch": _INT,  # samples at a time, since a whole batch ran out of memory; null = whole batches
             "backend": _TEXT,
             "duplicate_of": _INT,
             "started": _TIME,
@@ -76,6 +77,7 @@ KINDS = {
             "learning_rate": _REAL,
             "seconds": _REAL,
             "sequences_per_s": _REAL,
+            "micro_batch": _INT,
             "timestamp": _TIME,
         },
         key=("trial", "epoch"),

@@ -98,7 +98,8 @@ class ResourceConfig(Spec):
 
     cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
-    """`auto`: one GPU a trial where there are GPUs, none elsewhere; 0.25 puts four trials on one."""
+    """`auto`: where there are GPUs, the share of one that an estimate of the largest trial's memory gives; none
+    elsewhere. 0.25 puts four trials on one."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; None = as many as the resources hold."""
 

@@ -26,7 +26,7 @@ CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "
 """Figures of an epoch that are drawn as curves."""
 CUTS = ("time budget", "interrupted")
 """Reasons of trials that were ended by the search's own end; their configurations are tried again by a resume."""
-LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "backend")
+LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro_batch", "backend")
 """Columns of the trials table that the last epoch's result fills."""
 
 
@@ -80,6 +80,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._spool.epoch(number, result["epoch"], {name: result[name] for name in CURVES}, now)
         self._results.epoch(
             {"trial": number, "epoch": result["epoch"], "seconds": result["epoch_seconds"], "timestamp": _moment(now)}
+            | {"micro_batch": result["micro_batch"]}
             | {name: result[name] for name in CURVES}
         )
 
@@ -161,7 +162,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             row["status"],
             row["reason"] or "",
             metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags={"backend": row["backend"]} if row["backend"] else {},
+            tags={name: str(row[name]) for name in ("backend", "micro_batch") if row[name]},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
 

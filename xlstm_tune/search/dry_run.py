@@ -32,6 +32,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         grid.add_row(title, escape(text))
     where = plan.placement.describe() if plan.placement else f"decided by the cluster at {plan.address}"
     grid.add_row("placement", where)
+    if plan.placement and plan.placement.why:
+        grid.add_row("GPUs", escape(plan.placement.why))
+    elif plan.address and plan.spec.resources.gpus_per_trial == "auto":
+        grid.add_row("GPUs", "shared by as many trials as their memory holds, which the cluster tells at the start")
     grid.add_row("results", str(plan.folder))
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)

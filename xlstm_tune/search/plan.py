@@ -13,7 +13,8 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, check_same_data, find_folder
-from xlstm_tune.search.resources import Placement, check_cluster, local_resources, place
+from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack
+from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.tracking import check_tracking_uri, default_uri
@@ -72,13 +73,17 @@ def make_plan(
     """
     if address:
         check_cluster(address)
-    placement = None if address else place(spec.resources, local_resources())
+    here = local_resources()
+    placement = None if address else place(spec.resources, here)
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     uri = tracking_uri or default_uri(folder.parent)
     check_tracking_uri(uri)
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
     check_models(spec, space, data)
+    if placement and packable(spec.resources, here):
+        packing = pack(largest_trial(spec, space, data), local_gpu_mib(), spec.resources, here)
+        placement = place(spec.resources, here, share=packing.share, why=packing.why)
     if resume:
         check_same_data(folder, data.fingerprint)
     return Plan(

@@ -6,7 +6,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xlstm_tune.errors import ResourceError
 from xlstm_tune.spec import ResourceConfig
@@ -19,6 +19,8 @@ class Placement:
     cpus: float
     gpus: float
     concurrent: int
+    why: str = field(default="", compare=False)
+    """Of trials that share a GPU, or do not, by an estimate; empty where nothing was estimated."""
 
     def describe(self) -> str:
         """For people: `2 trials at a time, each on 1 CPU`."""
@@ -28,14 +30,25 @@ class Placement:
         return f"{self.concurrent} trial{'s' if self.concurrent != 1 else ''} at a time, each on {each}"
 
 
-def place(config: ResourceConfig, available: Mapping[str, float], where: str = "this machine") -> Placement:
+def packable(config: ResourceConfig, available: Mapping[str, float]) -> bool:
+    """Whether an estimate of the trials' memory decides how many share a GPU."""
+    return config.gpus_per_trial == "auto" and available.get("GPU", 0.0) >= 1
+
+
+def place(
+    config: ResourceConfig,
+    available: Mapping[str, float],
+    where: str = "this machine",
+    share: float = 1.0,
+    why: str = "",
+) -> Placement:
     """Fit trials into the `CPU` and `GPU` counts of a machine or cluster.
 
+    share: GPUs that `gpus_per_trial: auto` gives a trial where there are any, and `why`; see `packing`.
     Raises ResourceError when not even one trial fits.
     """
     cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
-    # A trial of the LSTM family seldom fills a GPU, but how many share one safely depends on their memory: not guessed.
-    wanted = (1.0 if gpus else 0.0) if config.gpus_per_trial == "auto" else float(config.gpus_per_trial)
+    wanted = (share if gpus else 0.0) if config.gpus_per_trial == "auto" else float(config.gpus_per_trial)
     if wanted > gpus:
         raise ResourceError(
             f"resources.gpus_per_trial asks for {wanted:g} GPU(s) a trial, but {where} has {gpus:g}; "
@@ -51,7 +64,7 @@ def place(config: ResourceConfig, available: Mapping[str, float], where: str = "
         fits = min(fits, math.floor(gpus / wanted + 1e-9))
     elif wanted:
         fits = min(fits, math.floor(gpus) * math.floor(1 / wanted + 1e-9))
-    return Placement(config.cpus_per_trial, wanted, max(1, min(fits, config.max_concurrent or fits)))
+    return Placement(config.cpus_per_trial, wanted, max(1, min(fits, config.max_concurrent or fits)), why)
 
 
 def check_cluster(address: str) -> None:

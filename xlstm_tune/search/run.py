@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_lead
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Judge, finalists, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
+from xlstm_tune.search.packing import cluster_gpu_mib, largest_trial, pack
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
-from xlstm_tune.search.resources import Placement, local_resources, place
+from xlstm_tune.search.resources import Placement, local_resources, packable, place
 from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
 
 INTERRUPTED = 130
@@ -80,6 +81,13 @@ def run(plan: Plan, console: Console) -> int:
             shutil.rmtree(plan.folder)
         raise
     print_leaderboard(board, console, plan.best_possible)
+    if split := sum(row["micro_batch"] is not None for row in outcome.rows):
+        console.print(
+            f"note: {count(split, 'trial')} ran out of memory and went on in smaller pieces of their batches, with the "
+            "same mathematics (column micro_batch of the trials).",
+            highlight=False,
+            markup=False,
+        )
     if outcome.exhausted:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
@@ -98,6 +106,8 @@ def _run(plan: Plan, console: Console) -> tuple[Leaderboard, Outcome]:
     """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
         with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
+            if placement.why:
+                console.print(f"note: {placement.why}", highlight=False, markup=False)
             judge = Judge(plan.table, plan.data)
             _record_start(plan, judge, spool, results)
             outcome = _search(plan, placement, spool, results, console)
@@ -162,9 +172,21 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
         )
     _protect_token()
     try:
-        yield plan.placement or place(plan.spec.resources, ray.cluster_resources(), f"the cluster at {plan.address}")
+        yield plan.placement or _place_on_cluster(plan, ray.cluster_resources())
     finally:
         ray.shutdown()
+
+
+def _place_on_cluster(plan: Plan, available: dict[str, float]) -> Placement:
+    where, resources = f"the cluster at {plan.address}", plan.spec.resources
+    placement = place(resources, available, where)
+    if not packable(resources, available):
+        return placement
+    memory = cluster_gpu_mib()
+    if memory is None:
+        return replace(placement, why="each trial has a GPU to itself: no GPU of the cluster told its memory in time")
+    packing = pack(largest_trial(plan.spec, plan.space, plan.data), memory, resources, available)
+    return place(resources, available, where, packing.share, packing.why)
 
 
 def _protect_token() -> None:

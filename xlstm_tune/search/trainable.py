@@ -24,6 +24,7 @@ from xlstm_tune.training.allocator import keep_freed_memory
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import Diverged, EpochResult, TrainingState, train
+from xlstm_tune.training.micro import out_of_memory
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
@@ -73,9 +74,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             result = next(self._epochs)
         except Diverged as reason:
             return self._failed(f"diverged: {reason}")
-        except (torch.cuda.OutOfMemoryError, MemoryError) as reason:
-            return self._failed(f"out of memory: {str(reason).splitlines()[0] if str(reason) else 'host memory'}")
         except Exception as error:
+            if out_of_memory(error):
+                return self._failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
             # Reported, not swallowed: the reason goes into every record, the traceback beside the trial's config.
             folder = trial_folder(self._folder, self._number)
             folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "epoch_seconds": result.seconds,
             "sequences_per_s": result.sequences_per_s,
             "peak_memory_mib": result.peak_memory_mib,
+            "micro_batch": result.micro_batch,
             "parameters": result.parameters,
             "backend": result.backend,
             "status": "completed" if result.finished else "running",

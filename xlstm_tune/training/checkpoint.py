@@ -62,6 +62,7 @@ def save(state: TrainingState, folder: Path | str) -> None:
         "first_loss": state.first_loss,
         "best_epoch": state.best_epoch,
         "best_validation": state.best_validation,
+        "micro_batch": state.micro_batch,
         "tensors": file,
         "sha256": _sha256(folder / file),
     }
@@ -102,6 +103,7 @@ def load(
     state.epoch, state.first_loss = record["epoch"], record["first_loss"]
     state.best_epoch, state.best_validation = record["best_epoch"], record["best_validation"]
     state.best_weights = _below("best/", tensors) or None
+    state.micro_batch = record.get("micro_batch")  # earlier programs wrote none
     return state
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.metrics import METRICS, ErrorSums
+from xlstm_tune.training.micro import backward, fitting
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
@@ -55,6 +57,8 @@ class TrainingState:
     best_validation: dict[str, float] | None = None
     best_weights: dict[str, Tensor] | None = field(default=None, repr=False)
     """The model's state_dict after `best_epoch`, on the CPU. A better epoch puts a new dict here, the old one stays."""
+    micro_batch: int | None = None
+    """Samples that go through the model at a time in training, since more ran out of memory; None = whole batches."""
 
     @property
     def finished(self) -> bool:
@@ -91,6 +95,9 @@ class EpochResult:
     finished: bool
     """This is the last epoch."""
     state: TrainingState = field(repr=False)
+    micro_batch: int | None = None
+    """Samples at a time, since a whole batch ran out of memory: gradients were summed over the pieces, which gives the
+    same steps. None = whole batches."""
 
 
 def train(
@@ -102,12 +109,15 @@ def train(
 ) -> Iterator[EpochResult]:
     """Train, one epoch per `next()`.
 
+    A batch that runs out of memory is done again in pieces of half the size, as is every later one; see `micro`.
+
     data: its training and validation parts are used, the test part is not touched.
     resume: a state that an earlier run of the same config on the same data yielded, or that a checkpoint held.
     device: None = the GPU where there is one, else the CPU.
     objective: the metric of `metrics.METRICS` that decides the best epoch and patience.
     Raises Diverged when a loss, a gradient or a prediction is not finite or the loss explodes, ValueError for an
-    unknown objective or a state of another run, BackendUnavailable when the precision asked for does not exist here.
+    unknown objective or a state of another run, BackendUnavailable when the precision asked for does not exist here,
+    and the error as it came when a single sample runs out of memory.
     """
     if resume is not None:
         check_same_run(resume, config, data, objective)
@@ -126,6 +136,12 @@ def train(
     losses = torch.zeros(batches, device=device)
     norms = torch.zeros(batches, device=device)
 
+    def loss_at(index: Tensor) -> Tensor:
+        x, y, lengths, static = samples.batch(index)  # [B, L, F], [B, H, K], [B], [B, S]
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            predicted = model(x, lengths, static, every_quantile=True)  # [B, H, K, Q]
+        return criterion(predicted.float(), y)
+
     while not state.finished:
         epoch = state.epoch + 1
         started = time.perf_counter()
@@ -138,15 +154,9 @@ def train(
                 rate = learning_rate_at(training, (epoch - 1) * batches + number, total_steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                x, y, lengths, static = samples.batch(index)  # [B, L, F], [B, H, K], [B], [B, S]
-                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                    predicted = model(x, lengths, static, every_quantile=True)  # [B, H, K, Q]
-                loss = criterion(predicted.float(), y)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses[number], state.micro_batch = backward(loss_at, index, model, state.micro_batch)
                 norms[number] = clip_gradients(parameters, training.clip)
                 optimiser.step()
-                losses[number] = loss.detach()
         train_loss = checked_loss(losses, norms, len(samples), state, rate)
         trained = time.perf_counter()
 
@@ -166,6 +176,7 @@ def train(
             improved=improved,
             finished=state.finished,
             state=state,
+            micro_batch=state.micro_batch,
         )
 
 
@@ -222,16 +233,29 @@ def predict(model: Forecaster, windows: Windows, batch_size: int = 256, dtype: t
 def _forward(
     model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end."""
+    """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end.
+
+    Where a batch runs out of memory, it and those after it are halved.
+    """
     device = next(model.parameters()).device
+
+    def batch_at(start: int, size: int) -> tuple[Tensor, Tensor]:
+        x, y, lengths, static = windows.batch(torch.arange(start, min(start + size, len(windows)), device=device))
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            predicted = model(x, lengths, static)
+        return predicted.float(), y
+
     was_training = model.training
     model.eval()
+    start, size = 0, batch_size
     try:
-        for index in torch.split(torch.arange(len(windows), device=device), batch_size):
-            x, y, lengths, static = windows.batch(index)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                predicted = model(x, lengths, static)
-            yield predicted.float(), y
+        while start < len(windows):
+            tried = min(size, len(windows) - start)
+            done, fitted = fitting(partial(batch_at, start), tried)
+            if fitted < tried:
+                size = fitted
+            start += fitted
+            yield done
     finally:
         model.train(was_training)
 

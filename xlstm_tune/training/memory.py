@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import autocast_dtype, pick_device
@@ -29,6 +30,15 @@ _TILE = 16
 """Samples that a CPU kernel keeps side by side; a batch is stored as whole tiles."""
 _TOKENS = (4, 8)
 _MIB = 2**20
+CONTEXT_MIB = 600.0
+"""What a process takes of a GPU before its first tensor: the CUDA context and the kernels that are loaded into it. An
+estimate, not measured yet."""
+EVALUATION_MIB = 256.0
+"""What scoring takes at the least: some sixteen layers of 16 MiB (`loop.eval_batch`) at a time. An estimate, not
+measured yet."""
+SAFETY = 1.5
+"""A GPU's kernels keep more than the CPU's and need memory while they run, and the allocator leaves gaps. An estimate,
+not measured yet."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,23 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
     activations = _activation_bytes(config, shape, dtype) / _MIB
     total = weights + optimiser + gradients + activations
     return MemoryEstimate(parameters, weights, optimiser, gradients, activations, total)
+
+
+def process_mib(estimate: MemoryEstimate, data: Prepared, members: int = 1) -> float:
+    """MiB that a trial's process takes of a GPU: context, data, and `SAFETY` times what training or scoring takes.
+
+    members: of the population that the trial trains in one pass, each with weights and activations of its own.
+    """
+    kept = estimate.weights_mib + estimate.gradients_mib + estimate.optimiser_mib
+    working = max(estimate.activations_mib * members, EVALUATION_MIB)
+    return CONTEXT_MIB + data_mib(data) + SAFETY * (kept * members + working)
+
+
+def data_mib(data: Prepared) -> float:
+    """MiB of the data on the device: the training and the validation part hold the tables each."""
+    tables = [data.features, data.targets, *([] if data.static is None else [data.static])]
+    samples = sum(len(data.parts[part]) for part in ("train", "validation"))
+    return (2 * sum(table.nbytes for table in tables) + 4 * 8 * samples) / _MIB  # four int64 a sample
 
 
 def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:

@@ -1,0 +1,91 @@
+"""How many trials share a GPU. No GPU is needed: memory figures are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.search.packing import Largest, Packing, largest_trial, pack
+from xlstm_tune.search.resources import Placement, packable, place
+from xlstm_tune.search.space import Space
+from xlstm_tune.spec import ResourceConfig, SearchSpec
+from xlstm_tune.training.loop import shape_of
+from xlstm_tune.training.memory import CONTEXT_MIB, EVALUATION_MIB, SAFETY, data_mib, estimate_memory, process_mib
+
+
+@pytest.mark.parametrize(
+    ("mib", "gpu", "config", "cpus", "gpus", "expected", "words"),
+    [
+        (1000, 4500, {}, 16, 1, 4, "memory"),
+        (1000, 80_000, {}, 16, 1, 8, "most"),
+        (1000, 80_000, {}, 6, 2, 3, "CPUs"),
+        (1000, 80_000, {"cpus_per_trial": 4}, 16, 2, 2, "CPUs"),
+        (1000, 80_000, {"max_concurrent": 3}, 16, 2, 2, "max_concurrent"),
+        (9000, 8000, {}, 16, 1, 1, "memory"),  # it goes on in pieces
+        (1000, 80_000, {}, 2, 4, 1, "CPUs"),
+    ],
+)
+def test_pack_by_the_scarcest(
+    mib: float, gpu: float, config: dict[str, Any], cpus: float, gpus: float, expected: int, words: str
+) -> None:
+    packing = pack(Largest("lstm", mib), gpu, ResourceConfig.parse(config), {"CPU": cpus, "GPU": gpus})
+    assert packing.per_gpu == expected and words in packing.why.rpartition(", and ")[2]
+    assert ("to itself" in packing.why) == (expected == 1)
+
+
+@pytest.mark.parametrize("per_gpu", range(1, 9))
+def test_place_gives_every_gpu_its_trials(per_gpu: int) -> None:
+    share = Packing(per_gpu, "").share
+    assert round(share * 10_000) * per_gpu <= 10_000  # as Ray counts
+    placement = place(ResourceConfig(), {"CPU": 32.0, "GPU": 2.0}, share=share, why="because")
+    assert placement == Placement(1, share, 2 * per_gpu) and placement.why == "because"
+
+
+def test_packable_where_auto_and_a_gpu_meet() -> None:
+    assert packable(ResourceConfig(), {"CPU": 4.0, "GPU": 1.0})
+    assert not packable(ResourceConfig(), {"CPU": 4.0, "GPU": 0.0})
+    assert not packable(ResourceConfig.parse({"gpus_per_trial": 0.5}), {"CPU": 4.0, "GPU": 1.0})
+    assert place(ResourceConfig(), {"CPU": 2.0}, share=0.25) == Placement(1, 0, 2)
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> tuple[SearchSpec, Space, Prepared]:
+    (tmp_path / "t.csv").write_text("y\n" + "\n".join(str((n * 37) % 101) for n in range(200)) + "\n")
+    spec = SearchSpec.parse(
+        {
+            "name": "packed",
+            "data": {"source": str(tmp_path / "t.csv"), "target": "y", "lookback": 12, "horizon": 3},
+            "space": {
+                "model.family": {"choice": ["lstm", "lstm_torch"]},
+                "model.hidden_size": {"choice": [16, 512, 64]},
+                "training.batch_size": {"choice": [8, 64]},
+                "training.learning_rate": {"log_float": [1e-4, 1e-2]},
+            },
+        }
+    )
+    table = load_table(spec.data)
+    return spec, Space.from_spec(spec), prepare(table, spec.data)
+
+
+def test_largest_trial_is_the_widest(problem: tuple[SearchSpec, Space, Prepared]) -> None:
+    spec, space, data = problem
+    largest = largest_trial(spec, space, data)
+    assert "512" in largest.title
+    assert largest.mib > CONTEXT_MIB + SAFETY * EVALUATION_MIB
+    assert largest_trial(spec, space, data, members=8).mib > largest.mib
+
+
+def test_process_mib_counts_members_and_data(problem: tuple[SearchSpec, Space, Prepared]) -> None:
+    spec, _, data = problem
+    config = spec.resolve({"model.hidden_size": 512})
+    estimate = estimate_memory(config, shape_of(data, config), "cpu")
+    fixed = CONTEXT_MIB + data_mib(data)
+    assert data_mib(data) * 2**20 >= 2 * (data.features.nbytes + data.targets.nbytes)
+    kept = estimate.total_mib - estimate.activations_mib
+    assert process_mib(estimate, data) == pytest.approx(fixed + SAFETY * (kept + EVALUATION_MIB))
+    many = process_mib(estimate, data, 1000)
+    assert many == pytest.approx(fixed + SAFETY * 1000 * estimate.total_mib)

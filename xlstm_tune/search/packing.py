@@ -1,0 +1,128 @@
+"""How many trials share a GPU, by an estimate of the largest one's memory.
+
+Ray's fractions of a GPU place trials, they do not limit their memory: a trial that takes more than was estimated runs
+out of it, or lets another, and goes on in smaller pieces (training/micro.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xlstm_tune.data.windows import Prepared
+from xlstm_tune.search.space import Space
+from xlstm_tune.spec import ResourceConfig, SearchSpec
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.loop import shape_of
+from xlstm_tune.training.memory import estimate_memory, process_mib
+
+MOST = 8
+"""Trials on one GPU. Not measured yet: more of them seldom compute at the same time."""
+MEASURED = 2
+"""Configurations of each family whose memory is worked out: those that look largest."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How many trials share a GPU."""
+
+    per_gpu: int
+    why: str
+    """For people, a sentence."""
+
+    @property
+    def share(self) -> float:
+        """GPUs of a trial: 1 / `per_gpu`, rounded down to the four decimals that Ray counts in."""
+        return math.floor(10_000 / self.per_gpu) / 10_000
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The trial of a space that takes the most memory, in MiB of a GPU, its process and the data included."""
+
+    title: str
+    mib: float
+
+
+def pack(largest: Largest, gpu_mib: float, config: ResourceConfig, available: Mapping[str, float]) -> Packing:
+    """As many trials on a GPU as its memory holds of the largest, as CPUs and `max_concurrent` allow, at most `MOST`.
+
+    gpu_mib: memory of the smallest GPU. available: the `CPU` and `GPU` counts, of which there is at least one GPU.
+    """
+    slots = math.floor(available.get("CPU", 0.0) / config.cpus_per_trial + 1e-9)
+    each = max(1, math.floor(available["GPU"]))
+    limits = [
+        (math.floor(gpu_mib / largest.mib), "its memory"),
+        (MOST, "the most that is tried"),
+        # The GPUs that there are share the CPUs.
+        (slots // each, "the CPUs"),
+        (-(-(config.max_concurrent or MOST * each) // each), "resources.max_concurrent"),
+    ]
+    per_gpu, limit = min(limits, key=lambda one: one[0])
+    per_gpu = max(1, per_gpu)
+    shared = f"{per_gpu} trials share a GPU" if per_gpu > 1 else "each trial has a GPU to itself"
+    return Packing(
+        per_gpu,
+        f"{shared}: the largest ({largest.title}) takes an estimated {largest.mib:,.0f} of {gpu_mib:,.0f} MiB, "
+        f"and {limit} set{'' if limit.startswith('the CPUs') else 's'} the limit",
+    )
+
+
+def largest_trial(spec: SearchSpec, space: Space, data: Prepared, members: int = 1) -> Largest:
+    """The largest of the space's examples. Those that look largest are worked out on the CPU, which takes seconds.
+
+    members: of the population that a trial trains.
+    """
+    ranked: dict[str, dict[tuple[Any, ...], TrialConfig]] = {}
+    for params in space.examples():
+        config = spec.combine(params)
+        training = config.training
+        matters = config.model.model_copy(update={"dropout": 0.1 if config.model.dropout else 0.0})
+        same = (matters.model_dump_json(), training.batch_size, training.optimiser, training.levels, config.lookback)
+        ranked.setdefault(config.model.family, {}).setdefault(same, config)
+    looked_at = [
+        config
+        for configs in ranked.values()
+        for config in sorted(configs.values(), key=lambda one: _size(one, data), reverse=True)[:MEASURED]
+    ]
+    found = [
+        Largest(config.title(), process_mib(estimate_memory(config, shape_of(data, config)), data, members))
+        for config in looked_at
+    ]
+    return max(found, key=lambda one: one.mib)
+
+
+def _size(config: TrialConfig, data: Prepared) -> float:
+    """Something that grows with the memory of a trial, to compare those of one family by."""
+    model, lookback = config.model, config.lookback or data.lookback
+    channels = len(data.target_names) if model.channels == "independent" else 1
+    # An mLSTM block keeps its inner width several times over.
+    width = sum(model.inner_size * 2 if block == "m" else model.hidden_size * 2 for block in model.blocks)
+    width = width or model.hidden_size * model.layers
+    last = 1 if model.pooling == "last" else 2
+    return float(config.training.batch_size * channels * model.tokens(lookback) * width * last)
+
+
+def local_gpu_mib() -> float:
+    """Memory of the smallest GPU that torch can reach, in MiB. There must be one."""
+    import torch
+
+    devices = range(torch.cuda.device_count())
+    return min(torch.cuda.get_device_properties(device).total_memory for device in devices) / 2**20
+
+
+def cluster_gpu_mib(seconds: float = 60.0) -> float | None:
+    """Memory of a GPU of the Ray cluster that this process is connected to; None when none answers in time.
+
+    The driver cannot see a cluster's GPUs: a task that gets one tells. GPUs are taken to be alike.
+    """
+    import ray
+
+    answer = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(local_gpu_mib).remote()
+    try:
+        return float(ray.get(answer, timeout=seconds))
+    except ray.exceptions.RayError:  # taken by others, still starting, or lost
+        ray.cancel(answer)
+        return None
