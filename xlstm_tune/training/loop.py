@@ -71,7 +71,7 @@ class EpochResult:
     epoch: int
     """Counted from 1."""
     train_loss: float
-    """Mean over the epoch's samples, as they were trained, on standardised targets."""
+    """Mean over the epoch's samples, as they were trained, on standardised targets; without `training.loss_weight`."""
     validation: dict[str, float]
     """Every metric of `metrics.METRICS` on every validation sample."""
     seconds: float
@@ -143,7 +143,8 @@ def train(
                     predicted = model(x, lengths, static, every_quantile=True)  # [B, H, K, Q]
                 loss = criterion(predicted.float(), y)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                weighted = loss if training.loss_weight == 1.0 else loss * training.loss_weight
+                weighted.backward()  # type: ignore[no-untyped-call]
                 norms[number] = clip_gradients(parameters, training.clip)
                 optimiser.step()
                 losses[number] = loss.detach()
