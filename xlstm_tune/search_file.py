@@ -122,7 +122,7 @@ def _yaml_value(value: str, text: str) -> Any:
 
 
 def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
-    """Set a dotted key; keys of `space` keep their dots (space.model.dropout)."""
+    """Set a dotted key; keys of `space` and `population` keep their dots (space.model.dropout)."""
     head, _, rest = key.partition(".")
     if not rest:
         raw[head] = value
@@ -130,6 +130,9 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
     section = raw.setdefault(head, {})
     if not isinstance(section, dict):
         raise SpecError(f"--set {key}: '{head}' holds a value, not a mapping, so nothing can be set below it")
+    if head == "population":
+        section[rest] = value
+        return
     if head != "space":
         _assign(section, rest, value)
         return

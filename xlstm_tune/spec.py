@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.strict import Spec
+from xlstm_tune.strict import Spec, did_you_mean
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 Scalar = bool | int | float | str
@@ -104,6 +104,35 @@ class ResourceConfig(Spec):
     """Most trials at a time; None = as many as the resources hold."""
 
 
+class PopulationConfig(Spec):
+    """Members that are trained together inside each trial: every combination of the listed values with every seed.
+
+    Its other keys are settings (training/members.py, SHAPE_PRESERVING) with the list of their values.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, list[Scalar]] = Field(init=False)
+
+    seeds: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Members of each setting, with training.seed, training.seed + 1, and so on; the score is their mean."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, raw: Any) -> Any:
+        for key in raw if isinstance(raw, dict) else ():
+            if key not in ("seeds", *SEARCHABLE):
+                raise ValueError(
+                    f"'population.{key}' is not a setting that members can differ in; "
+                    f"{did_you_mean(key, ('seeds', *SEARCHABLE))}"
+                )
+        return raw
+
+    @property
+    def settings(self) -> dict[str, list[Scalar]]:
+        """The keys that members differ in besides the seed, and their values."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class SearchSpec(Spec):
     """A whole search file."""
 
@@ -111,6 +140,8 @@ class SearchSpec(Spec):
     data: DataConfig
     search: SearchConfig = SearchConfig()
     space: dict[str, Dimension] = Field(default_factory=dict)
+    population: PopulationConfig | None = None
+    """None = each trial trains one model."""
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     resources: ResourceConfig = ResourceConfig()
@@ -156,6 +187,8 @@ class SearchSpec(Spec):
 
     def max_epochs(self) -> int:
         """The most epochs that any trial may train."""
+        if self.population and (listed := self.population.settings.get("training.epochs")):
+            return max(int(epochs) for epochs in listed)
         return self._largest("training.epochs", self.training.epochs) or self.training.epochs
 
     def _largest(self, key: str, fixed: int | None) -> int | None:

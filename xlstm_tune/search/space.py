@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.search.domains import Domain, setting
+from xlstm_tune.search.population import check_population
 from xlstm_tune.spec import SEARCHABLE, Dimension, Scalar, SearchSpec
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.training.config import TrialConfig
@@ -56,7 +57,7 @@ class Space:
 
     @classmethod
     def from_spec(cls, spec: SearchSpec) -> Space:
-        """Check the `space:` section and order it. Raises SpecError with one sentence."""
+        """Check the sections `space:` and `population:` and order the former. Raises SpecError with one sentence."""
         for key in spec.space:
             if key not in SEARCHABLE:
                 raise SpecError(f"'space.{key}' is not a setting that can be searched; {did_you_mean(key, SEARCHABLE)}")
@@ -71,6 +72,7 @@ class Space:
                 continue
             searched = {other: values for other, values in conditions[key].items() if other in domains}
             domains[key] = replace(plain[key], when=searched)
+        check_population(spec, domains)
         space = cls(spec, tuple(domains.values()), tuple(notes))
         space._check_combinations()
         space.starts()

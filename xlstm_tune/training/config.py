@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,8 @@ class TrainingConfig(Spec):
     level nearest to the median."""
     quantiles: Annotated[list[Level], Field(min_length=1, max_length=99)] = [0.1, 0.5, 0.9]
     """Levels of the `quantile` loss, rising. A list, so not searched."""
+    loss_weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Factor of the loss before its gradient is clipped; reported losses are without it."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a better validation loss after which training ends; 0 = never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -79,12 +82,14 @@ class TrialConfig:
         """Canonical text of `flat`: two trials with the same key are the same experiment."""
         return json.dumps(self.flat(), sort_keys=True)
 
-    def title(self) -> str:
-        """Short name for people: `ms · 128 · lr 1e-3`."""
+    def title(self, left_out: Collection[str] = ()) -> str:
+        """Short name for people: `ms · 128 · lr 1e-3`. left_out: keys that are not named."""
         model = self.model
         kind = model.pattern if model.family == "xlstm" else f"{model.family}×{model.layers}"
-        parts = [kind, str(model.hidden_size), f"lr {_short(self.training.learning_rate)}"]
-        if model.relevant().get("dropout"):
+        parts = [kind, str(model.hidden_size)]
+        if "training.learning_rate" not in left_out:
+            parts.append(f"lr {_short(self.training.learning_rate)}")
+        if model.relevant().get("dropout") and "model.dropout" not in left_out:
             parts.append(f"dropout {model.dropout:.2g}")
         if model.patched:
             parts.append(f"patch {model.patch_length}/{model.stride}")

@@ -75,7 +75,7 @@ class EpochResult:
     epoch: int
     """Counted from 1."""
     train_loss: float
-    """Mean over the epoch's samples, as they were trained, on standardised targets."""
+    """Mean over the epoch's samples, as they were trained, on standardised targets; without `training.loss_weight`."""
     validation: dict[str, float]
     """Every metric of `metrics.METRICS` on every validation sample."""
     seconds: float
@@ -154,7 +154,9 @@ def train(
                 rate = learning_rate_at(training, (epoch - 1) * batches + number, total_steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                losses[number], state.micro_batch = backward(loss_at, index, model, state.micro_batch)
+                losses[number], state.micro_batch = backward(
+                    loss_at, index, model.zero_grad, state.micro_batch, training.loss_weight
+                )
                 norms[number] = clip_gradients(parameters, training.clip)
                 optimiser.step()
         train_loss = checked_loss(losses, norms, len(samples), state, rate)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -59,27 +59,31 @@ def give_back() -> None:
 
 
 def backward(
-    loss_at: Callable[[Tensor], Tensor], index: Tensor, module: nn.Module, size: int | None = None
+    loss_at: Callable[[Tensor], Tensor],
+    index: Tensor,
+    clear: Callable[[], None],
+    size: int | None = None,
+    weight: float | Tensor = 1.0,
 ) -> tuple[Tensor, int | None]:
     """The gradients of a batch, in the parameters' `grad`, by pieces of at most `size` samples.
 
     loss_at: the mean loss over the samples at these positions, [] or one for each member of a population, [M]; what is
-    differentiated is their sum. index: int64 [B]. size: None = the whole batch at once.
-    Returns the loss of the whole batch, detached, and the size that fitted; raises as `fitting`.
+    differentiated is their sum, each times its weight. index: int64 [B, ...]. clear: takes all gradients away.
+    size: None = the whole batch at once. weight: a number, or one for each member, [M].
+    Returns the loss of the whole batch, detached and without the weight, and the size that fitted; raises as `fitting`.
     """
 
     def attempt(most: int) -> Tensor:
-        module.zero_grad(set_to_none=True)  # a failed attempt may have left some
-        if most >= len(index):
-            loss = loss_at(index)
-            loss.sum().backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
+        clear()  # a failed attempt may have left some
         losses = []
         for piece in torch.split(index, most):
-            loss = loss_at(piece) * (len(piece) / len(index))
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            loss = loss_at(piece)
+            if len(piece) < len(index):
+                loss = loss * (len(piece) / len(index))
+            weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
+            weighted.sum().backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        return torch.stack(losses).sum(dim=0)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)
 
     tried = len(index) if size is None else min(size, len(index))
     loss, fitted = fitting(attempt, tried)

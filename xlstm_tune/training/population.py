@@ -11,11 +11,11 @@ Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,10 +38,12 @@ from xlstm_tune.training.loop import (
     mixed_seed,
     peak_memory_mib,
     pick_device,
+    train,
 )
 from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.members import check_one_shape
 from xlstm_tune.training.metrics import ErrorSums
+from xlstm_tune.training.micro import backward, fitting
 from xlstm_tune.training.optimiser import clip_gradients, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
@@ -64,14 +66,13 @@ def train_population(
     resume: Sequence[TrainingState | None] | None = None,
     device: torch.device | str | None = None,
     objective: str = "rmse",
-    width: int | None = None,
+    width: int = WIDTH,
 ) -> Iterator[list[MemberEpoch]]:
     """Train all members, one epoch of each per `next()`; those that have finished or failed are left out from then on.
 
     configs: alike but for what `members.SHAPE_PRESERVING` names. data, device, objective: as `loop.train`.
     resume: a state for each member, None for one that has failed.
-    width: members in a pass; None = as many as `pack_width` says. It decides the speed, and the numbers in their last
-    bits at most.
+    width: members in a pass at most. It decides the speed, and the numbers in their last bits at most.
     Raises ValueError for members of different shapes and what `loop.train` refuses.
     """
     check_one_shape(configs)
@@ -86,22 +87,33 @@ def train_population(
         elif (state := resume[member]) is not None:
             check_same_run(state, config, data, objective)
             states[member] = state
-    width = width or pack_width(configs[0], samples)
     while members := [member for member, state in states.items() if not state.finished]:
         ended: list[MemberEpoch] = []
         for first in range(0, len(members), width):
             chosen = members[first : first + width]
-            pack = Pack([states[member] for member in chosen], samples, held_out, data, dtype)
-            for member, (result, failure) in zip(chosen, pack.epoch(), strict=True):
+            if len(chosen) == 1:
+                epochs = [_alone(states[chosen[0]], data, device)]
+            else:
+                epochs = Pack([states[member] for member in chosen], samples, held_out, data, dtype).epoch()
+            for member, (result, failure) in zip(chosen, epochs, strict=True):
                 ended.append(MemberEpoch(member, result, failure))
                 if failure is not None:
                     del states[member]
         yield ended
 
 
-def pack_width(config: TrialConfig, samples: Windows) -> int:
-    """Members in a pass."""
-    return 8
+WIDTH = 8
+"""Members in a pass. Measured on 2 cores (benchmarks/population.py): the gain is flat from 4 on."""
+
+
+def _alone(
+    state: TrainingState, data: Prepared, device: torch.device
+) -> tuple[EpochResult | None, str | None]:
+    """An epoch of a single member, which is faster without a vmap."""
+    try:
+        return next(train(state.config, data, state, device, state.objective)), None
+    except Diverged as reason:
+        return None, f"diverged: {reason}"
 
 
 class Pack:
@@ -166,6 +178,7 @@ class Pack:
                 improved=improved,
                 finished=state.finished,
                 state=state,
+                micro_batch=state.micro_batch,
             )
             found.append((result, None))
         return found
@@ -191,12 +204,12 @@ class Pack:
         )
         weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
         rates = [0.0] * len(self.states)
-        with threads_for(self.template) if len(self.states)==1 or os.environ.get('ONE') else nullcontext():
-            for number, index in enumerate(torch.split(orders, batch_size, 1)):
-                for whole in self.stacked.values():
-                    whole.grad = None
-                loss = self._losses(index, dropouts, seeds[:, number])
-                (loss * weights).sum().backward()  # type: ignore[no-untyped-call]
+        micro_batch = min((state.micro_batch for state in self.states if state.micro_batch), default=None)
+        with threads_for(self.template):
+            for number, index in enumerate(torch.split(orders.t(), batch_size)):
+                losses[:, number], micro_batch = backward(
+                    partial(self._losses, dropouts, seeds[:, number]), index, self._clear, micro_batch, weights
+                )
                 self._share_gradients()
                 for place, state in enumerate(self.states):
                     rates[place] = learning_rate_at(
@@ -208,11 +221,18 @@ class Pack:
                         group["lr"] = rates[place]
                     norms[place, number] = clip_gradients(self.parameters[place], trainings[place].clip)
                     state.optimiser.step()
-                losses[:, number] = loss.detach()
+        for state in self.states:
+            state.micro_batch = micro_batch
         return losses, norms, rates
 
-    def _losses(self, index: Tensor, dropouts: Tensor, seeds: Tensor) -> Tensor:
-        """The members' losses [M] of samples index [M, B]; dropouts [M], seeds [M, calls]."""
+    def _clear(self) -> None:
+        """Take all gradients away."""
+        for whole in self.stacked.values():
+            whole.grad = None
+
+    def _losses(self, dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
+        """The members' losses [M] of samples index [B, M]; dropouts [M], seeds [M, calls]."""
+        index = index.t()
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.unflatten(0, index.shape) for one in batch)
 
@@ -241,18 +261,21 @@ class Pack:
     def _judge(self) -> list[dict[str, float]]:
         """The metrics of every member over all validation samples."""
         count = len(self.states)
-        sums = [ErrorSums(self.data.target_std, self.device) for _ in range(count)]
-        size = max(1, eval_batch(self.states[0].config, self.data, self.device) // count)
         self.template.eval()
 
         def one(weights: dict[str, Tensor], x: Tensor, lengths: Any, static: Any) -> Tensor:
             predicted: Tensor = functional_call(self.template, weights, (x, lengths, static))
             return predicted
 
-        for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
-            x, y, lengths, static = self.held_out.batch(index)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                predicted = vmap(one, (0, None, None, None))(self.stacked, x, lengths, static)
-            for own, forecast in zip(sums, predicted.float(), strict=True):
-                own.add(forecast, y)
-        return [own.result() for own in sums]
+        def attempt(size: int) -> list[dict[str, float]]:
+            sums = [ErrorSums(self.data.target_std, self.device) for _ in range(count)]
+            for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
+                x, y, lengths, static = self.held_out.batch(index)
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                    predicted = vmap(one, (0, None, None, None))(self.stacked, x, lengths, static)
+                for own, forecast in zip(sums, predicted.float(), strict=True):
+                    own.add(forecast, y)
+            return [own.result() for own in sums]
+
+        found, _ = fitting(attempt, max(1, eval_batch(self.states[0].config, self.data, self.device) // count))
+        return found
