@@ -163,10 +163,10 @@ def test_train_out_of_memory_in_the_backward_pass_drops_what_was_summed() -> Non
     def loss_at(index: Tensor) -> Tensor:
         return Fails.apply(model(x[index])).square().mean()
 
-    loss, size = backward(loss_at, torch.arange(10), model, 3)  # the third of its pieces fails
+    loss, size = backward(loss_at, torch.arange(10), model.zero_grad, 3)  # the third of its pieces fails
     assert size == 2
     gradient = model.weight.grad
-    whole, none = backward(lambda index: model(x[index]).square().mean(), torch.arange(10), model)
+    whole, none = backward(lambda index: model(x[index]).square().mean(), torch.arange(10), model.zero_grad)
     assert none is None
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(gradient, model.weight.grad)
@@ -179,9 +179,9 @@ def test_backward_of_a_loss_for_each_member() -> None:
     def loss_at(index: Tensor) -> Tensor:
         return weights(x[index]).square().mean(dim=0)
 
-    whole, _ = backward(loss_at, torch.arange(7), weights)
+    whole, _ = backward(loss_at, torch.arange(7), weights.zero_grad)
     gradient = weights.weight.grad
-    loss, size = backward(loss_at, torch.arange(7), weights, 2)
+    loss, size = backward(loss_at, torch.arange(7), weights.zero_grad, 2)
     assert size == 2 and loss.shape == (4,)
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(weights.weight.grad, gradient)

@@ -82,7 +82,11 @@ def _forward_shapes(
 def _backward_shapes(
     for_if: Tensor, for_zo: Tensor, in_weight: Tensor, recurrent: Tensor, h0: Tensor, h: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    others = (torch.empty_like(recurrent), h.new_empty(len(recurrent), 4, h.shape[3]), *(torch.empty_like(h0) for _ in range(4)))
+    others = (
+        torch.empty_like(recurrent),
+        h.new_empty(len(recurrent), 4, h.shape[3]),
+        *(torch.empty_like(h0) for _ in range(4)),
+    )
     return *(one.new_empty(one.shape) for one in (for_if, for_zo, in_weight)), *others
 
 

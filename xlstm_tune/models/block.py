@@ -184,7 +184,11 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, layer: nn.Module, feed_forward: FeedForward | None = None, norm: BlockNorm = "layer",
+        self,
+        width: int,
+        layer: nn.Module,
+        feed_forward: FeedForward | None = None,
+        norm: BlockNorm = "layer",
         backend: str = "auto",
     ):
         super().__init__()

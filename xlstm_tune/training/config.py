@@ -41,7 +41,6 @@ class TrainingConfig(Spec):
     """Epochs without a better validation loss after which training ends; 0 = never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, fp32 elsewhere."""
-    loss_weight: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
     @field_validator("quantiles")

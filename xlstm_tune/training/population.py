@@ -47,6 +47,9 @@ from xlstm_tune.training.micro import backward, fitting
 from xlstm_tune.training.optimiser import clip_gradients, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
+WIDTH = 8
+"""Members in a pass. Measured on 2 cores (benchmarks/population.py): the gain is flat from 4 on."""
+
 
 @dataclass(frozen=True)
 class MemberEpoch:
@@ -102,13 +105,7 @@ def train_population(
         yield ended
 
 
-WIDTH = 8
-"""Members in a pass. Measured on 2 cores (benchmarks/population.py): the gain is flat from 4 on."""
-
-
-def _alone(
-    state: TrainingState, data: Prepared, device: torch.device
-) -> tuple[EpochResult | None, str | None]:
+def _alone(state: TrainingState, data: Prepared, device: torch.device) -> tuple[EpochResult | None, str | None]:
     """An epoch of a single member, which is faster without a vmap."""
     try:
         return next(train(state.config, data, state, device, state.objective)), None
@@ -234,12 +231,12 @@ class Pack:
         """The members' losses [M] of samples index [B, M]; dropouts [M], seeds [M, calls]."""
         index = index.t()
         batch = self.samples.batch(index.flatten())
-        x, y, lengths, static = (None if one is None else one.unflatten(0, index.shape) for one in batch)
+        x, y, lengths, static = (None if one is None else one.view(*index.shape, *one.shape[1:]) for one in batch)
 
         dropping = any(state.config.model.dropout for state in self.states)
 
         def one(
-            weights: dict[str, Tensor], x: Tensor, y: Tensor, lengths: Any, static: Any, rate: Tensor, seeds: Tensor
+            weights: dict[str, Tensor], x: Any, y: Any, lengths: Any, static: Any, rate: Tensor, seeds: Tensor
         ) -> Tensor:
             with draws(rate, seeds) if dropping else nullcontext():
                 predicted = functional_call(self.template, weights, (x, lengths, static), {"every_quantile": True})

@@ -1,0 +1,200 @@
+"""Members of a population end with the numbers that they have alone, whatever trains beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from xlstm_tune.data.windows import Prepared
+from xlstm_tune.training.checkpoint import load, save
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.loop import Diverged, EpochResult, train
+from xlstm_tune.training.population import MemberEpoch, train_population
+
+Maker = Callable[..., Any]
+OWN: list[dict[str, Any]] = [
+    {"seed": 1, "learning_rate": 1e-3},
+    {"seed": 2, "learning_rate": 3e-3, "weight_decay": 0.0, "schedule": "constant"},
+    {"seed": 3, "learning_rate": 2e-3, "clip": 0.1, "warmup": 0.3, "loss_weight": 3.0},
+]
+"""What the members of the tests train with."""
+RATES = (0.0, 0.2, 0.5)
+
+
+def members(config: TrialConfig, rates: tuple[float, ...] = RATES, **given: Any) -> list[TrialConfig]:
+    return [
+        replace(
+            config,
+            model=config.model.model_copy(update={"dropout": rate}),
+            training=config.training.model_copy(update=own | given),
+        )
+        for own, rate in zip(OWN, rates, strict=True)
+    ]
+
+
+def alone(config: TrialConfig, data: Prepared) -> list[EpochResult]:
+    return list(train(config, data, device="cpu"))
+
+
+def together(configs: list[TrialConfig], data: Prepared, **given: Any) -> list[list[EpochResult]]:
+    """The results of each member, none of which fails."""
+    found: list[list[EpochResult]] = [[] for _ in configs]
+    for epoch in train_population(configs, data, device="cpu", **given):
+        for one in epoch:
+            assert one.result is not None, one.failure
+            found[one.member].append(one.result)
+    return found
+
+
+def assert_alike(mine: list[EpochResult], true: list[EpochResult], tolerance: float = 1e-5) -> None:
+    assert len(mine) == len(true)
+    for one, other in zip(mine, true, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance)
+        assert one.validation == pytest.approx(other.validation, rel=tolerance)
+        assert (one.epoch, one.learning_rate, one.parameters) == (other.epoch, other.learning_rate, other.parameters)
+        assert (one.improved, one.finished) == (other.improved, other.finished)
+
+
+MODELS: list[dict[str, Any]] = [
+    {"family": "lstm", "layers": 2, "hidden_size": 16},
+    {"family": "slstm", "hidden_size": 32, "heads": 2},
+    {"family": "mlstm", "hidden_size": 32, "heads": 2, "layers": 2},
+    {"family": "xlstm", "pattern": "ms", "hidden_size": 32, "heads": 2},
+    {"family": "xlstm", "pattern": "sm", "direction": "both", "pooling": "attention", "norm": "rms"},
+    {"family": "mlstm", "patch_length": 4, "patch_stride": 2, "instance_norm": "reversible", "decomposition": "trend"},
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_a_member_is_what_it_is_alone(model: dict[str, Any], make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=120)
+    configs = members(make_config(model=model, epochs=5, batch_size=16))
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data))
+
+
+def test_the_lstm_from_elementary_operations(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=40, lookback=5)
+    model = {"family": "lstm_scratch", "layers": 2, "hidden_size": 4}
+    configs = members(make_config(model=model, epochs=2, batch_size=16))
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data))
+
+
+@pytest.mark.parametrize("family", ["lstm", "slstm", "mlstm"])
+def test_sequences_of_unlike_lengths_with_static_inputs(
+    family: str, make_regression: Maker, make_config: Maker
+) -> None:
+    data = make_regression(lengths=(10, 7, 3), static=True)
+    configs = members(make_config(model={"family": family}, epochs=3, batch_size=16))
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data))
+
+
+@pytest.mark.parametrize("loss", ["mae", "huber", "quantile"])
+def test_every_loss(loss: str, make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=90)
+    configs = members(make_config(model={"family": "slstm"}, epochs=2, batch_size=16, loss=loss))
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data))
+
+
+def test_the_population_around_a_member_does_not_matter(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=90)
+    configs = members(make_config(model={"family": "slstm"}, epochs=3, batch_size=16))
+    whole = together(configs, data)
+    for width in (1, 2):
+        for mine, other in zip(together(configs, data, width=width), whole, strict=True):
+            assert_alike(mine, other)
+    assert_alike(together(configs[1:], data)[0], whole[1])
+
+
+def test_the_same_population_gives_the_same_bits(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=90)
+    configs = members(make_config(model={"family": "xlstm", "pattern": "ms"}, epochs=2, batch_size=16))
+    for one, other in zip(together(configs, data), together(configs, data), strict=True):
+        assert_alike(one, other, tolerance=0.0)
+
+
+def failures(epochs: list[list[MemberEpoch]]) -> dict[int, str]:
+    return {one.member: one.failure for epoch in epochs for one in epoch if one.failure is not None}
+
+
+def test_a_member_that_diverges_is_left_out_and_the_others_go_on(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=90)
+    calm = members(make_config(model={"family": "lstm"}, epochs=4, batch_size=16), rates=(0.0, 0.0, 0.0))
+    wild = make_config(model={"family": "lstm"}, epochs=4, batch_size=16, optimiser="sgd", learning_rate=10.0, clip=0)
+    calm = [replace(one, training=one.training.model_copy(update={"optimiser": "sgd"})) for one in calm]
+    wild = replace(wild, training=wild.training.model_copy(update={"loss_weight": 1e30}))
+    with pytest.raises(Diverged) as reason:
+        alone(wild, data)
+    configs = [calm[0], wild, *calm[1:]]
+    epochs = list(train_population(configs, data, device="cpu"))
+    assert failures(epochs) == {1: f"diverged: {reason.value}"}
+    assert [[one.member for one in epoch] for epoch in epochs][1:] == [[0, 2, 3]] * 3
+    for member, config in ((0, calm[0]), (2, calm[1]), (3, calm[2])):
+        mine = [one.result for epoch in epochs for one in epoch if one.member == member]
+        assert_alike([one for one in mine if one is not None], alone(config, data))
+
+
+def test_members_end_when_their_own_patience_or_epochs_do(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=90)
+    config = make_config(model={"family": "slstm"}, epochs=6, batch_size=16)
+    configs = members(config)
+    configs[0] = replace(configs[0], training=configs[0].training.model_copy(update={"epochs": 2}))
+    hasty = {"learning_rate": 1.0, "patience": 1, "schedule": "constant"}
+    configs[1] = replace(configs[1], training=configs[1].training.model_copy(update=hasty))
+    found = together(configs, data)
+    assert len(found[0]) == 2 and len(found[1]) < 6 and len(found[2]) == 6
+    for mine, one in zip(found, configs, strict=True):
+        assert_alike(mine, alone(one, data), tolerance=1e-3 if one is configs[1] else 1e-5)
+
+
+def test_a_population_goes_on_from_its_checkpoints_with_the_same_bits(
+    tmp_path: Any, make_forecast: Maker, make_config: Maker
+) -> None:
+    data = make_forecast(rows=90)
+    configs = members(make_config(model={"family": "xlstm", "pattern": "ms"}, epochs=4, batch_size=16))
+    whole = together(configs, data)
+    running = train_population(configs, data, device="cpu")
+    next(running)
+    for one in next(running):
+        assert one.result is not None
+        (tmp_path / str(one.member)).mkdir()
+        save(one.result.state, tmp_path / str(one.member))
+    states = [load(tmp_path / str(number), config, data) for number, config in enumerate(configs)]
+    for mine, true in zip(together(configs, data, resume=states), whole, strict=True):
+        assert_alike(mine, true[2:], tolerance=0.0)
+    without = list(train_population(configs, data, [None, *states[1:]], device="cpu"))
+    assert without == []  # they have finished meanwhile
+
+
+def test_members_of_another_shape_are_refused(make_forecast: Maker, make_config: Maker) -> None:
+    one, other = make_config(model={"hidden_size": 8}), make_config(model={"hidden_size": 16})
+    with pytest.raises(ValueError, match="must not differ in model.hidden_size, got 8 and 16"):
+        next(train_population([one, other], make_forecast()))
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(
+    make_forecast: Maker, make_config: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xlstm_tune.training import population
+
+    data = make_forecast(rows=90)
+    configs = members(make_config(model={"family": "lstm"}, epochs=2, batch_size=16), rates=(0.0, 0.0, 0.0))
+    true = together(configs, data)
+    plain = population.functional_call
+
+    def small(module: Any, weights: Any, inputs: Any, options: Any = None) -> Any:
+        if len(inputs[0]) > 6:
+            raise torch.OutOfMemoryError("there is room for 6 samples of each member")
+        return plain(module, weights, inputs, options or {})
+
+    monkeypatch.setattr(population, "functional_call", small)
+    for mine, other in zip(together(configs, data), true, strict=True):
+        assert_alike(mine, other)
+        assert {one.micro_batch for one in mine} == {4}
