@@ -53,7 +53,10 @@ KINDS = {
             "params": _TEXT,  # JSON: what was suggested
             "epochs": _INT,
             "best_epoch": _INT,
-            **_metrics("val_"),  # at the best epoch
+            **_metrics("val_"),  # at the best epoch; of a population, the best setting's mean over its seeds
+            "std_error": _REAL,  # of the objective's mean over seeds; null with one seed
+            "members": _INT,  # of a population; null where a trial is one model
+            "setting": _TEXT,  # JSON: the population's best setting, whose best seed `config` describes
             **_metrics("test_"),
             "parameters": _INT,
             "seconds": _REAL,
@@ -66,14 +69,32 @@ KINDS = {
             "ended": _TIME,
         },
         key=("trial",),
-        json=("config", "params"),
+        json=("config", "params", "setting"),
+    ),
+    # The runs that a population's trial trains together.
+    "members": Kind(
+        {
+            "trial": _INT,
+            "member": _INT,  # from 0, in the order of settings and then seeds
+            "seed": _INT,
+            "setting": _TEXT,  # JSON: the population's keys and this member's values
+            "status": _TEXT,  # completed, failed, dropped (another seed of its setting failed), or as the trial ended
+            "reason": _TEXT,
+            "best_epoch": _INT,
+            "epochs": _INT,
+            **_metrics("val_"),  # at its own best epoch
+            **_metrics("test_"),  # of the finalists' best settings
+        },
+        key=("trial", "member"),
+        json=("setting",),
     ),
     "epochs": Kind(
         {
             "trial": _INT,
             "epoch": _INT,
             "train_loss": _REAL,
-            **_metrics("val_"),
+            **_metrics("val_"),  # of a population, the score so far: means over seeds of their best epochs
+            "std_error": _REAL,
             "learning_rate": _REAL,
             "seconds": _REAL,
             "sequences_per_s": _REAL,
@@ -101,7 +122,17 @@ KINDS = {
         {"name": _TEXT, "part": _TEXT, **_metrics(), "settings": _TEXT}, key=("name", "part"), json=("settings",)
     ),
     # Finalists are scored once, after the search, when their rows in `trials` are long written.
-    "scores": Kind({"model": _TEXT, "trial": _INT, "part": _TEXT, **_metrics()}, key=("model", "trial", "part")),
+    "scores": Kind(
+        {
+            "model": _TEXT,
+            "trial": _INT,
+            "part": _TEXT,
+            **_metrics(),  # of a population, the mean over the seeds of its best setting
+            "seeds": _INT,  # null where a trial is one model
+            **{f"{name}_std_error": _REAL for name in _METRICS},
+        },
+        key=("model", "trial", "part"),
+    ),
 }
 SCHEMAS: dict[str, pa.Schema] = {name: kind.schema for name, kind in KINDS.items()}
 _MAY_BE_NULL = {("predictions", "trial"), ("scores", "trial")}

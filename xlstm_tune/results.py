@@ -1,4 +1,4 @@
-"""The tables of a search: trials, epochs, predictions, baselines and scores, as Parquet in `<search folder>/results`.
+"""The tables of a search (trials, members, epochs, predictions, baselines, scores), as Parquet in `<folder>/results`.
 
 Rows go to a pending file first (one append, which survives the process being killed), then in bulk to new part
 files `results/<table>/part-000012.parquet`, each written under a temporary name, synced and renamed. `read` puts
@@ -66,6 +66,11 @@ class ResultsWriter:
     def trial(self, row: Mapping[str, Any]) -> None:
         """A trial that has ended."""
         self._add("trials", row)
+
+    def members(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The members of a population's trial that has ended: one row each."""
+        for row in rows:
+            self._add("members", row)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch of a trial."""
@@ -164,7 +169,7 @@ class ResultsWriter:
 
 
 def read(folder: Path, table: str) -> pa.Table:
-    """A table of a search folder, in the order of writing: 'trials', 'epochs', 'predictions', 'baselines', 'scores'.
+    """A table of a search folder, in the order of writing: 'trials', 'members', 'epochs', 'predictions', ...
 
     Empty if nothing has been written to it. Raises StorageError if the folder holds no results or they come from
     a newer program, ValueError for a table that does not exist.

@@ -12,7 +12,7 @@ from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.search.packing import Largest, Packing, largest_trial, pack
 from xlstm_tune.search.resources import Placement, packable, place
 from xlstm_tune.search.space import Space
-from xlstm_tune.spec import ResourceConfig, SearchSpec
+from xlstm_tune.spec import PopulationConfig, ResourceConfig, SearchSpec
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import CONTEXT_MIB, EVALUATION_MIB, SAFETY, data_mib, estimate_memory, process_mib
 
@@ -76,7 +76,8 @@ def test_largest_trial_is_the_widest(problem: tuple[SearchSpec, Space, Prepared]
     largest = largest_trial(spec, space, data)
     assert "512" in largest.title
     assert largest.mib > CONTEXT_MIB + SAFETY * EVALUATION_MIB
-    assert largest_trial(spec, space, data, members=8).mib > largest.mib
+    many = spec.model_copy(update={"population": PopulationConfig(seeds=8)})
+    assert largest_trial(many, space, data).mib > largest.mib
 
 
 def test_process_mib_counts_members_and_data(problem: tuple[SearchSpec, Space, Prepared]) -> None:

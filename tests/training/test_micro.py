@@ -264,7 +264,7 @@ print(results[-1].micro_batch, *(result.train_loss for result in results), resul
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
-@pytest.mark.parametrize("family", ["lstm", "lstm_scratch"])
+@pytest.mark.parametrize("family", ["lstm"])
 def test_train_in_a_process_with_little_memory_goes_on_in_pieces(family: str) -> None:
     def answer(spare: int) -> list[float]:
         script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")], family=family, spare=spare)

@@ -46,8 +46,8 @@ def cell_forward(
     first, end, batch, steps, heads, width, gates, for_if, for_zo, in_weight, weight, bias, h0, c0, n0, m0, keep, train,
     h_out, c_out, n_out, m_out, saved, cells,
 ):  # fmt: skip
-    """Tasks first..end, each a head and a tile; all arrays flat. M members' samples and heads stand one behind the other;
-    `heads` are those of one.
+    """Tasks first..end, each a head and a tile; all arrays flat. M members' samples and heads stand one behind the
+    other; `heads` are those of one.
 
     gates [M N, B, T, 4, D], weight [M N, D in, 4, D out], bias [M N, 4, D], states [M N, B, D], keep [M N, B, T] or
     empty, h_out [M B, T, N, D], saved [M N, tiles, T, 5, D, W], cells [M N, tiles, T + 1, 2, D, W]; without `train` the
@@ -150,9 +150,9 @@ def cell_backward(
     """Tasks and layouts as in `cell_forward`, but weights [N, 4, D out, D in]; grad_h [M B, T, N, D] may be empty.
 
     `stabilised`: the final state has gradients, so the stabiliser's path counts (see `slstm_reference.backward`).
-    Either d_gates is empty or, where the gates were given, in_weight is, and with it d_if, d_zo [M B, T, N, D] and d_in.
-    d_in and d_weight [N, tiles, 4, D out, P] and d_bias [N, tiles, 4, D] are the tiles' shares, with P = D padded to a
-    multiple of LANES. For them, STEPS steps' gates stay in cache, [4, D, STEPS, W], and meet as many rows of inputs.
+    Either d_gates is empty or, where the gates were given, in_weight is, and with it d_if, d_zo [M B, T, N, D] and
+    d_in. d_in and d_weight [M N, tiles, 4, D out, P] and d_bias [M N, tiles, 4, D] are the tiles' shares, with P = D
+    padded to a multiple of LANES. For them, STEPS steps' gates stay in cache, [4, D, STEPS, W], and meet as many rows of inputs.
     """
     tile, padded = width * LANES, (width + LANES - 1) // LANES * LANES
     tiles = (batch + LANES - 1) // LANES

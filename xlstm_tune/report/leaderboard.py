@@ -38,6 +38,9 @@ class Entry:
     parameters: int | None
     seconds: float | None
     epochs: int | None
+    validation_error: float | None = None
+    """Standard error of the objective on the validation part, where it is a mean over several seeds."""
+    test_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class Leaderboard:
         for name in METRICS:
             for part, figures in (("val", "validation"), ("test", "test")):
                 table[f"{part}_{name}"] = [getattr(entry, figures).get(name) for entry in entries]
+        if any(entry.validation_error is not None for entry in entries):
+            table[f"val_{self.metric}_std_error"] = [entry.validation_error for entry in entries]
+            table[f"test_{self.metric}_std_error"] = [entry.test_error for entry in entries]
         table["family"] = [entry.family or "baseline" for entry in entries]
         table["trial"] = [entry.trial for entry in entries]
         table["status"] = [entry.status for entry in entries]
@@ -81,6 +87,8 @@ class Leaderboard:
             theirs = getattr(best, part).get(self.metric) if best else None
             if mine is not None:
                 figures[f"best_{name}_{self.metric}"] = mine
+            if (error := getattr(self.winner, f"{part}_error")) is not None:
+                figures[f"best_{name}_{self.metric}_std_error"] = error
             if mine is not None and theirs:
                 figures[f"baseline_{name}_{self.metric}"] = theirs
                 figures[f"gain_{name}_percent"] = 100 * (1 - mine / theirs)
@@ -90,13 +98,15 @@ class Leaderboard:
 def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     """From the Parquet tables of a search folder, also while the search runs."""
     metric = objective.removeprefix("val_")
-    scores: dict[int, dict[str, dict[str, float]]] = {}
+    tested: dict[int, dict[str, Any]] = {}
     for row in read(folder, "scores").to_pylist():
-        scores.setdefault(row["trial"], {})[row["part"]] = _figures(row)
+        if row["part"] == "test":
+            tested[row["trial"]] = row
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", "duplicate"), 0)
     for row in read(folder, "trials").to_pylist():
         counts[row["status"]] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
+            test = tested.get(row["trial"])
             trials.append(
                 Entry(
                     model=row["name"],
@@ -104,10 +114,12 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
                     trial=row["trial"],
                     status=row["status"],
                     validation=_figures(row, "val_"),
-                    test=scores.get(row["trial"], {}).get("test", {}),
+                    test=_figures(test) if test else {},
                     parameters=row["parameters"],
                     seconds=row["seconds"],
                     epochs=row["epochs"],
+                    validation_error=row["std_error"],
+                    test_error=test[f"{metric}_std_error"] if test else None,
                 )
             )
     trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
@@ -146,6 +158,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
+    if any(entry.validation_error is not None for entry in board.trials):
+        console.print("± standard error of the mean over seeds", style="dim", highlight=False)
     if any(entry.status == "pruned" for entry in board.trials):
         console.print("* stopped early by the scheduler; its best epoch counts", style="dim", highlight=False)
     console.print()
@@ -160,9 +174,10 @@ def verdict(board: Leaderboard) -> str:
             f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
         )
     winner, metric = board.winner, board.metric
-    text = f"{winner.model} (trial {winner.trial}) won: {metric} {number(winner.validation.get(metric))} on validation"
+    score = number(winner.validation.get(metric), winner.validation_error)
+    text = f"{winner.model} (trial {winner.trial}) won: {metric} {score} on validation"
     if winner.test:
-        text += f", {number(winner.test.get(metric))} on test"
+        text += f", {number(winner.test.get(metric), winner.test_error)} on test"
     if board.baselines:
         text += f". {_against(winner, board.baselines[0], metric)}"
     return f"{text}. Trials: {ends}."
@@ -196,7 +211,10 @@ def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
-    scores = [number(entry.validation.get(metric)), number(entry.test.get(metric))]
+    scores = [
+        number(entry.validation.get(metric), entry.validation_error),
+        number(entry.test.get(metric), entry.test_error),
+    ]
     parameters = f"{entry.parameters:,}" if entry.parameters else ""
     if not wide:
         return [*scores, parameters]
@@ -217,8 +235,9 @@ def _titled(entry: Entry) -> Text:
     return text
 
 
-def number(value: float | None) -> str:
-    """Four digits, as 0.0123, 3.450, 1,234 or 135,450; empty for None."""
+def number(value: float | None, error: float | None = None) -> str:
+    """Four digits, as 0.0123, 3.450, 1,234 or 135,450; empty for None. With a standard error: 3.450 ± 0.021."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+    return text if error is None else f"{text} ± {error:,.2g}"

@@ -17,9 +17,19 @@ from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
+from xlstm_tune.search.population import trial_members
+from xlstm_tune.search.population_records import (
+    member_curves,
+    member_rows,
+    trial_params,
+    trial_title,
+    winner_tags,
+)
 from xlstm_tune.search.progress import Progress
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import Spool
+from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.members import Member
 from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
@@ -39,6 +49,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._ends: dict[int, TrialEnd] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._started: dict[int, float] = {}
+        self._members: dict[int, list[Member]] = {}
+        self._standing: dict[int, list[dict[str, Any]]] = {}
+        """What running populations last reported of their members."""
         self._followers: dict[int, list[TrialEnd]] = {}
         """Duplicates that wait for the row of the trial that they repeat."""
         self.rows: dict[int, dict[str, Any]] = {}
@@ -51,12 +64,13 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def recall(self) -> None:
         """Take up the trials that an earlier part of this search has finished."""
         for row in read(self._folder, "trials").to_pylist():
-            self.rows[row["trial"]] = {**row, "params": json.loads(row["params"])}
+            setting = json.loads(row["setting"]) if row["setting"] else None
+            self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
             if row["reason"] not in CUTS:
                 self._progress.ended_trial(row["trial"], row["status"])
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
-                self._progress.scored(row["trial"], row["name"], value)
+                self._progress.scored(row["trial"], row["name"], value, row["std_error"])
         self._progress.recalled = self._progress.ended
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -64,24 +78,31 @@ class Driver(tune.Callback):  # type: ignore[misc]
         number, params = trial.config["number"], trial.config["params"]
         config = self._spec.resolve(params)
         self._started[number] = time.time()
-        self._progress.started(number, config.title(), config.training.epochs)
-        self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
+        self._members[number] = trial_members(self._spec, config)
+        runs = [member.config for member in self._members[number]] or [config]
+        epochs = max(run.training.epochs for run in runs)
+        self._progress.started(number, trial_title(self._spec, config), epochs)
+        self._begin_run(number, config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         number = trial.config["number"]
+        if "members" in result:
+            self._standing[number] = result["members"]
         if result.get("status") == "failed":
             return  # no figures; the searcher tells the reason
         self._last[number] = result
-        now = time.time()
-        self._progress.epoch(number, result["epoch"], result[f"best_{self._spec.search.objective}"])
-        self._spool.epoch(number, result["epoch"], {name: result[name] for name in CURVES}, now)
+        now, objective = time.time(), self._spec.search.objective
+        error = result.get("std_error")
+        self._progress.epoch(number, result["epoch"], result[f"best_{objective}"], error)
+        curves = {name: result[name] for name in CURVES}
+        members = member_curves(self._members.get(number, []), result, objective)
+        self._spool.epoch(number, result["epoch"], curves | members, now)
         self._results.epoch(
             {"trial": number, "epoch": result["epoch"], "seconds": result["epoch_seconds"], "timestamp": _moment(now)}
-            | {"micro_batch": result["micro_batch"]}
-            | {name: result[name] for name in CURVES}
+            | {"micro_batch": result["micro_batch"], "std_error": error, **curves}
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -125,13 +146,12 @@ class Driver(tune.Callback):  # type: ignore[misc]
             config = None
         now = time.time()
         last, started = self._last.pop(number, {}), self._started.pop(number, None)
+        members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
+        winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
-        if end.duplicate_of is not None:
-            # It carries the figures of the trial that it repeats.
-            metrics = {name: self.rows[end.duplicate_of][name] for name in metrics}
         row = {
             "trial": number,
-            "name": config.title() if config else "no model",
+            "name": trial_title(self._spec, config) if config else "no model",
             "status": end.status,
             "reason": end.reason,
             "family": config.model.family if config else end.params.get("model.family", self._spec.model.family),
@@ -139,30 +159,50 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "params": end.params,
             "epochs": last.get("epoch", 0),
             **metrics,
+            "std_error": last.get("std_error"),
+            "members": len(members) or None,
+            "setting": None,
             **{name: last.get(name) for name in LAST},
             "seconds": now - (started or now),
             "duplicate_of": end.duplicate_of,
             "started": _moment(started or now),
             "ended": _moment(now),
         }
+        if winner is not None:
+            row |= {"name": winner.config.title(), "config": winner.config.flat(), "setting": winner.setting}
+        if end.duplicate_of is not None:
+            # It carries the figures of the trial that it repeats.
+            original = self.rows[end.duplicate_of]
+            row |= {name: original[name] for name in (*metrics, "std_error", "setting")}
+            if original["setting"] is not None:
+                row |= {name: original[name] for name in ("name", "config")}
+        else:
+            standing = self._standing.pop(number, None)
+            self._results.members(member_rows(number, members, standing, end.status, end.reason))
         self._results.trial(row)
         self.rows[number] = row
         self._progress.ended_trial(number, end.status)
         if config:
             if started is None:  # a duplicate, or cut before a worker took it
-                self._spool.trial_started(number, config.title(), config.flat(), {"family": config.model.family})
-            self._track(number, row)
+                self._begin_run(number, config)
+            self._track(number, row, winner_tags(winner) if winner else {})
 
-    def _track(self, number: int, row: dict[str, Any]) -> None:
+    def _begin_run(self, number: int, config: TrialConfig) -> None:
+        """The trial's run in MLflow."""
+        title, params = trial_title(self._spec, config), trial_params(self._spec, config)
+        self._spool.trial_started(number, title, params, {"family": config.model.family})
+
+    def _track(self, number: int, row: dict[str, Any], tags: dict[str, str]) -> None:
         folder = trial_folder(self._folder, number)
         figures = {f"best_val_{name}": row[f"val_{name}"] for name in METRICS}
+        figures[f"best_{self._spec.search.objective}_std_error"] = row["std_error"]
         figures |= {name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib")}
         self._spool.trial_ended(
             number,
             row["status"],
             row["reason"] or "",
             metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags={name: str(row[name]) for name in ("backend", "micro_batch") if row[name]},
+            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch") if row[name]},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
 

@@ -14,6 +14,7 @@ from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import actual
 from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.population import describe_population
 from xlstm_tune.search.space import Params
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_memory
@@ -71,6 +72,8 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     lines.append(
         ("search", f"{search.algorithm}, {count(plan.trials, 'trial')} of {plan.spec.max_epochs()} epochs, {scheduler}")
     )
+    if plan.spec.population:
+        lines.append(("population", describe_population(plan.spec.population)))
     return lines
 
 
@@ -81,11 +84,12 @@ def model_lines(plan: Plan) -> list[tuple[str, str]]:
     least, most = configs[sized[0][1]], configs[sized[-1][1]]
     largest = f"{sized[-1][0]:,} ({most.title()})"
     memory = estimate_memory(most, shape_of(plan.data, most))
+    largest_one = "the largest, of one member" if plan.spec.population else "the largest"
     return [
         ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
         (
             "memory",
-            f"about {memory.total_mib:,.0f} MiB to train the largest: {memory.activations_mib:,.0f} activations, "
+            f"about {memory.total_mib:,.0f} MiB to train {largest_one}: {memory.activations_mib:,.0f} activations, "
             f"{memory.weights_mib + memory.gradients_mib + memory.optimiser_mib:,.0f} weights, gradients, optimiser",
         ),
     ]

@@ -5,9 +5,11 @@ Test data decide nothing; they are looked at here for the first time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import build_model
-from xlstm_tune.search.folder import WEIGHTS, trial_folder
+from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import autocast_dtype, pick_device, predict, shape_of
+from xlstm_tune.training.members import standard_error
 from xlstm_tune.training.metrics import score_units
 
 Array = npt.NDArray[Any]
@@ -36,30 +39,44 @@ class Finalist:
     number: int
     family: str
     params: dict[str, Any]
+    members: tuple[int, ...] = ()
+    """Every seed of a population's best setting, the best first; empty where the trial is one model."""
 
 
-def finalists(trials: Iterable[dict[str, Any]], spec: SearchSpec) -> list[Finalist]:
+def finalists(
+    trials: Iterable[dict[str, Any]], spec: SearchSpec, members: Iterable[dict[str, Any]] = ()
+) -> list[Finalist]:
     """The best finished trial of each family; the first of them is the best of all.
 
-    trials: rows of the trials table. Pruned trials may win: their best epoch counts as any other's.
+    trials, members: rows of these tables; of the trials' JSON columns, `params` and `setting` as dicts. Pruned trials
+    may win: their best epoch counts as any other's.
     """
     objective = spec.search.objective
     scored = [row for row in trials if row["status"] in ("completed", "pruned") and row[objective] is not None]
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(scored, key=lambda row: (row[objective], row["trial"])):
         best.setdefault(row["family"], row)
-    return [Finalist(row["trial"], row["family"], row["params"]) for row in best.values()]
+    chosen: dict[int, list[tuple[float, int]]] = {row["trial"]: [] for row in best.values()}
+    settings = {row["trial"]: row.get("setting") for row in best.values()}
+    for row in members:
+        if row["trial"] in chosen and json.loads(row["setting"]) == settings[row["trial"]]:
+            chosen[row["trial"]].append((row[objective], row["member"]))
+    return [
+        Finalist(row["trial"], row["family"], row["params"], tuple(m for _, m in sorted(chosen[row["trial"]])))
+        for row in best.values()
+    ]
 
 
-def predict_parts(
-    folder: Path, number: int, params: dict[str, Any], spec: SearchSpec, data: Prepared
-) -> dict[str, Array]:
-    """Forecasts of a trial's best weights for validation and test, in the target's own units, [n, H, K]."""
+def predict_parts(place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared) -> dict[str, Array]:
+    """Forecasts of the weights in a trial's or member's folder for the judged parts.
+
+    Returns the validation and test part in the target's own units, [n, H, K].
+    """
     config = spec.resolve(params)
     device = pick_device()
     dtype = autocast_dtype(config.training.precision, device)
     model = build_model(config.model, shape_of(data, config))
-    model.load_state_dict(load_weights(trial_folder(folder, number) / WEIGHTS))
+    model.load_state_dict(load_weights(place / WEIGHTS))
     model.to(device)
     parts = {}
     for part in JUDGED:
@@ -137,21 +154,31 @@ class Judge:
 
 def score_remotely(
     chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Any, placement: Placement
-) -> Iterator[tuple[Finalist, dict[str, Array]]]:
+) -> Iterator[tuple[Finalist, list[dict[str, Array]]]]:
     """Score finalists as Ray tasks with a trial's own resources: the driver's machine may have no GPU.
 
     data: Ray's reference to the Prepared data that the trials used.
+    Yields each finalist with the predictions of its members, in their order; of one model where it has none.
     """
     import ray
 
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_predict_task)
     raw = spec.model_dump(by_alias=True)
-    waiting = [task.remote(str(folder), one.number, one.params, raw, data) for one in chosen]
+    waiting = [task.remote(str(folder), one, raw, data) for one in chosen]
     for one, answer in zip(chosen, waiting, strict=True):
         yield one, ray.get(answer)
 
 
-def _predict_task(
-    folder: str, number: int, params: dict[str, Any], spec: dict[str, Any], data: Prepared
-) -> dict[str, Array]:
-    return predict_parts(Path(folder), number, params, SearchSpec.parse(spec), data)
+def _predict_task(folder: str, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
+    spec, place = SearchSpec.parse(raw), trial_folder(folder, one.number)
+    places = [member_folder(place, member) for member in one.members] or [place]
+    return [predict_parts(each, one.params, spec, data) for each in places]
+
+
+def mean_scores(figures: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The scores-table columns of a population: every metric's mean over seeds, and its standard error."""
+    columns: dict[str, Any] = {"seeds": len(figures)}
+    for name in figures[0]:
+        values = [one[name] for one in figures]
+        columns[name], columns[f"{name}_std_error"] = fmean(values), standard_error(values)
+    return columns

@@ -30,6 +30,11 @@ def trial_folder(search_folder: str | Path, number: int) -> Path:
     return Path(search_folder) / "trials" / f"{number:05d}"
 
 
+def member_folder(folder: str | Path, member: int) -> Path:
+    """Where a member of a population keeps its own, below its trial's folder or checkpoint."""
+    return Path(folder) / "members" / f"{member:04d}"
+
+
 def check_folder(storage: str, name: str) -> Path:
     """The folder that a new search `name` will use. Creates nothing but the storage folder itself.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import ResourceConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
@@ -70,11 +71,8 @@ def pack(largest: Largest, gpu_mib: float, config: ResourceConfig, available: Ma
     )
 
 
-def largest_trial(spec: SearchSpec, space: Space, data: Prepared, members: int = 1) -> Largest:
-    """The largest of the space's examples. Those that look largest are worked out on the CPU, which takes seconds.
-
-    members: of the population that a trial trains.
-    """
+def largest_trial(spec: SearchSpec, space: Space, data: Prepared) -> Largest:
+    """The largest of the space's examples. Those that look largest are worked out on the CPU, which takes seconds."""
     ranked: dict[str, dict[tuple[Any, ...], TrialConfig]] = {}
     for params in space.examples():
         config = spec.combine(params)
@@ -87,11 +85,14 @@ def largest_trial(spec: SearchSpec, space: Space, data: Prepared, members: int =
         for configs in ranked.values()
         for config in sorted(configs.values(), key=lambda one: _size(one, data), reverse=True)[:MEASURED]
     ]
-    found = [
-        Largest(config.title(), process_mib(estimate_memory(config, shape_of(data, config)), data, members))
-        for config in looked_at
-    ]
+    found = [Largest(config.title(), _mib(spec, config, data)) for config in looked_at]
     return max(found, key=lambda one: one.mib)
+
+
+def _mib(spec: SearchSpec, config: TrialConfig, data: Prepared) -> float:
+    """Of a trial's process, with all members of its population."""
+    members = max(1, len(trial_members(spec, config)))
+    return process_mib(estimate_memory(config, shape_of(data, config)), data, members)
 
 
 def _size(config: TrialConfig, data: Prepared) -> float:

@@ -37,6 +37,8 @@ class Progress:
     """Trial number → (name, epoch, epochs)."""
     best: tuple[float, int, str] | None = None
     """Objective, trial number, name."""
+    best_error: float | None = None
+    """Standard error of the best objective, where it is a mean over several seeds."""
     recalled: int = 0
     """Trials ended by an earlier part of the search, which say nothing about the pace."""
     began: float = field(default_factory=time.monotonic)
@@ -54,16 +56,16 @@ class Progress:
             self.note = ""
         self.running[number] = (name, 0, epochs)
 
-    def epoch(self, number: int, epoch: int, objective: float) -> None:
-        """A trial finished an epoch with this best-so-far objective."""
+    def epoch(self, number: int, epoch: int, objective: float, error: float | None = None) -> None:
+        """A trial finished an epoch with this best-so-far objective; error: its standard error."""
         name, _, epochs = self.running.get(number, (f"trial {number}", 0, epoch))
         self.running[number] = (name, epoch, epochs)
-        self.scored(number, name, objective)
+        self.scored(number, name, objective, error)
 
-    def scored(self, number: int, name: str, objective: float) -> None:
+    def scored(self, number: int, name: str, objective: float, error: float | None = None) -> None:
         """A trial has reached this objective; NaN never counts."""
         if not math.isnan(objective) and (self.best is None or objective < self.best[0]):
-            self.best = (objective, number, name)
+            self.best, self.best_error = (objective, number, name), error
 
     def ended_trial(self, number: int, status: str) -> None:
         """A trial ended as completed, pruned, failed or duplicate."""
@@ -94,7 +96,7 @@ class Progress:
         if self.best is None:
             return self.note or "no epoch finished yet"
         value, trial, name = self.best
-        text = f"best {self.objective} {number(value)} (trial {trial}: {name})"
+        text = f"best {self.objective} {number(value, self.best_error)} (trial {trial}: {name})"
         if self.baseline:
             gain = 100 * (1 - value / self.baseline[1]) if self.baseline[1] else 0.0
             side = f"{gain:.1f}% better than" if gain >= 0 else f"{-gain:.1f}% worse than"

@@ -21,10 +21,11 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import Judge, finalists, score_remotely
+from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
 from xlstm_tune.search.packing import cluster_gpu_mib, largest_trial, pack
 from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.population import population_params
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.resources import Placement, local_resources, packable, place
 from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
@@ -220,6 +221,7 @@ def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter
         "seed": spec.search.seed,
         "data_fingerprint": data.fingerprint,
         "source": hide_credentials(", ".join(spec.data.source)),
+        **population_params(spec.population),
     } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
     spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])
     for baseline in plan.baselines:
@@ -291,15 +293,26 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
 def _score_finalists(
     plan: Plan, judge: Judge, placement: Placement, outcome: Outcome, results: ResultsWriter, spool: Spool
 ) -> None:
-    """Test figures for the best of each family: the one look at the test part."""
-    chosen = finalists(outcome.rows, plan.spec)
-    for one, parts in score_remotely(chosen, plan.folder, plan.spec, outcome.data, placement):
-        for part, predicted in parts.items():
-            metrics = judge.metrics(part, predicted)
+    """Test figures for the best of each family: the one look at the test part.
+
+    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed.
+    """
+    members = read(plan.folder, "members").to_pylist()
+    chosen = finalists(outcome.rows, plan.spec, members)
+    for one, predicted in score_remotely(chosen, plan.folder, plan.spec, outcome.data, placement):
+        for part in predicted[0]:
+            figures = [judge.metrics(part, parts[part]) for parts in predicted]
+            metrics = mean_scores(figures) if one.members else figures[0]
             results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
-            results.predictions(judge.columns(one.number, one.family, part, predicted))
+            results.predictions(judge.columns(one.number, one.family, part, predicted[0][part]))
             if part == "test":
-                spool.metrics({f"test_{name}": value for name, value in metrics.items()}, trial=one.number)
+                known = {f"test_{name}": value for name, value in metrics.items() if value is not None}
+                spool.metrics({name: value for name, value in known.items() if name != "test_seeds"}, trial=one.number)
+                tested = dict(zip(one.members, figures, strict=False))
+                for row in members:
+                    if row["trial"] == one.number and row["member"] in tested:
+                        mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
+                        results.members([row | mine])
 
 
 def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) -> None:

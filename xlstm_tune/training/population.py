@@ -1,10 +1,10 @@
 """Many members of one shape trained in one pass.
 
-Members differ in what leaves every tensor's shape alone: learning rate, weight decay, dropout rate, clip, seed, weight of
-the loss, schedule. Their weights are stacked, one vmap runs the model for all of them, and one backward pass gives all
-gradients. Everything else stays a member's own: model, optimiser, order of the data, dropout, clipping. So a member is
-an ordinary training run whose weights happen to be views of a stack, and ends with the numbers that it has alone, up to
-rounding.
+Members differ in what leaves every tensor's shape alone: learning rate, weight decay, dropout rate, clip, seed, weight
+of the loss, schedule. Their weights are stacked, one vmap runs the model for all of them, and one backward pass gives
+all gradients. Everything else stays a member's own: model, optimiser, order of the data, dropout, clipping. So a member
+is an ordinary training run whose weights happen to be views of a stack, and ends with the numbers that it has alone, up
+to rounding.
 
 Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targets.
 """

@@ -1,0 +1,203 @@
+"""A trial that trains a population: members of one shape, all combinations of the listed settings and seeds.
+
+Its score is the best setting's mean over the seeds. A setting is out as soon as one of its members fails; the trial
+fails when none is left, and ends when every member that still counts has ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from xlstm_tune.data.windows import Prepared
+from xlstm_tune.errors import CheckpointError
+from xlstm_tune.search.folder import WEIGHTS, member_folder
+from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
+from xlstm_tune.training.loop import EpochResult, TrainingState
+from xlstm_tune.training.members import Member, Score, score_of
+from xlstm_tune.training.population import MemberEpoch, train_population
+
+POPULATION = "population.json"
+"""Beside the members' own checkpoints: what is known of each."""
+
+
+@dataclass
+class Record:
+    """What is known of one member: plain values, so that a checkpoint can hold it."""
+
+    epoch: int = 0
+    """Epochs done."""
+    train_loss: float = 0.0
+    learning_rate: float = 0.0
+    value: float = 0.0
+    """The objective after its last epoch."""
+    best_epoch: int = 0
+    best: dict[str, float] | None = None
+    """Every metric at its best epoch."""
+    failure: str | None = None
+    finished: bool = False
+
+    def update(self, result: EpochResult, objective: str) -> None:
+        """Take over what an epoch brought."""
+        self.epoch, self.train_loss, self.learning_rate = result.epoch, result.train_loss, result.learning_rate
+        self.value, self.finished = result.validation[objective], result.finished
+        self.best_epoch, self.best = result.state.best_epoch, result.state.best_validation
+
+
+class PopulationTrial:
+    """Trains the members of one trial, an epoch of all a step; keeps the best weights of each in the trial's folder.
+
+    objective: of `metrics.METRICS`.
+    """
+
+    def __init__(self, members: Sequence[Member], data: Prepared, folder: Path, objective: str) -> None:
+        self._members, self._data, self._folder, self._objective = members, data, folder, objective
+        self._configs = [member.config for member in members]
+        self._records = [Record() for _ in members]
+        self._states: list[TrainingState | None] = [None] * len(members)
+        self._epoch = 0
+        self._about: dict[str, Any] = {"parameters": None, "backend": None}
+        self._saved: tuple[int, int] | None = None  # member and epoch whose weights stand for the trial
+        self._epochs: Iterator[list[MemberEpoch]] = train_population(self._configs, data, objective=objective)
+
+    def step(self) -> dict[str, Any]:
+        """One epoch of all members. Returns the row that scheduler, searcher and driver see."""
+        results: list[EpochResult] = []
+        trained: list[int] = []
+        for each in next(self._epochs):
+            if each.result is None:
+                self._records[each.member].failure = each.failure or "failed without a reason"
+                self._states[each.member] = None
+                continue
+            results.append(each.result)
+            trained.append(each.member)
+            self._states[each.member] = each.result.state
+            self._records[each.member].update(each.result, self._objective)
+            if each.result.improved:
+                self._keep(member_folder(self._folder, each.member), each.member)
+        if results:
+            self._about = {"parameters": results[0].parameters, "backend": results[0].backend}
+        self._epoch += 1
+        score = self._score()
+        if score is None:
+            return self._lost()
+        self._keep_winner(score)
+        return self._row(score, results, trained)
+
+    def save(self, folder: Path) -> None:
+        """Everything that the next epoch depends on: one checkpoint a member, and what is known of all."""
+        if not self._epoch:
+            raise RuntimeError("the trial has no finished epoch to save yet")
+        for member, state in enumerate(self._states):
+            if state is not None:
+                save(state, member_folder(folder, member))
+        known = {"epoch": self._epoch, "members": [asdict(record) for record in self._records]}
+        write_atomically(folder / POPULATION, json.dumps(known, allow_nan=False).encode())
+
+    def load(self, folder: Path) -> None:
+        """Go on after the last saved epoch. Raises CheckpointError when the folder does not hold one of this trial."""
+        try:
+            known = json.loads((folder / POPULATION).read_bytes())
+            records = [Record(**record) for record in known["members"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} holds no checkpoint of a population: {error}") from None
+        if len(records) != len(self._members):
+            raise CheckpointError(
+                f"the checkpoint {folder} belongs to another run: it has {len(records)} members, "
+                f"and this trial {len(self._members)}"
+            )
+        states: list[TrainingState | None] = []
+        for member, (config, record) in enumerate(zip(self._configs, records, strict=True)):
+            where = member_folder(folder, member)
+            state = None if record.failure else load(where, config, self._data)
+            if state is not None and state.epoch != record.epoch:
+                raise CheckpointError(
+                    f"the checkpoint {where} is of epoch {state.epoch}, and {POPULATION} beside it of {record.epoch}"
+                )
+            states.append(state)
+        self._epoch, self._records, self._states = known["epoch"], records, states
+        self._epochs = train_population(self._configs, self._data, resume=states, objective=self._objective)
+
+    def _score(self) -> Score | None:
+        best = [record.best for record in self._records]
+        failed = [record.failure is not None for record in self._records]
+        return score_of(self._members, best, failed, self._objective)
+
+    def _out(self) -> set[int]:
+        """Settings with a member that failed."""
+        pairs = zip(self._members, self._records, strict=True)
+        return {member.group for member, record in pairs if record.failure is not None}
+
+    def _row(self, score: Score, results: Sequence[EpochResult], trained: Sequence[int]) -> dict[str, Any]:
+        out, best = self._out(), [self._records[index] for index in score.members]
+        pairs = zip(self._members, self._records, strict=True)
+        finished = all(record.finished for member, record in pairs if member.group not in out)
+        memory = [result.peak_memory_mib for result in results if result.peak_memory_mib is not None]
+        return {
+            "epoch": self._epoch,
+            "train_loss": fmean(record.train_loss for record in best),
+            # The score itself: members may have ended at different epochs, so that it alone is defined at each.
+            **{f"val_{name}": value for name, value in score.mean.items()},
+            **{f"best_val_{name}": value for name, value in score.mean.items()},
+            "std_error": score.std_error,
+            "best_epoch": self._records[score.winner].best_epoch,
+            "learning_rate": fmean(record.learning_rate for record in best),
+            "epoch_seconds": sum(result.seconds for result in results),
+            "sequences_per_s": fmean(result.sequences_per_s for result in results) if results else 0.0,
+            "peak_memory_mib": max(memory, default=None),
+            "micro_batch": min((result.micro_batch for result in results if result.micro_batch), default=None),
+            **self._about,
+            "winner": score.winner,
+            "members": self._standing(),
+            "trained": list(trained),
+            "status": "completed" if finished else "running",
+            "finished": finished,
+            "done": finished,
+        }
+
+    def _lost(self) -> dict[str, Any]:
+        """No setting is left."""
+        pairs = zip(self._members, self._records, strict=True)
+        reasons = [(member.title, record.failure) for member, record in pairs if record.failure]
+        kind = reasons[0][1].partition(":")[0] if reasons else "error"
+        told = "; ".join(f"{title}: {reason.removeprefix(kind + ': ')}" for title, reason in reasons)
+        return {
+            "epoch": self._epoch,
+            "status": "failed",
+            "reason": f"{kind}: no setting of the population is left ({told})",
+            "members": self._standing(),
+        }
+
+    def _standing(self) -> list[dict[str, Any]]:
+        """Each member as plain values, for the tables and curves."""
+        out = self._out()
+        standing = []
+        for member, record in zip(self._members, self._records, strict=True):
+            status, reason = "completed" if record.finished else "running", record.failure
+            if record.failure is not None:
+                status = "failed"
+            elif member.group in out:
+                others = [other for other in self._members if other.group == member.group]
+                lost = [str(other.seed) for other in others if self._records[other.index].failure is not None]
+                status, reason = "dropped", f"its setting is out: seed {', '.join(lost)} failed"
+            known = {"epochs": record.epoch, "best_epoch": record.best_epoch or None, "best": record.best or {}}
+            standing.append({"status": status, "reason": reason, "value": record.value, **known})
+        return standing
+
+    def _keep(self, folder: Path, member: int) -> None:
+        """Save a member's best weights."""
+        state = self._states[member]
+        assert state is not None and state.best_weights is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"config": self._configs[member].key(), "epoch": str(state.best_epoch)}
+        save_weights(folder / WEIGHTS, state.best_weights, about)
+
+    def _keep_winner(self, score: Score) -> None:
+        best = (score.winner, self._records[score.winner].best_epoch)
+        if best != self._saved:
+            self._keep(self._folder, score.winner)
+            self._saved = best
