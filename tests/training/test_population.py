@@ -175,7 +175,7 @@ def test_a_population_goes_on_from_its_checkpoints_with_the_same_bits(
 
 def test_members_of_another_shape_are_refused(make_forecast: Maker, make_config: Maker) -> None:
     one, other = make_config(model={"hidden_size": 8}), make_config(model={"hidden_size": 16})
-    with pytest.raises(ValueError, match="must not differ in model.hidden_size, got 8 and 16"):
+    with pytest.raises(ValueError, match=r"must not differ in model\.hidden_size, got 8 and 16"):
         next(train_population([one, other], make_forecast()))
 
 

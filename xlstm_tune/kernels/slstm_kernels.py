@@ -152,7 +152,8 @@ def cell_backward(
     `stabilised`: the final state has gradients, so the stabiliser's path counts (see `slstm_reference.backward`).
     Either d_gates is empty or, where the gates were given, in_weight is, and with it d_if, d_zo [M B, T, N, D] and
     d_in. d_in and d_weight [M N, tiles, 4, D out, P] and d_bias [M N, tiles, 4, D] are the tiles' shares, with P = D
-    padded to a multiple of LANES. For them, STEPS steps' gates stay in cache, [4, D, STEPS, W], and meet as many rows of inputs.
+    padded to a multiple of LANES. For them, STEPS steps' gates stay in cache, [4, D, STEPS, W], and meet as many rows
+    of inputs.
     """
     tile, padded = width * LANES, (width + LANES - 1) // LANES * LANES
     tiles = (batch + LANES - 1) // LANES
