@@ -43,6 +43,8 @@ class Case:
     heads: int = 4
     blocks: int = 2
     dropout: float = 0.0
+    members: int = 0
+    """Of a population that trains together; 0 = a single run."""
     exchange: str = ""
     """A file in which our side leaves weights, input, output and input gradient of a `pass`, for the other to repeat;
     empty = each has its own."""
@@ -72,7 +74,7 @@ class Side:
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
             environment[variable] = str(threads)
-        if script == "our_steps.py":
+        if not script.startswith("peer"):
             environment["OMP_WAIT_POLICY"] = "PASSIVE"  # as the search sets it
             environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__

@@ -20,7 +20,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["cpu_step", "search_speed", "accuracy", "overhead"])
+@pytest.mark.parametrize("program", ["cpu_step", "search_speed", "accuracy", "overhead", "population"])
 def test_program_explains_itself(program: str) -> None:
     command = [sys.executable, str(BENCHMARKS / f"{program}.py"), "--help"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -173,6 +173,13 @@ def test_a_population_goes_on_from_its_checkpoints_with_the_same_bits(
     assert without == []  # they have finished meanwhile
 
 
+def test_torchs_own_lstm_trains_one_member_after_another(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=60)
+    configs = members(make_config(model={"family": "lstm_torch", "layers": 2}, epochs=2, batch_size=16))
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data), tolerance=0.0)
+
+
 def test_members_of_another_shape_are_refused(make_forecast: Maker, make_config: Maker) -> None:
     one, other = make_config(model={"hidden_size": 8}), make_config(model={"hidden_size": 16})
     with pytest.raises(ValueError, match=r"must not differ in model\.hidden_size, got 8 and 16"):

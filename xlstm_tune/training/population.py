@@ -76,6 +76,7 @@ def train_population(
     configs: alike but for what `members.SHAPE_PRESERVING` names. data, device, objective: as `loop.train`.
     resume: a state for each member, None for one that has failed.
     width: members in a pass at most. It decides the speed, and the numbers in their last bits at most.
+        Members of `lstm_torch` train one after another.
     Raises ValueError for members of different shapes and what `loop.train` refuses.
     """
     check_one_shape(configs)
@@ -90,6 +91,8 @@ def train_population(
         elif (state := resume[member]) is not None:
             check_same_run(state, config, data, objective)
             states[member] = state
+    if configs[0].model.family == "lstm_torch":
+        width = 1  # torch's own LSTM knows no vmap
     while members := [member for member, state in states.items() if not state.finished]:
         ended: list[MemberEpoch] = []
         for first in range(0, len(members), width):

@@ -1,0 +1,87 @@
+"""What training many members of one shape in one pass gains on a CPU, against as many runs by themselves.
+
+    python benchmarks/population.py               six minutes; --write puts the table into results/population.md
+    python benchmarks/population.py --only slstm
+
+Steps of a member a second: 32 windows of 96 steps, width 64, two layers or blocks, dropout 0.1, all by the loops that a
+search runs. Three ways take turns on the same two cores:
+
+* together: a population in one process of two threads, as `training.population` packs it;
+* in turn: single runs one after another in one process of two threads;
+* side by side: single runs in two processes of one thread each, as a search on two cores runs trials.
+
+The ratio is to the faster of the two others. Exit code 1 when a target is missed.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from statistics import median
+from typing import Annotated
+
+import typer
+from machine import describe, write_results
+from worker import Case, Side
+
+CASE = Case("population", "lstm", batch=32, steps=96, features=1, horizon=24, dropout=0.1)
+MODELS = ("lstm", "slstm", "mlstm", "ms")
+MEMBERS = (1, 4, 8, 16)
+TARGETS = {("slstm", 8): 2.0}
+"""Times the speed of separate runs; elsewhere 1."""
+SLACK = 0.95
+"""Of a target: two timings of the same differ by as much."""
+SCRIPT = "population_steps.py"
+HEADER = (
+    "| members | model | together, steps/s | in turn, steps/s | side by side, steps/s | ratio | wanted |",
+    "|--:|---|--:|--:|--:|--:|--:|",
+)
+
+
+def speed(sides: list[Side], seconds: float) -> float:
+    """Steps of a member a second that the sides, at the same time, run."""
+    with ThreadPoolExecutor(len(sides)) as pool:
+        times = list(pool.map(lambda side: side.time(seconds), sides))
+    return sum(1.0 / median(one) for one in times)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way and case.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0, help="Of a turn; at least one epoch is timed.")] = 2.0,
+    only: Annotated[str, typer.Option(help="Models whose name holds this.")] = "",
+    write: Annotated[bool, typer.Option("--write", help="Write the table to results/population.md.")] = False,
+) -> None:
+    """Time populations against single runs on this machine's CPU."""
+    models = [model for model in MODELS if only in model]
+    if not models:
+        raise typer.BadParameter(f"no model has '{only}' in its name; there are {', '.join(MODELS)}")
+    rows: list[str] = []
+    missed = False
+    print(*HEADER, sep="\n")
+    for model in models:
+        with ExitStack() as stack:
+            whole = stack.enter_context(Side(sys.executable, SCRIPT, 2))
+            alone = stack.enter_context(Side(sys.executable, SCRIPT, 2))
+            halves = [stack.enter_context(Side(sys.executable, SCRIPT, 1)) for _ in range(2)]
+            for side in (alone, *halves):
+                side.build(replace(CASE, model=model))
+            for members in MEMBERS:
+                whole.build(replace(CASE, model=model, members=members))
+                turns = [[speed(sides, seconds) for sides in ([whole], [alone], halves)] for _ in range(rounds)]
+                together, in_turn, beside = (median(column) for column in zip(*turns, strict=True))
+                ratio, target = together / max(in_turn, beside), TARGETS.get((model, members), 1.0)
+                short = ratio < SLACK * target
+                missed |= short
+                speeds = " | ".join(f"{one:.0f}" for one in (together, in_turn, beside))
+                verdict = f"{target:g}×{' (missed)' if short else ''}"
+                rows.append(f"| {members} | {model} | {speeds} | {ratio:.2f}× | {verdict} |")
+                print(rows[-1], flush=True)
+    if write:
+        print(f"Written to {write_results('population', [describe() + '.', '', *HEADER, *rows])}.")
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
