@@ -76,3 +76,15 @@ def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
     if largest > 0:
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
+
+
+def clip_members(gradients: list[Tensor], largest: Tensor) -> Tensor:
+    """`clip_gradients` of the members of a population, each by itself: gradients [M, ...] of their stacked parameters,
+    largest [M]. Returns the members' norms before clipping, [M]."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+    norm: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    # As torch clips: 1e-6 keeps a norm of zero apart.
+    scale = torch.where(largest > 0, (largest / (norm + 1e-6)).clamp(max=1.0), 1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+    return norm

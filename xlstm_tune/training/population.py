@@ -44,7 +44,7 @@ from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.members import check_one_shape
 from xlstm_tune.training.metrics import ErrorSums
 from xlstm_tune.training.micro import backward, fitting
-from xlstm_tune.training.optimiser import clip_gradients, learning_rate_at
+from xlstm_tune.training.optimiser import clip_members, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
 WIDTH = 8
@@ -203,6 +203,7 @@ class Pack:
             [state.config.model.dropout for state in self.states], dtype=torch.float64, device=self.device
         )
         weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
+        clips = torch.tensor([training.clip for training in trainings], device=self.device)
         rates = [0.0] * len(self.states)
         micro_batch = min((state.micro_batch for state in self.states if state.micro_batch), default=None)
         with threads_for(self.template):
@@ -210,6 +211,8 @@ class Pack:
                 losses[:, number], micro_batch = backward(
                     partial(self._losses, dropouts, seeds[:, number]), index, self._clear, micro_batch, weights
                 )
+                gradients = [whole.grad for whole in self.stacked.values() if whole.grad is not None]
+                norms[:, number] = clip_members(gradients, clips)
                 self._share_gradients()
                 for place, state in enumerate(self.states):
                     rates[place] = learning_rate_at(
@@ -219,7 +222,6 @@ class Pack:
                     )
                     for group in state.optimiser.param_groups:
                         group["lr"] = rates[place]
-                    norms[place, number] = clip_gradients(self.parameters[place], trainings[place].clip)
                     state.optimiser.step()
         for state in self.states:
             state.micro_batch = micro_batch
