@@ -95,8 +95,9 @@ def train_population(
         width = 1  # torch's own LSTM knows no vmap
     while members := [member for member, state in states.items() if not state.finished]:
         ended: list[MemberEpoch] = []
-        for first in range(0, len(members), width):
-            chosen = members[first : first + width]
+        parts = -(-len(members) // width)
+        for part in range(parts):  # of nearly the same size
+            chosen = members[len(members) * part // parts : len(members) * (part + 1) // parts]
             if len(chosen) == 1:
                 epochs = [_alone(states[chosen[0]], data, device)]
             else:
@@ -237,7 +238,6 @@ class Pack:
         index = index.t()
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.view(*index.shape, *one.shape[1:]) for one in batch)
-
         dropping = any(state.config.model.dropout for state in self.states)
 
         def one(
