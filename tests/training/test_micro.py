@@ -69,8 +69,7 @@ def close(one: EpochResult, other: EpochResult, rtol: float = 1e-5) -> None:
 
 
 # Not a divisor of the batch of 16, nor is 16 of the 103 samples; sgd, since adam divides by gradients near zero.
-@pytest.mark.parametrize("holds", [15, 5, 1])
-@pytest.mark.parametrize("family", ["lstm", "slstm", "mlstm"])
+@pytest.mark.parametrize(("family", "holds"), [("lstm", 15), ("lstm", 1), ("slstm", 5), ("mlstm", 5)])
 def test_train_in_pieces_gives_the_weights_of_whole_batches(
     family: str, holds: int, make_forecast: Maker, make_config: Maker
 ) -> None:
@@ -83,9 +82,8 @@ def test_train_in_pieces_gives_the_weights_of_whole_batches(
     close(pieces[-1], whole[-1])
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "adam"])
-def test_train_in_pieces_with_every_optimiser(optimiser: str, make_forecast: Maker, make_config: Maker) -> None:
-    config = make_config(epochs=3, optimiser=optimiser, clip=0.1)
+def test_train_in_pieces_with_clipping_and_another_optimiser(make_forecast: Maker, make_config: Maker) -> None:
+    config = make_config(epochs=3, optimiser="adam", clip=0.1)
     whole = run(config, make_forecast())
     with holding(3):
         pieces = run(config, make_forecast())
