@@ -48,7 +48,7 @@ from xlstm_tune.training.optimiser import clip_members, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
 WIDTH = 8
-"""Members in a pass. Measured on 2 cores (benchmarks/population.py): the gain is flat from 4 on."""
+"""Members in a pass: on a CPU more gain nothing (benchmarks/population.py)."""
 
 
 @dataclass(frozen=True)
