@@ -138,8 +138,8 @@ def test_trial_fails_when_no_setting_is_left(tmp_path: Path) -> None:
 
 
 def test_asha_stops_populations_by_their_score(tmp_path: Path) -> None:
-    asha = {"scheduler": "asha", "trials": 6, "grace_epochs": 1, "reduction_factor": 2}
-    file = write(tmp_path, search=asha, training={"epochs": 4}, population={"seeds": 2})
+    asha = {"scheduler": "asha", "trials": 4, "grace_epochs": 1, "reduction_factor": 2}
+    file = write(tmp_path, search=asha, training={"epochs": 3}, population={"seeds": 2})
     text = yaml.safe_load(file.read_text())
     text["space"][RATE] = {"log_float": [1e-4, 1e-1]}
     file.write_text(yaml.safe_dump(text))

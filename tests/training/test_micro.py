@@ -74,9 +74,9 @@ def test_train_in_pieces_gives_the_weights_of_whole_batches(
     family: str, holds: int, make_forecast: Maker, make_config: Maker
 ) -> None:
     config = make_config(model={"family": family}, epochs=2, optimiser="sgd", batch_size=16)
-    whole = run(config, make_forecast())
+    whole = run(config, make_forecast(rows=70))
     with holding(holds):
-        pieces = run(config, make_forecast())
+        pieces = run(config, make_forecast(rows=70))
     assert len(pieces) == 2 and whole[-1].micro_batch is None
     assert pieces[-1].micro_batch == {15: 8, 5: 4, 1: 1}[holds]
     close(pieces[-1], whole[-1])
@@ -84,9 +84,9 @@ def test_train_in_pieces_gives_the_weights_of_whole_batches(
 
 def test_train_in_pieces_with_clipping_and_another_optimiser(make_forecast: Maker, make_config: Maker) -> None:
     config = make_config(epochs=3, optimiser="adam", clip=0.1)
-    whole = run(config, make_forecast())
+    whole = run(config, make_forecast(rows=70))
     with holding(3):
-        pieces = run(config, make_forecast())
+        pieces = run(config, make_forecast(rows=70))
     close(pieces[-1], whole[-1], rtol=1e-4)
 
 
@@ -126,19 +126,19 @@ def test_train_out_of_memory_does_the_same_batch_again_and_keeps_the_size(
 def test_train_takes_every_word_for_no_memory(error: Exception, make_forecast: Maker, make_config: Maker) -> None:
     assert out_of_memory(error)
     with holding(8, error):
-        assert run(make_config(epochs=1), make_forecast())[0].micro_batch == 8
+        assert run(make_config(epochs=1), make_forecast(rows=70))[0].micro_batch == 8
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), ValueError("out of memory"), OSError()])
 def test_train_leaves_other_errors_alone(error: Exception, make_forecast: Maker, make_config: Maker) -> None:
     with holding(8, error) as full, pytest.raises(type(error)):
-        run(make_config(epochs=1), make_forecast())
+        run(make_config(epochs=1), make_forecast(rows=70))
     assert full.seen == [16]
 
 
 def test_train_with_no_memory_for_one_sample_raises_as_it_came(make_forecast: Maker, make_config: Maker) -> None:
     with holding(0) as full, pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
-        run(make_config(epochs=1), make_forecast())
+        run(make_config(epochs=1), make_forecast(rows=70))
     assert full.seen == [16, 8, 4, 2, 1]
 
 
@@ -205,7 +205,7 @@ def test_a_failed_attempt_is_let_go_of_before_the_next() -> None:
 def test_train_resumed_goes_on_with_the_micro_batch_to_the_same_bits(
     tmp_path: Path, make_forecast: Maker, make_config: Maker
 ) -> None:
-    data, config = make_forecast(), make_config(epochs=4, model={"dropout": 0.3, "layers": 2})
+    data, config = make_forecast(rows=70), make_config(epochs=4, model={"dropout": 0.3, "layers": 2})
     with holding(6):
         begun = train(config, data, device="cpu")
         next(begun)
@@ -221,11 +221,11 @@ def test_train_resumed_goes_on_with_the_micro_batch_to_the_same_bits(
 
 
 def test_load_of_a_checkpoint_without_a_micro_batch(tmp_path: Path, make_forecast: Maker, make_config: Maker) -> None:
-    save(next(train(make_config(), make_forecast(), device="cpu")).state, tmp_path)
+    save(next(train(make_config(), make_forecast(rows=70), device="cpu")).state, tmp_path)
     record = json.loads((tmp_path / STATE).read_text())
     del record["micro_batch"]
     (tmp_path / STATE).write_text(json.dumps(record))
-    assert load(tmp_path, make_config(), make_forecast(), "cpu").micro_batch is None
+    assert load(tmp_path, make_config(), make_forecast(rows=70), "cpu").micro_batch is None
 
 
 def test_evaluate_and_predict_out_of_memory_halve_their_batch(make_forecast: Maker, make_config: Maker) -> None:

@@ -71,7 +71,7 @@ MODELS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_member_is_what_it_is_alone(model: dict[str, Any], make_forecast: Maker, make_config: Maker) -> None:
-    data = make_forecast(rows=120)
+    data = make_forecast(rows=80)
     configs = members(make_config(model=model, epochs=5, batch_size=16))
     for mine, config in zip(together(configs, data), configs, strict=True):
         assert_alike(mine, alone(config, data))
@@ -97,14 +97,14 @@ def test_sequences_of_unlike_lengths_with_static_inputs(
 
 @pytest.mark.parametrize("loss", ["mae", "huber", "quantile"])
 def test_every_loss(loss: str, make_forecast: Maker, make_config: Maker) -> None:
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "slstm"}, epochs=2, batch_size=16, loss=loss))
     for mine, config in zip(together(configs, data), configs, strict=True):
         assert_alike(mine, alone(config, data))
 
 
 def test_the_population_around_a_member_does_not_matter(make_forecast: Maker, make_config: Maker) -> None:
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "slstm"}, epochs=3, batch_size=16))
     whole = together(configs, data)
     for width in (1, 2):
@@ -114,7 +114,7 @@ def test_the_population_around_a_member_does_not_matter(make_forecast: Maker, ma
 
 
 def test_the_same_population_gives_the_same_bits(make_forecast: Maker, make_config: Maker) -> None:
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "xlstm", "pattern": "ms"}, epochs=2, batch_size=16))
     for one, other in zip(together(configs, data), together(configs, data), strict=True):
         assert_alike(one, other, tolerance=0.0)
@@ -125,7 +125,7 @@ def failures(epochs: list[list[MemberEpoch]]) -> dict[int, str]:
 
 
 def test_a_member_that_diverges_is_left_out_and_the_others_go_on(make_forecast: Maker, make_config: Maker) -> None:
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     calm = members(make_config(model={"family": "lstm"}, epochs=4, batch_size=16), rates=(0.0, 0.0, 0.0))
     wild = make_config(model={"family": "lstm"}, epochs=4, batch_size=16, optimiser="sgd", learning_rate=10.0, clip=0)
     calm = [replace(one, training=one.training.model_copy(update={"optimiser": "sgd"})) for one in calm]
@@ -157,7 +157,7 @@ def test_members_end_when_their_own_patience_or_epochs_do(make_forecast: Maker, 
 def test_a_population_goes_on_from_its_checkpoints_with_the_same_bits(
     tmp_path: Any, make_forecast: Maker, make_config: Maker
 ) -> None:
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "xlstm", "pattern": "ms"}, epochs=4, batch_size=16))
     whole = together(configs, data)
     running = train_population(configs, data, device="cpu")
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(
 ) -> None:
     from xlstm_tune.training import population
 
-    data = make_forecast(rows=90)
+    data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "lstm"}, epochs=2, batch_size=16), rates=(0.0, 0.0, 0.0))
     true = together(configs, data)
     plain = population.functional_call
