@@ -82,14 +82,6 @@ CASES = {
 """What is called → its function, the shapes of its differentiable inputs, further arguments."""
 
 
-@pytest.fixture
-def poisoned_memory():
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def inputs_of(name):
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in CASES[name][1]]

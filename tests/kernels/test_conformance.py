@@ -13,13 +13,7 @@ SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 4
 """(batch, steps, heads, width)"""
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture(autouse=True)

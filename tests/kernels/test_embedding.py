@@ -14,12 +14,7 @@ SIZES = [(1, 1, 1, 16, 1), (3, 7, 1, 64, 7), (5, 9, 19, 48, 1), (37, 4, 3, 32, 4
 """(batch, steps, features, width, steps that are written out)"""
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def in_torch(x, basis, count, kept, rms):

@@ -18,12 +18,7 @@ SIZES = [(1, 12, 16, 16, 1), (3, 13, 16, 32, 2), (2, 40, 32, 32, 1), (17, 24, 16
 """(batch, steps, width, inner width, heads)"""
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture

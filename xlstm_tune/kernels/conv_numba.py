@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, store
-from xlstm_tune.kernels.tiles import f32, flat, kernel, run
+from xlstm_tune.kernels.tiles import f32, flat, kernel, own, run
 
 TAPS = 4
 """The usual kernel, whose inputs and gradients of neighbouring steps stay in registers."""
@@ -66,8 +66,8 @@ def _forward(first, end, samples, steps, width, taps, x, weights, biases, past, 
     """
     for sample in range(first, end):
         member = sample // samples
-        weight = weights[member * taps * width : (member + 1) * taps * width]
-        bias = biases[member * width : (member + 1) * width]
+        weight = own(weights, member, taps * width)
+        bias = own(biases, member, width)
         at, at_past = sample * steps * width, sample * (taps - 1) * width
         since = taps  # steps since the sample started anew; `taps` is as good as any more
         for step in range(steps):
@@ -121,8 +121,8 @@ def _backward(
     zero = splat(f32(0))
     for sample in range(first, end):
         member = sample // samples
-        weight = weights[member * taps * width : (member + 1) * taps * width]
-        bias = biases[member * width : (member + 1) * width]
+        weight = own(weights, member, taps * width)
+        bias = own(biases, member, width)
         at, at_past = sample * steps * width, sample * (taps - 1) * width
         at_weight, at_bias = sample * taps * width, sample * width
         if taps == TAPS and not resets.size:

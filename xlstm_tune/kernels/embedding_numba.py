@@ -17,10 +17,10 @@ from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register, wants_gradient
-from xlstm_tune.kernels.mlstm_layer_kernels import PARTS, own
+from xlstm_tune.kernels.mlstm_layer_kernels import PARTS
 from xlstm_tune.kernels.norm_numba import EPSILON
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, splat, spread, store, sum_lanes
-from xlstm_tune.kernels.tiles import f32, flat, floats, kernel, run
+from xlstm_tune.kernels.tiles import f32, flat, floats, kernel, own, run
 
 
 @njit

@@ -15,12 +15,12 @@ from numba import njit
 from xlstm_tune.kernels.conv_numba import tap_sum
 from xlstm_tune.kernels.matmul_numba import add_outer
 from xlstm_tune.kernels.mlstm_last_numba import KEPT, TOTALS, last_backward, last_forward
-from xlstm_tune.kernels.mlstm_layer_kernels import add, own, product
+from xlstm_tune.kernels.mlstm_layer_kernels import add, product
 from xlstm_tune.kernels.mlstm_sources_numba import convolve
 from xlstm_tune.kernels.norm_numba import norm_backward, norm_forward
 from xlstm_tune.kernels.qkv_numba import project
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, spread, store, turn
-from xlstm_tune.kernels.tiles import f32, floats, kernel
+from xlstm_tune.kernels.tiles import f32, floats, kernel, own
 
 ENDS = 4
 """Rows kept of the last step: convolved inner input, query, h and z."""

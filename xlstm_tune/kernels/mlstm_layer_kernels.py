@@ -18,16 +18,10 @@ from xlstm_tune.kernels.mlstm_numba import cell_backward, cell_forward
 from xlstm_tune.kernels.mlstm_sources_numba import sources_backward, sources_forward
 from xlstm_tune.kernels.norm_numba import norm_backward, norm_forward
 from xlstm_tune.kernels.simd import LANES, load, store
-from xlstm_tune.kernels.tiles import f32, floats, kernel
+from xlstm_tune.kernels.tiles import f32, floats, kernel, own
 
 PARTS = 16
 """Parts of a member's samples, each of which sums the gradients of the weights, so that threads share the work."""
-
-
-@njit
-def own(array, number, size):
-    """What belongs to a sample or a member: `size` numbers each."""
-    return array[number * size : (number + 1) * size]
 
 
 @njit

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
 from xlstm_tune.kernels.simd import CONTRACT, LANES, load, sigmoid_and_slope, splat, store, sum_lanes
-from xlstm_tune.kernels.tiles import f32, flat, kernel, run
+from xlstm_tune.kernels.tiles import f32, flat, kernel, own, run
 
 EPSILON = 1e-5
 
@@ -100,11 +100,11 @@ def _members_forward(first, end, samples, steps, heads, width, gated, h, weight,
     features = heads * width
     size = steps * features
     for task in range(first, end):
-        at, of_gated = task // samples * features, size if gated else 0
+        member, of_gated = task // samples, size if gated else 0
         norm_forward(
-            0, 1, steps, heads, width, gated, h[task * size : (task + 1) * size], weight[at : at + features],
-            c[task * of_gated : (task + 1) * of_gated], skip[at : at + features],
-            z[task * of_gated : (task + 1) * of_gated], y[task * size : (task + 1) * size],
+            0, 1, steps, heads, width, gated, own(h, task, size), own(weight, member, features),
+            own(c, task, of_gated), own(skip, member, features if gated else 0),
+            own(z, task, of_gated), own(y, task, size),
         )  # fmt: skip
 
 
@@ -116,14 +116,14 @@ def _members_backward(
     features = heads * width
     size, none = steps * features, d_weight[:0]
     for task in range(first, end):
-        at, of_gated, of_skip = task // samples * features, size if gated else 0, features if gated else 0
+        member, of_gated, of_skip = task // samples, size if gated else 0, features if gated else 0
         norm_backward(
-            0, 1, steps, heads, width, gated, h[task * size : (task + 1) * size], weight[at : at + features],
-            c[task * of_gated : (task + 1) * of_gated], skip[at : at + features],
-            z[task * of_gated : (task + 1) * of_gated], grad[task * size : (task + 1) * size],
-            d_h[task * size : (task + 1) * size], d_weight[task * features : (task + 1) * features],
-            d_c[task * of_gated : (task + 1) * of_gated], d_skip[task * of_skip : (task + 1) * of_skip],
-            d_z[task * of_gated : (task + 1) * of_gated], none,
+            0, 1, steps, heads, width, gated, own(h, task, size), own(weight, member, features),
+            own(c, task, of_gated), own(skip, member, features if gated else 0),
+            own(z, task, of_gated), own(grad, task, size),
+            own(d_h, task, size), own(d_weight, task, features),
+            own(d_c, task, of_gated), own(d_skip, task, of_skip),
+            own(d_z, task, of_gated), none,
         )  # fmt: skip
 
 

@@ -94,6 +94,12 @@ def floats(size):
     return memory[skip : skip + size]
 
 
+@njit
+def own(array, number, size):
+    """What belongs to a sample or a member in a flat array: `size` numbers each."""
+    return array[number * size : (number + 1) * size]
+
+
 @njit(forceinline=True)
 def gather(rows, offset, stride, count, width, tile):
     """Rows [count samples, width] at a stride in a flat array → tile [width, W]; empty lanes repeat the last sample."""

@@ -91,6 +91,7 @@ def train_population(
         elif (state := resume[member]) is not None:
             check_same_run(state, config, data, objective)
             states[member] = state
+    alone: dict[int, Iterator[EpochResult]] = {}
     if configs[0].model.family == "lstm_torch":
         width = 1  # torch's own LSTM knows no vmap
     while members := [member for member, state in states.items() if not state.finished]:
@@ -98,8 +99,10 @@ def train_population(
         parts = -(-len(members) // width)
         for part in range(parts):  # of nearly the same size
             chosen = members[len(members) * part // parts : len(members) * (part + 1) // parts]
-            if len(chosen) == 1:
-                epochs = [_alone(states[chosen[0]], data, device)]
+            if len(chosen) == 1:  # faster without a vmap; such a member never joins a pack again
+                member = chosen[0]
+                run = alone.setdefault(member, train(configs[member], data, states[member], device, objective))
+                epochs = [_next(run)]
             else:
                 epochs = Pack([states[member] for member in chosen], samples, held_out, data, dtype).epoch()
             for member, (result, failure) in zip(chosen, epochs, strict=True):
@@ -109,10 +112,10 @@ def train_population(
         yield ended
 
 
-def _alone(state: TrainingState, data: Prepared, device: torch.device) -> tuple[EpochResult | None, str | None]:
-    """An epoch of a single member, which is faster without a vmap."""
+def _next(run: Iterator[EpochResult]) -> tuple[EpochResult | None, str | None]:
+    """An epoch of a single member, or why it has failed."""
     try:
-        return next(train(state.config, data, state, device, state.objective)), None
+        return next(run), None
     except Diverged as reason:
         return None, f"diverged: {reason}"
 
