@@ -283,7 +283,7 @@ def measure_stock(folder: Path, trials: int) -> Measured:
         """The package's trainable for configs that are the point itself."""
 
         def _begin(self, config: dict[str, Any]) -> None:
-            super()._begin({"number": int(self.trial_id, 16), "params": config})
+            super()._begin({"trials": [{"number": int(self.trial_id, 16), "params": config}]})
 
     class Watch(tune.Callback):  # type: ignore[misc]
         """When trials start and end, and how long they train."""

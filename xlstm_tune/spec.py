@@ -77,10 +77,18 @@ class SearchConfig(Spec):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     start_with: list[dict[str, Scalar]] | Literal["defaults", "none"] = "defaults"
     """Points tried first; `defaults`: every family with the values of `model:` and `training:`."""
+    fuse: Literal["auto", "off"] = "auto"
+    """`auto`: configurations of a grid or random search that differ only in settings which leave every tensor's shape
+    alone are trained together where that is faster; off = each by itself."""
     time_budget: Annotated[float, Field(gt=0)] | str | None = None
     """Seconds, or text such as 30m, 2h, 1d, after which no more is trained."""
     storage: str | None = None
     """An Optuna storage URL; None = a journal file in the search folder."""
+
+    @field_validator("fuse", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads a bare off
 
     @field_validator("time_budget")
     @classmethod

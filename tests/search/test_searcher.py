@@ -51,6 +51,7 @@ class Bench:
         self.ends: list[TrialEnd] = []
         self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, resume=resume, on_end=self.ends.append)
         self.started: dict[str, Params] = {}
+        self.numbers: dict[str, int] = {}
         self._next = 0
 
     def ask(self) -> str | None:
@@ -61,15 +62,18 @@ class Bench:
         if suggestion == Searcher.FINISHED:
             return None
         assert isinstance(suggestion, dict)
-        assert suggestion["number"] == self.searcher.number_of(trial_id)
-        self.started[trial_id] = suggestion["params"]
+        (one,) = suggestion["trials"]
+        self.started[trial_id], self.numbers[trial_id] = one["params"], one["number"]
         return trial_id
 
     def epoch(self, trial_id: str, epoch: int, best: float) -> None:
-        self.searcher.on_trial_result(trial_id, row(epoch, best))
+        self.searcher.on_trial_result(trial_id, self.result(trial_id, epoch, best))
 
     def end(self, trial_id: str, epoch: int, best: float, **changes: Any) -> None:
-        self.searcher.on_trial_complete(trial_id, row(epoch, best) | {"done": True} | changes)
+        self.searcher.on_trial_complete(trial_id, self.result(trial_id, epoch, best, **changes))
+
+    def result(self, trial_id: str, epoch: int, best: float, **changes: Any) -> dict[str, Any]:
+        return {"rows": [row(epoch, best) | {"number": self.numbers[trial_id], "done": "status" in changes} | changes]}
 
     def run(self, outcome: Callable[[Params], str], concurrent: int = 3) -> None:
         """Run to the end, `concurrent` trials side by side, an epoch of each in turn."""
@@ -143,7 +147,7 @@ def check_all_told(bench: Bench) -> None:
             assert bench.spec.resolve(end.params).key() == bench.spec.resolve(original.params).key()
             continue
         assert end.trial_id is not None
-        assert bench.searcher.number_of(end.trial_id) == end.number
+        assert bench.numbers[end.trial_id] == end.number
         assert bench.started[end.trial_id] == end.params
         assert trial.state == STATES[end.status]
         assert trial.value == end.value
@@ -286,7 +290,7 @@ def test_close_tells_every_open_trial(tmp_path: Path) -> None:
     assert ends["copy"].status == "duplicate"
     assert len(bench.ends) == len(bench.trials()) == 4
     assert all(trial.state.is_finished() for trial in bench.trials())
-    bench.searcher.on_trial_complete(some, row(2, 1.0))
+    bench.end(some, 2, 1.0)
     bench.searcher.close("again")
     assert len(bench.ends) == 4
 
@@ -341,7 +345,7 @@ def test_resume_knows_what_is_done_and_first_repeats_what_was_interrupted(tmp_pa
     third = bench.ask()
     assert third
     copy = next(end for end in bench.ends if end.status == "duplicate")
-    assert (copy.value, copy.duplicate_of) == (1.5, dead.searcher.number_of(done))
+    assert (copy.value, copy.duplicate_of) == (1.5, dead.numbers[done])
     bench.searcher.close("interrupted")
 
     again = Bench(spec, tmp_path, resume=True)
@@ -451,12 +455,19 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
 
         def reset_config(self, config: dict[str, Any]) -> bool:
             # Worse and worse, so that ASHA has something to stop.
-            self.point, self.base, self.epoch = config["params"], float(config["number"]), 0
+            (one,) = config["trials"]
+            self.point, self.number, self.epoch = one["params"], one["number"], 0
             return True
 
         def step(self) -> dict[str, Any]:
             self.epoch += 1
-            result = {"epoch": self.epoch, METRIC: self.base + 1 / self.epoch, "status": "running", "finished": False}
+            row = self.row()
+            return {key: row[key] for key in ("epoch", METRIC, "done")} | {"rows": [row]}
+
+        def row(self) -> dict[str, Any]:
+            value = self.number + 1 / self.epoch
+            result = {"number": self.number, "epoch": self.epoch, METRIC: value, "status": "running"}
+            result |= {"finished": False, "done": False}
             if self.point == {"model.hidden_size": 32, "model.dropout": 0.1}:
                 os._exit(1)
             if self.point["model.hidden_size"] == 64 and self.point["model.dropout"] < 0.2:

@@ -41,7 +41,10 @@ LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro
 
 
 class Driver(tune.Callback):  # type: ignore[misc]
-    """Tune's callback and the searcher's `on_end` in one; a trial's row is written once both have spoken."""
+    """Tune's callback and the searcher's `on_end` in one; a trial's row is written once both have spoken.
+
+    A Ray trial may train several configurations; to everything written here each is a trial, by its number.
+    """
 
     def __init__(self, spec: SearchSpec, folder: Any, results: ResultsWriter, spool: Spool, progress: Progress) -> None:
         self._spec, self._folder = spec, folder
@@ -50,6 +53,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._last: dict[int, dict[str, Any]] = {}
         self._started: dict[int, float] = {}
         self._members: dict[int, list[Member]] = {}
+        self._together: dict[int, int] = {}
+        """How many configurations the Ray trial of each began with."""
         self._standing: dict[int, list[dict[str, Any]]] = {}
         """What running populations last reported of their members."""
         self._followers: dict[int, list[TrialEnd]] = {}
@@ -75,8 +80,12 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
-        number, params = trial.config["number"], trial.config["params"]
-        config = self._spec.resolve(params)
+        for one in trial.config["trials"]:
+            self._together[one["number"]] = len(trial.config["trials"])
+            if one["number"] not in self._started:  # else it is tried again by itself
+                self._start(one["number"], self._spec.resolve(one["params"]))
+
+    def _start(self, number: int, config: TrialConfig) -> None:
         self._started[number] = time.time()
         self._members[number] = trial_members(self._spec, config)
         runs = [member.config for member in self._members[number]] or [config]
@@ -88,11 +97,18 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
-        number = trial.config["number"]
+        for row in result["rows"]:
+            self._epoch(row["number"], row)
+            if row["done"]:
+                self._finish(row["number"])
+
+    def _epoch(self, number: int, result: dict[str, Any]) -> None:
         if "members" in result:
             self._standing[number] = result["members"]
-        if result.get("status") == "failed":
-            return  # no figures; the searcher tells the reason
+        if result.get("status") == "failed" or number not in self._started:
+            return  # no figures, the searcher tells the reason; or a stop that reached the trial an epoch late
+        if result["epoch"] <= self._last.get(number, {}).get("epoch", 0):
+            return  # tried again by itself: known
         self._last[number] = result
         now, objective = time.time(), self._spec.search.objective
         error = result.get("std_error")
@@ -107,11 +123,12 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or the scheduler stopped it."""
-        self._finish(trial.config["number"])
+        for one in trial.config["trials"]:
+            self._finish(one["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died."""
-        self._finish(trial.config["number"])
+        self.on_trial_complete(iteration, trials, trial)
 
     def on_end(self, end: TrialEnd) -> None:
         """The searcher's word on how a trial ended; the trial's last epoch reaches this object after it."""
@@ -146,6 +163,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             config = None
         now = time.time()
         last, started = self._last.pop(number, {}), self._started.pop(number, None)
+        together = self._together.pop(number, 1)
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
@@ -161,9 +179,10 @@ class Driver(tune.Callback):  # type: ignore[misc]
             **metrics,
             "std_error": last.get("std_error"),
             "members": len(members) or None,
+            "together": together if together > 1 else None,
             "setting": None,
             **{name: last.get(name) for name in LAST},
-            "seconds": now - (started or now),
+            "seconds": (now - (started or now)) / together,
             "duplicate_of": end.duplicate_of,
             "started": _moment(started or now),
             "ended": _moment(now),
@@ -202,7 +221,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             row["status"],
             row["reason"] or "",
             metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch") if row[name]},
+            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch", "together") if row[name]},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
 

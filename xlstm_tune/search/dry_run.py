@@ -33,6 +33,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         grid.add_row(title, escape(text))
     where = plan.placement.describe() if plan.placement else f"decided by the cluster at {plan.address}"
     grid.add_row("placement", where)
+    if plan.placement and plan.placement.width > 1:
+        grid.add_row("together", f"up to {plan.placement.width} configurations of one shape in a trial (search.fuse)")
     if plan.placement and plan.placement.why:
         grid.add_row("GPUs", escape(plan.placement.why))
     elif plan.address and plan.spec.resources.gpus_per_trial == "auto":

@@ -23,6 +23,8 @@ SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+STOPPED = "stopped"
+"""An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
 
 
 def trial_folder(search_folder: str | Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""How many trials share a GPU, by an estimate of the largest one's memory.
+"""How many trials share a GPU, and how many configurations a trial, by an estimate of the largest one's memory.
 
 Ray's fractions of a GPU place trials, they do not limit their memory: a trial that takes more than was estimated runs
 out of it, or lets another, and goes on in smaller pieces (training/micro.py).
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.search.fusion import narrowed
 from xlstm_tune.search.population import trial_members
+from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import ResourceConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
@@ -32,6 +34,8 @@ class Packing:
     per_gpu: int
     why: str
     """For people, a sentence."""
+    width: int = 1
+    """Configurations that a trial may train together."""
 
     @property
     def share(self) -> float:
@@ -45,13 +49,23 @@ class Largest:
 
     title: str
     mib: float
+    each_mib: float = 0.0
+    """What a further configuration of the same shape adds to a trial."""
 
 
-def pack(largest: Largest, gpu_mib: float, config: ResourceConfig, available: Mapping[str, float]) -> Packing:
+def pack(
+    largest: Largest, gpu_mib: float, config: ResourceConfig, available: Mapping[str, float], width: int = 1
+) -> Packing:
     """As many trials on a GPU as its memory holds of the largest, as CPUs and `max_concurrent` allow, at most `MOST`.
 
     gpu_mib: memory of the smallest GPU. available: the `CPU` and `GPU` counts, of which there is at least one GPU.
+    width: configurations that are to train together in each trial; fewer where a whole GPU does not hold as many.
     """
+    if width > 1:
+        width = narrowed(width, largest.each_mib, gpu_mib - largest.mib + largest.each_mib)
+    if width > 1:
+        title = f"{width} of {largest.title} together"
+        largest = Largest(title, largest.mib + (width - 1) * largest.each_mib, largest.each_mib)
     slots = math.floor(available.get("CPU", 0.0) / config.cpus_per_trial + 1e-9)
     each = max(1, math.floor(available["GPU"]))
     limits = [
@@ -68,6 +82,7 @@ def pack(largest: Largest, gpu_mib: float, config: ResourceConfig, available: Ma
         per_gpu,
         f"{shared}: the largest ({largest.title}) takes an estimated {largest.mib:,.0f} of {gpu_mib:,.0f} MiB, "
         f"and {limit} set{'' if limit.startswith('the CPUs') else 's'} the limit",
+        width,
     )
 
 
@@ -85,14 +100,15 @@ def largest_trial(spec: SearchSpec, space: Space, data: Prepared) -> Largest:
         for configs in ranked.values()
         for config in sorted(configs.values(), key=lambda one: _size(one, data), reverse=True)[:MEASURED]
     ]
-    found = [Largest(config.title(), _mib(spec, config, data)) for config in looked_at]
-    return max(found, key=lambda one: one.mib)
+    return max((_estimated(spec, config, data) for config in looked_at), key=lambda one: one.mib)
 
 
-def _mib(spec: SearchSpec, config: TrialConfig, data: Prepared) -> float:
-    """Of a trial's process, with all members of its population."""
+def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest:
+    """A trial's process, with all members of its population."""
     members = max(1, len(trial_members(spec, config)))
-    return process_mib(estimate_memory(config, shape_of(data, config)), data, members)
+    estimate = estimate_memory(config, shape_of(data, config))
+    mib = process_mib(estimate, data, members)
+    return Largest(config.title(), mib, process_mib(estimate, data, members + 1) - mib)
 
 
 def _size(config: TrialConfig, data: Prepared) -> float:
@@ -104,6 +120,17 @@ def _size(config: TrialConfig, data: Prepared) -> float:
     width = width or model.hidden_size * model.layers
     last = 1 if model.pooling == "last" else 2
     return float(config.training.batch_size * channels * model.tokens(lookback) * width * last)
+
+
+def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slots: int) -> int:
+    """Configurations that a trial may train together so that `slots` of them take half of the memory at most.
+
+    By a rule of thumb, not to keep a search waiting for a measurement: ten times the numbers that `_size` counts.
+    """
+    if width == 1:
+        return 1
+    sizes = (_size(spec.combine(params), data) for params in space.examples())
+    return narrowed(width, max(sizes) * 10 * 4 / 2**20, memory_mib() / 2 / slots)
 
 
 def local_gpu_mib() -> float:

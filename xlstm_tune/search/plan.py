@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, check_same_data, find_folder
-from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack
+from xlstm_tune.search.fusion import widest
+from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
@@ -43,12 +45,7 @@ class Plan:
     @property
     def trials(self) -> int:
         """Distinct configurations that will be trained."""
-        asked = self.spec.search.trials
-        if self.spec.search.algorithm == "grid":
-            points = len(self.space.grid().points)
-            return min(asked or points, points)
-        asked = asked or DEFAULT_TRIALS
-        return min(asked, self.space.count() or asked)
+        return wanted_trials(self.spec, self.space)
 
     def size(self) -> str:
         """How much there is to search: `176 points, 16 of them repeat another: 160 distinct configurations`."""
@@ -81,9 +78,8 @@ def make_plan(
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
     check_models(spec, space, data)
-    if placement and packable(spec.resources, here):
-        packing = pack(largest_trial(spec, space, data), local_gpu_mib(), spec.resources, here)
-        placement = place(spec.resources, here, share=packing.share, why=packing.why)
+    if placement:
+        placement = fit(placement, spec, space, data, here, local_gpu_mib)
     if resume:
         check_same_data(folder, data.fingerprint)
     return Plan(
@@ -99,6 +95,41 @@ def make_plan(
         placement=placement,
         resume=resume,
     )
+
+
+def wanted_trials(spec: SearchSpec, space: Space) -> int:
+    """Distinct configurations that a search will train."""
+    asked = spec.search.trials
+    if spec.search.algorithm == "grid":
+        points = len(space.grid().points)
+        return min(asked or points, points)
+    asked = asked or DEFAULT_TRIALS
+    return min(asked, space.count() or asked)
+
+
+def fit(
+    placement: Placement,
+    spec: SearchSpec,
+    space: Space,
+    data: Prepared,
+    available: Mapping[str, float],
+    gpu_mib: Callable[[], float | None],
+    where: str = "this machine",
+) -> Placement:
+    """The placement with as many trials on a GPU, and as many configurations in a trial, as memory holds.
+
+    gpu_mib: tells the memory of a GPU; None where no GPU told it in time, and then nothing shares one.
+    """
+    width = widest(spec, space, wanted_trials(spec, space), placement.gpus > 0)
+    if not placement.gpus:
+        return replace(placement, width=room_on_cpu(spec, space, data, width, placement.concurrent))
+    if not packable(spec.resources, available):
+        return replace(placement, width=width)
+    if (memory := gpu_mib()) is None:
+        return replace(placement, why="each trial has a GPU to itself: no GPU of the cluster told its memory in time")
+    packing = pack(largest_trial(spec, space, data), memory, spec.resources, available, width)
+    placed = place(spec.resources, available, where, packing.share, packing.why)
+    return replace(placed, width=packing.width)
 
 
 def check_models(spec: SearchSpec, space: Space, data: Prepared) -> None:

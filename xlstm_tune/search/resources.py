@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from xlstm_tune.errors import ResourceError
 from xlstm_tune.spec import ResourceConfig
@@ -21,6 +23,8 @@ class Placement:
     concurrent: int
     why: str = field(default="", compare=False)
     """Of trials that share a GPU, or do not, by an estimate; empty where nothing was estimated."""
+    width: int = 1
+    """Configurations that a trial may train together (`search.fuse`)."""
 
     def describe(self) -> str:
         """For people: `2 trials at a time, each on 1 CPU`."""
@@ -99,3 +103,12 @@ def local_resources() -> dict[str, float]:
 def cpus() -> int:
     """Processors that this process may use: not all of them, where it is bound to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_mib() -> float:
+    """Memory that this machine, or the container that this process runs in, has for programs."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            found = min(found, int(limit.read_text()))
+    return found / 2**20

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_lead
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
-from xlstm_tune.search.packing import cluster_gpu_mib, largest_trial, pack
-from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.fusion import Fusion
+from xlstm_tune.search.packing import cluster_gpu_mib
+from xlstm_tune.search.plan import Plan, fit
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.progress import Progress, ProgressView
-from xlstm_tune.search.resources import Placement, local_resources, packable, place
+from xlstm_tune.search.resources import Placement, local_resources, place
 from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
 
 INTERRUPTED = 130
@@ -48,6 +49,8 @@ class Outcome:
     """Why trials were left out: `time budget` or `interrupted`; None when none was."""
     exhausted: str | None
     """Why there was nothing new to try; None when there was."""
+    separated: list[str]
+    """Why configurations that were trained together were begun again one by one."""
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -86,6 +89,13 @@ def run(plan: Plan, console: Console) -> int:
         console.print(
             f"note: {count(split, 'trial')} ran out of memory and went on in smaller pieces of their batches, with the "
             "same mathematics (column micro_batch of the trials).",
+            highlight=False,
+            markup=False,
+        )
+    if outcome.separated:
+        console.print(
+            f"note: {count(len(outcome.separated), 'group')} of configurations trained together failed as a whole, and "
+            f"each was trained again by itself (the first: {outcome.separated[0]}).",
             highlight=False,
             markup=False,
         )
@@ -179,15 +189,9 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
 
 
 def _place_on_cluster(plan: Plan, available: dict[str, float]) -> Placement:
-    where, resources = f"the cluster at {plan.address}", plan.spec.resources
-    placement = place(resources, available, where)
-    if not packable(resources, available):
-        return placement
-    memory = cluster_gpu_mib()
-    if memory is None:
-        return replace(placement, why="each trial has a GPU to itself: no GPU of the cluster told its memory in time")
-    packing = pack(largest_trial(plan.spec, plan.space, plan.data), memory, resources, available)
-    return place(resources, available, where, packing.share, packing.why)
+    where = f"the cluster at {plan.address}"
+    placement = place(plan.spec.resources, available, where)
+    return fit(placement, plan.spec, plan.space, plan.data, available, cluster_gpu_mib, where)
 
 
 def _protect_token() -> None:
@@ -238,6 +242,7 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     from ray import tune
 
     from xlstm_tune.search.driver import Driver
+    from xlstm_tune.search.fused_scheduler import FusedScheduler
     from xlstm_tune.search.schedulers import make_scheduler
     from xlstm_tune.search.searcher import OptunaSearcher
     from xlstm_tune.search.trainable import SearchTrial
@@ -248,7 +253,9 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     driver = Driver(spec, plan.folder, results, spool, progress)
     if plan.resume:
         driver.recall()
-    searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end)
+    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent)
+    searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end, fusion=fusion)
+    scheduler = make_scheduler(spec.search, spec.max_epochs())
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
     trainable = tune.with_resources(
@@ -260,8 +267,9 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=make_scheduler(spec.search, spec.max_epochs()),
-            num_samples=plan.trials,
+            scheduler=scheduler if fusion.width == 1 else FusedScheduler(scheduler, plan.folder),
+            # What fails together is tried again one by one, in Ray trials of its own.
+            num_samples=plan.trials * (1 if fusion.width == 1 else 2),
             max_concurrent_trials=placement.concurrent,
             time_budget_s=spec.search.time_budget,
             reuse_actors=True,
@@ -287,7 +295,8 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
             driver.close()
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
     cut = reason if progress.ended < plan.trials and not searcher.exhausted else None
-    return Outcome(list(driver.rows.values()), data, cut, searcher.exhausted)
+    exhausted = searcher.exhausted if progress.ended < plan.trials else None
+    return Outcome(list(driver.rows.values()), data, cut, exhausted, searcher.separated)
 
 
 def _score_finalists(

@@ -28,7 +28,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from xlstm_tune.errors import SpecError
+from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.duplicates import CUT, DUPLICATE_OF, REASON, START, Ending, Known, Ledger, TrialEnd
+from xlstm_tune.search.fusion import LOOK_AHEAD, NO_FUSION, Fusion, Waiting, fuses
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.search.study import open_study
 from xlstm_tune.spec import SearchSpec
@@ -48,12 +50,17 @@ _STATES: dict[Ending, TrialState] = {
 
 @dataclass
 class _Live:
-    """A trial that Ray runs."""
+    """A configuration that Ray runs."""
 
     trial: optuna.Trial
     key: str
     known: Known
     params: Params
+    model: ModelConfig
+    start: bool
+    """It began as a start point."""
+    trial_id: str = ""
+    """Ray's."""
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -67,10 +74,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         their configurations tried first.
     on_end: called once per ended Optuna trial, duplicates and refused combinations included. It must not raise: an
         exception here ends the search.
+    fusion: how many configurations may share a Ray trial.
 
-    Each suggestion is `{"number": Optuna's trial number, "params": the point}`. Every result that a trial reports must
-    hold `epoch`, `best_<objective>` (NaN when there is none), `status` and `finished`. Run it with
-    `max_concurrent_trials` set: Ray asks a custom searcher for one pending trial at a time otherwise.
+    Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point}, ...]}`. Every result that a
+    Ray trial reports must hold `rows`, one for each configuration trained in this epoch, with its `number`, `epoch`,
+    `best_<objective>` (NaN when there is none), `status`, `finished` and `done`; no rows, but a `reason`, when all
+    failed at once. Run it with `max_concurrent_trials` set: Ray asks a custom searcher for one pending trial at a time
+    otherwise.
 
     Raises StorageError when the study cannot be opened.
     """
@@ -84,6 +94,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         max_trials: int | None = None,
         resume: bool = False,
         on_end: Callable[[TrialEnd], None] | None = None,
+        fusion: Fusion = NO_FUSION,
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._on_end = spec, space, on_end
@@ -92,11 +103,17 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._limit = max_trials or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
         self._rng = random.Random(spec.search.seed)
         self._ledger = Ledger()
-        self._live: dict[str, _Live] = {}
-        self._numbers: dict[str, int] = {}
-        self._queue: deque[tuple[Params, dict[str, Any]]] = deque()
+        self._fusion, self._knows_ahead = fusion, fuses(spec) and spec.search.algorithm == "random"
+        self._live: dict[int, _Live] = {}
+        self._together: dict[str, list[int]] = {}
+        """Ray's trials, and the configurations that each began with."""
+        self._alone: deque[int] = deque()
+        """Configurations to be tried again by themselves."""
+        self._waiting = Waiting()
         self.exhausted: str | None = None
         """Why there is nothing new to try although the number of trials is not reached; None until then."""
+        self.separated: list[str] = []
+        """Why configurations that were trained together were begun again one by one, for each time that happened."""
         self._read_study()
         points = space.points
         self._unknown = None if points is None else {k: p for k, p in points.items() if k not in self._ledger}
@@ -111,68 +128,55 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Distinct configurations started, those of earlier runs included; what `search.trials` limits."""
         return len(self._ledger)
 
-    def number_of(self, trial_id: str) -> int:
-        """The Optuna number of a trial that Ray knows by `trial_id`."""
-        return self._numbers[trial_id]
-
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next configuration that is not known yet, or FINISHED."""
-        for misses in range(GIVE_UP):
-            if self._limit is not None and len(self._ledger) >= self._limit:
-                return str(Searcher.FINISHED)
-            if self._unknown is not None and not self._unknown:
-                return self._exhaust(f"all {self._space.describe()} have been tried")
-            if self._grid and not self._queue:
-                return self._exhaust("every point of the grid has been tried")
-            trial = self._ask(misses)
-            params = self._space.suggest(trial)
-            try:
-                key = self._spec.resolve(params).key()
-            except SpecError as error:
-                refused = Known(trial.number, "failed", f"invalid: {error}")
-                self._tell(trial, refused)
-                self._report(TrialEnd(trial.number, None, "failed", refused.reason, None, params))
-                continue
-            known = self._ledger.find(key)
-            if known is None:
-                self._live[trial_id] = _Live(trial, key, self._ledger.start(key, trial.number), params)
-                self._numbers[trial_id] = trial.number
-                if self._unknown is not None:
-                    self._unknown.pop(key, None)
-                return {"number": trial.number, "params": params}
-            if known.status is None:
-                known.followers.append((trial, params))
-            else:
-                self._end_duplicate(trial, params, known)
-        return self._exhaust(f"{GIVE_UP} proposals in a row were known already or no model")
+        """The next configurations that are not known yet; FINISHED, or None while some may have to begin again."""
+        if self._alone:
+            chosen = [self._live[self._alone.popleft()]]
+        else:
+            first = self._first()
+            if isinstance(first, str):
+                return None if any(len(numbers) > 1 for numbers in self._together.values()) else first
+            chosen = [first, *self._like(first)]
+        for one in chosen:
+            one.trial_id = trial_id
+        self._together[trial_id] = [one.known.number for one in chosen]
+        return {"trials": [{"number": one.known.number, "params": one.params} for one in chosen]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an epoch's value on to Optuna."""
-        if trial_id in self._live:
-            self._record(self._live[trial_id], result)
+        """Pass the epoch's values on to Optuna, and end the configurations that have ended."""
+        for row in result["rows"]:
+            live = self._live.get(row["number"])
+            if live is not None and live.trial_id == trial_id:
+                self._record(live, row)
+                if row["done"]:
+                    self._settle(live, row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """End the trial the way it ended; a trial that `close` has ended stays as it is."""
-        live = self._live.get(trial_id)
-        if live is None:
-            return
-        if error:
-            # The trial itself turns its exceptions into results; only a lost worker process comes this way.
-            self._end(trial_id, "failed", "worker died")
+        """End what the Ray trial trained the way it ended; what `close` has ended stays as it is."""
+        began = self._together.pop(trial_id, [])
+        left = [live for number in began if (live := self._live.get(number)) and live.trial_id == trial_id]
+        if error or (result is not None and not result["rows"]):
+            # The trial itself turns its exceptions into results; only a lost worker process is an error to Ray.
+            why = "worker died" if error or result is None else str(result["reason"])
+            if len(began) > 1 and left:
+                self.separated.append(why)
+                self._alone.extend(live.known.number for live in left)
+            else:
+                for live in left:
+                    self._end(live, "failed", why)
             return
         if result is None:
-            self._cut(trial_id, "stopped before it ended")
+            for live in left:
+                self._cut(live, "stopped before it ended")
             return
         # Ray does not announce the result that ends a trial through on_trial_result.
-        self._record(live, result)
-        if result["status"] == "failed":
-            self._end(trial_id, "failed", str(result["reason"]))
-        elif not math.isfinite(result[self.metric]):
-            self._end(trial_id, "failed", f"diverged: {self._spec.search.objective} is {result[self.metric]}")
-        elif result["finished"]:
-            self._end(trial_id, "completed")
-        else:
-            self._end(trial_id, "pruned")
+        rows = {row["number"]: row for row in result["rows"]}
+        for live in left:
+            if live.known.number in rows:
+                self._record(live, rows[live.known.number])
+                self._settle(live, rows[live.known.number])
+            else:
+                self._end(live, "pruned")
 
     def close(self, reason: str) -> None:
         """Tell Optuna about every trial still open: PRUNED when it has reported values, else FAIL.
@@ -180,8 +184,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         reason: why the search stops, such as `time budget`. These configurations may run again after a resume.
         Ray says nothing to a searcher when a time budget or an interrupt ends a run, so the driver must call this.
         """
-        for trial_id in list(self._live):
-            self._cut(trial_id, reason)
+        for live in list(self._live.values()):
+            self._cut(live, reason)
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to write: the study is the record."""
@@ -199,35 +203,117 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Ray pickles its Tuner, searcher included, and never needs the copy: the study and its lock stay here."""
         return {"_metric": self._metric, "_mode": self._mode}
 
-    def _ask(self, misses: int) -> optuna.Trial:
-        if self._queue:
-            self._study.enqueue_trial(*self._queue.popleft())
-        elif misses >= PATIENCE and self._unknown:
-            self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
-        return self._study.ask()
+    def _first(self) -> _Live | str:
+        """The next configuration that is not known yet, or FINISHED."""
+        for misses in range(GIVE_UP):
+            if self._full():
+                return str(Searcher.FINISHED)
+            if self._unknown is not None and not self._unknown:
+                return self._exhaust(f"all {self._space.describe()} have been tried")
+            if self._grid and not self._waiting:
+                return self._exhaust("every point of the grid has been tried")
+            if self._knows_ahead and not self._waiting and misses < PATIENCE:
+                self._look_ahead()
+            if self._waiting:
+                self._study.enqueue_trial(*self._waiting.pop())
+            elif misses >= PATIENCE and self._unknown:
+                self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
+            live = self._start()
+            if live is not None:
+                return live
+        return self._exhaust(f"{GIVE_UP} proposals in a row were known already or no model")
 
-    def _record(self, live: _Live, result: Mapping[str, Any]) -> None:
-        step, value = int(result["epoch"]), float(result[self.metric])
+    def _like(self, first: _Live) -> list[_Live]:
+        """Others that wait and can be trained together with `first`."""
+        waiting = 1 + (len(self._waiting) if self._limit is None else self._limit - len(self._ledger))
+        most = 1 if first.start else self._fusion.most(first.model, waiting)
+        others: list[_Live] = []
+        while len(others) + 1 < most and not self._full():
+            point = self._waiting.take(first.params)
+            if point is None:
+                break
+            self._study.enqueue_trial(point)
+            if (live := self._start()) is not None:
+                others.append(live)
+        return others
+
+    def _full(self) -> bool:
+        return self._limit is not None and len(self._ledger) >= self._limit
+
+    def _look_ahead(self) -> None:
+        """Draw the points that a random search comes to next, as it would have drawn them one by one."""
+        ahead = optuna.create_study(sampler=self._study.sampler)
+        wanted = LOOK_AHEAD if self._limit is None else min(LOOK_AHEAD, self._limit - len(self._ledger))
+        new: set[str] = set()
+        misses = 0
+        while len(new) < wanted and misses < PATIENCE:
+            point = self._space.suggest(ahead.ask())
+            self._waiting.add([point])
+            try:
+                key = self._spec.resolve(point).key()
+            except SpecError:
+                key = None
+            fresh = key is not None and key not in new and key not in self._ledger
+            misses = 0 if fresh else misses + 1
+            if key is not None and fresh:
+                new.add(key)
+
+    def _start(self) -> _Live | None:
+        """Ask Optuna for a trial; None when its configuration is known or no model, which ends it at once."""
+        trial = self._study.ask()
+        params = self._space.suggest(trial)
+        try:
+            config = self._spec.resolve(params)
+        except SpecError as error:
+            refused = Known(trial.number, "failed", f"invalid: {error}")
+            self._tell(trial, refused)
+            self._report(TrialEnd(trial.number, None, "failed", refused.reason, None, params))
+            return None
+        key = config.key()
+        known = self._ledger.find(key)
+        if known is None:
+            known = self._ledger.start(key, trial.number)
+            live = _Live(trial, key, known, params, config.model, START in trial.user_attrs)
+            self._live[trial.number] = live
+            if self._unknown is not None:
+                self._unknown.pop(key, None)
+            return live
+        if known.status is None:
+            known.followers.append((trial, params))
+        else:
+            self._end_duplicate(trial, params, known)
+        return None
+
+    def _record(self, live: _Live, row: Mapping[str, Any]) -> None:
+        step, value = int(row["epoch"]), float(row[self.metric])
         # A restarted worker repeats the epochs since its last checkpoint.
         if step not in live.known.steps and math.isfinite(value):
             live.known.steps[step] = live.known.value = value
             live.trial.report(value, step)
 
-    def _cut(self, trial_id: str, reason: str) -> None:
-        live = self._live[trial_id]
+    def _settle(self, live: _Live, row: Mapping[str, Any]) -> None:
+        """End a configuration the way its last row says."""
+        if row["status"] == "failed":
+            self._end(live, "failed", str(row["reason"]))
+        elif not math.isfinite(row[self.metric]):
+            self._end(live, "failed", f"diverged: {self._spec.search.objective} is {row[self.metric]}")
+        else:
+            self._end(live, "completed" if row["finished"] else "pruned")
+
+    def _cut(self, live: _Live, reason: str) -> None:
         live.trial.set_user_attr(CUT, True)
-        self._end(trial_id, "pruned" if live.known.steps else "failed", reason)
+        self._end(live, "pruned" if live.known.steps else "failed", reason)
         self._ledger.forget(live.key)
 
-    def _end(self, trial_id: str, status: Ending, reason: str | None = None) -> None:
-        live = self._live.pop(trial_id)
+    def _end(self, live: _Live, status: Ending, reason: str | None = None) -> None:
         known = live.known
+        del self._live[known.number]
         known.status, known.reason = status, reason
         if status == "failed":
             known.value = None
         self._tell(live.trial, known)
         self._sync()
-        self._report(TrialEnd(known.number, trial_id, status, reason, known.value, live.params))
+        self._report(TrialEnd(known.number, live.trial_id, status, reason, known.value, live.params))
         for trial, params in known.followers:
             self._end_duplicate(trial, params, known)
         known.followers.clear()
@@ -259,17 +345,16 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """What earlier runs of this search know, and what is to be tried first."""
         trials = self._study.get_trials(deepcopy=False)
         again = dict(self._ledger.read(trials, self._key))
-        self._queue.extend((self._space.canonical(trial.params), {}) for trial in again.values())
+        self._waiting.add(self._space.canonical(trial.params) for trial in again.values())
         begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs and trial.params}
         if not (self._grid and self._spec.search.start_with == "defaults"):  # a grid's order is the file's
             for index, point in enumerate(self._space.starts()):
                 if index not in begun:
-                    self._queue.append((point, {START: index}))
+                    self._waiting.add_start(point, {START: index})
         if self._grid:
             grid = self._space.grid()
             done = {*again, *self._ledger}
-            left = (point for key, point in zip(grid.keys, grid.points, strict=True) if key not in done)
-            self._queue.extend((point, {}) for point in left)
+            self._waiting.add(p for key, p in zip(grid.keys, grid.points, strict=True) if key not in done)
 
     def _key(self, trial: FrozenTrial) -> str | None:
         try:

@@ -27,7 +27,7 @@ class SingleTrial:
         """One epoch. Returns the row that scheduler, searcher and driver see."""
         result = next(self._epochs)
         self._state = result.state
-        return self._row(result)
+        return epoch_row(result, self._folder)
 
     def save(self, folder: Path) -> None:
         """Everything that the next epoch depends on."""
@@ -40,27 +40,29 @@ class SingleTrial:
         self._state = load(folder, self._config, self._data)
         self._epochs = train(self._config, self._data, resume=self._state, objective=self._objective)
 
-    def _row(self, result: EpochResult) -> dict[str, Any]:
-        state = result.state
-        # The first epoch always improves, so there is a best one from here on.
-        assert state.best_validation is not None and state.best_weights is not None
-        if result.improved:
-            about = {"config": self._config.key(), "epoch": str(result.epoch)}
-            save_weights(self._folder / WEIGHTS, state.best_weights, about)
-        return {
-            "epoch": result.epoch,
-            "train_loss": result.train_loss,
-            **{f"val_{name}": value for name, value in result.validation.items()},
-            **{f"best_val_{name}": value for name, value in state.best_validation.items()},
-            "best_epoch": state.best_epoch,
-            "learning_rate": result.learning_rate,
-            "epoch_seconds": result.seconds,
-            "sequences_per_s": result.sequences_per_s,
-            "peak_memory_mib": result.peak_memory_mib,
-            "micro_batch": result.micro_batch,
-            "parameters": result.parameters,
-            "backend": result.backend,
-            "status": "completed" if result.finished else "running",
-            "finished": result.finished,
-            "done": result.finished,
-        }
+
+def epoch_row(result: EpochResult, folder: Path) -> dict[str, Any]:
+    """What scheduler, searcher and driver see of a configuration's epoch; the best weights so far go to its folder."""
+    state = result.state
+    # The first epoch always improves, so there is a best one from here on.
+    assert state.best_validation is not None and state.best_weights is not None
+    if result.improved:
+        about = {"config": state.config.key(), "epoch": str(result.epoch)}
+        save_weights(folder / WEIGHTS, state.best_weights, about)
+    return {
+        "epoch": result.epoch,
+        "train_loss": result.train_loss,
+        **{f"val_{name}": value for name, value in result.validation.items()},
+        **{f"best_val_{name}": value for name, value in state.best_validation.items()},
+        "best_epoch": state.best_epoch,
+        "learning_rate": result.learning_rate,
+        "epoch_seconds": result.seconds,
+        "sequences_per_s": result.sequences_per_s,
+        "peak_memory_mib": result.peak_memory_mib,
+        "micro_batch": result.micro_batch,
+        "parameters": result.parameters,
+        "backend": result.backend,
+        "status": "completed" if result.finished else "running",
+        "finished": result.finished,
+        "done": result.finished,
+    }

@@ -1,4 +1,4 @@
-"""One trial as Ray runs it: a thin shell around a model's training or a population's.
+"""One trial as Ray runs it: a thin shell around a model's training, a population's, or that of several configurations.
 
 Whatever goes wrong inside a trial is an outcome (`status: failed` with a reason), not a crash: the worker process
 lives on and takes the next trial, which spares it the seconds of importing torch again.
@@ -7,6 +7,7 @@ lives on and takes the next trial, which spares it the seconds of importing torc
 from __future__ import annotations
 
 import json
+import math
 import os
 import traceback
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from ray import tune
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.folder import CONFIG, trial_folder
+from xlstm_tune.search.folder import CONFIG, STOPPED, trial_folder
+from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.single_trial import SingleTrial
@@ -29,10 +31,10 @@ from xlstm_tune.training.micro import out_of_memory
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
-    """Trains one configuration, or a population of them, an epoch a step."""
+    """Trains one configuration, a population of them, or several that are trials of their own, an epoch a step."""
 
     def setup(self, config: dict[str, Any], data: list[Any], spec: dict[str, Any], folder: str) -> None:
-        """config: `number` and `params` from the searcher. data: Ray's reference to the Prepared data, in a list.
+        """config: `trials` from the searcher. data: Ray's reference to the Prepared data, in a list.
 
         The data come to a node once and are mapped by its trials without copies.
         """
@@ -48,53 +50,86 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._number: int = config["number"]
-        self._params: dict[str, Any] = config["params"]
-        self._trial: SingleTrial | PopulationTrial | None = None
+        self._trials: list[dict[str, Any]] = config["trials"]
+        self._trial: SingleTrial | PopulationTrial | FusedTrial | None = None
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def _started(self) -> SingleTrial | PopulationTrial:
+    def _started(self) -> SingleTrial | PopulationTrial | FusedTrial:
         """The trial, made when it is first needed: inside step(), where failures become outcomes."""
         if self._trial is None:
-            config = self._spec.resolve(self._params)
-            folder = trial_folder(self._folder, self._number)
-            folder.mkdir(parents=True, exist_ok=True)
-            settled: dict[str, Any] = {"params": self._params, "config": config.flat()}
             objective = self._spec.search.objective.removeprefix("val_")
-            if members := trial_members(self._spec, config):
-                settled["members"] = [member.setting | {"training.seed": member.seed} for member in members]
-                self._trial = PopulationTrial(members, self._data, folder, objective)
+            runs = [self._settle(one["number"], one["params"]) for one in self._trials]
+            first = runs[0]
+            if len(runs) > 1:
+                self._trial = FusedTrial(runs, self._data, objective)
+            elif members := trial_members(self._spec, first.config):
+                self._trial = PopulationTrial(members, self._data, first.folder, objective)
             else:
-                self._trial = SingleTrial(config, self._data, folder, objective)
-            write_atomically(folder / CONFIG, json.dumps(settled, indent=2).encode())
+                self._trial = SingleTrial(first.config, self._data, first.folder, objective)
         return self._trial
 
+    def _settle(self, number: int, params: dict[str, Any]) -> Fused:
+        """A configuration's folder, with all that is known of it before it is trained."""
+        config = self._spec.resolve(params)
+        folder = trial_folder(self._folder, number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
+        settled: dict[str, Any] = {"params": params, "config": config.flat()}
+        if members := trial_members(self._spec, config):
+            settled["members"] = [member.setting | {"training.seed": member.seed} for member in members]
+        write_atomically(folder / CONFIG, json.dumps(settled, indent=2).encode())
+        return Fused(number, config, folder)
+
     def step(self) -> dict[str, Any]:
-        """One epoch. Returns the row that scheduler, searcher and driver see."""
+        """One epoch. Returns what scheduler, searcher and driver see: `rows`, and the best of them as Ray's own."""
         try:
-            row = self._started().step()
+            trial = self._started()
+            rows = trial.step() if isinstance(trial, FusedTrial) else [trial.step()]
         except Diverged as reason:
-            return self._failed(f"diverged: {reason}")
+            return self._all_failed(f"diverged: {reason}")
         except Exception as error:
             if out_of_memory(error):
-                return self._failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
+                return self._all_failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
             # Reported, not swallowed: the reason goes into every record, the traceback beside the trial's config.
-            folder = trial_folder(self._folder, self._number)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc())
-            return self._failed(f"error: {type(error).__name__}: {error}")
-        return row if row["status"] != "failed" else row | self._failed(row["reason"])
+            for one in self._trials:
+                folder = trial_folder(self._folder, one["number"])
+                folder.mkdir(parents=True, exist_ok=True)
+                name = "error.txt" if len(self._trials) == 1 else "error-together.txt"
+                (folder / name).write_text(traceback.format_exc())
+            return self._all_failed(f"error: {type(error).__name__}: {error}")
+        number = self._trials[0]["number"]
+        rows = [
+            {"number": number, **row, **(self._failed(row["reason"]) if row["status"] == "failed" else {})}
+            for row in rows
+        ]
+        return self._result(rows, done=all(row["done"] for row in rows))
+
+    def _all_failed(self, reason: str) -> dict[str, Any]:
+        """One configuration's failure; that of several together is no word on any of them, and leaves no rows."""
+        failed = self._failed(reason)
+        rows = [{"number": self._trials[0]["number"], **failed}] if len(self._trials) == 1 else []
+        return failed | self._result(rows, done=True)
+
+    def _result(self, rows: list[dict[str, Any]], done: bool) -> dict[str, Any]:
+        # Ray wants the metric in every result; NaN tells that there is none.
+        metric = f"best_{self._spec.search.objective}"
+        values = [row[metric] for row in rows if not math.isnan(row[metric])]
+        return {
+            "epoch": self.iteration + 1,
+            metric: min(values, default=math.nan),
+            "rows": rows,
+            "done": done,
+        }
 
     def _failed(self, reason: str) -> dict[str, Any]:
-        # Ray wants the metric in every result; NaN tells searcher and scheduler that there is none.
         objective = self._spec.search.objective
         return {
             "epoch": self.iteration + 1,
-            objective: float("nan"),
-            f"best_{objective}": float("nan"),
+            objective: math.nan,
+            f"best_{objective}": math.nan,
             "status": "failed",
             "reason": reason,
             "finished": False,

@@ -12,7 +12,7 @@ Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +70,7 @@ def train_population(
     device: torch.device | str | None = None,
     objective: str = "rmse",
     width: int = WIDTH,
+    left_out: Container[int] = (),
 ) -> Iterator[list[MemberEpoch]]:
     """Train all members, one epoch of each per `next()`; those that have finished or failed are left out from then on.
 
@@ -77,6 +78,7 @@ def train_population(
     resume: a state for each member, None for one that has failed.
     width: members in a pass at most. It decides the speed, and the numbers in their last bits at most.
         Members of `lstm_torch` train one after another.
+    left_out: members that train no further; looked at before every epoch, so that it may grow.
     Raises ValueError for members of different shapes and what `loop.train` refuses.
     """
     check_one_shape(configs)
@@ -94,7 +96,7 @@ def train_population(
     alone: dict[int, Iterator[EpochResult]] = {}
     if configs[0].model.family == "lstm_torch":
         width = 1  # torch's own LSTM knows no vmap
-    while members := [member for member, state in states.items() if not state.finished]:
+    while members := [member for member, state in states.items() if not state.finished and member not in left_out]:
         ended: list[MemberEpoch] = []
         parts = -(-len(members) // width)
         for part in range(parts):  # of nearly the same size
