@@ -39,14 +39,15 @@ class Fusion:
     slots: int = 1
     """Ray trials that run at a time."""
 
-    def most(self, model: ModelConfig, waiting: int) -> int:
+    def most(self, model: ModelConfig, waiting: int, running: int = 0) -> int:
         """For a configuration with this model, with `waiting` of them (itself included) not started yet.
 
-        Every slot gets something to do before any gets more than its share.
+        running: Ray trials that run. Every free slot gets something to do before any gets more than its share.
         """
         if model.family == "lstm_torch" or (not self.gpu and model.family in ("lstm", "lstm_scratch")):
             return 1  # torch's LSTM knows no vmap; on a CPU ours is as fast alone
-        return max(1, min(self.width, -(-waiting // self.slots)))
+        free = max(1, self.slots - running)
+        return max(1, min(self.width, -(-waiting // free)))
 
 
 NO_FUSION = Fusion()

@@ -226,7 +226,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _like(self, first: _Live) -> list[_Live]:
         """Others that wait and can be trained together with `first`."""
         waiting = 1 + (len(self._waiting) if self._limit is None else self._limit - len(self._ledger))
-        most = 1 if first.start else self._fusion.most(first.model, waiting)
+        most = 1 if first.start else self._fusion.most(first.model, waiting, len(self._together))
         others: list[_Live] = []
         while len(others) + 1 < most and not self._full():
             point = self._waiting.take(first.params)

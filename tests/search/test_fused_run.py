@@ -1,0 +1,137 @@
+"""Whole searches whose configurations train together: real Ray, MLflow database and Parquet."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import yaml
+from typer.testing import CliRunner
+
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import prepare
+from xlstm_tune.results import read
+from xlstm_tune.search.__main__ import app
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.loop import train
+
+pytestmark = pytest.mark.slow
+RATE = "training.learning_rate"
+
+
+def write(folder: Path, **sections: Any) -> Path:
+    """A sine wave with noise and a search file for it, of which four points have one shape and four another."""
+    values = np.sin(np.arange(300) / 8) * 10 + np.random.default_rng(0).normal(size=300)
+    (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    spec: dict[str, Any] = {
+        "name": "wave",
+        "data": {"source": str(folder / "wave.csv"), "target": "y", "lookback": 12, "horizon": 3},
+        "search": {"algorithm": "grid", "scheduler": "none", "start_with": "none"},
+        "space": {"model.hidden_size": {"choice": [4, 8]}, RATE: {"choice": [0.01, 0.03, 0.1, 10.0]}},
+        "model": {"family": "slstm", "layers": 1, "heads": 2},
+        "training": {"epochs": 2, "batch_size": 64, "optimiser": "sgd", "clip": 0.0},
+        "resources": {"max_concurrent": 2},
+    }
+    for name, section in sections.items():
+        spec[name] = {**spec[name], **section}
+    file = folder / "wave.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    return file
+
+
+def search(folder: Path, file: Path) -> str:
+    result = CliRunner().invoke(app, [str(file), "--storage", str(folder / "searches")])
+    assert not ray.is_initialized()
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def rows(folder: Path, table: str) -> list[dict[str, Any]]:
+    return read(folder / "searches" / "wave", table).to_pylist()
+
+
+def test_a_fused_grid_has_the_records_of_every_configuration(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    output = search(tmp_path, file)
+    trials = rows(tmp_path, "trials")
+    assert [row["trial"] for row in sorted(trials, key=lambda row: row["trial"])] == list(range(8))
+    assert {row["together"] for row in trials} == {4}
+    assert "Trials: 6 completed, 2 failed" in output and "ended early" not in output
+    # Each has the score that it gets alone; the two that diverge take nobody with them.
+    spec = SearchSpec.parse(yaml.safe_load(file.read_text()))
+    data = prepare(load_table(spec.data), spec.data, spec.max_lookback())
+    for row in trials:
+        params = json.loads(row["params"])
+        if params[RATE] == 10.0:
+            assert row["status"] == "failed" and row["reason"].startswith("diverged: ")
+            continue
+        results = list(train(spec.resolve(params), data))
+        assert row["status"] == "completed" and row["epochs"] == 2
+        assert row["val_rmse"] == pytest.approx(min(one.validation["rmse"] for one in results), rel=1e-4)
+    epochs = [(row["trial"], row["epoch"]) for row in rows(tmp_path, "epochs")]
+    assert len(epochs) == len(set(epochs)) >= 12
+    (score,) = (row for row in rows(tmp_path, "scores") if row["part"] == "test")
+    assert np.isfinite(score["rmse"])
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'searches' / 'mlflow.db'}")
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    children = {int(t): run for run in found if (t := run.data.tags.get("xlstm_tune.trial")) is not None}
+    assert sorted(children) == list(range(8))
+    for row in trials:
+        run = children[row["trial"]]
+        assert float(run.data.params[RATE]) == json.loads(row["params"])[RATE] and run.data.tags["together"] == "4"
+        if row["status"] == "completed":
+            assert run.data.metrics["best_val_rmse"] == pytest.approx(row["val_rmse"])
+            assert [point.step for point in client.get_metric_history(run.info.run_id, "val_rmse")] == [1, 2]
+
+
+def test_asha_stops_configurations_that_train_together_one_by_one(tmp_path: Path) -> None:
+    asha = {"algorithm": "random", "trials": 10, "seed": 2, "scheduler": "asha", "grace_epochs": 1}
+    space = {RATE: {"log_float": [1e-4, 1e-1]}}
+    search(tmp_path, write(tmp_path, search=asha | {"reduction_factor": 2}, training={"epochs": 4}, space=space))
+    trials = rows(tmp_path, "trials")
+    assert {row["status"] for row in trials} == {"completed", "pruned"} and len(trials) == 10
+    epochs: dict[int, int] = {}
+    for row in rows(tmp_path, "epochs"):
+        epochs[row["trial"]] = max(row["epoch"], epochs.get(row["trial"], 0))
+    for row in trials:
+        assert row["epochs"] == epochs[row["trial"]], "no row comes after the end"
+        assert (row["epochs"] == 4) == (row["status"] == "completed")
+    mixed = [row for row in trials if row["status"] == "pruned" and row["together"]]
+    assert mixed, "some were stopped out of a group"
+
+
+def test_a_dead_worker_loses_no_configuration_that_it_trained_with_others(tmp_path: Path) -> None:
+    file = write(tmp_path, training={"epochs": 25}, space={"model.hidden_size": {"choice": [8]}})
+    command = [sys.executable, "-m", "xlstm_tune.search", str(file), "--storage", str(tmp_path / "searches")]
+    process = subprocess.Popen(
+        [*command, "--set", "resources.max_concurrent=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    pending = tmp_path / "searches" / "wave" / "results"
+    while not (any(pending.rglob("*epochs*")) and rows(tmp_path, "epochs")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    raylet = subprocess.run(["pgrep", "-P", str(process.pid), "raylet"], capture_output=True, text=True).stdout.strip()
+    workers = subprocess.run(["pgrep", "-P", raylet, "-f", "^ray::.*[.]train"], capture_output=True, text=True).stdout
+    os.kill(int(workers.split()[0]), signal.SIGKILL)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    trials = rows(tmp_path, "trials")
+    assert sorted(row["status"] for row in trials) == ["completed"] * 3 + ["failed"]
+    (failed,) = (row for row in trials if row["status"] == "failed")
+    assert failed["reason"].startswith("diverged: ")
+    epochs = [(row["trial"], row["epoch"]) for row in rows(tmp_path, "epochs")]
+    assert len(epochs) == len(set(epochs)) >= 75
+    assert re.search(r"1 group of configurations trained together failed as a whole.*worker\s+died", output, re.S)

@@ -1,0 +1,222 @@
+"""Which configurations share a Ray trial, and what the searcher makes of them: real Optuna studies, driven by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from xlstm_tune.errors import SpecError
+from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
+from xlstm_tune.search.searcher import OptunaSearcher
+from xlstm_tune.search.space import Params, Space
+from xlstm_tune.spec import SearchSpec
+
+METRIC = "best_val_rmse"
+GRID = {
+    "model.hidden_size": {"choice": [32, 64]},
+    "model.pattern": {"choice": ["s", "m"]},
+    "model.dropout": {"choice": [0.0, 0.1, 0.2]},
+}
+RANDOM = GRID | {"training.learning_rate": {"log_float": [1e-4, 1e-2]}}
+TOGETHER = Fusion(width=8, slots=1)
+
+
+def make_spec(space: dict[str, Any] = GRID, **search: Any) -> SearchSpec:
+    data = {"source": "x.csv", "target": "y", "lookback": 10}
+    search = {"algorithm": "grid", "scheduler": "none", "start_with": "none", "seed": 3} | search
+    raw = {"name": "t", "data": data, "space": space, "search": search, "model": {"family": "xlstm"}}
+    return SearchSpec.parse(raw)
+
+
+class Bench:
+    """A searcher and what it says."""
+
+    def __init__(self, spec: SearchSpec, folder: Path, fusion: Fusion = TOGETHER, resume: bool = False) -> None:
+        self.ends: list[TrialEnd] = []
+        folder.mkdir(exist_ok=True)
+        space = Space.from_spec(spec)
+        self.searcher = OptunaSearcher(spec, space, folder, resume=resume, on_end=self.ends.append, fusion=fusion)
+        self.count = 0
+
+    def ask(self) -> tuple[str, list[dict[str, Any]]]:
+        """Start a Ray trial: its id, and the configurations in it; none when the searcher gives no more."""
+        self.count += 1
+        suggestion = self.searcher.suggest(f"t{self.count}")
+        if not isinstance(suggestion, dict):
+            return str(suggestion), []
+        return f"t{self.count}", suggestion["trials"]
+
+    def complete(self, trial_id: str, trials: list[dict[str, Any]]) -> None:
+        rows = [row(one["number"], status="completed", finished=True, done=True) for one in trials]
+        self.searcher.on_trial_complete(trial_id, {"rows": rows})
+
+    def drain(self) -> list[list[Params]]:
+        """Run everything; the points of each Ray trial."""
+        groups = []
+        while (asked := self.ask())[1]:
+            self.complete(*asked)
+            groups.append([one["params"] for one in asked[1]])
+        return groups
+
+    def state(self, number: int) -> TrialState:
+        return self.searcher.study.get_trials(deepcopy=False)[number].state
+
+
+def row(number: int, epoch: int = 1, best: float = 1.0, **changes: Any) -> dict[str, Any]:
+    figures = {"number": number, "epoch": epoch, METRIC: best, "status": "running", "finished": False, "done": False}
+    return figures | changes
+
+
+def keys(points: list[Params]) -> list[tuple[Any, ...]]:
+    return sorted(tuple(sorted(point.items())) for point in points)
+
+
+def test_a_grid_goes_in_groups_of_one_shape_in_the_order_of_the_file(tmp_path: Path) -> None:
+    groups = Bench(make_spec(), tmp_path).drain()
+    assert [[(p["model.hidden_size"], p["model.pattern"], p["model.dropout"]) for p in group] for group in groups] == [
+        [(size, pattern, rate) for rate in (0.0, 0.1, 0.2)] for size in (32, 64) for pattern in ("s", "m")
+    ]
+
+
+@pytest.mark.parametrize("trials", [5, 12, 30])
+def test_a_random_search_tries_the_same_configurations_as_one_by_one(trials: int, tmp_path: Path) -> None:
+    spec = make_spec(RANDOM, algorithm="random", trials=trials, start_with="defaults")
+    apart = Bench(spec, tmp_path / "apart", NO_FUSION)
+    together = Bench(spec, tmp_path / "together")
+    one_by_one = apart.drain()
+    assert [len(group) for group in one_by_one] == [1] * trials
+    groups = together.drain()
+    assert keys([p for group in groups for p in group]) == keys([p for group in one_by_one for p in group])
+    assert len(groups[0]) == 1, "the start point is completed by Optuna, so nothing is known to be like it"
+    assert max(map(len, groups)) > 1
+    for group in groups:
+        assert len({(p["model.hidden_size"], p["model.pattern"]) for p in group}) == 1
+
+
+def test_a_small_random_space_is_tried_whole_and_its_duplicates_are_told(tmp_path: Path) -> None:
+    bench = Bench(make_spec(algorithm="random", trials=50), tmp_path)
+    groups = bench.drain()
+    assert len(keys([p for group in groups for p in group])) == 12 == len(set(keys([p for g in groups for p in g])))
+    assert "all 12 distinct configurations" in str(bench.searcher.exhausted)
+    assert all(t.state.is_finished() for t in bench.searcher.study.get_trials(deepcopy=False))
+    assert any(end.status == "duplicate" for end in bench.ends)
+
+
+def test_every_free_slot_gets_work_before_any_gets_more_than_its_share(tmp_path: Path) -> None:
+    only = {"model.dropout": {"choice": [0.0, 0.1, 0.2, 0.3, 0.4]}}
+    bench = Bench(make_spec(only), tmp_path, Fusion(width=8, slots=2))
+    assert [len(bench.ask()[1]) for _ in range(3)] == [3, 2, 0]
+
+
+def test_the_number_of_trials_is_kept(tmp_path: Path) -> None:
+    bench = Bench(make_spec(trials=4), tmp_path)
+    assert [len(group) for group in bench.drain()] == [3, 1]
+
+
+def test_each_configuration_ends_as_its_own_rows_say(tmp_path: Path) -> None:
+    bench = Bench(make_spec(trials=3), tmp_path)
+    trial_id, trials = bench.ask()
+    first, second, third = (one["number"] for one in trials)
+    lost = row(second, best=math.nan, status="failed", reason="diverged: loss is nan", done=True)
+    bench.searcher.on_trial_result(trial_id, {"rows": [row(first), lost, row(third, done=True)]})
+    assert [(end.number, end.status, end.reason) for end in bench.ends] == [
+        (second, "failed", "diverged: loss is nan"),
+        (third, "pruned", None),
+    ]
+    bench.searcher.on_trial_result(trial_id, {"rows": [row(third, 2)]})  # a stop that came an epoch late
+    bench.searcher.on_trial_complete(
+        trial_id, {"rows": [row(first, 2, 0.5, status="completed", finished=True, done=True)]}
+    )
+    assert (bench.ends[-1].number, bench.ends[-1].status, bench.ends[-1].value) == (first, "completed", 0.5)
+    assert [bench.state(n) for n in (first, second, third)] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.PRUNED,
+    ]
+    assert bench.ask() == (Searcher.FINISHED, [])
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [(None, "worker died"), ({"rows": [], "status": "failed", "reason": "error: X"}, "error: X")],
+)
+def test_what_fails_together_is_tried_again_one_by_one(
+    result: dict[str, Any] | None, reason: str, tmp_path: Path
+) -> None:
+    bench = Bench(make_spec(trials=3), tmp_path)
+    trial_id, trials = bench.ask()
+    bench.searcher.on_trial_result(trial_id, {"rows": [row(one["number"]) for one in trials]})
+    assert bench.ask() == ("None", []), "the search is not over while these may have to begin again"
+    bench.searcher.on_trial_complete(trial_id, result, error=result is None)
+    assert not bench.ends and bench.searcher.separated == [reason]
+    again = [bench.ask() for _ in trials]
+    assert [asked for _, asked in again] == [[one] for one in trials]
+    assert bench.ask() == (Searcher.FINISHED, [])
+    bench.searcher.on_trial_complete(again[0][0], error=True)
+    bench.complete(*again[1])
+    bench.searcher.close("interrupted")
+    assert [(end.status, end.reason) for end in bench.ends] == [
+        ("failed", "worker died"),
+        ("completed", None),
+        ("pruned", "interrupted"),
+    ]
+
+
+def test_a_cut_group_is_tried_again_by_a_resume(tmp_path: Path) -> None:
+    bench = Bench(make_spec(), tmp_path)
+    _, trials = bench.ask()
+    bench.searcher.close("time budget")
+    resumed = Bench(make_spec(), tmp_path, resume=True)
+    _, again = resumed.ask()
+    assert [one["params"] for one in again] == [one["params"] for one in trials]
+
+
+def test_waiting_points_leave_in_order_and_by_shape() -> None:
+    waiting = Waiting()
+    waiting.add_start({"model.hidden_size": 32}, {"start": 0})
+    rates: list[Params] = [{"model.hidden_size": size, "model.dropout": 0.1 * n} for n, size in enumerate((32, 64, 32))]
+    waiting.add(rates)
+    assert waiting.pop() == ({"model.hidden_size": 32}, {"start": 0})
+    assert waiting.pop() == (rates[0], {})
+    assert waiting.take(rates[0]) == rates[2] and waiting.take(rates[0]) is None
+    assert len(waiting) == 1 and waiting.pop() == (rates[1], {})
+
+
+@pytest.mark.parametrize(
+    ("family", "gpu", "most"),
+    [("xlstm", False, 8), ("slstm", False, 8), ("lstm", False, 1), ("lstm", True, 8), ("lstm_torch", True, 1)],
+)
+def test_only_what_gains_is_fused(family: str, gpu: bool, most: int) -> None:
+    assert Fusion(8, gpu, 2).most(ModelConfig(family=family), 100) == most  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "width"),
+    [
+        (make_spec(), 3),
+        (make_spec(trials=2), 2),
+        (make_spec(RANDOM, algorithm="random", trials=40), 8),
+        (make_spec(fuse="off"), 1),
+        (make_spec(algorithm="tpe", trials=12), 1),
+        (make_spec({"model.hidden_size": {"choice": [32, 64]}}), 1),
+    ],
+)
+def test_the_space_bounds_the_width(spec: SearchSpec, width: int) -> None:
+    space = Space.from_spec(spec)
+    trials = spec.search.trials or len(space.grid().points)
+    assert widest(spec, space, trials, gpu=False) == width
+
+
+def test_a_bare_off_in_yaml_is_off_and_a_population_is_never_fused() -> None:
+    assert make_spec(fuse=False).search.fuse == "off"
+    with pytest.raises(SpecError, match=r"search\.fuse"):
+        make_spec(fuse=True)
+    raw = make_spec().model_dump(by_alias=True) | {"population": {"seeds": 2}}
+    assert not fuses(SearchSpec.parse(raw))
