@@ -102,7 +102,7 @@ def measure(raw: dict[str, Any], folder: Path, name: str, fuse: str) -> Found:
     samples = len(data.parts["train"])
     train = sum(samples / row["sequences_per_s"] for row in epochs) / slots
     both = sum(row["seconds"] for row in epochs) / slots
-    together = {row["trial"]: row["together"] or 1 for row in rows}
+    together = {row["trial"]: row["fused"] or 1 for row in rows}
     return Found(
         seconds=seconds,
         start=first - began,

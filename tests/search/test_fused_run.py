@@ -65,7 +65,7 @@ def test_a_fused_grid_has_the_records_of_every_configuration(tmp_path: Path) -> 
     output = search(tmp_path, file)
     trials = rows(tmp_path, "trials")
     assert [row["trial"] for row in sorted(trials, key=lambda row: row["trial"])] == list(range(8))
-    assert {row["together"] for row in trials} == {4}
+    assert {row["fused"] for row in trials} == {4}
     assert "Trials: 6 completed, 2 failed" in output and "ended early" not in output
     # Each has the score that it gets alone; the two that diverge take nobody with them.
     spec = SearchSpec.parse(yaml.safe_load(file.read_text()))
@@ -91,7 +91,7 @@ def test_a_fused_grid_has_the_records_of_every_configuration(tmp_path: Path) -> 
     assert sorted(children) == list(range(8))
     for row in trials:
         run = children[row["trial"]]
-        assert float(run.data.params[RATE]) == json.loads(row["params"])[RATE] and run.data.tags["together"] == "4"
+        assert float(run.data.params[RATE]) == json.loads(row["params"])[RATE] and run.data.tags["fused"] == "4"
         if row["status"] == "completed":
             assert run.data.metrics["best_val_rmse"] == pytest.approx(row["val_rmse"])
             assert [point.step for point in client.get_metric_history(run.info.run_id, "val_rmse")] == [1, 2]
@@ -109,7 +109,7 @@ def test_asha_stops_configurations_that_train_together_one_by_one(tmp_path: Path
     for row in trials:
         assert row["epochs"] == epochs[row["trial"]], "no row comes after the end"
         assert (row["epochs"] == 4) == (row["status"] == "completed")
-    mixed = [row for row in trials if row["status"] == "pruned" and row["together"]]
+    mixed = [row for row in trials if row["status"] == "pruned" and row["fused"]]
     assert mixed, "some were stopped out of a group"
 
 

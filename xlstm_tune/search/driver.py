@@ -179,7 +179,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             **metrics,
             "std_error": last.get("std_error"),
             "members": len(members) or None,
-            "together": together if together > 1 else None,
+            "fused": together if together > 1 else None,
             "setting": None,
             **{name: last.get(name) for name in LAST},
             "seconds": (now - (started or now)) / together,
@@ -221,7 +221,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             row["status"],
             row["reason"] or "",
             metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch", "together") if row[name]},
+            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch", "fused") if row[name]},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
 
