@@ -17,12 +17,8 @@ from typing import Any
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.training.members import SHAPE_PRESERVING
+from xlstm_tune.training.members import SHAPE_PRESERVING, WIDTH_CPU, WIDTH_GPU, width_for
 
-WIDTH_CPU = 8
-"""Configurations in a pass on a CPU, where more gain nothing (benchmarks/population.py)."""
-WIDTH_GPU = 16
-"""On a GPU, memory permitting. Not measured yet."""
 LOOK_AHEAD = 256
 """Points of a random search that are drawn before they are needed."""
 
@@ -44,10 +40,8 @@ class Fusion:
 
         running: Ray trials that run. Every free slot gets something to do before any gets more than its share.
         """
-        if model.family == "lstm_torch" or (not self.gpu and model.family in ("lstm", "lstm_scratch")):
-            return 1  # torch's LSTM knows no vmap; on a CPU ours is as fast alone
         free = max(1, self.slots - running)
-        return max(1, min(self.width, -(-waiting // free)))
+        return max(1, min(self.width, width_for(model, self.gpu), -(-waiting // free)))
 
 
 NO_FUSION = Fusion()

@@ -32,6 +32,20 @@ SHAPE_PRESERVING: tuple[str, ...] = (
 )
 """Keys in which members may differ: they keep the shape of every tensor, and the program that runs."""
 
+WIDTH_CPU = 8
+"""Members in a pass on a CPU: more gain nothing (benchmarks/population.py)."""
+WIDTH_GPU = 64
+"""On a GPU, memory permitting. Not measured yet."""
+
+
+def width_for(model: ModelConfig, gpu: bool) -> int:
+    """How many members with this model are trained in one pass; 1 = one after another, which is as fast or faster."""
+    if model.family == "lstm_torch":
+        return 1  # torch's own LSTM knows no vmap
+    if gpu:
+        return WIDTH_GPU
+    return 1 if model.family in ("lstm", "lstm_scratch") else WIDTH_CPU
+
 
 @dataclass(frozen=True)
 class Member:
