@@ -70,6 +70,7 @@ def search_here(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) ->
     """Run a search in this process, which has imported torch, Ray and MLflow already; its terminal output."""
     result = CliRunner().invoke(app, [*arguments, "--storage", str(folder / "searches")])
     assert result.exit_code in codes, result.output
+    assert result.exit_code == 2 or not result.stderr.strip(), f"something talks on stderr: {result.stderr}"
     return result.output
 
 
@@ -313,7 +314,7 @@ def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes_and_tells_a_dead_wo
     process = background(tmp_path, "--resume", "wave")
     os.kill(until(lambda: training_workers(process.pid))[0], signal.SIGKILL)
     output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0 and not errors.strip(), errors
+    assert process.returncode == 0, errors
     ended = [row for row in trials_of(tmp_path) if row["reason"] != "interrupted"]
     assert sorted(row["status"] for row in ended) == ["completed", "completed", "failed"]
     assert next(row for row in ended if row["status"] == "failed")["reason"] == "worker died"
