@@ -70,10 +70,10 @@ def test_any_length_and_widths(design, steps, width, value_width, warm):
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_many_chunks_with_shut_gates_and_padding(design):
-    inputs = problem(2, 257, 1, 8, 24)
+    inputs = problem(2, 150, 1, 8, 24)
     generator = torch.Generator().manual_seed(2)
     inputs[4] = torch.where(torch.rand(inputs[4].shape, generator=generator) < 0.02, -1e30, inputs[4])
-    inputs[3][1, 130:], inputs[4][1, 130:] = -1e30, 1e30
+    inputs[3][1, 75:], inputs[4][1, 75:] = -1e30, 1e30
     assert_near_truth(inputs, 1e-4, design=design)
 
 
@@ -87,11 +87,11 @@ def test_wide_heads_go_tile_by_tile(steps, width, value_width):
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_largest_input_may_lie_many_chunks_back(design, monkeypatch):
     monkeypatch.setattr(mlstm_parallel_triton, "CHUNKS_AT_ONCE", 2)
-    inputs = problem(3, 400, 1, 4, 4)
+    inputs = problem(2, 260, 1, 4, 4)
     for at in (0, 1, 6):
         inputs[at] = inputs[at].abs()  # no total that cancels to nearly nothing
     inputs[4] += 8.0
-    inputs[3][0, 10], inputs[3][0, 200], inputs[7][1] = 30.0, 40.0, 50.0
+    inputs[3][0, 10], inputs[3][0, 130], inputs[7][1] = 30.0, 40.0, 50.0
     assert_near_truth(inputs, 1e-4, design=design)
 
 
@@ -99,7 +99,7 @@ def test_the_largest_input_may_lie_many_chunks_back(design, monkeypatch):
 @pytest.mark.parametrize("design", DESIGNS)
 def test_extreme_gates_are_exact(design, warm):
     generator = torch.Generator().manual_seed(0)
-    inputs = problem(3, 70, 1, 4, 4)
+    inputs = problem(2, 70, 1, 4, 4)
     for at in (3, 4):
         # A little noise: where two steps weigh exactly the same, the maximum has no one gradient.
         noise = torch.rand(inputs[at].shape, generator=generator)
@@ -205,7 +205,7 @@ def kept_bytes(design, steps, width, value_width):
 @pytest.mark.parametrize(("design", "chunk", "of_step"), [("walk", 16, 0), ("parallel", 64, 4)])
 def test_what_is_kept_is_as_stated_and_linear_in_steps(design, chunk, of_step):
     width, value_width = 5, 9
-    for chunks in (1, 2, 4):
+    for chunks in (1, 3):
         of_chunk = 4 * width * value_width + 4 * width + 8
         stated = 2 * 3 * chunks * (of_chunk + of_step * chunk)
         assert kept_bytes(design, chunks * chunk, width, value_width) == stated

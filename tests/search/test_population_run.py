@@ -21,7 +21,7 @@ RATE = "training.learning_rate"
 
 
 def write(folder: Path, **sections: Any) -> Path:
-    """A sine wave with noise and a search file for it."""
+    """A sine wave with noise and a search file for it: one trial after the other, in one process."""
     values = np.sin(np.arange(300) / 8) * 10 + np.random.default_rng(0).normal(size=300)
     (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
     spec: dict[str, Any] = {
@@ -32,6 +32,7 @@ def write(folder: Path, **sections: Any) -> Path:
         "model": {"family": "lstm", "layers": 1},
         "training": {"epochs": 2, "batch_size": 64, "optimiser": "sgd", "clip": 0.0},
         "population": {"seeds": 3, RATE: [0.01, 0.05]},
+        "resources": {"max_concurrent": 1},
     }
     for name, section in sections.items():
         spec[name] = section if name == "population" else {**spec[name], **section}
@@ -130,11 +131,11 @@ def test_mlflow_shows_the_members(finished: tuple[Path, str]) -> None:
 
 
 def test_trial_fails_when_no_setting_is_left(tmp_path: Path) -> None:
-    file = write(tmp_path, population={"seeds": 2, RATE: [10.0]})
+    file = write(tmp_path, search={"trials": 1}, population={"seeds": 2, RATE: [10.0]})
     search(tmp_path, str(file), code=1)
-    for trial in trained(tmp_path):
-        assert trial["status"] == "failed" and trial["setting"] is None
-        assert trial["reason"].startswith("diverged: no setting of the population is left (learning_rate 10.0 seed")
+    (trial,) = trained(tmp_path)
+    assert trial["status"] == "failed" and trial["setting"] is None
+    assert trial["reason"].startswith("diverged: no setting of the population is left (learning_rate 10.0 seed")
 
 
 def test_asha_stops_populations_by_their_score(tmp_path: Path) -> None:

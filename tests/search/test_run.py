@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
 from xlstm_tune.results import read
+from xlstm_tune.search.__main__ import app
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +66,14 @@ def search(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
     return answer.stdout
 
 
+def search_here(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+    """Run a search in this process, which has imported torch, Ray and MLflow already; its terminal output."""
+    result = CliRunner().invoke(app, [*arguments, "--storage", str(folder / "searches")])
+    assert result.exit_code in codes, result.output
+    assert result.exit_code == 2 or not result.stderr.strip(), f"something talks on stderr: {result.stderr}"
+    return result.output
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -84,13 +95,6 @@ def runs_of(folder: Path, name: str = "wave") -> tuple[Any, list[Any]]:
     parent_id = parents[0].info.run_id
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent_id]
     return parents[0], children
-
-
-def raylet_of(driver: int) -> str:
-    """Process id of the raylet that a driver started: the parent of its workers."""
-    return subprocess.run(
-        ["pgrep", "-P", str(driver), "raylet"], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def trials_of(folder: Path, name: str = "wave") -> list[dict[str, Any]]:
@@ -216,10 +220,10 @@ def test_run_keeps_weights_and_config_of_each_trial(finished: tuple[Path, str]) 
 def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {row["trial"]: row for row in trials_of(folder)}
-    output = search(folder, "--resume", "wave")
+    output = search_here(folder, "--resume", "wave")
     assert "is finished" in output and "won: rmse" in output
     assert len(trials_of(folder)) == len(before)
-    output = search(folder, "--resume", "wave", "--trials", "10")
+    output = search_here(folder, "--resume", "wave", "--trials", "10")
     after = {row["trial"]: row for row in trials_of(folder)}
     assert sum(row["status"] != "duplicate" for row in after.values()) == 10
     for number, row in before.items():
@@ -230,24 +234,16 @@ def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(finished: tup
 
 def test_resume_refuses_other_data_and_unknown_names(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    answer = subprocess.run(
-        command(folder, "--resume", "wvae"), cwd=folder, env=environment(), capture_output=True, text=True
-    )
-    assert answer.returncode == 2 and "did you mean 'wave'" in answer.stderr
+    output = search_here(folder, "--resume", "wvae", codes=(2,))
+    assert "did you mean 'wave'" in output
     table = folder / "wave.csv"
     text = table.read_text()
     try:
         table.write_text(text + "1.0\n")
-        answer = subprocess.run(
-            command(folder, "--resume", "wave", "--trials", "30"),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        output = search_here(folder, "--resume", "wave", "--trials", "30", codes=(2,))
     finally:
         table.write_text(text)
-    assert answer.returncode == 2 and "data of the search 'wave' have changed" in " ".join(answer.stderr.split())
+    assert "data of the search 'wave' have changed" in " ".join(output.split())
 
 
 def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
@@ -255,12 +251,13 @@ def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
     file = write_search(
         tmp_path,
         space=space,
-        search={"trials": 3, "time_budget": "20s"},
+        search={"trials": 3, "time_budget": "10s"},
+        resources={"max_concurrent": 1},
         training={"epochs": 20_000},
         model={"family": "lstm"},
     )
     # On a machine so busy that no first epoch was done in time there is nothing to score, which is exit code 1.
-    output = search(tmp_path, str(file), codes=(0, 1))
+    output = search_here(tmp_path, str(file), codes=(0, 1))
     assert "Stopped early (time budget)" in output and "--resume wave" in output
     states = {trial.number: trial.state.name for trial in study_of(tmp_path).trials}
     rows = trials_of(tmp_path)
@@ -270,54 +267,55 @@ def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
         assert (row["status"], states[row["trial"]]) == (("pruned", "PRUNED") if row["epochs"] else ("failed", "FAIL"))
 
 
-def started(folder: Path, trials: int) -> subprocess.Popen[str]:
-    """A search of sLSTMs that has finished its first epoch and has plenty left to do."""
-    space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
-    file = write_search(
-        folder,
-        space=space,
-        search={"trials": trials, "time_budget": "1h"},
-        training={"epochs": 25},
-        model={"family": "slstm"},
-    )
-    process = subprocess.Popen(
-        command(folder, str(file)),
+def background(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A search that this process does not wait for."""
+    return subprocess.Popen(
+        command(folder, *arguments),
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    epochs = folder / "searches" / "wave" / "results" / "epochs" / "pending.1.jsonl"
-    deadline = time.monotonic() + 120
-    while not (epochs.exists() and epochs.stat().st_size) and time.monotonic() < deadline:
+
+
+def training_workers(driver: int) -> list[int]:
+    """Process ids of a driver's workers that are in an epoch."""
+    raylet = subprocess.run(["pgrep", "-P", str(driver), "raylet"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run(["pgrep", "-P", raylet, "-f", "^ray::.*[.]train"], capture_output=True, text=True)
+    return [int(worker) for worker in found.stdout.split()]
+
+
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What the condition says once that is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.1)
-    return process
+    return answer
 
 
-def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes(tmp_path: Path) -> None:
-    process = started(tmp_path, trials=4)
+def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes_and_tells_a_dead_worker(tmp_path: Path) -> None:
+    space = {"training.learning_rate": {"log_float": [1e-3, 1e-2]}}
+    limits = {"trials": 3, "time_budget": "1h"}
+    file = write_search(tmp_path, space=space, search=limits, training={"epochs": 25}, model={"family": "slstm"})
+    process = background(tmp_path, str(file))
+    epochs = tmp_path / "searches" / "wave" / "results" / "epochs" / "pending.1.jsonl"
+    until(lambda: epochs.exists() and epochs.stat().st_size)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors, errors
     assert "Stopped early (interrupted)" in output
     assert "RUNNING" not in {trial.state.name for trial in study_of(tmp_path).trials}
-    output = search(tmp_path, "--resume", "wave")
-    ended = [row for row in trials_of(tmp_path) if row["reason"] != "interrupted"]
-    assert [row["status"] for row in ended] == ["completed"] * 4
-    assert "won: rmse" in output
+    cut = [row for row in trials_of(tmp_path) if row["reason"] == "interrupted"]
+    assert cut
 
-
-def test_run_tells_a_dead_worker(tmp_path: Path) -> None:
-    process = started(tmp_path, trials=3)
-    workers = subprocess.run(
-        ["pgrep", "-P", raylet_of(process.pid), "-f", "^ray::.*[.]train"], capture_output=True, text=True
-    )
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    process = background(tmp_path, "--resume", "wave")
+    os.kill(until(lambda: training_workers(process.pid))[0], signal.SIGKILL)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    rows = trials_of(tmp_path)
-    assert sorted(row["status"] for row in rows) == ["completed", "completed", "failed"]
-    assert next(row for row in rows if row["status"] == "failed")["reason"] == "worker died"
-    assert "1 failed" in output
+    ended = [row for row in trials_of(tmp_path) if row["reason"] != "interrupted"]
+    assert sorted(row["status"] for row in ended) == ["completed", "completed", "failed"]
+    assert next(row for row in ended if row["status"] == "failed")["reason"] == "worker died"
+    assert "1 failed" in output and "won: rmse" in output

@@ -251,10 +251,10 @@ from xlstm_tune.training.threads import threads_for
 data = forecast_data(rows=3000, lookback=48)
 model = {{"family": {family!r}, "hidden_size": 32}}
 small = trial_config(model=model, epochs=1, batch_size=16)
-config = trial_config(model=model, epochs=2, batch_size=2048, optimiser="sgd")
+config = trial_config(model=model, **{given!r})
 next(train(small, data, device="cpu"))  # everything is loaded, every thread has begun
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + {spare} * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, resource.RLIM_INFINITY))
 results = list(train(config, data, device="cpu"))
 print(results[-1].micro_batch, *(result.train_loss for result in results), results[-1].validation["rmse"])
 """
@@ -263,14 +263,16 @@ print(results[-1].micro_batch, *(result.train_loss for result in results), resul
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
 @pytest.mark.parametrize("family", ["lstm"])
-def test_train_in_a_process_with_little_memory_goes_on_in_pieces(family: str) -> None:
-    def answer(spare: int) -> list[float]:
-        script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")], family=family, spare=spare)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        micro, *figures = done.stdout.split()
-        return [0 if micro == "None" else int(micro), *map(float, figures)]
-
-    plenty, little = answer(100_000), answer(100)
-    assert plenty[0] == 0 and 1 <= little[0] < 2048
-    assert little[1:] == pytest.approx(plenty[1:], rel=1e-5)
+def test_train_in_a_process_with_little_memory_goes_on_in_pieces(
+    family: str, make_forecast: Maker, make_config: Maker
+) -> None:
+    given = {"epochs": 2, "batch_size": 2048, "optimiser": "sgd"}
+    config = make_config(model={"family": family, "hidden_size": 32}, **given)
+    plenty = list(train(config, make_forecast(rows=3000, lookback=48), device="cpu"))
+    script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")], family=family, given=given)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    micro, *figures = done.stdout.split()
+    assert plenty[-1].micro_batch is None and 1 <= int(micro) < 2048
+    expected = [*(result.train_loss for result in plenty), plenty[-1].validation["rmse"]]
+    assert [float(figure) for figure in figures] == pytest.approx(expected, rel=1e-5)
