@@ -2,8 +2,9 @@
 
 Weights, gradients and optimiser moments are counted. Activations are measured: real forward passes on the CPU sum the
 bytes of every storage that autograd keeps for the backward pass (parameters left out). Two small batches that differ
-from the real one by whole tiles of samples lie on a line with it. Our own LSTM and sLSTM keep the same for every step:
-for them 4 and 8 steps or patches give any longer lookback in the same way.
+from the real one by whole tiles of samples lie on a line with it. So do short lookbacks: LSTM and sLSTM keep the same
+for every step, and 4 and 8 steps or patches give any longer lookback; mLSTM keeps the same for every chunk of them, and
+64 and 128 do.
 
 Not in it: the data, the framework itself, what a kernel needs only while it runs, and the CPU copy of the best weights.
 A GPU's kernels may keep more or less than the CPU's.
@@ -29,6 +30,7 @@ MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
 _TILE = 16
 """Samples that a CPU kernel keeps side by side; a batch is stored as whole tiles."""
 _TOKENS = (4, 8)
+_CHUNKS = (64, 128)
 _MIB = 2**20
 CONTEXT_MIB = 600.0
 """What a process takes of a GPU before its first tensor: the CUDA context and the kernels that are loaded into it. An
@@ -93,8 +95,8 @@ def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | No
     """`saved_bytes` at the config's batch size, from measurements small in batch and, where possible, in steps."""
     model = config.model
     batch = config.training.batch_size
-    few = (batch - 1) % _TILE + 1  # further samples then come in whole tiles
-    batches = (few, few + _TILE) if batch > few + _TILE else (batch,)
+    least = (batch - 1) % _TILE + 1  # further samples then come in whole tiles
+    batches = (least, least + _TILE) if batch > least + _TILE else (batch,)
 
     def at(lookback: int) -> float:
         problem = replace(shape, lookback=lookback)
@@ -106,11 +108,10 @@ def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | No
     def steps_of(tokens: int) -> int:
         return max(model.patch_length, 1) + (tokens - 1) * model.stride
 
-    stepwise = model.family == "lstm_scratch" or set(model.blocks) == {"s"}
-    tokens = model.tokens(shape.lookback)
-    if not stepwise or tokens <= _TOKENS[1]:
+    tokens, few = model.tokens(shape.lookback), _CHUNKS if "m" in model.blocks else _TOKENS
+    if tokens <= few[1]:
         return at(shape.lookback)
-    return _line(_TOKENS, [at(steps_of(number)) for number in _TOKENS], tokens)
+    return _line(few, [at(steps_of(number)) for number in few], tokens)
 
 
 def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
