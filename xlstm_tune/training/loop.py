@@ -59,6 +59,9 @@ class TrainingState:
     """The model's state_dict after `best_epoch`, on the CPU. A better epoch puts a new dict here, the old one stays."""
     micro_batch: int | None = None
     """Samples that go through the model at a time in training, since more ran out of memory; None = whole batches."""
+    together: int | None = None
+    """Members of a population that go through the model at a time in training, since more ran out of memory; None =
+    the whole pack. Only where one at a time is too much does `micro_batch` get smaller."""
 
     @property
     def finished(self) -> bool:
@@ -98,6 +101,8 @@ class EpochResult:
     micro_batch: int | None = None
     """Samples at a time, since a whole batch ran out of memory: gradients were summed over the pieces, which gives the
     same steps. None = whole batches."""
+    together: int | None = None
+    """Members that go through the model at a time, since more ran out of memory; None = the whole pack."""
 
 
 def train(

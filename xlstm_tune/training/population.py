@@ -6,13 +6,16 @@ all gradients. Everything else stays a member's own: model, optimiser, order of 
 is an ordinary training run whose weights happen to be views of a stack, and ends with the numbers that it has alone, up
 to rounding.
 
+A step that runs out of memory takes half as many members through the model at a time, which changes no member's
+mathematics. Only where one at a time is too much are batches done in pieces (`micro`), as for a run alone.
+
 Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targets.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +46,7 @@ from xlstm_tune.training.loop import (
 from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.members import check_one_shape
 from xlstm_tune.training.metrics import ErrorSums
-from xlstm_tune.training.micro import backward, fitting
+from xlstm_tune.training.micro import backward, fitting, in_pieces
 from xlstm_tune.training.optimiser import clip_members, learning_rate_at
 from xlstm_tune.training.threads import threads_for
 
@@ -141,6 +144,8 @@ class Pack:
                 parameters[place].data = own  # a view: what an optimiser does to it, the stack sees
             self.stacked[name] = whole.requires_grad_()
         self.device = whole.device
+        self.together = min((state.together for state in states if state.together), default=None)
+        self.micro_batch = min((state.micro_batch for state in states if state.micro_batch), default=None)
         self.criterion = loss_of(states[0].config.training)
 
     def epoch(self) -> list[tuple[EpochResult | None, str | None]]:
@@ -183,6 +188,7 @@ class Pack:
                 finished=state.finished,
                 state=state,
                 micro_batch=state.micro_batch,
+                together=state.together,
             )
             found.append((result, None))
         return found
@@ -209,12 +215,9 @@ class Pack:
         weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
         clips = torch.tensor([training.clip for training in trainings], device=self.device)
         rates = [0.0] * len(self.states)
-        micro_batch = min((state.micro_batch for state in self.states if state.micro_batch), default=None)
         with threads_for(self.template):
             for number, index in enumerate(torch.split(orders.t(), batch_size)):
-                losses[:, number], micro_batch = backward(
-                    partial(self._losses, dropouts, seeds[:, number]), index, self._clear, micro_batch, weights
-                )
+                losses[:, number] = self._backward(dropouts, seeds[:, number], index, weights)
                 gradients = [whole.grad for whole in self.stacked.values() if whole.grad is not None]
                 norms[:, number] = clip_members(gradients, clips)
                 self._share_gradients()
@@ -228,16 +231,53 @@ class Pack:
                         group["lr"] = rates[place]
                     state.optimiser.step()
         for state in self.states:
-            state.micro_batch = micro_batch
+            state.together, state.micro_batch = self.together, self.micro_batch
         return losses, norms, rates
 
-    def _clear(self) -> None:
-        """Take all gradients away."""
-        for whole in self.stacked.values():
-            whole.grad = None
+    def _backward(self, dropouts: Tensor, seeds: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """The gradients of all members' losses, each times its weight, in the stacks' `grad`.
 
-    def _losses(self, dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
-        """The members' losses [M] of samples index [B, M]; dropouts [M], seeds [M, calls]."""
+        dropouts, weights [M], seeds [M, calls], index [B, M]. Returns the losses without the weights, [M].
+        """
+
+        def of(members: slice, stacked: dict[str, Tensor], halved: bool) -> Tensor:
+            """The losses of some members, whose weights `stacked` holds, and their gradients there."""
+            loss_at = partial(self._losses, stacked, dropouts[members], seeds[members])
+            clear = partial(_clear, stacked.values())
+            if halved:
+                losses, self.micro_batch = backward(
+                    loss_at, index[:, members], clear, self.micro_batch, weights[members]
+                )
+                return losses
+            most = min(self.micro_batch or len(index), len(index))
+            return in_pieces(loss_at, index[:, members], clear, most, weights[members])
+
+        def attempt(most: int) -> Tensor:
+            _clear(self.stacked.values())
+            if most >= count:
+                return of(slice(0, count), self.stacked, halved=most == 1)
+            losses = []
+            for members in _parts(count, most):
+                stacked = {name: whole.detach()[members].requires_grad_() for name, whole in self.stacked.items()}
+                losses.append(of(members, stacked, halved=most == 1))
+                for name, part in stacked.items():
+                    if part.grad is None:  # as alone: what the model does not use, the optimiser leaves
+                        continue
+                    whole = self.stacked[name]
+                    if whole.grad is None:
+                        whole.grad = torch.empty_like(whole)
+                    whole.grad[members] = part.grad
+            return torch.cat(losses)
+
+        count = len(self.states)
+        tried = min(self.together or count, count)
+        found, fitted = fitting(attempt, tried)
+        if fitted < tried:
+            self.together = fitted
+        return found
+
+    def _losses(self, stacked: dict[str, Tensor], dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
+        """The losses [M] of samples index [B, M], of members with these weights; dropouts [M], seeds [M, calls]."""
         index = index.t()
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.view(*index.shape, *one.shape[1:]) for one in batch)
@@ -252,7 +292,7 @@ class Pack:
 
         axes = (0, 0, 0, None if lengths is None else 0, None if static is None else 0, 0, 0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            found: Tensor = vmap(one, axes)(self.stacked, x, y, lengths, static, dropouts, seeds)
+            found: Tensor = vmap(one, axes)(stacked, x, y, lengths, static, dropouts, seeds)
         return found
 
     def _share_gradients(self) -> None:
@@ -272,15 +312,34 @@ class Pack:
             predicted: Tensor = functional_call(self.template, weights, (x, lengths, static))
             return predicted
 
-        def attempt(size: int) -> list[dict[str, float]]:
-            sums = [ErrorSums(self.data.target_std, self.device) for _ in range(count)]
+        def of(members: slice, size: int) -> list[dict[str, float]]:
+            stacked = {name: whole[members] for name, whole in self.stacked.items()}
+            sums = [ErrorSums(self.data.target_std, self.device) for _ in self.states[members]]
             for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
                 x, y, lengths, static = self.held_out.batch(index)
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    predicted = vmap(one, (0, None, None, None))(self.stacked, x, lengths, static)
+                    predicted = vmap(one, (0, None, None, None))(stacked, x, lengths, static)
                 for own, forecast in zip(sums, predicted.float(), strict=True):
                     own.add(forecast, y)
             return [own.result() for own in sums]
 
-        found, _ = fitting(attempt, max(1, eval_batch(self.states[0].config, self.data, self.device) // count))
+        def attempt(most: int) -> list[dict[str, float]]:
+            found = []
+            for members in _parts(count, most):
+                found += of(members, whole) if most > 1 else fitting(partial(of, members), whole)[0]
+            return found
+
+        whole = max(1, eval_batch(self.states[0].config, self.data, self.device) // count)
+        found, _ = fitting(attempt, count)
         return found
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    """The places 0 .. count - 1 in parts of at most `most`."""
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+def _clear(weights: Iterable[Tensor]) -> None:
+    """Take all gradients away."""
+    for one in weights:
+        one.grad = None
