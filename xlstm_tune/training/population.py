@@ -27,6 +27,7 @@ from torch.func import functional_call, vmap
 
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
+from xlstm_tune.training import capture
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import (
     Diverged,
@@ -97,17 +98,24 @@ def train_population(
     alone: dict[int, Iterator[EpochResult]] = {}
     if configs[0].model.family == "lstm_torch":
         width = 1  # torch's own LSTM knows no vmap
+    packs: dict[tuple[int, ...], Pack] = {}
     while members := [member for member, state in states.items() if not state.finished]:
         ended: list[MemberEpoch] = []
         parts = -(-len(members) // width)
-        for part in range(parts):  # of nearly the same size
-            chosen = members[len(members) * part // parts : len(members) * (part + 1) // parts]
+        each = [  # of nearly the same size
+            tuple(members[len(members) * part // parts : len(members) * (part + 1) // parts]) for part in range(parts)
+        ]
+        # A pack stays while its members do, and with it on a GPU the graph of its step, each with memory of its own.
+        packs = {chosen: pack for chosen, pack in packs.items() if chosen in each}
+        for chosen in each:
             if len(chosen) == 1:  # faster without a vmap; such a member never joins a pack again
                 member = chosen[0]
                 run = alone.setdefault(member, train(configs[member], data, states[member], device, objective))
                 epochs = [_next(run)]
             else:
-                epochs = Pack([states[member] for member in chosen], samples, held_out, data, dtype).epoch()
+                if chosen not in packs:
+                    packs[chosen] = Pack([states[member] for member in chosen], samples, held_out, data, dtype)
+                epochs = packs[chosen].epoch()
             for member, (result, failure) in zip(chosen, epochs, strict=True):
                 ended.append(MemberEpoch(member, result, failure))
                 if failure is not None:
@@ -124,7 +132,7 @@ def _next(run: Iterator[EpochResult]) -> tuple[EpochResult | None, str | None]:
 
 
 class Pack:
-    """Members that train together for an epoch."""
+    """Members that train together."""
 
     def __init__(
         self,
@@ -147,6 +155,14 @@ class Pack:
         self.together = min((state.together for state in states if state.together), default=None)
         self.micro_batch = min((state.micro_batch for state in states if state.micro_batch), default=None)
         self.criterion = loss_of(states[0].config.training)
+        self.dropouts = self._of_each([state.config.model.dropout for state in states], torch.float64)
+        self.weights = self._of_each([state.config.training.loss_weight for state in states])
+        self.clips = self._of_each([state.config.training.clip for state in states])
+        self.captured = capture.Captured(self._step, partial(self._step, whole=True), self.device)
+
+    def _of_each(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A number of each member, [M] on the device."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
 
     def epoch(self) -> list[tuple[EpochResult | None, str | None]]:
         """Train one epoch and judge it; for each member a result, or why it has failed."""
@@ -181,7 +197,7 @@ class Pack:
                 seconds=(ended - started) / count,
                 sequences_per_s=len(self.samples) * count / (trained - started),
                 learning_rate=rates[place],
-                peak_memory_mib=peak_memory_mib(self.device),
+                peak_memory_mib=peak_memory_mib(self.device, self.captured),
                 parameters=sum(parameter.numel() for parameter in self.parameters[place]),
                 backend=state.model.describe_backend(),
                 improved=improved,
@@ -209,48 +225,60 @@ class Pack:
         orders = torch.stack([torch.randperm(len(self.samples), generator=one) for one in generators])
         seeds = torch.stack([new_seeds(batches * calls, one).view(batches, calls) for one in generators])
         orders, seeds = orders.to(self.device), seeds.to(self.device)
-        dropouts = torch.tensor(
-            [state.config.model.dropout for state in self.states], dtype=torch.float64, device=self.device
-        )
-        weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
-        clips = torch.tensor([training.clip for training in trainings], device=self.device)
-        rates = [0.0] * len(self.states)
+        rates = [
+            [
+                learning_rate_at(training, state.epoch * batches + number, batches * training.epochs)
+                for state, training in zip(self.states, trainings, strict=True)
+            ]
+            for number in range(batches)
+        ]
+        each: Any = torch.tensor(rates, device=self.device) if capture.possible(self.device) else rates
         with threads_for(self.template):
             for number, index in enumerate(torch.split(orders.t(), batch_size)):
-                losses[:, number] = self._backward(dropouts, seeds[:, number], index, weights)
-                gradients = [whole.grad for whole in self.stacked.values() if whole.grad is not None]
-                norms[:, number] = clip_members(gradients, clips)
-                self._share_gradients()
-                for place, state in enumerate(self.states):
-                    rates[place] = learning_rate_at(
-                        trainings[place],
-                        state.epoch * batches + number,
-                        batches * trainings[place].epochs,
-                    )
-                    for group in state.optimiser.param_groups:
-                        group["lr"] = rates[place]
-                    state.optimiser.step()
+                if self.captured.active and (self.together or self.micro_batch):
+                    self.captured.stop(capture.NO_MEMORY)
+                losses[:, number], norms[:, number] = self.captured(index, seeds[:, number], each[number])
         for state in self.states:
             state.together, state.micro_batch = self.together, self.micro_batch
-        return losses, norms, rates
+        return losses, norms, rates[-1]
 
-    def _backward(self, dropouts: Tensor, seeds: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    def _step(
+        self, index: Tensor, seeds: Tensor, rates: Tensor | list[float], whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """A step of each member on samples index [B, M]; losses and norms of gradients, [M].
+
+        seeds [M, calls], rates [M]. whole: all members and samples at once, whether they fit or not.
+        """
+        if whole:
+            loss_at = partial(self._losses, self.stacked, self.dropouts, seeds)
+            losses = in_pieces(loss_at, index, partial(_clear, self.stacked.values()), len(index), self.weights)
+        else:
+            losses = self._backward(seeds, index)
+        norms = clip_members([stack.grad for stack in self.stacked.values() if stack.grad is not None], self.clips)
+        self._share_gradients()
+        for state, rate in zip(self.states, rates, strict=True):
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            state.optimiser.step()
+        return losses, norms
+
+    def _backward(self, seeds: Tensor, index: Tensor) -> Tensor:
         """The gradients of all members' losses, each times its weight, in the stacks' `grad`.
 
-        dropouts, weights [M], seeds [M, calls], index [B, M]. Returns the losses without the weights, [M].
+        seeds [M, calls], index [B, M]. Returns the losses without the weights, [M].
         """
 
         def of(members: slice, stacked: dict[str, Tensor], halved: bool) -> Tensor:
             """The losses of some members, whose weights `stacked` holds, and their gradients there."""
-            loss_at = partial(self._losses, stacked, dropouts[members], seeds[members])
+            loss_at = partial(self._losses, stacked, self.dropouts[members], seeds[members])
             clear = partial(_clear, stacked.values())
             if halved:
                 losses, self.micro_batch = backward(
-                    loss_at, index[:, members], clear, self.micro_batch, weights[members]
+                    loss_at, index[:, members], clear, self.micro_batch, self.weights[members]
                 )
                 return losses
             most = min(self.micro_batch or len(index), len(index))
-            return in_pieces(loss_at, index[:, members], clear, most, weights[members])
+            return in_pieces(loss_at, index[:, members], clear, most, self.weights[members])
 
         def attempt(most: int) -> Tensor:
             _clear(self.stacked.values())
