@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.lstm import LSTMTorch
@@ -102,6 +104,7 @@ def test_train_over_buffers_gives_the_same_bits(
     graphs = request.getfixturevalue("graphs")
     mine = run(config, data)
     assert_same(mine, true)
+    assert mine[-1].captured and not true[-1].captured
     batches, last = divmod(len(data.parts["train"]), 16)
     assert batches > 1 and last  # a smaller last batch, with a graph of its own
     assert graphs.recorded == 2
@@ -206,6 +209,60 @@ def test_torchs_lstm_is_captured_only_where_the_host_has_no_part() -> None:
     assert refusal(LSTMTorch(2, 4), padded=False) is None
     assert "lengths" in str(refusal(LSTMTorch(2, 4), padded=True))
     assert "dropout" in str(refusal(LSTMTorch(2, 4, layers=2, dropout=0.1), padded=False))
+
+
+class HostCalls(TorchDispatchMode):
+    """Collects the operators that read a device's numbers or bring the host's: a capture would break at them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "lift_fresh")):
+            callers = [frame.name for frame in traceback.extract_stack()]
+            # On a GPU lengths are checked there; torch's fused optimisers read a learning rate that is on the CPU.
+            if "check_masks" not in callers and "_fused_adam" not in callers:
+                self.found.append(f"{name} in {callers[-2]}")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"family": "lstm", "layers": 2, "dropout": 0.3, "pooling": "mean"},
+        {"family": "xlstm", "pattern": "ms", "dropout": 0.3},
+        {"family": "xlstm", "pattern": "sm", "direction": "both", "pooling": "attention"},
+        {"family": "lstm_scratch"},
+    ],
+    ids=str,
+)
+def test_a_step_leaves_the_host_out(
+    model: dict[str, Any],
+    padded: bool,
+    graphs: Graphs,
+    make_forecast: Maker,
+    make_regression: Maker,
+    make_config: Maker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from xlstm_tune.kernels import around
+
+    monkeypatch.setattr(around, "_one_pass", lambda *given: False)  # torch's operators, as a GPU runs them
+    calls = HostCalls()
+
+    def watched(self: Captured, *inputs: Any) -> Any:
+        with calls:
+            return self._whole(*inputs)
+
+    monkeypatch.setattr(Captured, "__call__", watched)
+    data = make_regression(lengths=(10, 7, 3), static=True) if padded else make_forecast(rows=60)
+    config = make_config(model=model, epochs=1, batch_size=32)
+    run(config, data)
+    run_together(members(config), data)
+    assert not calls.found
 
 
 @needs_gpu

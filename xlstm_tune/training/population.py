@@ -15,6 +15,7 @@ Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targe
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -158,7 +159,11 @@ class Pack:
         self.dropouts = self._of_each([state.config.model.dropout for state in states], torch.float64)
         self.weights = self._of_each([state.config.training.loss_weight for state in states])
         self.clips = self._of_each([state.config.training.clip for state in states])
-        self.captured = capture.Captured(self._step, partial(self._step, whole=True), self.device)
+        own: Any = weakref.proxy(
+            self
+        )  # without a cycle a pack that is left goes at once, and its graph's memory with it
+        step = partial(Pack._step, own)
+        self.captured = capture.Captured(step, partial(step, whole=True), self.device)
 
     def _of_each(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
         """A number of each member, [M] on the device."""
