@@ -48,7 +48,7 @@ def measure(members: int, device: Any, size: dict[str, int] = SIZE) -> dict[str,
     try:
         for mode in ("off", "auto"):
             os.environ[VARIABLE] = mode
-            found[mode] = [epoch for epoch in _epochs(members, device, size)]
+            found[mode] = list(_epochs(members, device, size))
     finally:
         os.environ.pop(VARIABLE)
         if before is not None:
@@ -79,12 +79,8 @@ def _epochs(members: int, device: Any, size: dict[str, int]) -> Iterator[list[An
     from xlstm_tune.training.population import train_population
 
     model = ModelConfig(family="xlstm", pattern="ms", hidden_size=size["width"], heads=4, dropout=0.1)
-    configs = [
-        TrialConfig(
-            model, TrainingConfig(batch_size=size["batch"], epochs=EPOCHS, patience=0, precision="fp32", seed=seed)
-        )
-        for seed in range(members)
-    ]
+    options = {"batch_size": size["batch"], "epochs": EPOCHS, "patience": 0, "precision": "fp32"}
+    configs = [TrialConfig(model, TrainingConfig(**options, seed=seed), size["steps"]) for seed in range(members)]
     data = _data(size)
     if members == 1:
         for result in train(configs[0], data, device=device):

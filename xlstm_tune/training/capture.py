@@ -105,6 +105,11 @@ class Captured:
         recorded.replay()
         return recorded.outputs
 
+    @property
+    def replaying(self) -> bool:
+        """Whether steps of some shape are replayed by now."""
+        return bool(self._recorded)
+
     def stop(self, reason: str | None) -> None:
         """Capture no more and let go of the graphs and their memory; the reason is logged, once in a process."""
         if self.active and reason is not None:

@@ -105,6 +105,8 @@ class EpochResult:
     same steps. None = whole batches."""
     together: int | None = None
     """Members that go through the model at a time, since more ran out of memory; None = the whole pack."""
+    captured: bool = False
+    """Steps were replayed from a CUDA graph when the epoch ended."""
 
 
 def train(
@@ -219,6 +221,7 @@ def train(
             finished=state.finished,
             state=state,
             micro_batch=state.micro_batch,
+            captured=captured.replaying,
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -159,10 +159,8 @@ class Pack:
         self.dropouts = self._of_each([state.config.model.dropout for state in states], torch.float64)
         self.weights = self._of_each([state.config.training.loss_weight for state in states])
         self.clips = self._of_each([state.config.training.clip for state in states])
-        own: Any = weakref.proxy(
-            self
-        )  # without a cycle a pack that is left goes at once, and its graph's memory with it
-        step = partial(Pack._step, own)
+        # A proxy makes no cycle: a pack that is left goes at once, and on a GPU the memory of its graph with it.
+        step: Callable[..., tuple[Tensor, Tensor]] = partial(Pack._step, weakref.proxy(self))
         self.captured = capture.Captured(step, partial(step, whole=True), self.device)
 
     def _of_each(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -210,6 +208,7 @@ class Pack:
                 state=state,
                 micro_batch=state.micro_batch,
                 together=state.together,
+                captured=self.captured.replaying,
             )
             found.append((result, None))
         return found
