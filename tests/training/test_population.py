@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from xlstm_tune.training.loop import Diverged, EpochResult, train
 from xlstm_tune.training.population import MemberEpoch, train_population
 
 Maker = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 OWN: list[dict[str, Any]] = [
     {"seed": 1, "learning_rate": 1e-3},
     {"seed": 2, "learning_rate": 3e-3, "weight_decay": 0.0, "schedule": "constant"},
@@ -287,3 +291,37 @@ def test_a_split_population_goes_on_from_its_checkpoints_with_the_same_bits(
         assert other is not None
         assert_alike(mine, [other], tolerance=0.0)  # with memory for all by now: the number stays all the same
         assert mine[0].together == 1
+
+
+SCRIPT = """
+import resource, sys
+sys.path[:0] = {paths!r}
+from training.conftest import forecast_data, trial_config
+from training.test_population import members
+from xlstm_tune.training.population import train_population
+
+data = forecast_data(rows=3000, lookback=48)
+model = {{"family": "lstm", "hidden_size": 32}}
+small = members(trial_config(model=model, epochs=1, batch_size=16))
+configs = members(trial_config(model=model, epochs=2, batch_size=1024), rates=(0.0, 0.0, 0.0))
+next(train_population(small, data, device="cpu"))  # everything is loaded, every thread has begun
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare} * 2**20, resource.RLIM_INFINITY))
+results = [one.result for epoch in train_population(configs, data, device="cpu") for one in epoch]
+print(results[-1].together, results[-1].micro_batch, *(result.train_loss for result in results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
+def test_a_population_in_a_process_with_little_memory_goes_on_with_fewer_at_a_time() -> None:
+    def answer(spare: int) -> tuple[list[str], list[float]]:
+        script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")], spare=spare)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.split()
+        return words[:2], [float(word) for word in words[2:]]
+
+    (plenty, true), (little, found) = answer(100_000), answer(150)
+    assert plenty == ["None", "None"] and little[0] in ("1", "2")
+    assert found == pytest.approx(true, rel=1e-5)

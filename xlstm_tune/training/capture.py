@@ -134,8 +134,7 @@ class Captured:
         try:
             replay, outputs = record(self._whole, buffers, self._stream, self._pool)
         except RuntimeError as error:  # of torch, CUDA and Triton alike
-            first = error if error.__context__ is None else error.__context__  # the end of a broken capture fails too
-            reason = f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
+            reason = _first_line(error)
         else:
             if self._device.type == "cuda":
                 self.peak_mib = max(self.peak_mib, torch.cuda.max_memory_allocated(self._device) / 2**20)
@@ -164,6 +163,12 @@ def record(
             torch._C._cuda_releasePool(buffers[0].device.index, pool)
         raise
     return graph.replay, outputs
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong; where the end of a broken capture fails too, what broke it."""
+    first = error.__context__ or error
+    return f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
 
 
 @cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,6 +30,7 @@ from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.metrics import METRICS, ErrorSums
 from xlstm_tune.training.micro import backward, fitting, in_pieces
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
+from xlstm_tune.training.seeding import seeded
 from xlstm_tune.training.threads import threads_for
 
 EXPLODED = 1e6
@@ -186,7 +187,7 @@ def train(
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with _seeded(training.seed, epoch, device), threads_for(model):
+        with seeded(training.seed, epoch, device), threads_for(model):
             model.train()
             order = torch.randperm(len(samples)).to(device)
             rates = [
@@ -232,7 +233,7 @@ def begin(
     if objective not in METRICS:
         raise ValueError(f"objective must be one of {', '.join(METRICS)}, got '{objective}'")
     # Drawn on the CPU, so that a seed gives the same weights on every device.
-    with _seeded(config.training.seed, 0, torch.device("cpu")):
+    with seeded(config.training.seed, 0, torch.device("cpu")):
         model = build_model(config.model, shape_of(data, config))
     model.to(device)
     return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
@@ -362,22 +363,6 @@ def check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, ob
     for what, one, other in zip(("config", "data", "objective"), there, here, strict=True):
         if one != other:
             raise ValueError(f"resume must be a state of the same {what}, got one of {one} for {other}")
-
-
-def mixed_seed(seed: int, epoch: int) -> int:
-    """What seeds the generator of an epoch; epoch 0 draws the weights."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's RNG on the CPU and on `device` follows from (seed, epoch); outside it is as it was."""
-    mixed = mixed_seed(seed, epoch)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(mixed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index].manual_seed(mixed)
-        yield
 
 
 def checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingState, rate: float) -> float:

@@ -40,7 +40,6 @@ from xlstm_tune.training.loop import (
     checked_loss,
     close_epoch,
     eval_batch,
-    mixed_seed,
     peak_memory_mib,
     pick_device,
     train,
@@ -50,6 +49,7 @@ from xlstm_tune.training.members import check_one_shape
 from xlstm_tune.training.metrics import ErrorSums
 from xlstm_tune.training.micro import backward, fitting, in_pieces
 from xlstm_tune.training.optimiser import clip_members, learning_rate_at
+from xlstm_tune.training.seeding import mixed_seed
 from xlstm_tune.training.threads import threads_for
 
 WIDTH = 8
