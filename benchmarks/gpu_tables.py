@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_capture import capture_table, wrong_captures
 from gpu_cases import ANOTHER_FUNCTION, FIRST_SECONDS, LONG_MS, OURS, PEERS, TOLERANCES, WORK, Case
 from gpu_mlstm_tables import agreement_table, fair, wanted, wrong_gradients
 from gpu_rows import NOT_RUN, Results, Row, case_of, header, line, open_, verdict
@@ -24,7 +25,7 @@ def failures(results: Results) -> list[str]:
         said = said_of(row)
         if said != "ok" and not said.startswith(NOT_RUN):
             found.append(f"{row['op']}, {row['name']}, width {row['width']}: {said}")
-    return found + wrong_gradients(results)
+    return found + wrong_gradients(results) + wrong_captures(results.get("capture", []))
 
 
 def said_of(row: Row) -> str:
@@ -50,6 +51,7 @@ def tables(results: Results) -> list[str]:
     ):
         lines += timings_table(results, section, title)
     lines += ways_table(results["ways"], header, line, lambda row: case_of(row).title)
+    lines += capture_table(results.get("capture", []), header, line)
     lines += agreement_table(results)
     lines += missing_table(results)
     if results["timings"] or results["first"]:

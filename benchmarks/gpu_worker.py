@@ -115,6 +115,13 @@ class Worker:
         self.task = None
         return measure(Case(**case), way, seconds, DEVICE)
 
+    def capture(self, members: int) -> dict[str, Any]:
+        """A training step eager and captured: see gpu_capture.py."""
+        from gpu_capture import measure
+
+        self.task = None
+        return measure(members, DEVICE)
+
     def first(self, op: str, dtype: str, width: int) -> dict[str, Any]:
         """Seconds of the first forward and backward of a shape."""
         from gpu_limits import first

@@ -16,6 +16,7 @@ from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_steps
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
+MODULES = ("worker", "checks", "limits", "peers", "memory", "mlstm_peers", "stack", "capture")
 UNNEEDED = ("ray", "optuna", "mlflow", "pydantic", "typer", "rich", "pyarrow", "safetensors", "epiweeks")
 
 pytestmark = pytest.mark.usefixtures("path")
@@ -56,9 +57,8 @@ def test_gpu_interpret_checks_on_a_cpu() -> None:
 @pytest.mark.slow
 def test_gpu_modules_need_torch_triton_and_numba_alone() -> None:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({UNNEEDED}))"
-    program = (
-        f"{blocked}; import gpu, gpu_worker, gpu_checks, gpu_limits, gpu_peers, gpu_memory, gpu_mlstm_peers, gpu_stack"
-    )
+    modules = ["gpu", *(f"gpu_{name}" for name in MODULES)]
+    program = f"{blocked}; import {', '.join(modules)}"
     places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=places)
     assert finished.returncode == 0, finished.stderr
@@ -293,6 +293,7 @@ class FakeLane:
             "prepare": {"error": "out of memory"} if case.get("width") == 768 else agreement,
             "time": {"forward_ms": 1.0, "both_ms": 2.0, "peak_gib": 1.0},
             "way": {"forward_ms": 1.0, "both_ms": 2.0, "kept_bytes_a_unit": 28.0, "kept_mib": 3.0, "peak_mib": 4.0},
+            "capture": {"eager_ms": 10.0, "captured_ms": 4.0, "captured": True, "differs": 0.0},
             "first": {"first": 1.0, "second": 0.1, "other": 0.2},
             "refusal": {"error": "not installed"} if request.get("side", "").startswith("xlstm") else {},
         }  # fmt: skip
@@ -321,6 +322,7 @@ def test_gpu_goes_through_all_parts_and_writes_both_files(monkeypatch: pytest.Mo
     ours = [row for row in results["timings"] if row["side"] == "xlstm_tune"]
     assert len(ours) == sum(len(cases) for cases in SECTIONS.values()) > len(LONG) + len(SEARCH)
     assert len(results["ways"]) == 2 * len(CASES) and all("error" not in row for row in results["ways"])
+    assert [row["members"] for row in results["capture"]] == [1, 4, 16]
     assert sum(row["variant"] == "recompute" for row in results["checks"]) == 3 * 3 * 2
     fused = [row for row in results["timings"] if row["side"] == "FlashRNN cuda_fused"]
     assert len(fused) == len(LONG) and sum("both_ms" in row for row in fused) == len(LONG) - 2

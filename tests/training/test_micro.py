@@ -223,9 +223,10 @@ def test_train_resumed_goes_on_with_the_micro_batch_to_the_same_bits(
 def test_load_of_a_checkpoint_without_a_micro_batch(tmp_path: Path, make_forecast: Maker, make_config: Maker) -> None:
     save(next(train(make_config(), make_forecast(rows=70), device="cpu")).state, tmp_path)
     record = json.loads((tmp_path / STATE).read_text())
-    del record["micro_batch"]
+    del record["micro_batch"], record["together"]
     (tmp_path / STATE).write_text(json.dumps(record))
-    assert load(tmp_path, make_config(), make_forecast(rows=70), "cpu").micro_batch is None
+    state = load(tmp_path, make_config(), make_forecast(rows=70), "cpu")
+    assert state.micro_batch is None and state.together is None
 
 
 def test_evaluate_and_predict_out_of_memory_halve_their_batch(make_forecast: Maker, make_config: Maker) -> None:

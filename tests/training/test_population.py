@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.models.forecaster import Forecaster
 from xlstm_tune.training.checkpoint import load, save
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import Diverged, EpochResult, train
 from xlstm_tune.training.population import MemberEpoch, train_population
 
 Maker = Callable[..., Any]
+ROOT = Path(__file__).resolve().parents[2]
 OWN: list[dict[str, Any]] = [
     {"seed": 1, "learning_rate": 1e-3},
     {"seed": 2, "learning_rate": 3e-3, "weight_decay": 0.0, "schedule": "constant"},
@@ -186,22 +193,135 @@ def test_members_of_another_shape_are_refused(make_forecast: Maker, make_config:
         next(train_population([one, other], make_forecast()))
 
 
-def test_memory_that_runs_out_halves_the_micro_batch(
-    make_forecast: Maker, make_config: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from xlstm_tune.training import population
+@contextmanager
+def room_for(sequences: int, validation: int = 10**9) -> Iterator[list[int]]:
+    """A forward pass over more sequences, those of all members counted, runs out of memory. Yields the sizes that
+    training tried.
 
+    validation: as sequences, where nothing is trained.
+    """
+    seen: list[int] = []
+
+    def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+        if isinstance(module, Forecaster):
+            x = given[0]
+            while torch._C._functorch.is_batchedtensor(x):
+                x = torch._C._functorch.get_unwrapped(x)
+            size = x.shape[:-2].numel()
+            if not module.training:  # one batch for all members
+                size *= len(torch._C._functorch.get_unwrapped(next(module.parameters())))
+            if module.training:
+                seen.append(size)
+            if size > (sequences if module.training else validation):
+                raise torch.OutOfMemoryError(f"there is room for {sequences} sequences")
+
+    handle = nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", ["lstm", "mlstm"])
+def test_memory_that_runs_out_splits_the_members_and_changes_nothing(
+    family: str, make_forecast: Maker, make_config: Maker
+) -> None:
+    data = make_forecast(rows=64)
+    model = {"family": family, "hidden_size": 16, "layers": 2}
+    configs = members(make_config(model=model, epochs=2, batch_size=16))
+    true = together(configs, data)
+    own = [alone(config, data) for config in configs]
+    for room, expected in ((2 * 16, 2), (16, 1)):
+        with room_for(room) as seen:
+            found = together(configs, data)
+        assert seen[0] == 3 * 16 and sum(size > room for size in seen) == 3 - expected  # those sizes once each
+        for mine, other, single in zip(found, true, own, strict=True):
+            assert_alike(mine, other)
+            assert_alike(mine, single)
+            assert {(one.together, one.micro_batch) for one in mine} == {(expected, None)}
+            assert {(one.together, one.micro_batch) for one in other} == {(None, None)}
+
+
+def test_memory_too_small_for_one_member_halves_the_micro_batch(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "lstm"}, epochs=2, batch_size=16), rates=(0.0, 0.0, 0.0))
     true = together(configs, data)
-    plain = population.functional_call
-
-    def small(module: Any, weights: Any, inputs: Any, options: Any = None) -> Any:
-        if len(inputs[0]) > 6:
-            raise torch.OutOfMemoryError("there is room for 6 samples of each member")
-        return plain(module, weights, inputs, options or {})
-
-    monkeypatch.setattr(population, "functional_call", small)
-    for mine, other in zip(together(configs, data), true, strict=True):
+    with room_for(6):
+        found = together(configs, data)
+    for mine, other in zip(found, true, strict=True):
         assert_alike(mine, other)
-        assert {one.micro_batch for one in mine} == {4}
+        assert {(one.together, one.micro_batch) for one in mine} == {(1, 4)}
+
+
+def test_memory_for_not_one_sample_raises_as_it_came(make_forecast: Maker, make_config: Maker) -> None:
+    configs = members(make_config(batch_size=16))
+    with room_for(0) as seen, pytest.raises(torch.OutOfMemoryError, match="room for 0"):
+        next(train_population(configs, make_forecast(rows=64), device="cpu"))
+    assert seen == [48, 32, 16, 8, 4, 2, 1]
+
+
+def test_validation_out_of_memory_splits_the_members_before_the_samples(
+    make_forecast: Maker, make_config: Maker
+) -> None:
+    data = make_forecast(rows=64)
+    configs = members(make_config(model={"family": "slstm"}, epochs=1, batch_size=16))
+    true = together(configs, data)
+    samples = len(data.parts["validation"])
+    for room in (2 * samples, samples - 1):
+        with room_for(10**9, validation=room):
+            for mine, other in zip(together(configs, data), true, strict=True):
+                assert_alike(mine, other)
+                assert mine[0].together is None
+
+
+def test_a_split_population_goes_on_from_its_checkpoints_with_the_same_bits(
+    tmp_path: Any, make_forecast: Maker, make_config: Maker
+) -> None:
+    data = make_forecast(rows=64)
+    configs = members(make_config(model={"family": "slstm"}, epochs=2, batch_size=16))
+    with room_for(16):
+        running = train_population(configs, data, device="cpu")
+        for one in next(running):
+            assert one.result is not None
+            save(one.result.state, tmp_path / str(one.member))
+        true = [one.result for one in next(running)]
+    states = [load(tmp_path / str(number), config, data, "cpu") for number, config in enumerate(configs)]
+    assert [state.together for state in states] == [1, 1, 1]
+    for mine, other in zip(together(configs, data, resume=states), true, strict=True):
+        assert other is not None
+        assert_alike(mine, [other], tolerance=0.0)  # with memory for all by now: the number stays all the same
+        assert mine[0].together == 1
+
+
+SCRIPT = """
+import resource, sys
+sys.path[:0] = {paths!r}
+from training.conftest import forecast_data, trial_config
+from training.test_population import members
+from xlstm_tune.training.population import train_population
+
+data = forecast_data(rows=3000, lookback=48)
+model = {{"family": "lstm", "hidden_size": 32}}
+small = members(trial_config(model=model, epochs=1, batch_size=16))
+configs = members(trial_config(model=model, epochs=2, batch_size=1024), rates=(0.0, 0.0, 0.0))
+next(train_population(small, data, device="cpu"))  # everything is loaded, every thread has begun
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {spare} * 2**20, resource.RLIM_INFINITY))
+results = [one.result for epoch in train_population(configs, data, device="cpu") for one in epoch]
+print(results[-1].together, results[-1].micro_batch, *(result.train_loss for result in results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its memory as Linux does")
+def test_a_population_in_a_process_with_little_memory_goes_on_with_fewer_at_a_time() -> None:
+    def answer(spare: int) -> tuple[list[str], list[float]]:
+        script = SCRIPT.format(paths=[str(ROOT), str(ROOT / "tests")], spare=spare)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.split()
+        return words[:2], [float(word) for word in words[2:]]
+
+    (plenty, true), (little, found) = answer(100_000), answer(150)
+    assert plenty == ["None", "None"] and little[0] in ("1", "2")
+    assert found == pytest.approx(true, rel=1e-5)

@@ -237,7 +237,8 @@ class Windows:
                 f"lookback must be between 1 and {reach.min()}, what the shortest history in the {part} part allows, "
                 f"got {self.lookback}; give prepare() the largest lookback as max_lookback"
             )
-        self._padded = bool(self.lookback > reach.min())
+        self.padded = bool(self.lookback > reach.min())
+        """Some samples are shorter than the lookback: batches come with lengths."""
         self._features = _share(prepared.features, device)
         self._targets = _share(prepared.targets, device)
         self._samples = _share(samples, device)
@@ -259,7 +260,7 @@ class Windows:
         index = index.to(self._ends.device)
         ends = self._ends[index]
         static = None if self._static is None or self._series is None else self._static[self._series[index]]
-        if self._padded:
+        if self.padded:
             lengths = (ends - self._starts[index]).clamp(max=self.lookback)
             rows = (ends - lengths).unsqueeze(1) + self._steps  # [B, L]
             padding = self._steps >= lengths.unsqueeze(1)

@@ -53,13 +53,14 @@ def mask_gates(gates: Tensor, axis: int, resets: Tensor | None, lengths: Tensor 
     if resets is not None:
         shut[..., 1] = torch.where(resets, SHUT, 0.0)
     if lengths is not None:
-        ended = padding(lengths, steps).unsqueeze(-1)
-        shut = torch.where(ended, shut.new_tensor([SHUT, -SHUT]), shut)
+        ended = padding(lengths, steps)
+        values = torch.where(ended, SHUT, 0.0)  # made on the device: a copy from the host would wait for it
+        shut = torch.where(ended.unsqueeze(-1), torch.stack([values, -values], -1).to(shut.dtype), shut)
     rest = gates.shape[axis] - 2
     shape = [batch, steps, *[1] * (gates.dim() - 2)]
     shape[axis] = 2 + rest
-    values = torch.nn.functional.pad(shut, (0, rest)).view(shape)
-    return torch.where(values != 0, values, gates)
+    masked = torch.nn.functional.pad(shut, (0, rest)).view(shape)
+    return torch.where(masked != 0, masked, gates)
 
 
 def at_end(over_time: Tensor, lengths: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def save(state: TrainingState, folder: Path | str) -> None:
         "best_epoch": state.best_epoch,
         "best_validation": state.best_validation,
         "micro_batch": state.micro_batch,
+        "together": state.together,
         "tensors": file,
         "sha256": _sha256(folder / file),
     }
@@ -103,7 +104,7 @@ def load(
     state.epoch, state.first_loss = record["epoch"], record["first_loss"]
     state.best_epoch, state.best_validation = record["best_epoch"], record["best_validation"]
     state.best_weights = _below("best/", tensors) or None
-    state.micro_batch = record.get("micro_batch")  # earlier programs wrote none
+    state.micro_batch, state.together = record.get("micro_batch"), record.get("together")  # earlier programs wrote none
     return state
 
 

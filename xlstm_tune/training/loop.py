@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,12 +22,15 @@ from torch import Tensor
 
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import BackendUnavailable
+from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.training import capture
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.losses import loss_of
 from xlstm_tune.training.metrics import METRICS, ErrorSums
-from xlstm_tune.training.micro import backward, fitting
+from xlstm_tune.training.micro import backward, fitting, in_pieces
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
+from xlstm_tune.training.seeding import seeded
 from xlstm_tune.training.threads import threads_for
 
 EXPLODED = 1e6
@@ -59,6 +62,9 @@ class TrainingState:
     """The model's state_dict after `best_epoch`, on the CPU. A better epoch puts a new dict here, the old one stays."""
     micro_batch: int | None = None
     """Samples that go through the model at a time in training, since more ran out of memory; None = whole batches."""
+    together: int | None = None
+    """Members of a population that go through the model at a time in training, since more ran out of memory; None =
+    the whole pack. Only where one at a time is too much does `micro_batch` get smaller."""
 
     @property
     def finished(self) -> bool:
@@ -98,6 +104,10 @@ class EpochResult:
     micro_batch: int | None = None
     """Samples at a time, since a whole batch ran out of memory: gradients were summed over the pieces, which gives the
     same steps. None = whole batches."""
+    together: int | None = None
+    """Members that go through the model at a time, since more ran out of memory; None = the whole pack."""
+    captured: bool = False
+    """Steps were replayed from a CUDA graph when the epoch ended."""
 
 
 def train(
@@ -109,7 +119,8 @@ def train(
 ) -> Iterator[EpochResult]:
     """Train, one epoch per `next()`.
 
-    A batch that runs out of memory is done again in pieces of half the size, as is every later one; see `micro`.
+    A batch that runs out of memory is done again in pieces of half the size, as is every later one; see `micro`. On a
+    GPU steps are replayed from a CUDA graph where they can be; see `capture`.
 
     data: its training and validation parts are used, the test part is not touched.
     resume: a state that an earlier run of the same config on the same data yielded, or that a checkpoint held.
@@ -136,29 +147,61 @@ def train(
     losses = torch.zeros(batches, device=device)
     norms = torch.zeros(batches, device=device)
 
-    def loss_at(index: Tensor) -> Tensor:
+    on_device = capture.possible(device)
+    calls = count_draws(model) if on_device and config.model.dropout else 0
+    dropout = torch.tensor(config.model.dropout, dtype=torch.float64, device=device)
+
+    def loss_at(index: Tensor, seeds: Tensor | None = None) -> Tensor:
         x, y, lengths, static = samples.batch(index)  # [B, L, F], [B, H, K], [B], [B, S]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with (
+            nullcontext() if seeds is None else draws(dropout, seeds),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
             predicted = model(x, lengths, static, every_quantile=True)  # [B, H, K, Q]
         return criterion(predicted.float(), y)
+
+    def step(
+        index: Tensor, rate: float | Tensor, seeds: Tensor | None = None, whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """A step on samples index [B]; the loss and the norm of its gradients. seeds: int64 [calls]."""
+
+        def drawn(piece: Tensor) -> Tensor:  # a piece of the batch draws seeds of its own
+            return loss_at(piece, seeds if calls and len(piece) == len(index) else None)
+
+        if whole:
+            loss = in_pieces(drawn, index, model.zero_grad, len(index), training.loss_weight)
+        else:
+            loss, state.micro_batch = backward(drawn, index, model.zero_grad, state.micro_batch, training.loss_weight)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        norm = clip_gradients(parameters, training.clip)
+        optimiser.step()
+        return loss, norm
+
+    captured = capture.Captured(step, partial(step, whole=True), device)
+    if captured.active and (reason := capture.refusal(model, samples.padded)):
+        captured.stop(reason)
 
     while not state.finished:
         epoch = state.epoch + 1
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with _seeded(training.seed, epoch, device), threads_for(model):
+        with seeded(training.seed, epoch, device), threads_for(model):
             model.train()
             order = torch.randperm(len(samples)).to(device)
+            rates = [
+                learning_rate_at(training, state.epoch * batches + number, total_steps) for number in range(batches)
+            ]
+            each: list[tuple[float | Tensor, ...]] = [(rate,) for rate in rates]
+            if on_device:
+                seeds = new_seeds(batches * calls, torch.default_generator).view(batches, calls).to(device)
+                each = list(zip(torch.tensor(rates, device=device), seeds, strict=True))
             for number, index in enumerate(torch.split(order, training.batch_size)):
-                rate = learning_rate_at(training, (epoch - 1) * batches + number, total_steps)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                losses[number], state.micro_batch = backward(
-                    loss_at, index, model.zero_grad, state.micro_batch, training.loss_weight
-                )
-                norms[number] = clip_gradients(parameters, training.clip)
-                optimiser.step()
+                if captured.active and state.micro_batch is not None:
+                    captured.stop(capture.NO_MEMORY)
+                losses[number], norms[number] = captured(index, *each[number])
+            rate = rates[-1]
         train_loss = checked_loss(losses, norms, len(samples), state, rate)
         trained = time.perf_counter()
 
@@ -172,13 +215,14 @@ def train(
             seconds=ended - started,
             sequences_per_s=len(samples) / (trained - started),
             learning_rate=rate,
-            peak_memory_mib=peak_memory_mib(device),
+            peak_memory_mib=peak_memory_mib(device, captured),
             parameters=sum(parameter.numel() for parameter in parameters),
             backend=model.describe_backend(),
             improved=improved,
             finished=state.finished,
             state=state,
             micro_batch=state.micro_batch,
+            captured=captured.replaying,
         )
 
 
@@ -189,7 +233,7 @@ def begin(
     if objective not in METRICS:
         raise ValueError(f"objective must be one of {', '.join(METRICS)}, got '{objective}'")
     # Drawn on the CPU, so that a seed gives the same weights on every device.
-    with _seeded(config.training.seed, 0, torch.device("cpu")):
+    with seeded(config.training.seed, 0, torch.device("cpu")):
         model = build_model(config.model, shape_of(data, config))
     model.to(device)
     return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
@@ -321,22 +365,6 @@ def check_same_run(state: TrainingState, config: TrialConfig, data: Prepared, ob
             raise ValueError(f"resume must be a state of the same {what}, got one of {one} for {other}")
 
 
-def mixed_seed(seed: int, epoch: int) -> int:
-    """What seeds the generator of an epoch; epoch 0 draws the weights."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-
-
-@contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's RNG on the CPU and on `device` follows from (seed, epoch); outside it is as it was."""
-    mixed = mixed_seed(seed, epoch)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(mixed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index].manual_seed(mixed)
-        yield
-
-
 def checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingState, rate: float) -> float:
     """The epoch's mean loss over samples. losses, norms: [batches], in order. Raises Diverged."""
     epoch = state.epoch + 1
@@ -359,10 +387,10 @@ def checked_loss(losses: Tensor, norms: Tensor, samples: int, state: TrainingSta
     return mean
 
 
-def peak_memory_mib(device: torch.device) -> float | None:
+def peak_memory_mib(device: torch.device, captured: capture.Captured) -> float | None:
     """The `peak_memory_mib` of an EpochResult."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return max(torch.cuda.max_memory_allocated(device) / 2**20, captured.peak_mib)
     if sys.platform == "win32":
         return None
     import resource  # does not exist on Windows

@@ -108,7 +108,9 @@ def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | No
     def steps_of(tokens: int) -> int:
         return max(model.patch_length, 1) + (tokens - 1) * model.stride
 
-    tokens, few = model.tokens(shape.lookback), _CHUNKS if "m" in model.blocks else _TOKENS
+    tokens = model.tokens(shape.lookback)
+    # torch's own LSTM is computed in another way where it is very short.
+    few = _CHUNKS if "m" in model.blocks or model.family == "lstm_torch" else _TOKENS
     if tokens <= few[1]:
         return at(shape.lookback)
     return _line(few, [at(steps_of(number)) for number in few], tokens)

@@ -73,18 +73,26 @@ def backward(
     Returns the loss of the whole batch, detached and without the weight, and the size that fitted; raises as `fitting`.
     """
 
-    def attempt(most: int) -> Tensor:
-        clear()  # a failed attempt may have left some
-        losses = []
-        for piece in torch.split(index, most):
-            loss = loss_at(piece)
-            if len(piece) < len(index):
-                loss = loss * (len(piece) / len(index))
-            weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
-            weighted.sum().backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)
-
     tried = len(index) if size is None else min(size, len(index))
-    loss, fitted = fitting(attempt, tried)
+    loss, fitted = fitting(lambda most: in_pieces(loss_at, index, clear, most, weight), tried)
     return loss, size if fitted == tried else fitted
+
+
+def in_pieces(
+    loss_at: Callable[[Tensor], Tensor],
+    index: Tensor,
+    clear: Callable[[], None],
+    most: int,
+    weight: float | Tensor = 1.0,
+) -> Tensor:
+    """As `backward`, by pieces of at most `most` samples whether they fit or not; returns the loss alone."""
+    clear()  # a failed attempt may have left some
+    losses = []
+    for piece in torch.split(index, most):
+        loss = loss_at(piece)
+        if len(piece) < len(index):
+            loss = loss * (len(piece) / len(index))
+        weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight
+        weighted.sum().backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)

@@ -17,7 +17,7 @@ def build_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     """adamw, adam or sgd (momentum 0.9) over two groups: weights, which decay, and the rest, which do not.
 
     adamw decays weights directly (Loshchilov & Hutter 2019); adam and sgd add the L2 gradient. The learning rate of
-    the groups is set by the loop at each step from `learning_rate_at`.
+    the groups is set by the loop at each step from `learning_rate_at`, on a GPU as a tensor there.
     """
     decayed, spared = decay_groups(model)
     groups = [
@@ -26,10 +26,12 @@ def build_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     ]
     groups = [group for group in groups if group["params"]]
     # Fused: one call a step for all parameters, on CPU and GPU alike; a loop over parameters costs several times more.
+    # Capturable: on a GPU a step may be part of a CUDA graph; it computes the same.
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, capturable=on_gpu)
     if config.optimiser == "adam":
-        return torch.optim.Adam(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.Adam(groups, lr=config.learning_rate, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=MOMENTUM, fused=True)
 
 

@@ -6,13 +6,17 @@ all gradients. Everything else stays a member's own: model, optimiser, order of 
 is an ordinary training run whose weights happen to be views of a stack, and ends with the numbers that it has alone, up
 to rounding.
 
+A step that runs out of memory takes half as many members through the model at a time, which changes no member's
+mathematics. Only where one at a time is too much are batches done in pieces (`micro`), as for a run alone.
+
 Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targets.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +28,7 @@ from torch.func import functional_call, vmap
 
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
+from xlstm_tune.training import capture
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import (
     Diverged,
@@ -35,20 +40,17 @@ from xlstm_tune.training.loop import (
     checked_loss,
     close_epoch,
     eval_batch,
-    mixed_seed,
     peak_memory_mib,
     pick_device,
     train,
 )
 from xlstm_tune.training.losses import loss_of
-from xlstm_tune.training.members import check_one_shape
+from xlstm_tune.training.members import check_one_shape, width_for
 from xlstm_tune.training.metrics import ErrorSums
-from xlstm_tune.training.micro import backward, fitting
+from xlstm_tune.training.micro import backward, fitting, in_pieces
 from xlstm_tune.training.optimiser import clip_members, learning_rate_at
+from xlstm_tune.training.seeding import mixed_seed
 from xlstm_tune.training.threads import threads_for
-
-WIDTH = 8
-"""Members in a pass: on a CPU more gain nothing (benchmarks/population.py)."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,15 @@ def train_population(
     resume: Sequence[TrainingState | None] | None = None,
     device: torch.device | str | None = None,
     objective: str = "rmse",
-    width: int = WIDTH,
+    width: int | None = None,
     left_out: Container[int] = (),
 ) -> Iterator[list[MemberEpoch]]:
     """Train all members, one epoch of each per `next()`; those that have finished or failed are left out from then on.
 
     configs: alike but for what `members.SHAPE_PRESERVING` names. data, device, objective: as `loop.train`.
     resume: a state for each member, None for one that has failed.
-    width: members in a pass at most. It decides the speed, and the numbers in their last bits at most.
-        Members of `lstm_torch` train one after another.
+    width: members in a pass at most; None = as many as is fastest (`members.width_for`). It decides the speed, and the
+        numbers in their last bits at most. Members of `lstm_torch` always train one after another.
     left_out: members that train no further; looked at before every epoch, so that it may grow.
     Raises ValueError for members of different shapes and what `loop.train` refuses.
     """
@@ -95,18 +97,27 @@ def train_population(
             states[member] = state
     alone: dict[int, Iterator[EpochResult]] = {}
     if configs[0].model.family == "lstm_torch":
-        width = 1  # torch's own LSTM knows no vmap
+        width = 1
+    elif width is None:
+        width = width_for(configs[0].model, device.type == "cuda")
+    packs: dict[tuple[int, ...], Pack] = {}
     while members := [member for member, state in states.items() if not state.finished and member not in left_out]:
         ended: list[MemberEpoch] = []
         parts = -(-len(members) // width)
-        for part in range(parts):  # of nearly the same size
-            chosen = members[len(members) * part // parts : len(members) * (part + 1) // parts]
+        each = [  # of nearly the same size
+            tuple(members[len(members) * part // parts : len(members) * (part + 1) // parts]) for part in range(parts)
+        ]
+        # A pack stays while its members do, and with it on a GPU the graph of its step, each with memory of its own.
+        packs = {chosen: pack for chosen, pack in packs.items() if chosen in each}
+        for chosen in each:
             if len(chosen) == 1:  # faster without a vmap; such a member never joins a pack again
                 member = chosen[0]
                 run = alone.setdefault(member, train(configs[member], data, states[member], device, objective))
                 epochs = [_next(run)]
             else:
-                epochs = Pack([states[member] for member in chosen], samples, held_out, data, dtype).epoch()
+                if chosen not in packs:
+                    packs[chosen] = Pack([states[member] for member in chosen], samples, held_out, data, dtype)
+                epochs = packs[chosen].epoch()
             for member, (result, failure) in zip(chosen, epochs, strict=True):
                 ended.append(MemberEpoch(member, result, failure))
                 if failure is not None:
@@ -123,7 +134,7 @@ def _next(run: Iterator[EpochResult]) -> tuple[EpochResult | None, str | None]:
 
 
 class Pack:
-    """Members that train together for an epoch."""
+    """Members that train together."""
 
     def __init__(
         self,
@@ -143,7 +154,19 @@ class Pack:
                 parameters[place].data = own  # a view: what an optimiser does to it, the stack sees
             self.stacked[name] = whole.requires_grad_()
         self.device = whole.device
+        self.together = min((state.together for state in states if state.together), default=None)
+        self.micro_batch = min((state.micro_batch for state in states if state.micro_batch), default=None)
         self.criterion = loss_of(states[0].config.training)
+        self.dropouts = self._of_each([state.config.model.dropout for state in states], torch.float64)
+        self.weights = self._of_each([state.config.training.loss_weight for state in states])
+        self.clips = self._of_each([state.config.training.clip for state in states])
+        # A proxy makes no cycle: a pack that is left goes at once, and on a GPU the memory of its graph with it.
+        step: Callable[..., tuple[Tensor, Tensor]] = partial(Pack._step, weakref.proxy(self))
+        self.captured = capture.Captured(step, partial(step, whole=True), self.device)
+
+    def _of_each(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A number of each member, [M] on the device."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
 
     def epoch(self) -> list[tuple[EpochResult | None, str | None]]:
         """Train one epoch and judge it; for each member a result, or why it has failed."""
@@ -178,13 +201,15 @@ class Pack:
                 seconds=(ended - started) / count,
                 sequences_per_s=len(self.samples) * count / (trained - started),
                 learning_rate=rates[place],
-                peak_memory_mib=peak_memory_mib(self.device),
+                peak_memory_mib=peak_memory_mib(self.device, self.captured),
                 parameters=sum(parameter.numel() for parameter in self.parameters[place]),
                 backend=state.model.describe_backend(),
                 improved=improved,
                 finished=state.finished,
                 state=state,
                 micro_batch=state.micro_batch,
+                together=state.together,
+                captured=self.captured.replaying,
             )
             found.append((result, None))
         return found
@@ -205,41 +230,87 @@ class Pack:
         orders = torch.stack([torch.randperm(len(self.samples), generator=one) for one in generators])
         seeds = torch.stack([new_seeds(batches * calls, one).view(batches, calls) for one in generators])
         orders, seeds = orders.to(self.device), seeds.to(self.device)
-        dropouts = torch.tensor(
-            [state.config.model.dropout for state in self.states], dtype=torch.float64, device=self.device
-        )
-        weights = torch.tensor([training.loss_weight for training in trainings], device=self.device)
-        clips = torch.tensor([training.clip for training in trainings], device=self.device)
-        rates = [0.0] * len(self.states)
-        micro_batch = min((state.micro_batch for state in self.states if state.micro_batch), default=None)
+        rates = [
+            [
+                learning_rate_at(training, state.epoch * batches + number, batches * training.epochs)
+                for state, training in zip(self.states, trainings, strict=True)
+            ]
+            for number in range(batches)
+        ]
+        each: Any = torch.tensor(rates, device=self.device) if capture.possible(self.device) else rates
         with threads_for(self.template):
             for number, index in enumerate(torch.split(orders.t(), batch_size)):
-                losses[:, number], micro_batch = backward(
-                    partial(self._losses, dropouts, seeds[:, number]), index, self._clear, micro_batch, weights
-                )
-                gradients = [whole.grad for whole in self.stacked.values() if whole.grad is not None]
-                norms[:, number] = clip_members(gradients, clips)
-                self._share_gradients()
-                for place, state in enumerate(self.states):
-                    rates[place] = learning_rate_at(
-                        trainings[place],
-                        state.epoch * batches + number,
-                        batches * trainings[place].epochs,
-                    )
-                    for group in state.optimiser.param_groups:
-                        group["lr"] = rates[place]
-                    state.optimiser.step()
+                if self.captured.active and (self.together or self.micro_batch):
+                    self.captured.stop(capture.NO_MEMORY)
+                losses[:, number], norms[:, number] = self.captured(index, seeds[:, number], each[number])
         for state in self.states:
-            state.micro_batch = micro_batch
-        return losses, norms, rates
+            state.together, state.micro_batch = self.together, self.micro_batch
+        return losses, norms, rates[-1]
 
-    def _clear(self) -> None:
-        """Take all gradients away."""
-        for whole in self.stacked.values():
-            whole.grad = None
+    def _step(
+        self, index: Tensor, seeds: Tensor, rates: Tensor | list[float], whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """A step of each member on samples index [B, M]; losses and norms of gradients, [M].
 
-    def _losses(self, dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
-        """The members' losses [M] of samples index [B, M]; dropouts [M], seeds [M, calls]."""
+        seeds [M, calls], rates [M]. whole: all members and samples at once, whether they fit or not.
+        """
+        if whole:
+            loss_at = partial(self._losses, self.stacked, self.dropouts, seeds)
+            losses = in_pieces(loss_at, index, partial(_clear, self.stacked.values()), len(index), self.weights)
+        else:
+            losses = self._backward(seeds, index)
+        norms = clip_members([stack.grad for stack in self.stacked.values() if stack.grad is not None], self.clips)
+        self._share_gradients()
+        for state, rate in zip(self.states, rates, strict=True):
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            state.optimiser.step()
+        return losses, norms
+
+    def _backward(self, seeds: Tensor, index: Tensor) -> Tensor:
+        """The gradients of all members' losses, each times its weight, in the stacks' `grad`.
+
+        seeds [M, calls], index [B, M]. Returns the losses without the weights, [M].
+        """
+
+        def of(members: slice, stacked: dict[str, Tensor], halved: bool) -> Tensor:
+            """The losses of some members, whose weights `stacked` holds, and their gradients there."""
+            loss_at = partial(self._losses, stacked, self.dropouts[members], seeds[members])
+            clear = partial(_clear, stacked.values())
+            if halved:
+                losses, self.micro_batch = backward(
+                    loss_at, index[:, members], clear, self.micro_batch, self.weights[members]
+                )
+                return losses
+            most = min(self.micro_batch or len(index), len(index))
+            return in_pieces(loss_at, index[:, members], clear, most, self.weights[members])
+
+        def attempt(most: int) -> Tensor:
+            _clear(self.stacked.values())
+            if most >= count:
+                return of(slice(0, count), self.stacked, halved=most == 1)
+            losses = []
+            for members in _parts(count, most):
+                stacked = {name: whole.detach()[members].requires_grad_() for name, whole in self.stacked.items()}
+                losses.append(of(members, stacked, halved=most == 1))
+                for name, part in stacked.items():
+                    if part.grad is None:  # as alone: what the model does not use, the optimiser leaves
+                        continue
+                    whole = self.stacked[name]
+                    if whole.grad is None:
+                        whole.grad = torch.empty_like(whole)
+                    whole.grad[members] = part.grad
+            return torch.cat(losses)
+
+        count = len(self.states)
+        tried = min(self.together or count, count)
+        found, fitted = fitting(attempt, tried)
+        if fitted < tried:
+            self.together = fitted
+        return found
+
+    def _losses(self, stacked: dict[str, Tensor], dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
+        """The losses [M] of samples index [B, M], of members with these weights; dropouts [M], seeds [M, calls]."""
         index = index.t()
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.view(*index.shape, *one.shape[1:]) for one in batch)
@@ -254,7 +325,7 @@ class Pack:
 
         axes = (0, 0, 0, None if lengths is None else 0, None if static is None else 0, 0, 0)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            found: Tensor = vmap(one, axes)(self.stacked, x, y, lengths, static, dropouts, seeds)
+            found: Tensor = vmap(one, axes)(stacked, x, y, lengths, static, dropouts, seeds)
         return found
 
     def _share_gradients(self) -> None:
@@ -274,15 +345,34 @@ class Pack:
             predicted: Tensor = functional_call(self.template, weights, (x, lengths, static))
             return predicted
 
-        def attempt(size: int) -> list[dict[str, float]]:
-            sums = [ErrorSums(self.data.target_std, self.device) for _ in range(count)]
+        def of(members: slice, size: int) -> list[dict[str, float]]:
+            stacked = {name: whole[members] for name, whole in self.stacked.items()}
+            sums = [ErrorSums(self.data.target_std, self.device) for _ in self.states[members]]
             for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
                 x, y, lengths, static = self.held_out.batch(index)
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                    predicted = vmap(one, (0, None, None, None))(self.stacked, x, lengths, static)
+                    predicted = vmap(one, (0, None, None, None))(stacked, x, lengths, static)
                 for own, forecast in zip(sums, predicted.float(), strict=True):
                     own.add(forecast, y)
             return [own.result() for own in sums]
 
-        found, _ = fitting(attempt, max(1, eval_batch(self.states[0].config, self.data, self.device) // count))
+        def attempt(most: int) -> list[dict[str, float]]:
+            found = []
+            for members in _parts(count, most):
+                found += of(members, whole) if most > 1 else fitting(partial(of, members), whole)[0]
+            return found
+
+        whole = max(1, eval_batch(self.states[0].config, self.data, self.device) // count)
+        found, _ = fitting(attempt, count)
         return found
+
+
+def _parts(count: int, most: int) -> list[slice]:
+    """The places 0 .. count - 1 in parts of at most `most`."""
+    return [slice(start, min(start + most, count)) for start in range(0, count, most)]
+
+
+def _clear(weights: Iterable[Tensor]) -> None:
+    """Take all gradients away."""
+    for one in weights:
+        one.grad = None
