@@ -64,6 +64,7 @@ KINDS = {
             "sequences_per_s": _REAL,
             "peak_memory_mib": _REAL,
             "micro_batch": _INT,  # samples at a time, since a whole batch ran out of memory; null = whole batches
+            "members_at_once": _INT,  # that go through the model, since more ran out of memory; null = all of a pass
             "backend": _TEXT,
             "duplicate_of": _INT,
             "started": _TIME,

@@ -17,6 +17,7 @@ from xlstm_tune.search.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
 from xlstm_tune.search.searcher import OptunaSearcher
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 METRIC = "best_val_rmse"
 GRID = {
@@ -190,11 +191,21 @@ def test_waiting_points_leave_in_order_and_by_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "gpu", "most"),
-    [("xlstm", False, 8), ("slstm", False, 8), ("lstm", False, 1), ("lstm", True, 8), ("lstm_torch", True, 1)],
+    ("family", "size", "gpu", "most"),
+    [
+        ("xlstm", 64, False, 8),
+        ("slstm", 64, False, 8),
+        ("slstm", 128, False, 1),
+        ("lstm", 16, False, 8),
+        ("lstm", 64, False, 1),
+        ("lstm", 64, True, 8),
+        ("lstm_torch", 16, True, 1),
+    ],
 )
-def test_only_what_gains_is_fused(family: str, gpu: bool, most: int) -> None:
-    assert Fusion(8, gpu, 2).most(ModelConfig(family=family), 100) == most  # type: ignore[arg-type]
+def test_only_what_gains_is_fused(family: str, size: int, gpu: bool, most: int) -> None:
+    model = ModelConfig(family=family, hidden_size=size)  # type: ignore[arg-type]
+    config = TrialConfig(model, TrainingConfig(batch_size=32), None)
+    assert Fusion(8, gpu, 2, lookback=365).most(config, 100) == most
 
 
 @pytest.mark.parametrize(

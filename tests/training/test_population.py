@@ -307,7 +307,8 @@ configs = members(trial_config(model=model, epochs=2, batch_size=1024), rates=(0
 next(train_population(small, data, device="cpu"))  # everything is loaded, every thread has begun
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {spare} * 2**20, resource.RLIM_INFINITY))
-results = [one.result for epoch in train_population(configs, data, device="cpu") for one in epoch]
+epochs = train_population(configs, data, device="cpu", width=8)
+results = [one.result for epoch in epochs for one in epoch]
 print(results[-1].together, results[-1].micro_batch, *(result.train_loss for result in results))
 """
 

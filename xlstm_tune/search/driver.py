@@ -36,7 +36,7 @@ CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "
 """Figures of an epoch that are drawn as curves."""
 CUTS = ("time budget", "interrupted")
 """Reasons of trials that were ended by the search's own end; their configurations are tried again by a resume."""
-LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro_batch", "backend")
+LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro_batch", "members_at_once", "backend")
 """Columns of the trials table that the last epoch's result fills."""
 
 
@@ -221,7 +221,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
             row["status"],
             row["reason"] or "",
             metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags=tags | {name: str(row[name]) for name in ("backend", "micro_batch", "fused") if row[name]},
+            tags=tags
+            | {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]},
             artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
         )
 

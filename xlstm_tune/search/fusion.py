@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.members import SHAPE_PRESERVING, WIDTH_CPU, WIDTH_GPU, width_for
 
 LOOK_AHEAD = 256
@@ -34,14 +34,16 @@ class Fusion:
     gpu: bool = False
     slots: int = 1
     """Ray trials that run at a time."""
+    lookback: int = 1
+    """L of the data."""
 
-    def most(self, model: ModelConfig, waiting: int, running: int = 0) -> int:
-        """For a configuration with this model, with `waiting` of them (itself included) not started yet.
+    def most(self, config: TrialConfig, waiting: int, running: int = 0) -> int:
+        """For a configuration like this one, with `waiting` of any (itself included) not started yet.
 
         running: Ray trials that run. Every free slot gets something to do before any gets more than its share.
         """
         free = max(1, self.slots - running)
-        return max(1, min(self.width, width_for(model, self.gpu), -(-waiting // free)))
+        return max(1, min(self.width, width_for(config, self.lookback, self.gpu), -(-waiting // free)))
 
 
 NO_FUSION = Fusion()

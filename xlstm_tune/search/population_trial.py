@@ -150,6 +150,7 @@ class PopulationTrial:
             "sequences_per_s": fmean(result.sequences_per_s for result in results) if results else 0.0,
             "peak_memory_mib": max(memory, default=None),
             "micro_batch": min((result.micro_batch for result in results if result.micro_batch), default=None),
+            "members_at_once": min((result.together for result in results if result.together), default=None),
             **self._about,
             "winner": score.winner,
             "members": self._standing(),

@@ -85,10 +85,10 @@ def run(plan: Plan, console: Console) -> int:
             shutil.rmtree(plan.folder)
         raise
     print_leaderboard(board, console, plan.best_possible)
-    if split := sum(row["micro_batch"] is not None for row in outcome.rows):
+    if split := sum(bool(row["micro_batch"] or row["members_at_once"]) for row in outcome.rows):
         console.print(
-            f"note: {count(split, 'trial')} ran out of memory and went on in smaller pieces of their batches, with the "
-            "same mathematics (column micro_batch of the trials).",
+            f"note: {count(split, 'trial')} ran out of memory and went on with fewer members or samples at a time and "
+            "the same mathematics (columns members_at_once and micro_batch of the trials).",
             highlight=False,
             markup=False,
         )
@@ -253,7 +253,7 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     driver = Driver(spec, plan.folder, results, spool, progress)
     if plan.resume:
         driver.recall()
-    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent)
+    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback)
     searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end, fusion=fusion)
     scheduler = make_scheduler(spec.search, spec.max_epochs())
     data = ray.put(plan.data)

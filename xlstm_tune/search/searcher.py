@@ -28,12 +28,12 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.duplicates import CUT, DUPLICATE_OF, REASON, START, Ending, Known, Ledger, TrialEnd
 from xlstm_tune.search.fusion import LOOK_AHEAD, NO_FUSION, Fusion, Waiting, fuses
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.search.study import open_study
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.config import TrialConfig
 
 DEFAULT_TRIALS = 32
 PATIENCE = 10
@@ -56,7 +56,7 @@ class _Live:
     key: str
     known: Known
     params: Params
-    model: ModelConfig
+    config: TrialConfig
     start: bool
     """It began as a start point."""
     trial_id: str = ""
@@ -226,7 +226,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _like(self, first: _Live) -> list[_Live]:
         """Others that wait and can be trained together with `first`."""
         waiting = 1 + (len(self._waiting) if self._limit is None else self._limit - len(self._ledger))
-        most = 1 if first.start else self._fusion.most(first.model, waiting, len(self._together))
+        most = 1 if first.start else self._fusion.most(first.config, waiting, len(self._together))
         others: list[_Live] = []
         while len(others) + 1 < most and not self._full():
             point = self._waiting.take(first.params)
@@ -273,7 +273,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         known = self._ledger.find(key)
         if known is None:
             known = self._ledger.start(key, trial.number)
-            live = _Live(trial, key, known, params, config.model, START in trial.user_attrs)
+            live = _Live(trial, key, known, params, config, START in trial.user_attrs)
             self._live[trial.number] = live
             if self._unknown is not None:
                 self._unknown.pop(key, None)

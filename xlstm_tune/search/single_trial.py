@@ -60,6 +60,7 @@ def epoch_row(result: EpochResult, folder: Path) -> dict[str, Any]:
         "sequences_per_s": result.sequences_per_s,
         "peak_memory_mib": result.peak_memory_mib,
         "micro_batch": result.micro_batch,
+        "members_at_once": result.together,
         "parameters": result.parameters,
         "backend": result.backend,
         "status": "completed" if result.finished else "running",

@@ -99,7 +99,7 @@ def train_population(
     if configs[0].model.family == "lstm_torch":
         width = 1
     elif width is None:
-        width = width_for(configs[0].model, device.type == "cuda")
+        width = width_for(configs[0], data.lookback, device.type == "cuda")
     packs: dict[tuple[int, ...], Pack] = {}
     while members := [member for member, state in states.items() if not state.finished and member not in left_out]:
         ended: list[MemberEpoch] = []
