@@ -37,9 +37,9 @@ WIDTH_CPU = 8
 WIDTH_GPU = 64
 """On a GPU, memory permitting. Not measured yet."""
 GAINS_UP_TO = 2**20
-"""On a CPU, the numbers of a hidden layer (batch × tokens × hidden size) up to which a pass of several members is faster:
-it shares what a step costs beside its arithmetic, and larger layers leave the cache. Steps of 8 sLSTM members on one
-core, as multiples of 8 alone: 1.7 at 2¹⁵·⁵, 1.2 at 2¹⁷·⁵, 1.1 at 2¹⁹·⁵, 0.9 at 2²⁰·⁵ and above."""
+"""On a CPU, the numbers of a hidden layer (batch × tokens × hidden size) up to which a pass of several is faster: it
+shares what a step costs beside its arithmetic, and larger layers leave the cache. Steps of 8 sLSTM members on one core,
+as multiples of 8 alone: 1.7 at 2¹⁵·⁵, 1.2 at 2¹⁷·⁵, 1.1 at 2¹⁹·⁵, 0.9 at 2²⁰·⁵ and above."""
 LSTM_GAINS_UP_TO = 2**18
 """The same of an LSTM: 1.9, 1.1, 1.1 and 1.0."""
 
