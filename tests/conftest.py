@@ -2,7 +2,10 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+pytest.register_assert_rewrite("tracked")  # a module of helpers, whose asserts are to say what they compared

@@ -1,0 +1,162 @@
+"""Sending to SQLite databases: everything arrives once, whatever happened before."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from tracked import check_search, say_search, say_trial, send_all, stored
+
+from xlstm_tune.tracking import Spool, default_uri
+from xlstm_tune.tracking.writer import unsent
+
+
+def test_search_arrives_with_statuses_curves_and_artifacts(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        (folder / "report").mkdir()
+        (folder / "report" / "a.html").write_text("<p>")
+        spool.search_started("s", {"search.trials": 4}, {}, [])
+        for number, status in enumerate(["completed", "pruned", "failed", "duplicate", "interrupted"]):
+            say_trial(spool, number, status)
+        spool.metrics({"test_rmse": 3.0}, trial=0, tags={"winner": "yes"})
+        spool.table("leaderboard", {"model": ["lstm", "naive"], "rmse": [1.0, 2.0]})
+        spool.artifact(folder / "report")
+        spool.artifact(folder / "report" / "a.html", "plots", trial=0)
+        spool.search_ended("completed", {"best_val_rmse": 1.0})
+    send_all(folder, uri)
+    assert unsent(folder) is None
+    runs = stored(uri, folder)
+    assert [runs[n]["status"] for n in range(5)] == ["FINISHED", "FINISHED", "FAILED", "FINISHED", "KILLED"]
+    assert [runs[n]["tags"]["status"] for n in range(3)] == ["completed", "pruned", "failed"]
+    assert runs[2]["tags"]["reason"] == "loss is nan in epoch 3" and "reason" not in runs[0]["tags"]
+    assert runs[0]["tags"]["backend"] == "cpu" and runs[0]["tags"]["winner"] == "yes"
+    assert runs[0]["curves"]["test_rmse"] == [(0, 3.0)] and runs[0]["files"] == ["plots"]
+    assert runs[None]["files"] == ["leaderboard.json", "report"] and runs[None]["params"] == {"search.trials": "4"}
+    assert all(run["end"] >= run["start"] > 1.7e12 for run in runs.values())
+    files = sorted(str(p.relative_to(folder.parent)) for p in folder.parent.glob("mlflow-artifacts/**/*.html"))
+    assert len(files) == 2
+    client = MlflowClient(uri)
+    table = json.loads(Path(client.download_artifacts(runs[None]["id"], "leaderboard.json")).read_text())
+    assert table == {"columns": ["model", "rmse"], "data": [["lstm", 1.0], ["naive", 2.0]]}
+    assert json.loads(runs[None]["tags"]["mlflow.loggedArtifacts"]) == [{"path": "leaderboard.json", "type": "table"}]
+
+
+@pytest.mark.parametrize("remembered", ["nothing", "half", "garbage"])
+def test_sending_again_after_a_crash_changes_nothing(folder: Path, remembered: str) -> None:
+    uri = default_uri(folder.parent)
+    state = folder / "mlflow" / "state.json"
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {"search.trials": 3}, {}, [])
+        say_trial(spool, 0, folder=folder)
+        spool.trial_started(1, "trial-1", {"model.hidden_size": 64, "training.lr": 1e-3}, {})
+        spool.epoch(1, 1, {"val_rmse": 1.0, "train_loss": math.nan})
+        send_all(folder, uri)
+        half = state.read_text()
+        spool.epoch(1, 2, {"val_rmse": math.inf, "train_loss": 0.5})
+        spool.trial_ended(1, "completed")
+        say_trial(spool, 2, folder=folder)
+        spool.search_ended("completed")
+    send_all(folder, uri)
+    before = stored(uri, folder)
+    assert [step for step, _ in before[1]["curves"]["train_loss"]] == [1, 2]
+    if remembered == "nothing":
+        state.unlink()
+    else:
+        state.write_text(half if remembered == "half" else half[: len(half) // 2])
+    send_all(folder, uri)
+    assert repr(stored(uri, folder)) == repr(before)  # by text, because nan is not nan
+
+
+def test_resumed_search_continues_its_runs(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {"search.trials": 3}, {}, [])
+        say_trial(spool, 0, folder=folder)
+        spool.trial_started(1, "trial-1", {"p": 1}, {})
+        spool.epoch(1, 1, {"val_rmse": 3.0})
+        spool.epoch(1, 2, {"val_rmse": 2.0})
+    send_all(folder, uri).interrupt_open_runs()
+    killed = stored(uri, folder)
+    assert [killed[n]["status"] for n in (None, 0, 1)] == ["KILLED", "FINISHED", "KILLED"]
+    assert killed[1]["tags"]["status"] == "interrupted"
+    with Spool(folder, uri) as spool:
+        spool.search_started(
+            "s", {"search.trials": 99}, {}, []
+        )  # params cannot be changed, and must not refuse the rest
+        spool.trial_started(1, "trial-1", {"p": 1}, {})
+        spool.epoch(1, 2, {"val_rmse": 2.0})  # again, from the checkpoint after epoch 1
+        spool.epoch(1, 3, {"val_rmse": 1.0})
+        send_all(folder, uri)
+        assert stored(uri, folder)[1]["status"] == "RUNNING"
+        spool.trial_ended(1, "completed")
+        spool.search_ended("completed", {"best_val_rmse": 1.0})
+    send_all(folder, uri)
+    assert unsent(folder) is None
+    runs = stored(uri, folder)
+    assert set(runs) == {None, 0, 1} and {run["status"] for run in runs.values()} == {"FINISHED"}
+    assert runs[1]["id"] == killed[1]["id"] and runs[1]["tags"]["status"] == "completed"
+    assert runs[1]["curves"]["val_rmse"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert runs[None]["params"] == {"search.trials": "3"} and runs[None]["curves"]["best_val_rmse"] == [(0, 1.0)]
+
+
+def test_what_mlflow_never_takes_is_told_and_does_not_hold_up_the_rest(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {"spec": "x" * 20_000} | {f"p{i}": i for i in range(250)}, {}, [])
+        spool.trial_started(0, "trial-0", {}, {})
+        spool.epoch(0, 1, {"rmse 50 % °C": 1.0, "ok": 2.0})
+        spool.trial_ended(0, "completed", artifacts=[folder / "missing.safetensors"])
+        spool.epoch(7, 1, {"rmse": 1.0})
+        spool.trial_started(1, "trial-1", {}, {})
+        send_all(folder, uri)
+        client = MlflowClient(uri)
+        client.delete_run(stored(uri, folder)[1]["id"])  # somebody tidies up in the UI
+        spool.epoch(1, 1, {"rmse": 1.0})
+        spool.search_ended("completed")
+    send_all(folder, uri)
+    runs = stored(uri, folder)
+    assert len(runs[None]["params"]) == 251 and len(runs[None]["params"]["spec"]) == 6000
+    assert runs[0]["curves"] == {"rmse 50 _ _C": [(1, 1.0)], "ok": [(1, 2.0)]}
+    assert runs[None]["status"] == runs[0]["status"] == "FINISHED"
+    left = unsent(folder)
+    assert left is not None and left.events == 0 and left.refused == 3 and "missing.safetensors was gone" in str(left)
+    reasons = json.loads((folder / "mlflow" / "state.json").read_text())["reasons"]
+    assert [word for word, reason in zip(["gone", "never started", "active"], reasons, strict=True) if word in reason]
+
+
+def test_removed_database_is_filled_again(folder: Path, empty_database: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {}, {}, [])
+        say_trial(spool, 0)
+        send_all(folder, uri)
+        shutil.copy(empty_database, folder.parent / "mlflow.db")
+        say_trial(spool, 1)
+    send_all(folder, uri)
+    assert set(stored(uri, folder)) == {None, 0, 1}
+
+
+def test_two_searches_of_one_name_do_not_mix(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    other = folder.parent / "elsewhere" / "s"
+    for place, trials in ((folder, 2), (other, 1)):
+        with Spool(place, uri) as spool:
+            say_search(spool, trials)
+        send_all(place, uri)
+    check_search(stored(uri, folder), 2)
+    check_search(stored(uri, other), 1)
+
+
+def test_deleted_experiment_is_restored(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("mine", artifact_location=(folder / "files").as_uri()))
+    with Spool(folder, uri, experiment="mine") as spool:
+        say_search(spool, 1)
+    send_all(folder, uri)
+    check_search(stored(uri, folder, "mine"), 1)

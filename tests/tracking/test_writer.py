@@ -1,0 +1,112 @@
+"""The writer process and sync: killed, replaced, kept waiting, or in each other's way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tracked import ROOT, check_search, count_runs, free_port, say_search, sent_bytes, stored, until
+
+from xlstm_tune.errors import TrackingError
+from xlstm_tune.tracking import Spool, Writer, default_uri, sync
+from xlstm_tune.tracking.writer import unsent
+
+
+@pytest.mark.slow
+def test_writer_killed_in_the_middle_then_sync_brings_everything_once(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        say_search(spool, 25)
+        writer = Writer.start(folder, uri)
+        until(lambda: count_runs(uri) > 5)
+        os.kill(writer.pid, signal.SIGKILL)
+        until(lambda: not writer.alive)
+        assert count_runs(uri) < 26 and sent_bytes(folder) == 0  # it had not even come to note what it sent
+    left = unsent(folder)
+    assert left is not None and left.events > 5 and f"sync '{folder}'" in str(left)
+    done = subprocess.run(
+        [sys.executable, "-m", "xlstm_tune.tracking", "sync", str(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "everything has arrived in MLflow\n", "")
+    check_search(stored(uri, folder), 25)
+    assert sync(folder) is None
+    check_search(stored(uri, folder), 25)
+
+
+@pytest.mark.slow
+def test_writer_killed_is_replaced_at_the_end(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        writer = Writer.start(folder, uri)
+        os.kill(writer.pid, signal.SIGKILL)
+        until(lambda: not writer.alive)
+        say_search(spool, 2)
+        assert writer.finish(30) is None
+    check_search(stored(uri, folder), 2)
+    assert (folder / "mlflow" / "writer.log").read_text() == ""
+
+
+@pytest.mark.slow
+def test_search_killed_leaves_no_run_running(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from xlstm_tune.tracking import Spool, Writer
+folder = Path({str(folder)!r})
+spool = Spool(folder, {uri!r})
+writer = Writer.start(folder, {uri!r})
+print(writer.pid, flush=True)
+spool.search_started("s", {{}}, {{}}, [])
+spool.trial_started(0, "trial-0", {{}}, {{}})
+spool.epoch(0, 1, {{"val_rmse": 1.0}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    writer = int(done.stdout)
+    until(lambda: not Path(f"/proc/{writer}").exists() or "Z" in Path(f"/proc/{writer}/stat").read_text().split()[2])
+    runs = stored(uri, folder)
+    assert {number: run["status"] for number, run in runs.items()} == {None: "KILLED", 0: "KILLED"}
+    assert runs[0]["curves"] == {"val_rmse": [(1, 1.0)]} and runs[0]["tags"]["status"] == "interrupted"
+    assert unsent(folder) is None
+
+
+def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    with Spool(tmp_path / "s", uri) as spool:
+        writer = Writer.start(tmp_path / "s", uri)
+        say_search(spool, 1)
+        started = time.monotonic()
+        left = writer.finish(0.5)
+        assert time.monotonic() - started < 30 and not writer.alive
+    assert left is not None and left.events == 7
+    assert str(left).startswith(
+        "7 events have not reached MLflow yet; send them with: python -m xlstm_tune.tracking sync"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "xlstm_tune.tracking", "sync", str(tmp_path / "s")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "cannot be reached" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_sync_beside_a_writer_is_refused(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        writer = Writer.start(folder, uri)
+        until(lambda: (folder / "mlflow" / "writer.lock").exists())
+        time.sleep(0.2)
+        with pytest.raises(TrackingError, match="already; wait until it is done"):
+            sync(folder)
+        spool.search_ended("completed")
+        writer.finish(0)
+    with pytest.raises(TrackingError, match="holds no search with tracked runs"):
+        sync(folder.parent)

@@ -1,0 +1,116 @@
+"""What a search says, and what the store then holds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from xlstm_tune.tracking import Spool
+from xlstm_tune.tracking.sender import Sender
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 3
+
+
+def say_trial(spool: Spool, number: int, status: str = "completed", folder: Path | None = None) -> None:
+    spool.trial_started(number, f"trial-{number}", {"model.hidden_size": 64, "training.lr": 1e-3}, {"backend": "cpu"})
+    for step in range(1, EPOCHS + 1):
+        spool.epoch(number, step, {"val_rmse": 10.0 / step + number, "train_loss": 1.0 / step})
+    files = []
+    if folder:
+        weights = folder / "trials" / str(number) / "weights.safetensors"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(bytes([number]) * 100)
+        files.append(weights)
+    reason = "loss is nan in epoch 3" if status == "failed" else ""
+    spool.trial_ended(number, status, reason, {"best_val_rmse": 10.0 / EPOCHS + number}, {"family": "lstm"}, files)
+
+
+def say_search(spool: Spool, trials: int) -> None:
+    spec = spool.folder / "spec.yaml"
+    spec.write_text("name: s\n")
+    spool.search_started("s", {"search.trials": trials}, {"xlstm_tune.version": "0"}, [spec])
+    for number in range(trials):
+        say_trial(spool, number, folder=spool.folder)
+    spool.search_ended("completed", {"best_val_rmse": 1.0}, [spec])
+
+
+def stored(uri: str, folder: Path, experiment: str = "xlstm_tune") -> dict[int | None, dict[str, Any]]:
+    """Everything the store has of this folder's search, by trial number (None: the parent). Fails on repeated runs."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return {}
+    search = json.loads((folder / "mlflow" / "spool.json").read_text())["search"]
+    out: dict[int | None, dict[str, Any]] = {}
+    for run in client.search_runs([found.experiment_id], f"tags.`xlstm_tune.search` = '{search}'"):
+        tags = run.data.tags
+        number = int(tags["xlstm_tune.trial"]) if "xlstm_tune.trial" in tags else None
+        assert number not in out, f"trial {number} has two runs"
+        history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+        out[number] = {
+            "id": run.info.run_id,
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "start": run.info.start_time,
+            "end": run.info.end_time,
+            "params": run.data.params,
+            "tags": tags,
+            "curves": {k: [(m.step, m.value) for m in sorted(ms, key=lambda m: m.step)] for k, ms in history.items()},
+            "files": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+        }
+    return out
+
+
+def count_runs(uri: str) -> int:
+    client = MlflowClient(uri)
+    return len(client.search_runs([each.experiment_id for each in client.search_experiments()]))
+
+
+def check_search(runs: dict[int | None, dict[str, Any]], trials: int) -> None:
+    """Every trial of `say_search` is there exactly once, with everything it said."""
+    assert set(runs) == {None, *range(trials)}
+    parent = runs[None]
+    assert parent["status"] == "FINISHED" and parent["name"] == "s" and parent["files"] == ["spec.yaml"]
+    for number in range(trials):
+        run = runs[number]
+        assert run["status"] == "FINISHED" and run["name"] == f"trial-{number}"
+        assert run["tags"]["mlflow.parentRunId"] == parent["id"]
+        assert run["tags"]["status"] == "completed" and run["tags"]["family"] == "lstm"
+        assert run["params"] == {"model.hidden_size": "64", "training.lr": "0.001"}
+        assert run["curves"]["val_rmse"] == [(step, 10.0 / step + number) for step in range(1, EPOCHS + 1)]
+        assert len(run["curves"]["train_loss"]) == EPOCHS and len(run["curves"]["best_val_rmse"]) == 1
+        assert run["files"] == ["weights.safetensors"]
+
+
+def send_all(folder: Path, uri: str) -> Sender:
+    sender = Sender(folder, uri)
+    while sender.waiting():
+        sender.send_next()
+    return sender
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def sent_bytes(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "mlflow" / "state.json").read_text())["offset"])
+    except FileNotFoundError:
+        return 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
