@@ -8,4 +8,4 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("tracked")  # a module of helpers, whose asserts are to say what they compared
+pytest.register_assert_rewrite("tracked", "table_files")  # helpers, whose asserts are to say what they compared

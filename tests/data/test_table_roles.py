@@ -1,0 +1,56 @@
+"""Which columns are inputs and targets, and names that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from table_files import DAILY, load_text, refusal
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"target": "case"}, "'data.target' names 'case', which is not a column of the data; did you mean 'cases'?"),
+        ({"features": ["tmp"]}, "'data.features' names 'tmp', which is not a column of the data; did you mean 'temp'?"),
+        ({"time": {"column": "dat"}}, "'data.time.column' names 'dat'"),
+        ({"series": "county"}, "'data.series' names 'county', which is not a column of the data; known here: cases, "),
+        ({"exclude": "wnd"}, "'data.exclude' names 'wnd'"),
+        ({"categories": "wnd"}, "'data.categories' names 'wnd'"),
+        ({"exclude": ["cases"]}, "column 'cases' is both in 'data.exclude' and in 'data.target'"),
+        ({"exclude": ["date"]}, "column 'date' is both in 'data.exclude' and in 'data.time.column'"),
+        ({"target": "date"}, "column 'date' is both in 'data.time.column' and in 'data.target'"),
+        ({"features": ["date"]}, "column 'date' is both in 'data.time.column' and in 'data.features'"),
+        ({"series": "cases"}, "column 'cases' is both in 'data.series' and in 'data.target'"),
+        ({"features": ["wind"], "exclude": "wind"}, "column 'wind' is both in 'data.exclude' and in 'data.features'"),
+        ({"categories": "cases"}, "column 'cases' is both in 'data.categories' and in 'data.target'"),
+        ({"features": ["wind", "wind"]}, "'data.features' names 'wind' twice"),
+        ({"features": ["wind"], "categories": "temp"}, "'data.categories' names 'temp', which is not an input"),
+        ({"target": []}, "'data.target' is empty"),
+    ],
+)  # fmt: skip
+def test_load_names_that_do_not_fit_are_refused(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(tmp_path, DAILY, **keys)
+
+
+def test_load_forecast_appends_targets_to_the_inputs(tmp_path: Path) -> None:
+    assert load_text(tmp_path, DAILY, features=["wind"]).features == ("wind", "cases")
+    assert load_text(tmp_path, DAILY, features=[]).features == ("cases",)
+    assert load_text(tmp_path, DAILY, exclude="wind").features == ("temp", "cases")
+
+
+def test_load_target_all_is_every_numeric_input(tmp_path: Path) -> None:
+    text = "date,a,sky,b,id\n2012-01-01,1,sun,2,7\n2012-01-02,2,rain,3,8\n"
+    table = load_text(tmp_path, text, target="all", categories="sky", exclude="id")
+    assert table.target_names == ("a", "b") and table.features == ("a", "sky=rain", "sky=sun", "b")
+
+
+def test_load_unnamed_column_is_left_out_with_a_note(tmp_path: Path) -> None:
+    table = load_text(tmp_path, ",date,cases\n0,2012-01-01,5\n1,2012-01-02,6\n")
+    assert table.features == ("cases",) and "without a name" in table.notes[0]
+
+
+def test_load_hint_for_a_column_whose_name_has_dots(tmp_path: Path) -> None:
+    text = "date,temp.max,wind.max,cases\n2012-01-01,1,2,3\n"
+    assert "did you mean 'wind.max'?" in refusal(tmp_path, text, features=["wnd.max"])

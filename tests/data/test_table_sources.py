@@ -1,0 +1,187 @@
+"""Where tables come from: files of every format, many files, folders, and sources that cannot be read."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.feather as pa_feather
+import pyarrow.parquet as pa_parquet
+import pytest
+from table_files import DAILY, load, load_text, one_sentence, refusal
+
+from xlstm_tune.errors import DataError
+
+
+@pytest.mark.parametrize(
+    "name", ["x.parquet", "x.pq", "x.arrow", "x.arrows", "x.feather", "x.csv.gz", "x.tsv", "x.CSV"]
+)
+def test_load_formats_agree_with_csv(tmp_path: Path, name: str) -> None:
+    expected = load_text(tmp_path, DAILY)
+    table = pa_csv.read_csv(tmp_path / "x.csv")
+    path = tmp_path / name
+    if name.endswith((".parquet", ".pq")):
+        pa_parquet.write_table(table, path)
+    elif name == "x.feather":
+        pa_feather.write_feather(table, path)
+    elif name.startswith("x.arrow"):
+        new = pa.ipc.new_stream if name == "x.arrows" else pa.ipc.new_file
+        with new(path, table.schema) as writer:
+            writer.write_table(table)
+    elif name == "x.csv.gz":
+        with pa.CompressedOutputStream(path, "gzip") as stream:
+            stream.write(DAILY.encode())
+    else:
+        path.write_text(DAILY.replace(",", "\t") if name == "x.tsv" else DAILY)
+    loaded = load(path)
+    assert loaded.fingerprint == expected.fingerprint
+    np.testing.assert_array_equal(loaded.values, expected.values)
+
+
+def write_parts(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for part in range(3):
+        rows = [f"2012-01-{3 * part + day + 1:02},{3 * part + day}" for day in range(3)]
+        (folder / f"part{part}.csv").write_text("\n".join(["date,cases", *rows]) + "\n")
+    (folder / "README.md").write_text("not data")
+    (folder / "_SUCCESS").write_text("")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{}/d/part*.csv",
+        "{}/d",
+        "{}/**/part?.csv",
+        "{}/d/part[012].csv",
+        "file://{}/d/part*.csv",
+        "file://{}/d",
+        "d",
+        "d/*.csv",
+    ],
+)
+def test_load_many_files_follow_each_other_by_name(tmp_path: Path, source: str, monkeypatch: Any) -> None:
+    write_parts(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    table = load(source.format(tmp_path))
+    assert table.values[:, 0].tolist() == list(range(9)) and table.notes == ()
+
+
+def test_load_list_keeps_its_order_and_names_the_file_of_a_row(tmp_path: Path) -> None:
+    write_parts(tmp_path / "d")
+    sources = [str(tmp_path / "d" / f"part{part}.csv") for part in (1, 0)]
+    table = load(sources, time=None, exclude="date")
+    assert table.values[:, 0].tolist() == [3, 4, 5, 0, 1, 2]
+    (tmp_path / "d" / "part0.csv").write_text("date,cases\n2012-01-01,1\n2012-01-02,oops\n")
+    with pytest.raises(DataError, match=r'text \("oops" in row 2 of .*part0\.csv\); a target must be a number'):
+        load(sources)
+
+
+def test_load_file_uri_reads_one_file(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(DAILY)
+    assert load(f"file://{tmp_path}/x.csv").values.shape == (4, 3)
+
+
+def test_load_name_with_brackets_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "x[1].csv").write_text(DAILY)
+    assert len(load(tmp_path / "x[1].csv").values) == 4
+
+
+def test_load_folder_turns_hive_partitions_into_columns(tmp_path: Path) -> None:
+    for county in ("Pima", "Yuma"):
+        folder = tmp_path / "d" / f"county={county}"
+        folder.mkdir(parents=True)
+        pa_parquet.write_table(
+            pa.table({"date": [dt.date(2012, 1, 1), dt.date(2012, 1, 2)], "cases": [1, 2]}), folder / "p.parquet"
+        )
+    assert load(tmp_path / "d", series="county").keys == (("Pima",), ("Yuma",))
+
+
+def test_load_files_whose_types_differ_are_widened(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("date,cases,x\n2012-01-01,1,\n2012-01-02,2,\n")
+    (tmp_path / "b.csv").write_text("date,cases,x\n2012-01-03 00:00:00,1.5,7\n2012-01-04 00:00:00,2.5,8\n")
+    table = load(tmp_path / "*.csv", missing="interpolate")
+    assert table.values.tolist() == [[1, 7], [2, 7], [1.5, 7], [2.5, 8]]
+
+
+@pytest.mark.slow  # Arrow tries for six seconds before it gives up
+def test_load_s3_that_cannot_be_reached_is_one_sentence_without_secrets(tmp_path: Path) -> None:
+    uri = "s3://someone:topsecret@bucket/x.csv?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    with pytest.raises(DataError) as error:
+        load(uri)
+    message = one_sentence(error)
+    assert message.startswith("'s3://bucket/x.csv' cannot be reached") and "topsecret" not in message
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("daly.csv", "'daly.csv' does not exist; did you mean 'daily.csv'?"),
+        ("nowhere/x.csv", "'nowhere/x.csv' does not exist: there is no folder "),
+        ("*.arrow", "no file matches '*.arrow'; a relative path starts at "),
+        ("empty.csv", "empty.csv is empty"),
+        ("blank.csv", "blank.csv is empty"),
+        ("empty.parquet", "empty.parquet is empty"),
+        ("header.csv", "header.csv has a header but no rows"),
+        ("header2.csv", "header2.csv has a header but no rows"),
+        ("broken.parquet", "broken.parquet cannot be read: "),
+        ("twice.csv", "twice.csv has more than one column named 'a'; rename one of them"),
+        ("ragged.csv", "row 2 of ragged.csv has 2 cells, but the header has 3 ('4,5'); mend that row"),
+        ("semicolon.csv", "semicolon.csv separates its cells by semicolons; save it with commas (and decimal points)"),
+        ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
+        ("x.xlsx", "x.xlsx is of a kind that cannot be read; readable are .csv, "),
+        ("folder", "the folder 'folder' holds no file that can be read ("),
+        ("s9://x/y.csv", "'s9://x/y.csv' cannot be reached: "),
+        ("sample:seatle-weather", "did you mean 'seattle-weather'?"),
+    ],
+)
+def test_load_source_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, source: str, expected: str, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "daily.csv": DAILY, "empty.csv": "", "blank.csv": "\n\n", "header.csv": "a,b\n", "header2.csv": "a,b",
+        "twice.csv": "a,a\n1,2\n", "ragged.csv": "a,b,c\n1,2,3\n4,5\n6,7,8\n", "semicolon.csv": "a;b\n1;2\n",
+        "x.xlsx": "a", "empty.parquet": "", "broken.parquet": "PAR1 or not",
+    }  # fmt: skip
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.csv").write_bytes(b"a,b\xe9\n1,2\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError) as error:
+        load(source)
+    assert expected in one_sentence(error)
+
+
+def test_load_ragged_row_far_into_a_large_file_is_found(tmp_path: Path) -> None:
+    lines = ["a,b"] + ["1,2"] * 400_000
+    lines[300_000] = "1,2,3"
+    message = refusal(tmp_path, "\n".join(lines))
+    assert "row 300000 of " in message and "has 3 cells, but the header has 2" in message
+
+
+def test_load_column_whose_type_changes_late_in_a_large_file_is_read(tmp_path: Path) -> None:
+    lines = ["date,cases"] + ["0,1"] * 400_000
+    lines[-1] = "0.5,2.5"
+    table = load_text(tmp_path, "\n".join(lines), time=None, features="cases")
+    assert table.values[-1, 0] == 2.5 and table.values[0, 0] == 1
+
+
+def test_load_files_with_other_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("date,cases\n2012-01-01,1\n")
+    (tmp_path / "b.csv").write_text("date,case\n2012-01-02,1\n")
+    with pytest.raises(DataError, match=r"b\.csv lacks the column 'cases' that .*a\.csv has; files must agree"):
+        load(tmp_path / "*.csv")
+
+
+def test_load_sample_parameters_for_a_file_are_refused(tmp_path: Path) -> None:
+    assert "sets parameters of a built-in sample" in refusal(tmp_path, DAILY, sample={"years": 3})
+
+
+def test_load_sample_among_other_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be joined"):
+        load(["sample:seattle-weather", "x.csv"])

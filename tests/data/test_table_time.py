@@ -1,0 +1,136 @@
+"""Times in every format, and the order of rows within their series."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+import pytest
+from epiweeks import Week
+from table_files import DAILY, load, load_text, refusal
+
+from xlstm_tune.data.clock import season_of, week_number
+
+
+@pytest.mark.parametrize(
+    ("stamps", "time", "season"),
+    [
+        (["2012-01-01 00:00:00", "2012-01-01 01:00:00", "2012-01-01 02:00:00"], {}, 24),
+        (["2012-01-01T00:00", "2012-01-01T00:15", "2012-01-01T00:30"], {"format": "iso"}, 96),
+        (["2012-01-01T00:00:00Z", "2012-01-01T00:10:00Z", "2012-01-01T00:20:00Z"], {}, 144),
+        (["2012-01-01", "2012-01-08", "2012-01-15"], {}, 52),
+        (["2012/01/01", "2012/01/02", "2012/01/03"], {}, 7),
+        (["2012-01", "2012-02", "2012-03"], {}, 12),
+        (["2012-01-31", "2012-02-29", "2012-03-31"], {}, 12),
+        (["2012-03-31", "2012-06-30", "2012-09-30"], {}, 4),
+        (["2012-01-01", "2013-01-01", "2014-01-01"], {}, 1),
+        (["1325376000", "1325379600", "1325383200"], {"format": "epoch"}, 24),
+        (["1325376000.0", "1325379600.0", "1325383200.0"], {"format": "epoch"}, 24),
+        (["1325376000000", "1325379600000", "1325383200000"], {"format": "epoch", "unit": "ms"}, 24),
+        (["2012_1", "2012_2", "2012_3"], {"format": "mmwr-week"}, 52),
+        (["2012-W01", "2012-W02", "2012-W03"], {"format": "mmwr-week"}, 52),
+        (["201201", "201202", "201203"], {"format": "mmwr-week"}, 52),
+    ],
+)  # fmt: skip
+def test_load_time_in_every_format_sorts_and_gives_the_season(
+    tmp_path: Path, stamps: list[str], time: dict[str, str], season: int
+) -> None:
+    text = "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(stamps))
+    table = load_text(tmp_path, text, time={"column": "date", **time})
+    assert (np.diff(table.time) > 0).all() and table.values[:, 0].tolist() == [0, 1, 2]
+    assert season_of(table.step, table.time_kind) == season
+    assert table.notes == ()
+    if table.time_kind == "date":
+        assert str(table.time[0].astype("datetime64[ns]"))[:4] == "2012"
+
+
+def test_load_row_order_counts_rows_and_has_no_step(tmp_path: Path) -> None:
+    table = load_text(tmp_path, DAILY, time=None, exclude="date")
+    assert table.time.tolist() == [0, 1, 2, 3] and table.step is None and table.time_label(2) == "3"
+
+
+def test_load_parquet_timestamps_of_any_unit_agree(tmp_path: Path) -> None:
+    days = [dt.datetime(2012, 1, day) for day in (1, 2, 3)]
+    stamps = set()
+    for kind in (pa.date32(), pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us", "UTC"), pa.timestamp("ns")):
+        table = pa.table({"date": pa.array(days, pa.timestamp("s")).cast(kind), "cases": [1, 2, 3]})
+        pa_parquet.write_table(table, tmp_path / "x.parquet")
+        stamps.add(tuple(load(tmp_path / "x.parquet").time.tolist()))
+    assert len(stamps) == 1
+
+
+def test_week_number_counts_53_week_years() -> None:
+    assert week_number("2009_1") - week_number("2008_53") == 1
+    assert week_number("2008_53") - week_number("2008_52") == 1
+    assert week_number("2007_1") - week_number("2006_52") == 1
+    assert (
+        week_number("2025_20") - week_number("2006_1")
+        == (Week(2025, 20).startdate() - Week(2006, 1).startdate()).days // 7
+    )
+
+
+@pytest.mark.parametrize(
+    ("stamps", "time", "expected"),
+    [
+        (["2006_52", "2006_53"], {"format": "mmwr-week"}, "row 2: '2006_53' is not an MMWR week; 2006 has the"),
+        (["2006_1", "2006_0"], {"format": "mmwr-week"}, "'2006_0' is not an MMWR week"),
+        (["2006_1", "week 2"], {"format": "mmwr-week"}, "write year_week, such as 2006_1"),
+        (["2006_1", "2006_2"], {}, "'2006_1' in row 1 of column 'date' is not an ISO date; set data.time.format: mmwr"),
+        (["2012-01-01", "31/01/2012"], {}, "'31/01/2012' in row 2 of column 'date' is not an ISO date; write it as "),
+        (["2012-01-01", "2012-13-01"], {}, "'2012-13-01' in row 2"),
+        (["2012-01-01", "2012-02-30"], {}, "'2012-02-30' in row 2"),
+        (["2012-01-01", "9999-01-01"], {}, "'9999-01-01' in row 2 of column 'date' is not a date of the years 1678"),
+        (["2012-01-01", "n/a"], {}, "the time column 'date' is blank in row 2; every row needs its time"),
+        (["2012-01-01", ""], {}, "the time column 'date' is blank in row 2"),
+        (["17", "18"], {}, "the time column 'date' holds numbers (17 in row 1); set data.time.format: epoch"),
+        (["17", "late"], {"format": "epoch"}, "column 'date' holds text ('late' in row 2), but data.time.format"),
+        (["1325376000000", "1325376060000"], {"format": "epoch"}, "which is no time in s since 1970"),
+        (["18446744073709551615", "1"], {"format": "epoch", "unit": "ns"}, "is no time in ns since 1970"),
+        (["1.5", "nan"], {"format": "epoch"}, "the time column 'date' is blank in row 2"),
+    ],
+)  # fmt: skip
+def test_load_bad_time_is_one_sentence(tmp_path: Path, stamps: list[str], time: dict[str, str], expected: str) -> None:
+    text = "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(stamps))
+    assert expected in refusal(tmp_path, text, time={"column": "date", **time})
+
+
+def test_load_rows_out_of_order_are_sorted_inside_their_series_and_said(tmp_path: Path) -> None:
+    text = "unique_id,ds,y\nB,2012-01-02,4\nA,2012-01-01,1\nB,2012-01-01,3\nA,2012-01-02,2\n"
+    table = load_text(tmp_path, text, series="unique_id", time={"column": "ds"}, target="y")
+    assert table.keys == (("B",), ("A",)) and table.key_names == ("unique_id",)
+    assert table.values[:, 0].tolist() == [3, 4, 1, 2] and table.offsets.tolist() == [0, 2, 4]
+    assert table.notes == ("the rows were not in the order of 'ds' in 1 of 2 series and were sorted by it",)
+    assert table.series_name(1) == "unique_id=A" and table.file_rows.tolist() == [2, 0, 1, 3]
+
+
+def test_load_two_rows_of_one_moment_are_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, DAILY + "2012-01-02,9,9,9\n")
+    assert message == (
+        "two rows stand for '2012-01-02' in column 'date' (row 2 and row 5); "
+        "remove one, or name the columns that tell series apart in data.series"
+    )
+    text = "county,date,cases\nPima,2012-01-01,1\nYuma,2012-01-01,2\nYuma,2012-01-01,3\n"
+    assert refusal(tmp_path, text, series="county") == (
+        "the series county=Yuma has two rows for '2012-01-01' in column 'date' (row 2 and row 3); remove one of them"
+    )
+    assert load_text(tmp_path, text, series="county", time=None, exclude="date").offsets.tolist() == [0, 1, 3]
+
+
+def test_load_gaps_in_time_are_noted(tmp_path: Path) -> None:
+    table = load_text(tmp_path, DAILY + "2012-01-07,1,1,1\n2012-01-08,1,1,1\n")
+    (note,) = table.notes
+    assert note.startswith("1 step in time differs from the usual 1 d, the first between 2012-01-04 and 2012-01-07")
+
+
+def test_load_blank_series_key_is_refused(tmp_path: Path) -> None:
+    for blank in ("Pima,2012-01-01,1\n,2012-01-02,2\n", "1.5,2012-01-01,1\nnan,2012-01-02,2\n"):
+        message = refusal(tmp_path, "county,date,cases\n" + blank, series="county")
+        assert "column 'county' of data.series is blank in row 2" in message
+
+
+def test_load_text_key_called_na_is_a_name(tmp_path: Path) -> None:
+    text = "country,date,cases\nNA,2012-01-01,1\nDE,2012-01-02,2\n"
+    assert load_text(tmp_path, text, series="country").keys == (("NA",), ("DE",))
