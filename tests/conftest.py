@@ -8,4 +8,5 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("tracked", "table_files")  # helpers, whose asserts are to say what they compared
+# Helpers, whose asserts are to say what they compared, as those of tests do.
+pytest.register_assert_rewrite("tracked", "table_files", "split_tables")
