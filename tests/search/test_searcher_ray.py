@@ -1,0 +1,95 @@
+"""The searcher under Ray itself: failures, early stops and duplicates leave nothing open."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from searcher_bench import EPOCHS, METRIC, SMALL, STATES, make_spec
+
+from xlstm_tune.search.duplicates import REASON, TrialEnd
+from xlstm_tune.search.schedulers import make_scheduler
+from xlstm_tune.search.searcher import OptunaSearcher
+from xlstm_tune.search.space import Space
+
+
+@pytest.mark.slow
+def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray import tune
+
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"):
+        monkeypatch.setenv(name, "1" if "DISABLE" in name else "0")
+
+    class Trial(tune.Trainable):  # type: ignore[misc]  # local, so that it travels to the workers by value
+        def setup(self, config: dict[str, Any]) -> None:
+            self.reset_config(config)
+
+        def reset_config(self, config: dict[str, Any]) -> bool:
+            # Worse and worse, so that ASHA has something to stop.
+            (one,) = config["trials"]
+            self.point, self.number, self.epoch = one["params"], one["number"], 0
+            return True
+
+        def step(self) -> dict[str, Any]:
+            self.epoch += 1
+            row = self.row()
+            return {key: row[key] for key in ("epoch", METRIC, "done")} | {"rows": [row]}
+
+        def row(self) -> dict[str, Any]:
+            value = self.number + 1 / self.epoch
+            result = {"number": self.number, "epoch": self.epoch, METRIC: value, "status": "running"}
+            result |= {"finished": False, "done": False}
+            if self.point == {"model.hidden_size": 32, "model.dropout": 0.1}:
+                os._exit(1)
+            if self.point["model.hidden_size"] == 64 and self.point["model.dropout"] < 0.2:
+                return result | {METRIC: math.nan, "status": "failed", "reason": "diverged: here", "done": True}
+            if self.epoch == EPOCHS:
+                return result | {"status": "completed", "finished": True, "done": True}
+            return result
+
+        def save_checkpoint(self, folder: str) -> None:
+            pass
+
+    spec = make_spec(SMALL, algorithm="random", trials=50, scheduler="asha", grace_epochs=1, reduction_factor=2)
+    ends: list[TrialEnd] = []
+    searcher = OptunaSearcher(spec, Space.from_spec(spec), tmp_path, on_end=ends.append)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        tuner = tune.Tuner(
+            Trial,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=make_scheduler(spec.search, EPOCHS),
+                num_samples=-1,
+                max_concurrent_trials=2,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(name="ray", storage_path=str(tmp_path), verbose=0),
+        )
+        grid = tuner.fit()
+    finally:
+        ray.shutdown()
+    assert "all 12 distinct configurations" in str(searcher.exhausted)
+    trials = searcher.study.get_trials(deepcopy=False)
+    assert all(trial.state.is_finished() for trial in trials)
+    assert sorted(end.number for end in ends) == [trial.number for trial in trials]
+    counts = Counter(end.status for end in ends)
+    assert counts["failed"] == 3
+    assert counts["pruned"] and counts["completed"] and counts["duplicate"]
+    assert counts["failed"] + counts["pruned"] + counts["completed"] == 12 == len(grid)
+    for end in ends:
+        trial = trials[end.number]
+        if end.status != "duplicate":
+            assert trial.state == STATES[end.status]
+            last = trial.last_step
+            assert (last == EPOCHS) == (end.status == "completed")
+            assert trial.user_attrs.get(REASON) == end.reason
+    reasons = Counter(end.reason for end in ends if end.status == "failed")
+    assert reasons == {"diverged: here": 2, "worker died": 1}
+    assert not list((tmp_path / "ray").glob("searcher-state*"))

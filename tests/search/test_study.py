@@ -1,0 +1,116 @@
+"""The study behind a searcher: resumed, refused, or kept in any storage that Optuna knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from searcher_bench import SMALL, Bench, check_all_told, fate, make_spec
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.search.duplicates import CUT, DUPLICATE_OF, REASON
+from xlstm_tune.search.study import JOURNAL, open_study
+
+
+def test_resume_knows_what_is_done_and_first_repeats_what_was_interrupted(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=8)
+    dead = Bench(spec, tmp_path)
+    done, failed, lost, silent = (dead.ask() for _ in range(4))
+    assert done and failed and lost and silent
+    dead.end(done, 4, 1.5, status="completed", finished=True)
+    dead.searcher.on_trial_complete(failed, error=True)
+    dead.epoch(lost, 1, 2.0)
+    dead.searcher.study.enqueue_trial({"model.hidden_size": 32})  # and it died before it asked
+
+    bench = Bench(spec, tmp_path, resume=True)
+    before = bench.trials()
+    assert all(trial.state.is_finished() for trial in before)
+    assert [t.user_attrs.get(REASON) for t in before] == [None, "worker died", *["interrupted"] * 3]
+    assert bench.searcher.started == 2
+    first, second = bench.ask(), bench.ask()
+    assert first and second
+    assert [bench.started[first], bench.started[second]] == [dead.started[lost], dead.started[silent]]
+    bench.searcher.study.enqueue_trial(dict(dead.started[done]))
+    third = bench.ask()
+    assert third
+    copy = next(end for end in bench.ends if end.status == "duplicate")
+    assert (copy.value, copy.duplicate_of) == (1.5, dead.numbers[done])
+    bench.searcher.close("interrupted")
+
+    again = Bench(spec, tmp_path, resume=True)
+    again.run(lambda params: "completed")
+    assert again.searcher.started == 8
+    assert list(again.started.values())[:3] == [bench.started[key] for key in (first, second, third)]
+    states = Counter(t.state for t in again.trials() if not {CUT, DUPLICATE_OF} & set(t.user_attrs))
+    assert states == {TrialState.COMPLETE: 7, TrialState.FAIL: 1}
+
+
+def test_resume_draws_new_numbers(tmp_path: Path) -> None:
+    space = {"training.learning_rate": {"log_float": [1e-4, 1e-2]}}
+    first = Bench(make_spec(space, algorithm="random", trials=4), tmp_path)
+    first.run(lambda params: "completed")
+    second = Bench(make_spec(space, algorithm="random", trials=8), tmp_path, resume=True)
+    second.run(lambda params: "completed")
+    assert len(second.started) == 4
+    assert not any(end.status == "duplicate" for end in second.ends)
+
+
+def test_resume_continues_grid_and_start_points_where_they_stopped(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, algorithm="grid")
+    Bench(spec, tmp_path).ask()
+    bench = Bench(spec, tmp_path, resume=True)
+    bench.run(lambda params: "completed")
+    assert bench.searcher.started == 12 == len(bench.started)
+    assert not any(end.status == "duplicate" for end in bench.ends)
+
+    (tmp_path / "starts").mkdir()
+    starts = [{"model.hidden_size": size} for size in (128, 64, 32)]
+    spec = make_spec(SMALL, trials=6, start_with=starts)
+    first = Bench(spec, tmp_path / "starts")
+    trial_id = first.ask()
+    assert trial_id
+    first.end(trial_id, 1, 1.0)
+    second = Bench(spec, tmp_path / "starts", resume=True)
+    asked = [second.ask(), second.ask()]
+    assert [second.started[key]["model.hidden_size"] for key in asked if key] == [64, 32]
+
+
+def test_resume_survives_a_half_written_line(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=3)
+    bench = Bench(spec, tmp_path)
+    trial_id = bench.ask()
+    assert trial_id
+    bench.end(trial_id, 1, 1.0)
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 4, "worker_id": "' + b"x" * 9000)
+    for _ in range(2):
+        again = Bench(spec, tmp_path, resume=True)
+        assert again.searcher.started == 1
+        assert again.ask()
+
+
+def test_a_name_already_used_is_refused_and_offers_resume(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=3)
+    Bench(spec, tmp_path)
+    with pytest.raises(StorageError, match="already holds a search named 't'; resume it"):
+        Bench(spec, tmp_path)
+
+
+def test_storage_can_be_any_optuna_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    bench = Bench(make_spec(SMALL, trials=4, storage=url), tmp_path)
+    bench.run(fate)
+    check_all_told(bench)
+    assert not (tmp_path / JOURNAL).exists()
+    assert len(optuna.load_study(study_name="t", storage=url).trials) == len(bench.trials())
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/x.db", "nonsense://me:secret@x", "not a url"])
+def test_a_storage_that_cannot_be_opened_is_one_sentence_without_passwords(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_study("t", make_spec(SMALL, storage=url).search, tmp_path)
+    message = str(caught.value)
+    assert url[:8] in message and "\n" not in message and "secret" not in message
