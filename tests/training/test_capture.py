@@ -105,6 +105,7 @@ def test_train_over_buffers_gives_the_same_bits(
     mine = run(config, data)
     assert_same(mine, true)
     assert mine[-1].captured and not true[-1].captured
+    assert mine[-1].backend == f"{true[-1].backend}; steps replayed from a CUDA graph"
     batches, last = divmod(len(data.parts["train"]), 16)
     assert batches > 1 and last  # a smaller last batch, with a graph of its own
     assert graphs.recorded == 2
@@ -163,7 +164,9 @@ def test_a_refused_capture_leaves_training_as_it_was_and_is_told_once(
     graphs = request.getfixturevalue("graphs")
     graphs.error = torch.OutOfMemoryError("CUDA out of memory.\nMore about it")
     for _ in range(2):
-        assert_same(run_together(members(config), data) if together else run(config, data), true)
+        found = run_together(members(config), data) if together else run(config, data)
+        assert_same(found, true)
+        assert "; no CUDA graph: capturing one failed (OutOfMemoryError" in found[-1].backend
     assert [record.message for record in caplog.records] == [
         "Training steps run without a CUDA graph: capturing one failed (OutOfMemoryError: CUDA out of memory.)."
     ]
@@ -191,7 +194,7 @@ def test_off_is_heeded_and_other_words_are_refused(graphs: Graphs, monkeypatch: 
     off = Captured(step, step, CPU)
     for _ in range(WARM_UP + 1):
         off(torch.ones(()))
-    assert not off.active and not graphs.recorded
+    assert not off.active and not graphs.recorded and "is off" in off.describe()
     monkeypatch.setenv(capture.VARIABLE, "on")
     with pytest.raises(ValueError, match="XLSTM_TUNE_CAPTURE must be auto or off, got 'on'"):
         Captured(step, step, CPU)
@@ -201,7 +204,7 @@ def test_a_cpu_captures_nothing_and_says_nothing(
     make_forecast: Maker, make_config: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = run(make_config(epochs=1), make_forecast(rows=70))
-    assert not caplog.records
+    assert not caplog.records and "graph" not in found[0].backend
     assert isinstance(found[0].state.optimiser.param_groups[0]["lr"], float)
 
 

@@ -75,6 +75,7 @@ class Captured:
         self._eager, self._whole, self._device = eager, whole, device
         self.active = mode == "auto" and possible(device)
         """Steps are captured and replayed, or will be."""
+        self._refused = "XLSTM_TUNE_CAPTURE is off" if mode == "off" else ""
         self.peak_mib = 0.0
         """MiB allocated at the most when a step was captured: what a replay works in, torch does not count again."""
         self._warmed: dict[tuple[torch.Size, ...], int] = {}
@@ -110,10 +111,19 @@ class Captured:
         """Whether steps of some shape are replayed by now."""
         return bool(self._recorded)
 
-    def stop(self, reason: str | None) -> None:
+    def describe(self) -> str:
+        """For people, after what computes the recurrences: whether steps are replayed on a GPU, or why not."""
+        if not possible(self._device):
+            return ""
+        if self._refused:
+            return f"; no CUDA graph: {self._refused}"
+        return "; steps replayed from a CUDA graph" if self.replaying else ""
+
+    def stop(self, reason: str) -> None:
         """Capture no more and let go of the graphs and their memory; the reason is logged, once in a process."""
-        if self.active and reason is not None:
+        if self.active:
             _tell(reason)
+            self._refused = reason
         self.active, self.peak_mib = False, 0.0
         self._recorded.clear()
 

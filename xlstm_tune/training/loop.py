@@ -217,7 +217,7 @@ def train(
             learning_rate=rate,
             peak_memory_mib=peak_memory_mib(device, captured),
             parameters=sum(parameter.numel() for parameter in parameters),
-            backend=model.describe_backend(),
+            backend=model.describe_backend() + captured.describe(),
             improved=improved,
             finished=state.finished,
             state=state,

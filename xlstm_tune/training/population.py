@@ -203,7 +203,7 @@ class Pack:
                 learning_rate=rates[place],
                 peak_memory_mib=peak_memory_mib(self.device, self.captured),
                 parameters=sum(parameter.numel() for parameter in self.parameters[place]),
-                backend=state.model.describe_backend(),
+                backend=state.model.describe_backend() + self.captured.describe(),
                 improved=improved,
                 finished=state.finished,
                 state=state,
