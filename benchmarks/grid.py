@@ -1,6 +1,6 @@
 """The classic grid, search_spaces/grid_xlstm.yaml, whole: configurations trained together, beside `fuse: off`.
 
-    python benchmarks/grid.py                at a reduced size for two CPU cores, about 6 minutes
+    python benchmarks/grid.py                at a reduced size for two CPU cores, about 5 minutes
     python benchmarks/grid.py --whole        as shipped: 48 counties × 22 years, widths up to 512, 10 epochs; for a GPU
     python benchmarks/grid.py --write        also writes results/grid.md
 
@@ -131,7 +131,7 @@ def main(
     counties: Annotated[int, typer.Option(min=2)] = 8,
     years: Annotated[int, typer.Option(min=8)] = 8,
     epochs: Annotated[int, typer.Option(min=1)] = 2,
-    widths: Annotated[str, typer.Option(help="Hidden sizes in place of 64, 128, 256 and 512.")] = "16,32,64,128",
+    widths: Annotated[str, typer.Option(help="Hidden sizes in place of 64, 128, 256 and 512.")] = "8,16,32,64",
     whole: Annotated[bool, typer.Option("--whole", help="The search file as it is.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Write the table to results/grid.md.")] = False,
 ) -> None:

@@ -203,11 +203,14 @@ def _protect_token() -> None:
 
 def _finished(plan: Plan) -> bool:
     """Every trial of an earlier part of this search has ended by itself."""
+    return _ended_by_themselves(read(plan.folder, "trials").to_pylist()) >= plan.trials
+
+
+def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:
+    """Configurations of these rows of the trials table that were not cut short by the search's own end."""
     from xlstm_tune.search.driver import CUTS
 
-    rows = read(plan.folder, "trials").to_pylist()
-    ended = [row for row in rows if row["status"] != "duplicate" and row["reason"] not in CUTS]
-    return len(ended) >= plan.trials
+    return sum(row["status"] != "duplicate" and row["reason"] not in CUTS for row in rows)
 
 
 def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
@@ -294,9 +297,11 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
             searcher.close(reason)
             driver.close()
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
-    cut = reason if progress.ended < plan.trials and not searcher.exhausted else None
-    exhausted = searcher.exhausted if progress.ended < plan.trials else None
-    return Outcome(list(driver.rows.values()), data, cut, exhausted, searcher.separated)
+    rows = list(driver.rows.values())
+    left_out = _ended_by_themselves(rows) < plan.trials
+    cut = reason if left_out and not searcher.exhausted else None
+    exhausted = searcher.exhausted if left_out else None
+    return Outcome(rows, data, cut, exhausted, searcher.separated)
 
 
 def _score_finalists(
