@@ -24,6 +24,7 @@ from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
 from xlstm_tune.search.fusion import Fusion
+from xlstm_tune.search.lock import locked
 from xlstm_tune.search.packing import cluster_gpu_mib
 from xlstm_tune.search.plan import Plan, fit
 from xlstm_tune.search.population import population_params
@@ -61,7 +62,13 @@ def run(plan: Plan, console: Console) -> int:
     quiet()
     if not plan.resume:
         create_folder(plan.folder, plan.spec, plan.data.fingerprint)
-    elif _finished(plan):
+    with locked(plan.folder):
+        return _run_alone(plan, console)
+
+
+def _run_alone(plan: Plan, console: Console) -> int:
+    """`run`, while no other process runs this search."""
+    if plan.resume and _finished(plan):
         console.print(
             f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
             "Give it more with --trials.",

@@ -1,0 +1,49 @@
+"""One driver for a search at a time: a lock on its folder that no crash leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from xlstm_tune.errors import StorageError
+
+LOCK = "driver.lock"
+"""In the search folder: who runs it, as text. The lock itself is the operating system's and ends with its owner."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process runs the search in `folder`.
+
+    Raises StorageError, with who it is, when another does. Where the file system knows no locks nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    # Opened so that programs which this one starts do not inherit it: they may outlive the driver.
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                raise StorageError(
+                    f"the search '{folder.name}' is being run by {who}; wait until it ends, or stop it first"
+                ) from None
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {platform.node()} since {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}\n"
+        )
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
