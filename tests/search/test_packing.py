@@ -9,7 +9,8 @@ import pytest
 
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared, prepare
-from xlstm_tune.search.packing import Largest, Packing, largest_trial, pack
+from xlstm_tune.search import packing
+from xlstm_tune.search.packing import Largest, Packing, largest_trial, pack, room_on_cpu
 from xlstm_tune.search.resources import Placement, packable, place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import PopulationConfig, ResourceConfig, SearchSpec
@@ -32,9 +33,9 @@ from xlstm_tune.training.memory import CONTEXT_MIB, EVALUATION_MIB, SAFETY, data
 def test_pack_by_the_scarcest(
     mib: float, gpu: float, config: dict[str, Any], cpus: float, gpus: float, expected: int, words: str
 ) -> None:
-    packing = pack(Largest("lstm", mib), gpu, ResourceConfig.parse(config), {"CPU": cpus, "GPU": gpus})
-    assert packing.per_gpu == expected and words in packing.why.rpartition(", and ")[2]
-    assert ("to itself" in packing.why) == (expected == 1)
+    made = pack(Largest("lstm", mib), gpu, ResourceConfig.parse(config), {"CPU": cpus, "GPU": gpus})
+    assert made.per_gpu == expected and words in made.why.rpartition(", and ")[2]
+    assert ("to itself" in made.why) == (expected == 1)
 
 
 @pytest.mark.parametrize("per_gpu", range(1, 9))
@@ -90,3 +91,25 @@ def test_process_mib_counts_members_and_data(problem: tuple[SearchSpec, Space, P
     assert process_mib(estimate, data) == pytest.approx(fixed + SAFETY * (kept + EVALUATION_MIB))
     many = process_mib(estimate, data, 1000)
     assert many == pytest.approx(fixed + SAFETY * 1000 * estimate.total_mib)
+
+
+@pytest.mark.parametrize(("gpu", "width", "per_gpu"), [(80_000, 8, 8), (8500, 8, 1), (5000, 5, 1), (900, 1, 1)])
+def test_pack_makes_room_for_configurations_that_train_together(gpu: float, width: int, per_gpu: int) -> None:
+    available = {"CPU": 16.0, "GPU": 1.0}
+    made = pack(Largest("slstm", 1000, each_mib=1000), gpu, ResourceConfig(), available, width=8)
+    assert (made.width, made.per_gpu) == (width, per_gpu)
+    assert (f"{width} of slstm together" in made.why) == (width > 1)
+
+
+def test_room_on_cpu_is_for_what_gains_by_it(problem: tuple[SearchSpec, Space, Prepared], monkeypatch: Any) -> None:
+    spec, _, data = problem
+    spec = SearchSpec.parse(spec.model_dump(by_alias=True) | {"training": {"batch_size": 64}})
+    wide = {"model.family": {"choice": ["slstm"]}, "model.hidden_size": {"choice": [64, 2048]}}
+    # A layer of 64 × 12 × 64 and its like: 7.5 MiB each.
+    for sizes, memory, width in ((wide, 20_000.0, 8), (wide, 100.0, 6), (wide, 1.0, 1)):
+        monkeypatch.setattr(packing, "memory_mib", lambda memory=memory: memory)
+        space = Space.from_spec(SearchSpec.parse(spec.model_dump(by_alias=True) | {"space": sizes}))
+        assert room_on_cpu(spec, space, data, width=8, slots=1) == width
+    large = {"model.family": {"choice": ["slstm"]}, "model.hidden_size": {"choice": [2048]}}
+    space = Space.from_spec(SearchSpec.parse(spec.model_dump(by_alias=True) | {"space": large}))
+    assert room_on_cpu(spec, space, data, width=8, slots=1) == 1, "alone is as fast"

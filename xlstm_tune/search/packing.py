@@ -19,6 +19,7 @@ from xlstm_tune.search.space import Space
 from xlstm_tune.spec import ResourceConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
+from xlstm_tune.training.members import width_for
 from xlstm_tune.training.memory import estimate_memory, process_mib
 
 MOST = 8
@@ -125,12 +126,12 @@ def _size(config: TrialConfig, data: Prepared) -> float:
 def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slots: int) -> int:
     """Configurations that a trial may train together so that `slots` of them take half of the memory at most.
 
-    By a rule of thumb, not to keep a search waiting for a measurement: ten times the numbers that `_size` counts.
+    By a rule of thumb, not to keep a search waiting for a measurement: ten times the numbers that `_size` counts, of
+    the configurations that gain by it.
     """
-    if width == 1:
-        return 1
-    sizes = (_size(spec.combine(params), data) for params in space.examples())
-    return narrowed(width, max(sizes) * 10 * 4 / 2**20, memory_mib() / 2 / slots)
+    configs = (spec.combine(params) for params in (space.examples() if width > 1 else ()))
+    sizes = [_size(config, data) for config in configs if width_for(config, data.lookback, gpu=False) > 1]
+    return narrowed(width, max(sizes) * 10 * 4 / 2**20, memory_mib() / 2 / slots) if sizes else 1
 
 
 def local_gpu_mib() -> float:
