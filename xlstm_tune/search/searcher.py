@@ -103,7 +103,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._limit = max_trials or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
         self._rng = random.Random(spec.search.seed)
         self._ledger = Ledger()
-        self._fusion, self._knows_ahead = fusion, fuses(spec) and spec.search.algorithm == "random"
+        self._fusion = fusion
+        self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
         self._live: dict[int, _Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
@@ -212,7 +213,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                 return self._exhaust(f"all {self._space.describe()} have been tried")
             if self._grid and not self._waiting:
                 return self._exhaust("every point of the grid has been tried")
-            if self._knows_ahead and not self._waiting and misses < PATIENCE:
+            if self._draws_ahead and not self._waiting and misses < PATIENCE:
                 self._look_ahead()
             if self._waiting:
                 self._study.enqueue_trial(*self._waiting.pop())
