@@ -8,7 +8,6 @@ when they fail.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,8 +109,3 @@ class Waiting:
     def _put(self, point: Params, attributes: Attributes) -> None:
         self._points[self._next] = (point, attributes)
         self._next += 1
-
-
-def narrowed(width: int, each_mib: float, room_mib: float) -> int:
-    """As many configurations as `room_mib` holds at `each_mib`, at least 1 and at most `width`."""
-    return max(1, min(width, math.floor(room_mib / each_mib)))

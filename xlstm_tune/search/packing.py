@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.fusion import narrowed
+from xlstm_tune.search.fusion import shape_of_point
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Space
@@ -63,7 +63,7 @@ def pack(
     width: configurations that are to train together in each trial; fewer where a whole GPU does not hold as many.
     """
     if width > 1:
-        width = narrowed(width, largest.each_mib, gpu_mib - largest.mib + largest.each_mib)
+        width = _narrowed(width, largest.each_mib, gpu_mib - largest.mib + largest.each_mib)
     if width > 1:
         title = f"{width} of {largest.title} together"
         largest = Largest(title, largest.mib + (width - 1) * largest.each_mib, largest.each_mib)
@@ -129,9 +129,17 @@ def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slot
     By a rule of thumb, not to keep a search waiting for a measurement: ten times the numbers that `_size` counts, of
     the configurations that gain by it.
     """
-    configs = (spec.combine(params) for params in (space.examples() if width > 1 else ()))
+    if width == 1:
+        return 1
+    shapes = {shape_of_point(params): params for params in space.examples()}  # alike, they take the same
+    configs = map(spec.combine, shapes.values())
     sizes = [_size(config, data) for config in configs if width_for(config, data.lookback, gpu=False) > 1]
-    return narrowed(width, max(sizes) * 10 * 4 / 2**20, memory_mib() / 2 / slots) if sizes else 1
+    return _narrowed(width, max(sizes) * 10 * 4 / 2**20, memory_mib() / 2 / slots) if sizes else 1
+
+
+def _narrowed(width: int, each_mib: float, room_mib: float) -> int:
+    """As many configurations as `room_mib` holds at `each_mib`, at least 1 and at most `width`."""
+    return max(1, min(width, math.floor(room_mib / each_mib)))
 
 
 def local_gpu_mib() -> float:

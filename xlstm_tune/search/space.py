@@ -125,6 +125,10 @@ class Space:
 
     def grid(self) -> Grid:
         """All distinct points. Raises SpecError for continuous ranges and for more than 200,000 points."""
+        return self._grid
+
+    @cached_property
+    def _grid(self) -> Grid:
         product = self._product({domain.key: domain.grid_values for domain in self.domains})
         listed: list[Params] = list(itertools.islice(product, GRID_LIMIT + 1))
         if len(listed) > GRID_LIMIT:
