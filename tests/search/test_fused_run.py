@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import yaml
-from typer.testing import CliRunner
+from wave_search import rows, runs, search, write_wave
 
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import prepare
-from xlstm_tune.results import read
-from xlstm_tune.search.__main__ import app
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.loop import train
 
@@ -24,41 +21,22 @@ RATE = "training.learning_rate"
 
 
 def write(folder: Path, **sections: Any) -> Path:
-    """A sine wave with noise and a search file for it, of which four points have one shape and four another."""
-    values = np.sin(np.arange(300) / 8) * 10 + np.random.default_rng(0).normal(size=300)
-    (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    """A search file for the wave, of which four points have one shape and four another."""
     spec: dict[str, Any] = {
-        "name": "wave",
-        "data": {"source": str(folder / "wave.csv"), "target": "y", "lookback": 12, "horizon": 3},
         "search": {"algorithm": "grid", "scheduler": "none", "start_with": "none"},
         "space": {"model.hidden_size": {"choice": [4, 8]}, RATE: {"choice": [0.1, 0.03, 0.001, 10.0]}},
         "model": {"family": "slstm", "layers": 1, "heads": 2},
         "training": {"epochs": 2, "batch_size": 64, "optimiser": "sgd", "clip": 0.0},
         "resources": {"max_concurrent": 2},
     }
-    for name, section in sections.items():
-        spec[name] = {**spec[name], **section}
-    file = folder / "wave.yaml"
-    file.write_text(yaml.safe_dump(spec))
-    return file
-
-
-def search(folder: Path, file: Path) -> str:
-    result = CliRunner().invoke(app, [str(file), "--storage", str(folder / "searches")])
-    assert not ray.is_initialized()
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def rows(folder: Path, table: str) -> list[dict[str, Any]]:
-    return read(folder / "searches" / "wave", table).to_pylist()
+    return write_wave(folder, spec | {name: {**spec[name], **section} for name, section in sections.items()})
 
 
 def test_a_fused_grid_has_the_records_of_every_configuration(tmp_path: Path) -> None:
     """Of each group of four one diverges, and ASHA stops some: the others go on, and all have their own numbers."""
     asha = {"scheduler": "asha", "grace_epochs": 1, "reduction_factor": 2}
     file = write(tmp_path, search=asha, training={"epochs": 4})
-    output = search(tmp_path, file)
+    output = search(tmp_path, str(file))
     trials = rows(tmp_path, "trials")
     assert [row["trial"] for row in sorted(trials, key=lambda row: row["trial"])] == list(range(8))
     assert {row["fused"] for row in trials} == {4}
@@ -81,11 +59,7 @@ def test_a_fused_grid_has_the_records_of_every_configuration(tmp_path: Path) -> 
     (score,) = (row for row in rows(tmp_path, "scores") if row["part"] == "test")
     assert np.isfinite(score["rmse"])
 
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'searches' / 'mlflow.db'}")
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    children = {int(t): run for run in found if (t := run.data.tags.get("xlstm_tune.trial")) is not None}
+    client, children = runs(tmp_path)
     assert sorted(children) == list(range(8))
     for row in trials:
         run = children[row["trial"]]

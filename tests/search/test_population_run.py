@@ -9,24 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import yaml
-from typer.testing import CliRunner
-
-from xlstm_tune.results import read
-from xlstm_tune.search.__main__ import app
+from wave_search import rows, runs, search, write_wave
 
 pytestmark = pytest.mark.slow
 RATE = "training.learning_rate"
 
 
 def write(folder: Path, **sections: Any) -> Path:
-    """A sine wave with noise and a search file for it: one trial after the other, in one process."""
-    values = np.sin(np.arange(300) / 8) * 10 + np.random.default_rng(0).normal(size=300)
-    (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    """A search file for the wave: one trial after the other, in one process."""
     spec: dict[str, Any] = {
-        "name": "wave",
-        "data": {"source": "wave.csv", "target": "y", "lookback": 12, "horizon": 3},
         "search": {"trials": 2, "seed": 1, "scheduler": "none"},
         "space": {"model.hidden_size": {"choice": [4, 8]}},
         "model": {"family": "lstm", "layers": 1},
@@ -36,34 +28,12 @@ def write(folder: Path, **sections: Any) -> Path:
     }
     for name, section in sections.items():
         spec[name] = section if name == "population" else {**spec[name], **section}
-    file = folder / "wave.yaml"
-    file.write_text(yaml.safe_dump(spec))
-    return file
-
-
-def search(folder: Path, *arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [*arguments, "--storage", str(folder / "searches")])
-    assert not ray.is_initialized()
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def rows(folder: Path, table: str) -> list[dict[str, Any]]:
-    return read(folder / "searches" / "wave", table).to_pylist()
+    return write_wave(folder, spec)
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:
     """Rows of the trials that are no duplicates."""
     return [row for row in rows(folder, "trials") if row["status"] != "duplicate"]
-
-
-def runs(folder: Path) -> tuple[Any, dict[int, Any]]:
-    """MLflow's client, and the child runs by trial."""
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'searches' / 'mlflow.db'}")
-    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return client, {int(t): run for run in found if (t := run.data.tags.get("xlstm_tune.trial")) is not None}
 
 
 @pytest.fixture(scope="module")
