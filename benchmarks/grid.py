@@ -15,7 +15,7 @@ How the time splits, in seconds of the whole program:
 * between: what the trials' span has beside them: building models, compiling, Ray's turns, idle workers at the end;
 * log: from the last configuration's end to the return (finalists' test scores, leaderboard, MLflow's last records).
 
-Exit code 1 when a configuration has no score, or when training together is slower than one by one.
+Exit code 1 when a configuration has no score or two that differ, or when training together is slower than one by one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from machine import describe, write_results
 
 HERE = Path(__file__).resolve().parent
-SPACE = HERE.parent / "search_spaces" / "grid_xlstm.yaml"
+SPACE = "grid_xlstm"
 CLOSE = 1e-3
 """Validation RMSE may differ by this much, relatively: float32 rounds in another order, step after step."""
 
@@ -55,54 +54,32 @@ class Found:
     """Ray trials."""
 
 
-def reduced(counties: int, years: int, epochs: int, widths: list[int]) -> dict[str, Any]:
-    """The shipped search file, smaller."""
-    raw: dict[str, Any] = yaml.safe_load(SPACE.read_text().replace("1e-3", "0.001"))
-    raw["data"]["sample"] = {"counties": counties, "years": years}
-    raw["space"]["model.hidden_size"] = {"choice": widths}
-    raw["training"]["epochs"] = epochs
-    return raw
-
-
-def run(raw: dict[str, Any], folder: Path, name: str, *arguments: str) -> float:
+def run(folder: Path, name: str, settings: list[str]) -> float:
     """The command, from start to end; its seconds."""
-    file = folder / "grid.yaml"
-    file.write_text(yaml.safe_dump(raw, sort_keys=False))
-    command = [sys.executable, "-m", "xlstm_tune.search", str(file), "--storage", str(folder / "searches")]
+    command = [sys.executable, "-m", "xlstm_tune.search", SPACE, "--storage", str(folder), "--name", name]
+    command += [word for setting in settings for word in ("--set", setting)]
     kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     quiet = {"PYTHONPATH": str(HERE.parent), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
     began = time.perf_counter()
-    done = subprocess.run([*command, "--name", name, *arguments], env=kept | quiet, capture_output=True, text=True)
+    done = subprocess.run(command, env=kept | quiet, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the search ended with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
     return time.perf_counter() - began
 
 
-def measure(raw: dict[str, Any], folder: Path, name: str, fuse: str) -> Found:
-    """A whole search, and how its time splits."""
-    from xlstm_tune.data.table import load_table
-    from xlstm_tune.data.windows import prepare
+def measure(folder: Path, name: str, settings: list[str], samples: int, slots: int) -> Found:
+    """A whole search, and how its time splits. samples: of the training part; slots: trials that run at a time."""
     from xlstm_tune.results import read
-    from xlstm_tune.search.plan import make_plan
-    from xlstm_tune.search.space import Space
-    from xlstm_tune.spec import SearchSpec
 
-    spec = SearchSpec.parse(raw)
-    data = prepare(load_table(spec.data), spec.data, spec.max_lookback())
-    plan = make_plan(spec, Space.from_spec(spec), str(folder / "unused"), None, None)
-    slots = plan.placement.concurrent if plan.placement else 1
     began = time.time()
-    seconds = run(raw, folder, name, "--set", f"search.fuse={fuse}")
-    where = folder / "searches" / name
-    rows = read(where, "trials").to_pylist()
-    epochs = read(where, "epochs").to_pylist()
+    seconds = run(folder, name, settings)
+    rows = read(folder / name, "trials").to_pylist()
+    epochs = read(folder / name, "epochs").to_pylist()
     first = min(row["started"] for row in rows).timestamp()
     last = max(row["ended"] for row in rows).timestamp()
     # Of a pack's epoch each configuration has its share of the seconds; its sequences a second are those of all.
-    samples = len(data.parts["train"])
     train = sum(samples / row["sequences_per_s"] for row in epochs) / slots
     both = sum(row["seconds"] for row in epochs) / slots
-    together = {row["trial"]: row["fused"] or 1 for row in rows}
     return Found(
         seconds=seconds,
         start=first - began,
@@ -111,7 +88,7 @@ def measure(raw: dict[str, Any], folder: Path, name: str, fuse: str) -> Found:
         between=last - first - both,
         log=began + seconds - last,
         scores={row["config"]: row["val_rmse"] for row in rows if row["status"] == "completed"},
-        groups=round(sum(1 / number for number in together.values())),
+        groups=round(sum(1 / (row["fused"] or 1) for row in rows)),
     )
 
 
@@ -136,33 +113,45 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Write the table to results/grid.md.")] = False,
 ) -> None:
     """Run the grid both ways."""
-    sizes = [int(width) for width in widths.split(",")]
-    raw = reduced(48, 22, 10, [64, 128, 256, 512]) if whole else reduced(counties, years, epochs, sizes)
+    from xlstm_tune.search.plan import make_plan
+    from xlstm_tune.search.space import Space
+    from xlstm_tune.search_file import load_spec
+
+    smaller = [
+        f"data.sample.counties={counties}",
+        f"data.sample.years={years}",
+        f"space.model.hidden_size={{choice: [{widths}]}}",
+        f"training.epochs={epochs}",
+    ]
+    settings = [] if whole else smaller
+    spec = load_spec(SPACE, settings)
     with tempfile.TemporaryDirectory(prefix="grid-") as scratch:
         folder = Path(scratch)
-        run(raw | {"training": raw["training"] | {"epochs": 1}}, folder, "warm-up", "--trials", "1")
-        together = measure(raw, folder, "together", "auto")
+        plan = make_plan(spec, Space.from_spec(spec), str(folder), None, None)
+        assert plan.placement is not None  # on this machine it is known
+        known = (len(plan.data.parts["train"]), plan.placement.concurrent)
+        run(folder, "warm-up", [*settings, "training.epochs=1", "search.trials=1"])
+        together = measure(folder, "together", settings, *known)
         print(f"together: {together.seconds:.0f} s", flush=True)
-        apart = measure(raw, folder, "apart", "off")
+        apart = measure(folder, "apart", [*settings, "search.fuse=off"], *known)
         print(f"fuse: off: {apart.seconds:.0f} s", flush=True)
-    sample, size = raw["data"]["sample"], raw["space"]["model.hidden_size"]["choice"]
+    sample, sizes = spec.data.sample, spec.space["model.hidden_size"].choice or []
     what = (
-        f"{sample['counties']} counties × {sample['years']} years of 365 days, widths {', '.join(map(str, size))}, "
-        f"{raw['training']['epochs']} epochs. Seconds."
+        f"{sample['counties']} counties × {sample['years']} years of 365 days, widths {', '.join(map(str, sizes))}, "
+        f"{spec.training.epochs} epochs. Seconds."
     )
-    lines = [what, "", *table(together, apart)]
-    print(*lines, sep="\n")
+    lines = table(together, apart)
+    print(what, "", *lines, sep="\n")
     if write:
-        print(
-            f"Written to {write_results('grid', [describe(('torch', 'ray', 'optuna')) + '. ' + lines[0], *lines[1:]])}."
-        )
+        heading = f"{describe(('torch', 'ray', 'optuna'))}. {what}"
+        print(f"Written to {write_results('grid', [heading, '', *lines])}.")
     unlike = [
         key
         for key, value in apart.scores.items()
         if key not in together.scores or abs(together.scores[key] / value - 1) > CLOSE
     ]
     print(f"Scores that differ by more than {CLOSE:g}: {len(unlike)} of {len(apart.scores)}.")
-    raise SystemExit(0 if not unlike and len(apart.scores) == 160 and together.seconds <= apart.seconds else 1)
+    raise SystemExit(0 if not unlike and len(apart.scores) == plan.trials and together.seconds <= apart.seconds else 1)
 
 
 if __name__ == "__main__":
