@@ -285,6 +285,12 @@ def measure_stock(folder: Path, trials: int) -> Measured:
         def _begin(self, config: dict[str, Any]) -> None:
             super()._begin({"trials": [{"number": int(self.trial_id, 16), "params": config}]})
 
+        def step(self) -> dict[str, Any]:
+            """The figures of its one configuration as the trial's own, which Tune's callbacks record."""
+            row: dict[str, Any]
+            (row,) = super().step()["rows"]
+            return row
+
     class Watch(tune.Callback):  # type: ignore[misc]
         """When trials start and end, and how long they train."""
 
