@@ -30,6 +30,15 @@ SEARCHABLE: tuple[str, ...] = (
 """Keys that `space:` may hold."""
 
 
+def _in_seconds(value: float | str | None, where: str) -> float | None:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{where} must be seconds or text such as 30m, 2h or 1d, got '{value}'")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
 class Dimension(Spec):
     """One line of `space:`, for example `{log_float: [1e-4, 1e-2]}`."""
 
@@ -93,12 +102,7 @@ class SearchConfig(Spec):
     @field_validator("time_budget")
     @classmethod
     def _seconds(cls, value: float | str | None) -> float | None:
-        if not isinstance(value, str):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
-        if not match or float(match[1]) <= 0:
-            raise ValueError(f"search.time_budget must be seconds or text such as 30m, 2h or 1d, got '{value}'")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return _in_seconds(value, "search.time_budget")
 
 
 class ResourceConfig(Spec):
@@ -110,6 +114,14 @@ class ResourceConfig(Spec):
     elsewhere. 0.25 puts four trials on one."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; None = as many as the resources hold."""
+    trial_timeout: Annotated[float, Field(gt=0)] | str | None = None
+    """Seconds, or text such as 30m, 2h, 1d, within which a trial has to finish an epoch. One that does not hangs: its
+    worker is ended, and the trial goes on from its last checkpoint with another. None = wait for ever."""
+
+    @field_validator("trial_timeout")
+    @classmethod
+    def _seconds(cls, value: float | str | None) -> float | None:
+        return _in_seconds(value, "resources.trial_timeout")
 
 
 class PopulationConfig(Spec):

@@ -51,7 +51,11 @@ def search(
         str | None, typer.Option(metavar="URI", help="MLflow server or database. None: sqlite in the storage folder.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Continue the search of this name instead of starting FILE.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Go on with the search of this name. More --trials or another search.time_budget may be given.",
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; `auto` finds one. None: this machine.")
@@ -66,9 +70,10 @@ def search(
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
         if resume is not None:
-            if file is not None or name is not None or overrides:
-                raise SpecError("--resume continues a search as it was started; give no FILE, --name or --set with it")
-            file = str(find_folder(storage, resume) / SPEC)
+            if name is not None:
+                raise SpecError("--resume names the search that goes on; give no --name with it")
+            name = resume
+            file = file or str(find_folder(storage, resume) / SPEC)
         elif file is None:
             file = QUICKSTART
             console.print(

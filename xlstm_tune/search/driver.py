@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 from ray import tune
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
+from xlstm_tune.search.folder import CHECKPOINTS, CONFIG, HUNG, WEIGHTS, trial_folder
+from xlstm_tune.search.journal import History
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_records import (
     member_curves,
@@ -26,6 +30,7 @@ from xlstm_tune.search.population_records import (
     winner_tags,
 )
 from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import Spool
 from xlstm_tune.training.config import TrialConfig
@@ -34,8 +39,8 @@ from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""
-CUTS = ("time budget", "interrupted")
-"""Reasons of trials that were ended by the search's own end; their configurations are tried again by a resume."""
+CUTS = (TIME_BUDGET, INTERRUPTED, DISK_FULL)
+"""Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
 LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro_batch", "members_at_once", "backend")
 """Columns of the trials table that the last epoch's result fills."""
 
@@ -52,6 +57,11 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._ends: dict[int, TrialEnd] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._started: dict[int, float] = {}
+        """When this driver gave it to a worker, in seconds since 1970."""
+        self._first: dict[int, float] = {}
+        """When it was first given to one, by whatever driver."""
+        self._spent: dict[int, float] = {}
+        """Seconds that workers had it under earlier drivers."""
         self._members: dict[int, list[Member]] = {}
         self._together: dict[int, int] = {}
         """How many configurations the Ray trial of each began with."""
@@ -66,27 +76,55 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """Ray pickles its Tuner, callbacks included, and never needs the copy: open files stay here."""
         return {}
 
-    def recall(self) -> None:
-        """Take up the trials that an earlier part of this search has finished."""
+    def recall(self, history: History) -> None:
+        """Take up what an earlier driver did, and make up for what it was killed before it could write."""
+        told, written = self._spool.known(), set(_keys(read(self._folder, "epochs"), "trial", "epoch"))
         for row in read(self._folder, "trials").to_pylist():
             setting = json.loads(row["setting"]) if row["setting"] else None
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
-            if row["reason"] not in CUTS:
-                self._progress.ended_trial(row["trial"], row["status"])
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
                 self._progress.scored(row["trial"], row["name"], value, row["std_error"])
-        self._progress.recalled = self._progress.ended
+        for number, past in history.trials.items():
+            run = told.get(number)
+            if self._is_over(number) and run and run.ended == self.rows[number]["status"]:
+                continue
+            if past.rows or past.end is None:
+                config = self._spec.resolve(past.params)
+                self._together[number] = len(past.together)
+                self._members[number] = trial_members(self._spec, config)
+                if run is None or not run.started:
+                    self._begin_run(number, config)
+            for when, row in past.rows:
+                if row["status"] == "failed":
+                    continue
+                self._last[number] = row
+                if "members" in row:
+                    self._standing[number] = row["members"]
+                if (number, row["epoch"]) not in written:
+                    self._write_epoch(number, row, when)
+                if run is None or row["epoch"] > run.step:
+                    self._spool_epoch(number, row, when)
+            self._spent[number], self._first[number] = past.spent, past.began
+            if past.end is not None:
+                self.rows.pop(number, None)
+                self._write(past.end, past.ended)
+        self._progress.recall(row["status"] for row in self.rows.values() if row["reason"] not in CUTS)
+
+    def _is_over(self, number: int) -> bool:
+        """Whether its row is written, and was not cut short."""
+        return number in self.rows and self.rows[number]["reason"] not in CUTS
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
         for one in trial.config["trials"]:
             self._together[one["number"]] = len(trial.config["trials"])
-            if one["number"] not in self._started:  # else it is tried again by itself
+            if one["number"] not in self._started:  # else it goes on with another worker
                 self._start(one["number"], self._spec.resolve(one["params"]))
 
     def _start(self, number: int, config: TrialConfig) -> None:
         self._started[number] = time.time()
+        self._first.setdefault(number, self._started[number])
         self._members[number] = trial_members(self._spec, config)
         runs = [member.config for member in self._members[number]] or [config]
         epochs = max(run.training.epochs for run in runs)
@@ -107,18 +145,24 @@ class Driver(tune.Callback):  # type: ignore[misc]
             self._standing[number] = result["members"]
         if result.get("status") == "failed" or number not in self._started:
             return  # no figures, the searcher tells the reason; or a stop that reached the trial an epoch late
-        if result["epoch"] <= self._last.get(number, {}).get("epoch", 0):
-            return  # tried again by itself: known
         self._last[number] = result
-        now, objective = time.time(), self._spec.search.objective
-        error = result.get("std_error")
-        self._progress.epoch(number, result["epoch"], result[f"best_{objective}"], error)
-        curves = {name: result[name] for name in CURVES}
-        members = member_curves(self._members.get(number, []), result, objective)
-        self._spool.epoch(number, result["epoch"], curves | members, now)
+        self._progress.epoch(
+            number, result["epoch"], result[f"best_{self._spec.search.objective}"], result.get("std_error")
+        )
+        now = time.time()
+        self._spool_epoch(number, result, now)
+        self._write_epoch(number, result, now)
+
+    def _spool_epoch(self, number: int, row: dict[str, Any], now: float) -> None:
+        curves = {name: row[name] for name in CURVES}
+        members = member_curves(self._members.get(number, []), row, self._spec.search.objective)
+        self._spool.epoch(number, row["epoch"], curves | members, now)
+
+    def _write_epoch(self, number: int, row: dict[str, Any], now: float) -> None:
         self._results.epoch(
-            {"trial": number, "epoch": result["epoch"], "seconds": result["epoch_seconds"], "timestamp": _moment(now)}
-            | {"micro_batch": result["micro_batch"], "std_error": error, **curves}
+            {"trial": number, "epoch": row["epoch"], "seconds": row["epoch_seconds"], "timestamp": _moment(now)}
+            | {"micro_batch": row["micro_batch"], "std_error": row.get("std_error")}
+            | {name: row[name] for name in CURVES}
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -132,6 +176,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_end(self, end: TrialEnd) -> None:
         """The searcher's word on how a trial ended; the trial's last epoch reaches this object after it."""
+        if self._is_over(end.number):
+            return  # known from an earlier driver
         if end.trial_id is not None:
             self._ends[end.number] = end
         elif end.duplicate_of is None or end.duplicate_of in self.rows:
@@ -153,16 +199,18 @@ class Driver(tune.Callback):  # type: ignore[misc]
         for follower in self._followers.pop(number, []):
             self._write(follower)
 
-    def _write(self, end: TrialEnd) -> None:
-        """The trial's row, in the tables and on its MLflow run."""
+    def _write(self, end: TrialEnd, ended: float | None = None) -> None:
+        """The trial's row, in the tables and on its MLflow run. ended: seconds since 1970; None = now."""
         number = end.number
         try:
             config = self._spec.resolve(end.params)
         except SpecError:
             # A combination that is no model: the searcher refused it, and the reason says why.
             config = None
-        now = time.time()
+        now = ended or time.time()
         last, started = self._last.pop(number, {}), self._started.pop(number, None)
+        first = self._first.pop(number, started)
+        spent = self._spent.pop(number, 0.0) + (now - started if started else 0.0)
         together = self._together.pop(number, 1)
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
@@ -182,9 +230,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "fused": together if together > 1 else None,
             "setting": None,
             **{name: last.get(name) for name in LAST},
-            "seconds": (now - (started or now)) / together,
+            "seconds": spent / together,
             "duplicate_of": end.duplicate_of,
-            "started": _moment(started or now),
+            "started": _moment(first or now),
             "ended": _moment(now),
         }
         if winner is not None:
@@ -200,9 +248,11 @@ class Driver(tune.Callback):  # type: ignore[misc]
             self._results.members(member_rows(number, members, standing, end.status, end.reason))
         self._results.trial(row)
         self.rows[number] = row
-        self._progress.ended_trial(number, end.status)
+        self._progress.ended_trial(number, None if end.reason in CUTS else end.status)
+        if end.reason not in CUTS:
+            shutil.rmtree(trial_folder(self._folder, number) / CHECKPOINTS, ignore_errors=True)
         if config:
-            if started is None:  # a duplicate, or cut before a worker took it
+            if first is None:  # a duplicate, or cut before a worker took it
                 self._begin_run(number, config)
             self._track(number, row, winner_tags(winner) if winner else {})
 
@@ -223,8 +273,15 @@ class Driver(tune.Callback):  # type: ignore[misc]
             metrics={name: float(value) for name, value in figures.items() if value is not None},
             tags=tags
             | {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]},
-            artifacts=[path for path in (folder / CONFIG, folder / WEIGHTS, folder / "error.txt") if path.exists()],
+            artifacts=[
+                path for path in (folder / name for name in (CONFIG, WEIGHTS, "error.txt", HUNG)) if path.exists()
+            ],
         )
+
+
+def _keys(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The values of these columns, row by row."""
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def _finite(value: float | None) -> float | None:

@@ -17,8 +17,6 @@ Ending = Literal["completed", "pruned", "failed"]
 # User attributes of the Optuna trials, for reports and for the next resume.
 REASON = "reason"
 DUPLICATE_OF = "duplicate_of"
-CUT = "cut"
-"""The trial did not end by itself or by the scheduler: its configuration may run again."""
 START = "start"
 """Which start point the trial is."""
 
@@ -62,7 +60,7 @@ class Ledger:
         self._known: dict[str, Known] = {}
 
     def __len__(self) -> int:
-        """Distinct configurations started and not cut short."""
+        """Distinct configurations started."""
         return len(self._known)
 
     def __iter__(self) -> Iterator[str]:
@@ -82,30 +80,20 @@ class Ledger:
         self._known[key] = Known(number)
         return self._known[key]
 
-    def forget(self, key: str) -> None:
-        """A configuration that was cut short may run again."""
-        del self._known[key]
-
-    def read(self, trials: list[FrozenTrial], key_of: Callable[[FrozenTrial], str | None]) -> dict[str, FrozenTrial]:
-        """Take over the finished trials of an earlier run; returns those cut short and never scored since, by key.
+    def read(self, trials: list[FrozenTrial], key_of: Callable[[FrozenTrial], str | None]) -> None:
+        """Take over the finished trials of an earlier run.
 
         key_of: the configuration's key, None for a combination that is not a model.
         """
-        cut: dict[str, FrozenTrial] = {}
         for trial in trials:
             attributes = trial.user_attrs
-            if not trial.state.is_finished() or DUPLICATE_OF in attributes or (key := key_of(trial)) is None:
-                continue
-            if CUT in attributes:
-                cut.setdefault(key, trial)
-            else:
+            if trial.state.is_finished() and DUPLICATE_OF not in attributes and (key := key_of(trial)) is not None:
                 self._known[key] = Known(
-                    trial.number, _STATUS[trial.state], attributes.get(REASON), trial.intermediate_values, trial.value
+                    trial.number, ENDINGS[trial.state], attributes.get(REASON), trial.intermediate_values, trial.value
                 )
-        return {key: trial for key, trial in cut.items() if key not in self._known}
 
 
-_STATUS: dict[TrialState, Ending] = {
+ENDINGS: dict[TrialState, Ending] = {
     TrialState.COMPLETE: "completed",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",

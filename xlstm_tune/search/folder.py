@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,9 @@ SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+HUNG = "hung.txt"
+"""In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
 STOPPED = "stopped"
 """An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
 
@@ -78,28 +83,54 @@ def find_folder(storage: str, name: str) -> Path:
 
 
 def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
-    """Make the folder and freeze spec, environment and the data's fingerprint into it.
+    """Make the folder and freeze spec, environment and the data's fingerprint into it: all of it, or nothing.
 
     Raises StorageError if another search was faster.
     """
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    unfinished.mkdir()
     try:
-        folder.mkdir()
-    except FileExistsError:
-        raise StorageError(
-            f"another search took the name '{folder.name}' a moment ago; choose another with --name"
-        ) from None
-    (folder / SPEC).write_text(yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False))
-    (folder / ENVIRONMENT).write_text(json.dumps({**environment(), "data_fingerprint": fingerprint}, indent=2))
+        (unfinished / SPEC).write_text(spec_text(spec))
+        (unfinished / ENVIRONMENT).write_text(json.dumps({**environment(), "data_fingerprint": fingerprint}, indent=2))
+        for path in (unfinished / SPEC, unfinished / ENVIRONMENT, unfinished):
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        unfinished.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) and folder.exists():
+            raise StorageError(
+                f"another search took the name '{folder.name}' a moment ago; choose another with --name"
+            ) from None
+        raise
+
+
+def spec_text(spec: SearchSpec) -> str:
+    """A search as the file that starts it."""
+    return yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
 
 
 def check_same_data(folder: Path, fingerprint: str) -> None:
     """Raise StorageError when the data of a search to be resumed are not those that it began with."""
-    before = json.loads((folder / ENVIRONMENT).read_text())["data_fingerprint"]
+    path = folder / ENVIRONMENT
+    try:
+        before = json.loads(path.read_text())["data_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{path} does not tell which data the search '{folder.name}' began with ({error}); bring that file back, "
+            "or start a new search with another --name"
+        ) from None
     if before != fingerprint:
         raise StorageError(
             f"the data of the search '{folder.name}' have changed since it began, so old and new scores cannot be "
             "compared; bring the old data back, or start a new search with another --name"
         )
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error means that nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def environment() -> dict[str, Any]:

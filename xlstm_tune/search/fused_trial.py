@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.errors import CheckpointError
-from xlstm_tune.search.folder import STOPPED, member_folder
-from xlstm_tune.search.single_trial import epoch_row
-from xlstm_tune.training.checkpoint import load, save, write_atomically
+from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
+from xlstm_tune.search.folder import STOPPED
+from xlstm_tune.search.single_trial import epoch_row, last_state
+from xlstm_tune.training.checkpoint import save
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import TrainingState
+from xlstm_tune.training.loop import TrainingState, begin, pick_device
 from xlstm_tune.training.population import MemberEpoch, train_population
-
-FUSED = "fused.json"
-"""Beside the configurations' own checkpoints: which of them go on."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,9 @@ class Fused:
     """Of its trial."""
     config: TrialConfig
     folder: Path
-    """Where it keeps its best weights."""
+    """Where it keeps its best weights and its checkpoints."""
+    known: int = 0
+    """Epochs that the driver knows of an earlier worker."""
 
 
 class FusedTrial:
@@ -40,46 +39,52 @@ class FusedTrial:
 
     def __init__(self, runs: Sequence[Fused], data: Prepared, objective: str) -> None:
         self._runs, self._data, self._objective = runs, data, objective
-        self._states: dict[int, TrainingState] = {}
         self._out: set[int] = set()
         """Places of configurations that have failed or were stopped."""
-        self._epochs = self._train(None)
+        self._checkpoints = [Checkpoints(run.folder) for run in runs]
+        self._untold: list[dict[str, Any]] = []
+        """Rows of earlier workers that the driver does not know."""
+        self._states = self._take_up()
+        resume = [self._states[place] for place in range(len(runs))] if self._states else None
+        configs = [run.config for run in runs]
+        self._epochs = train_population(configs, data, resume, objective=objective, left_out=self._out)
 
     def step(self) -> list[dict[str, Any]]:
-        """One epoch of every configuration that goes on. Returns the row of each; none when nothing is left to do."""
+        """One epoch of every configuration that goes on. Returns their rows; none when nothing is left to do."""
+        if self._untold:
+            rows, self._untold = self._untold, []
+            return rows
         self._out |= {place for place, run in enumerate(self._runs) if (run.folder / STOPPED).exists()}
-        return [self._row(each) for each in next(self._epochs, ())]
+        rows = [self._row(each) for each in next(self._epochs, ())]
+        going_on = [self._checkpoints[place] for place in self._states if place not in self._out]
+        if going_on and worth_saving(going_on):
+            self.save()
+        return rows
 
-    def save(self, folder: Path) -> None:
-        """Everything that the next epoch depends on."""
-        if not self._states:
-            raise RuntimeError("the trial has no finished epoch to save yet")
-        going_on = {place: state for place, state in self._states.items() if place not in self._out}
-        for place, state in going_on.items():
-            save(state, member_folder(folder, place))
-        known = {"numbers": [run.number for run in self._runs], "going_on": sorted(going_on)}
-        write_atomically(folder / FUSED, json.dumps(known).encode())
+    def save(self) -> None:
+        """Save the last epoch of each configuration that goes on, if it is not saved yet."""
+        for place, state in self._states.items():
+            if place not in self._out and not state.finished:
+                self._checkpoints[place].save(state.epoch, partial(save, state))
 
-    def load(self, folder: Path) -> None:
-        """Go on after the last saved epoch. Raises CheckpointError when the folder does not hold one of this trial."""
-        try:
-            known = json.loads((folder / FUSED).read_bytes())
-            numbers, going_on = list(known["numbers"]), [int(place) for place in known["going_on"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder} holds no checkpoint of configurations trained together: {error}") from None
-        if numbers != [run.number for run in self._runs]:
-            raise CheckpointError(f"the checkpoint {folder} belongs to other trials: {numbers}")
-        self._states = {
-            place: load(member_folder(folder, place), self._runs[place].config, self._data) for place in going_on
-        }
-        self._out = set(range(len(self._runs))) - set(going_on)
-        self._epochs = self._train(self._states)
-
-    def _train(self, states: Mapping[int, TrainingState] | None) -> Iterator[list[MemberEpoch]]:
-        places = range(len(self._runs))
-        resume = None if states is None else [states.get(place) for place in places]
-        configs = [run.config for run in self._runs]
-        return train_population(configs, self._data, resume, objective=self._objective, left_out=self._out)
+    def _take_up(self) -> dict[int, TrainingState]:
+        """The states to go on from: of one epoch where all have it, so that they stay in step."""
+        saved = [
+            {epoch for epoch, _, _ in checkpoints.whole(run.known)}
+            for checkpoints, run in zip(self._checkpoints, self._runs, strict=True)
+        ]
+        common = max(set.intersection(*saved), default=None)
+        states = {}
+        for place, (checkpoints, run) in enumerate(zip(self._checkpoints, self._runs, strict=True)):
+            state, rows = last_state(checkpoints, run.known, run.config, self._data, common)
+            self._untold += [{"number": run.number, **row} for row in rows]
+            if state is not None:
+                states[place] = state
+        if states:
+            for place, run in enumerate(self._runs):
+                if place not in states:
+                    states[place] = begin(run.config, self._data, pick_device(), self._objective)
+        return states
 
     def _row(self, each: MemberEpoch) -> dict[str, Any]:
         run = self._runs[each.member]
@@ -87,4 +92,6 @@ class FusedTrial:
             self._out.add(each.member)
             return {"number": run.number, "status": "failed", "reason": each.failure or "failed without a reason"}
         self._states[each.member] = each.result.state
-        return {"number": run.number, **epoch_row(each.result, run.folder)}
+        row = epoch_row(each.result, run.folder)
+        self._checkpoints[each.member].note(row)
+        return {"number": run.number, **row}

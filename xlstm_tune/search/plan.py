@@ -17,6 +17,7 @@ from xlstm_tune.search.folder import check_folder, check_same_data, find_folder
 from xlstm_tune.search.fusion import widest
 from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
+from xlstm_tune.search.resume import check_same_search
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.tracking import check_tracking_uri, default_uri
@@ -73,6 +74,8 @@ def make_plan(
     here = local_resources()
     placement = None if address else place(spec.resources, here)
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
+    if resume:
+        check_same_search(folder, spec)
     uri = tracking_uri or default_uri(folder.parent)
     check_tracking_uri(uri)
     table = load_table(spec.data)

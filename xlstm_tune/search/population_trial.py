@@ -15,6 +15,7 @@ from typing import Any
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
+from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS, member_folder
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.loop import EpochResult, TrainingState
@@ -51,10 +52,10 @@ class Record:
 class PopulationTrial:
     """Trains the members of one trial, an epoch of all a step; keeps the best weights of each in the trial's folder.
 
-    objective: of `metrics.METRICS`.
+    objective, known: as `SingleTrial`.
     """
 
-    def __init__(self, members: Sequence[Member], data: Prepared, folder: Path, objective: str) -> None:
+    def __init__(self, members: Sequence[Member], data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
         self._members, self._data, self._folder, self._objective = members, data, folder, objective
         self._configs = [member.config for member in members]
         self._records = [Record() for _ in members]
@@ -62,10 +63,16 @@ class PopulationTrial:
         self._epoch = 0
         self._about: dict[str, Any] = {"parameters": None, "backend": None}
         self._saved: tuple[int, int] | None = None  # member and epoch whose weights stand for the trial
-        self._epochs: Iterator[list[MemberEpoch]] = train_population(self._configs, data, objective=objective)
+        self._checkpoints = Checkpoints(folder)
+        self._untold = self._take_up(known)
+        resume = self._states if self._epoch else None
+        self._epochs: Iterator[list[MemberEpoch]] = train_population(self._configs, data, resume, objective=objective)
 
-    def step(self) -> dict[str, Any]:
-        """One epoch of all members. Returns the row that scheduler, searcher and driver see."""
+    def step(self) -> list[dict[str, Any]]:
+        """One epoch of all members. Returns the rows that scheduler, searcher and driver see."""
+        if self._untold:
+            rows, self._untold = self._untold, []
+            return rows
         results: list[EpochResult] = []
         trained: list[int] = []
         for each in next(self._epochs):
@@ -84,22 +91,43 @@ class PopulationTrial:
         self._epoch += 1
         score = self._score()
         if score is None:
-            return self._lost()
+            return [self._lost()]
         self._keep_winner(score)
-        return self._row(score, results, trained)
+        row = self._row(score, results, trained)
+        self._checkpoints.note(row)
+        if worth_saving([self._checkpoints]):
+            self.save()
+        return [row]
 
-    def save(self, folder: Path) -> None:
+    def save(self) -> None:
+        """Save the last epoch, if it is not saved yet."""
+        if self._epoch:
+            self._checkpoints.save(self._epoch, self._write)
+
+    def _write(self, folder: Path) -> None:
         """Everything that the next epoch depends on: one checkpoint a member, and what is known of all."""
-        if not self._epoch:
-            raise RuntimeError("the trial has no finished epoch to save yet")
+        folder.mkdir(parents=True)
         for member, state in enumerate(self._states):
             if state is not None:
                 save(state, member_folder(folder, member))
         known = {"epoch": self._epoch, "members": [asdict(record) for record in self._records]}
         write_atomically(folder / POPULATION, json.dumps(known, allow_nan=False).encode())
 
-    def load(self, folder: Path) -> None:
-        """Go on after the last saved epoch. Raises CheckpointError when the folder does not hold one of this trial."""
+    def _take_up(self, known: int) -> list[dict[str, Any]]:
+        """Go on after the last epoch that was saved whole; returns the rows behind epoch `known` that came before."""
+        for epoch, place, rows in self._checkpoints.whole(known):
+            try:
+                self._load(place)
+            except CheckpointError as error:
+                self._checkpoints.damaged(place, str(error))
+                continue
+            self._checkpoints.go_on_from(epoch)
+            return rows
+        self._checkpoints.go_on_from(0)
+        return []
+
+    def _load(self, folder: Path) -> None:
+        """Raises CheckpointError when the folder does not hold a checkpoint of this trial."""
         try:
             known = json.loads((folder / POPULATION).read_bytes())
             records = [Record(**record) for record in known["members"]]
@@ -120,7 +148,9 @@ class PopulationTrial:
                 )
             states.append(state)
         self._epoch, self._records, self._states = known["epoch"], records, states
-        self._epochs = train_population(self._configs, self._data, resume=states, objective=self._objective)
+        first = next((state for state in states if state is not None), None)
+        if first is not None:
+            self._about |= {"parameters": sum(one.numel() for one in first.model.parameters())}
 
     def _score(self) -> Score | None:
         best = [record.best for record in self._records]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -67,10 +69,18 @@ class Progress:
         if not math.isnan(objective) and (self.best is None or objective < self.best[0]):
             self.best, self.best_error = (objective, number, name), error
 
-    def ended_trial(self, number: int, status: str) -> None:
-        """A trial ended as completed, pruned, failed or duplicate."""
+    def ended_trial(self, number: int, status: str | None) -> None:
+        """A trial ended as completed, pruned, failed or duplicate; None = it is cut short, and a resume goes on."""
         self.running.pop(number, None)
-        setattr(self, status, getattr(self, status) + 1)
+        if status is not None:
+            setattr(self, status, getattr(self, status) + 1)
+
+    def recall(self, statuses: Iterable[str]) -> None:
+        """How the trials of an earlier part of the search ended."""
+        counted = Counter(statuses)
+        for status in ("completed", "pruned", "failed", "duplicate"):
+            setattr(self, status, counted[status])
+        self.recalled = self.ended
 
     def seconds_left(self) -> float | None:
         """By the pace of the trials ended so far; None before the first has ended."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,20 +18,18 @@ from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
-from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder
+from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
+from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.lock import locked
-from xlstm_tune.search.packing import cluster_gpu_mib
-from xlstm_tune.search.plan import Plan, fit
+from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.progress import Progress, ProgressView
-from xlstm_tune.search.resources import Placement, local_resources, place
-from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
-DRAIN_SECONDS = 120.0
-"""How long a finished search waits for MLflow to take what is left."""
+from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.resume import keep_spec
+from xlstm_tune.search.session import quiet, ray_session, tracked
+from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
+from xlstm_tune.tracking import Spool, hide_credentials, ui_command
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Outcome:
     data: Any
     """Ray's reference to the data."""
     cut: str | None
-    """Why trials were left out: `time budget` or `interrupted`; None when none was."""
+    """Why trials were left out: one of `driver.CUTS`; None when none was."""
     exhausted: str | None
     """Why there was nothing new to try; None when there was."""
     separated: list[str]
@@ -57,25 +51,37 @@ class Outcome:
 def run(plan: Plan, console: Console) -> int:
     """Run a search to its end and print who won.
 
-    Returns the exit code: 0, 1 when no trial could be scored, 130 when it was interrupted.
+    Returns the exit code: 0; 1 when no trial could be scored or the disk is full; 130 after Ctrl-C, 143 after SIGTERM.
     """
     quiet()
     if not plan.resume:
         create_folder(plan.folder, plan.spec, plan.data.fingerprint)
-    with locked(plan.folder):
-        return _run_alone(plan, console)
+    stopping = Stopping(lambda words: console.print(words, highlight=False, markup=False))
+    with locked(plan.folder), stopping.watching():
+        try:
+            return _run_alone(plan, stopping, console)
+        except KeyboardInterrupt:
+            console.print(_resume_words(plan, INTERRUPTED), highlight=False, markup=False, soft_wrap=True)
+            return stopping.exit_code
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            console.print(_resume_words(plan, DISK_FULL), highlight=False, markup=False, soft_wrap=True)
+            return 1
 
 
-def _run_alone(plan: Plan, console: Console) -> int:
+def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     """`run`, while no other process runs this search."""
-    if plan.resume and _finished(plan):
-        console.print(
-            f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
-            "Give it more with --trials.",
-            highlight=False,
-        )
-        print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
-        return 0
+    if plan.resume:
+        keep_spec(plan.folder, plan.spec)
+        if _finished(plan):
+            console.print(
+                f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
+                "Give it more with --trials.",
+                highlight=False,
+            )
+            print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
+            return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",
@@ -84,11 +90,10 @@ def _run_alone(plan: Plan, console: Console) -> int:
     for note in (*plan.data.notes, *plan.space.notes):
         console.print(f"note: {note}", highlight=False, markup=False)
     try:
-        board, outcome = _run(plan, console)
+        board, outcome = _run(plan, stopping, console)
     except UserError:
         # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
-        began = (plan.folder / "results").is_dir() and read(plan.folder, "trials").num_rows
-        if not plan.resume and not began:
+        if not plan.resume and not read_journal(plan.folder).trials:
             shutil.rmtree(plan.folder)
         raise
     print_leaderboard(board, console, plan.best_possible)
@@ -109,107 +114,48 @@ def _run_alone(plan: Plan, console: Console) -> int:
     if outcome.exhausted:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
-        storage = shlex.quote(str(plan.folder.parent))
-        resume = f"python -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
-        console.print(f"Stopped early ({outcome.cut}); go on with: {resume}", highlight=False, markup=False)
+        console.print(_resume_words(plan, outcome.cut), highlight=False, markup=False, soft_wrap=True)
     address = ui_command(plan.tracking_uri, plan.folder.parent)
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
-    if outcome.cut == "interrupted":
-        return INTERRUPTED
-    return 0 if board.winner else 1
+    if outcome.cut == INTERRUPTED:
+        return stopping.exit_code
+    return 0 if board.winner and outcome.cut != DISK_FULL else 1
 
 
-def _run(plan: Plan, console: Console) -> tuple[Leaderboard, Outcome]:
+def _resume_words(plan: Plan, why: str) -> str:
+    """Why the search stopped, and the command that goes on with it."""
+    storage = shlex.quote(str(plan.folder.parent))
+    command = f"python -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
+    if why == DISK_FULL:
+        return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
+    return f"Stopped early ({why}); go on with: {command}"
+
+
+def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome]:
     """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
-    with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, console):
+    with (
+        closing(Journal(plan.folder)) as journal,
+        Spool(plan.folder, plan.tracking_uri) as spool,
+        tracked(plan, spool, stopping, console),
+    ):
         with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
             judge = Judge(plan.table, plan.data)
             _record_start(plan, judge, spool, results)
-            outcome = _search(plan, placement, spool, results, console)
-            _score_finalists(plan, judge, placement, outcome, results, spool)
+            outcome = _search(plan, placement, journal, spool, results, stopping, console)
+            if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
+                _score_finalists(plan, judge, placement, outcome, results, spool)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         _record_end(plan, spool, board, outcome)
     return board, outcome
 
 
-def quiet() -> None:
-    """Silence what Ray, Optuna and torch say to developers; set before Ray is imported."""
-    defaults = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files: 77 ms a trial
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        "TUNE_WARN_THRESHOLD_S": "10",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots of Ray's own state, which nothing here reads
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        # torch's idle OpenMP threads would spin on the processors that a trial's kernels have threads of their own for.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", module=r"(ray|optuna)\b.*")
-    for name in ("ray", "ray.tune", "ray.train", "optuna"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextmanager
-def tracked(plan: Plan, spool: Spool, console: Console) -> Iterator[None]:
-    """MLflow's writer process, from before the search to after its last event."""
-    writer = Writer.start(plan.folder, plan.tracking_uri)
-    try:
-        yield
-    except BaseException:
-        spool.search_ended("interrupted")
-        raise
-    finally:
-        with console.status("writing the last records to MLflow"):
-            unsent = writer.finish(DRAIN_SECONDS)
-        if unsent:
-            console.print(f"note: {unsent}", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def ray_session(plan: Plan) -> Iterator[Placement]:
-    """Ray on this machine, or the cluster at the plan's address. Raises ResourceError when the cluster is too small."""
-    import ray
-
-    if plan.address:
-        ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        here = local_resources()
-        ray.init(
-            address="local",  # not a cluster that happens to run here: that is what --address is for
-            num_cpus=int(here["CPU"]),
-            num_gpus=int(here["GPU"]),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    _protect_token()
-    try:
-        yield plan.placement or _place_on_cluster(plan, ray.cluster_resources())
-    finally:
-        ray.shutdown()
-
-
-def _place_on_cluster(plan: Plan, available: dict[str, float]) -> Placement:
-    where = f"the cluster at {plan.address}"
-    placement = place(plan.spec.resources, available, where)
-    return fit(placement, plan.spec, plan.space, plan.data, available, cluster_gpu_mib, where)
-
-
-def _protect_token() -> None:
-    """Ray writes the token that lets others submit work readable by everyone; it is the user's alone."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if token.is_file() and token.stat().st_uid == os.getuid():
-        token.chmod(0o600)
-
-
 def _finished(plan: Plan) -> bool:
-    """Every trial of an earlier part of this search has ended by itself."""
+    """Every trial of an earlier part of this search has ended by itself, and is written down."""
+    if not (plan.folder / "results").is_dir():
+        return False
     return _ended_by_themselves(read(plan.folder, "trials").to_pylist()) >= plan.trials
 
 
@@ -246,13 +192,22 @@ def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter
     results.flush()
 
 
-def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWriter, console: Console) -> Outcome:
+def _search(
+    plan: Plan,
+    placement: Placement,
+    journal: Journal,
+    spool: Spool,
+    results: ResultsWriter,
+    stopping: Stopping,
+    console: Console,
+) -> Outcome:
     """Run all trials."""
     import ray
     from ray import tune
 
     from xlstm_tune.search.driver import Driver
-    from xlstm_tune.search.fused_scheduler import FusedScheduler
+    from xlstm_tune.search.losses import Losses, Watch
+    from xlstm_tune.search.referee import Referee
     from xlstm_tune.search.schedulers import make_scheduler
     from xlstm_tune.search.searcher import OptunaSearcher
     from xlstm_tune.search.trainable import SearchTrial
@@ -262,10 +217,23 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     progress = Progress(plan.trials, objective, best_baseline(plan.folder, objective))
     driver = Driver(spec, plan.folder, results, spool, progress)
     if plan.resume:
-        driver.recall()
+        driver.recall(journal.history)
+        for left in plan.folder.glob("ray-*"):  # of a driver that was killed
+            shutil.rmtree(left, ignore_errors=True)
     fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback)
-    searcher = OptunaSearcher(spec, plan.space, plan.folder, resume=plan.resume, on_end=driver.on_end, fusion=fusion)
-    scheduler = make_scheduler(spec.search, spec.max_epochs())
+    losses = Losses(plan.folder)
+    referee = Referee(make_scheduler(spec.search, spec.max_epochs()), plan.folder, journal, stopping)
+    searcher = OptunaSearcher(
+        spec,
+        plan.space,
+        plan.folder,
+        journal,
+        resume=plan.resume,
+        on_end=driver.on_end,
+        fusion=fusion,
+        why_lost=losses.why,
+    )
+    timeout = spec.resources.trial_timeout
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
     trainable = tune.with_resources(
@@ -277,9 +245,8 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=scheduler if fusion.width == 1 else FusedScheduler(scheduler, plan.folder),
-            # What fails together is tried again one by one, in Ray trials of its own.
-            num_samples=plan.trials * (1 if fusion.width == 1 else 2),
+            scheduler=losses,
+            num_samples=-1,  # the searcher says when it has no more
             max_concurrent_trials=placement.concurrent,
             time_budget_s=spec.search.time_budget,
             reuse_actors=True,
@@ -287,7 +254,8 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(plan.folder),
-            callbacks=[driver],
+            stop=referee,
+            callbacks=[driver, *([Watch(timeout, plan.folder)] if isinstance(timeout, float) else [])],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -296,14 +264,22 @@ def _search(plan: Plan, placement: Placement, spool: Spool, results: ResultsWrit
     with ProgressView(console, progress):
         began, budget = time.monotonic(), spec.search.time_budget
         try:
-            tuner.fit()
+            with stopping.searching():
+                tuner.fit()
+        except KeyboardInterrupt:
+            pass  # stop at once, and write down what there is
+        except OSError as error:
+            if not disk_full(error):
+                raise
+            stopping.request(DISK_FULL)
         finally:
-            # Ctrl-C before the budget is used up is an interruption; Ray reports neither.
+            # Before the budget is used up it is an interruption; Ray reports neither.
             spent = isinstance(budget, float) and time.monotonic() - began >= budget
-            reason = "time budget" if spent else "interrupted"
-            searcher.close(reason)
-            driver.close()
+            reason = stopping.reason or (TIME_BUDGET if spent else INTERRUPTED)
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
+            if reason != DISK_FULL:  # else there is no room to write it down; a resume does
+                searcher.close(reason)
+                driver.close()
     rows = list(driver.rows.values())
     left_out = _ended_by_themselves(rows) < plan.trials
     cut = reason if left_out and not searcher.exhausted else None
@@ -340,5 +316,7 @@ def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) 
     """The leaderboard and the summary figures on the parent run."""
     spool.table("leaderboard", board.columns())
     spool.search_ended(
-        "interrupted" if outcome.cut == "interrupted" else "completed", board.summary(), [plan.folder / "results"]
+        "interrupted" if outcome.cut in (INTERRUPTED, DISK_FULL) else "completed",
+        board.summary(),
+        [plan.folder / "results"],
     )

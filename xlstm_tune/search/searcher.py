@@ -5,9 +5,11 @@ the sampler for ever:
 
 * completed: COMPLETE with the objective of its best epoch;
 * pruned (the scheduler stopped it): PRUNED, with every reported value;
-* failed (diverged, out of memory, error, worker died): FAIL, with the reason as a user attribute;
+* failed (diverged, out of memory, error, worker lost again and again): FAIL, with the reason as a user attribute;
 * duplicate (its configuration is known): told at once what the original was told, or when the original ends; Ray
   never sees it, and it does not count as a trial.
+
+Only a search that stops before its end leaves trials RUNNING: they go on under their numbers when it is resumed.
 
 Intermediate values are the best objective *so far*: what the trial would score if it ended there, so that a pruned
 trial's value compares with a completed one's.
@@ -21,17 +23,30 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.duplicates import CUT, DUPLICATE_OF, REASON, START, Ending, Known, Ledger, TrialEnd
+from xlstm_tune.search.duplicates import (
+    DUPLICATE_OF,
+    ENDINGS,
+    REASON,
+    START,
+    Ending,
+    Known,
+    Ledger,
+    Status,
+    TrialEnd,
+)
 from xlstm_tune.search.fusion import LOOK_AHEAD, NO_FUSION, Fusion, Waiting, fuses
+from xlstm_tune.search.journal import Journal, Past
+from xlstm_tune.search.losses import NODE_LOST
 from xlstm_tune.search.space import Params, Space
-from xlstm_tune.search.study import open_study
+from xlstm_tune.search.study import open_study, open_trials
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.config import TrialConfig
 
@@ -40,6 +55,10 @@ PATIENCE = 10
 """Known configurations in a row after which a finite space is asked at random for an unknown one."""
 GIVE_UP = 100
 """Known or impossible configurations in a row after which the space counts as exhausted."""
+TRIES = 4
+"""Workers lost in a row without a new epoch, after which a configuration counts as failed."""
+TRIES_TOGETHER = 2
+"""The same for configurations that are trained together, which are then trained each by itself."""
 
 _STATES: dict[Ending, TrialState] = {
     "completed": TrialState.COMPLETE,
@@ -50,7 +69,7 @@ _STATES: dict[Ending, TrialState] = {
 
 @dataclass
 class _Live:
-    """A configuration that Ray runs."""
+    """A configuration that has not ended."""
 
     trial: optuna.Trial
     key: str
@@ -59,8 +78,10 @@ class _Live:
     config: TrialConfig
     start: bool
     """It began as a start point."""
-    trial_id: str = ""
-    """Ray's."""
+    trial_id: str | None = None
+    """Ray's; None while no worker has it."""
+    losses: int = 0
+    """Workers lost in a row without an epoch that was new."""
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -68,19 +89,20 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     spec, space: the search and its checked space.
     folder: the search folder; the study's journal lies there unless `search.storage` names an Optuna URL.
+    journal: of the search; what it holds of an earlier driver is gone on with.
     max_trials: distinct configurations to start; None = `search.trials`, and without that every point of a grid, 32
         otherwise. Duplicates do not count.
-    resume: open the study again: finished trials stay known, those that a dead driver left open are told FAIL and
-        their configurations tried first.
+    resume: open the study again: finished trials stay known, open ones are gone on with first, under their numbers.
     on_end: called once per ended Optuna trial, duplicates and refused combinations included. It must not raise: an
         exception here ends the search.
     fusion: how many configurations may share a Ray trial.
+    why_lost: why Ray's trial of this id lost its worker.
 
-    Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point}, ...]}`. Every result that a
-    Ray trial reports must hold `rows`, one for each configuration trained in this epoch, with its `number`, `epoch`,
-    `best_<objective>` (NaN when there is none), `status`, `finished` and `done`; no rows, but a `reason`, when all
-    failed at once. Run it with `max_concurrent_trials` set: Ray asks a custom searcher for one pending trial at a time
-    otherwise.
+    Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point, "known": epochs that need not
+    be told again}, ...]}`. Every result that a Ray trial reports must hold `rows`, one for each configuration and epoch
+    that is new, with its `number`, `epoch`, `best_<objective>` (NaN when there is none), `status`, `finished` and
+    `done`; no rows, but a `reason`, when all failed at once. Run it with `max_concurrent_trials` set: Ray asks a custom
+    searcher for one pending trial at a time otherwise.
 
     Raises StorageError when the study cannot be opened.
     """
@@ -90,32 +112,37 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         spec: SearchSpec,
         space: Space,
         folder: Path,
+        journal: Journal,
         *,
         max_trials: int | None = None,
         resume: bool = False,
         on_end: Callable[[TrialEnd], None] | None = None,
         fusion: Fusion = NO_FUSION,
+        why_lost: Callable[[str], str] = lambda trial_id: "worker died",
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
-        self._spec, self._space, self._on_end = spec, space, on_end
-        self._study, self._sync = open_study(spec.name, spec.search, folder, resume)
+        self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
+        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume)
         self._grid = spec.search.algorithm == "grid"
         self._limit = max_trials or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
         self._rng = random.Random(spec.search.seed)
         self._ledger = Ledger()
-        self._fusion = fusion
+        self._fusion, self._why_lost = fusion, why_lost
         self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
         self._live: dict[int, _Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
-        self._alone: deque[int] = deque()
-        """Configurations to be tried again by themselves."""
+        self._again: deque[list[int]] = deque()
+        """Configurations that have begun and need another worker, in the groups that they are trained in."""
         self._waiting = Waiting()
+        self._closed = False
         self.exhausted: str | None = None
         """Why there is nothing new to try although the number of trials is not reached; None until then."""
         self.separated: list[str] = []
         """Why configurations that were trained together were begun again one by one, for each time that happened."""
-        self._read_study()
+        self._unknown: dict[str, Params] | None = None
+        """Points of a finite space that are not known yet."""
+        self._read_study(storage)
         points = space.points
         self._unknown = None if points is None else {k: p for k, p in points.items() if k not in self._ledger}
 
@@ -130,18 +157,26 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return len(self._ledger)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next configurations that are not known yet; FINISHED, or None while some may have to begin again."""
-        if self._alone:
-            chosen = [self._live[self._alone.popleft()]]
+        """What goes on, or the next configurations; FINISHED, or None while some may need another worker."""
+        if self._again:
+            chosen = [self._live[number] for number in self._again.popleft()]
         else:
             first = self._first()
             if isinstance(first, str):
-                return None if any(len(numbers) > 1 for numbers in self._together.values()) else first
+                return None if self._together else first
             chosen = [first, *self._like(first)]
         for one in chosen:
             one.trial_id = trial_id
-        self._together[trial_id] = [one.known.number for one in chosen]
-        return {"trials": [{"number": one.known.number, "params": one.params} for one in chosen]}
+        numbers = [one.known.number for one in chosen]
+        self._together[trial_id] = numbers
+        self._sync()  # what the journal knows, the study knows
+        self._journal.began(numbers, [one.params for one in chosen])
+        return {
+            "trials": [
+                {"number": one.known.number, "params": one.params, "known": max(one.known.steps, default=0)}
+                for one in chosen
+            ]
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's values on to Optuna, and end the configurations that have ended."""
@@ -153,40 +188,32 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
                     self._settle(live, row)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """End what the Ray trial trained the way it ended; what `close` has ended stays as it is."""
+        """End what the Ray trial trained the way it ended; what was left without a word goes on with another worker."""
         began = self._together.pop(trial_id, [])
-        left = [live for number in began if (live := self._live.get(number)) and live.trial_id == trial_id]
-        if error or (result is not None and not result["rows"]):
+        if error or result is None:
             # The trial itself turns its exceptions into results; only a lost worker process is an error to Ray.
-            why = "worker died" if error or result is None else str(result["reason"])
-            if len(began) > 1 and left:
-                self.separated.append(why)
-                self._alone.extend(live.known.number for live in left)
-            else:
-                for live in left:
-                    self._end(live, "failed", why)
-            return
-        if result is None:
-            for live in left:
-                self._cut(live, "stopped before it ended")
-            return
+            return self._lost(trial_id, began, self._why_lost(trial_id))
         # Ray does not announce the result that ends a trial through on_trial_result.
-        rows = {row["number"]: row for row in result["rows"]}
-        for live in left:
-            if live.known.number in rows:
-                self._record(live, rows[live.known.number])
-                self._settle(live, rows[live.known.number])
-            else:
-                self._end(live, "pruned")
+        self.on_trial_result(trial_id, result)
+        left = self._left(trial_id, began)
+        if left and "reason" in result and len(began) > 1:  # all failed at once, which is no word on any of them
+            self.separated.append(str(result["reason"]))
+            self._journal.died(left, str(result["reason"]))
+            self._again.extend([number] for number in left)
+        elif left and not self._closed:
+            self._lost(trial_id, began, "stopped before it ended")
 
     def close(self, reason: str) -> None:
-        """Tell Optuna about every trial still open: PRUNED when it has reported values, else FAIL.
+        """The search stops: report every trial still open as pruned when it has values, else as failed.
 
-        reason: why the search stops, such as `time budget`. These configurations may run again after a resume.
+        reason: why, such as `time budget`. In the study they stay open, and a resume goes on with them.
         Ray says nothing to a searcher when a time budget or an interrupt ends a run, so the driver must call this.
         """
-        for live in list(self._live.values()):
-            self._cut(live, reason)
+        self._closed = True
+        self._journal.closed(reason)
+        for live in self._live.values():
+            status: Ending = "pruned" if live.known.steps else "failed"
+            self._report(TrialEnd(live.known.number, live.trial_id, status, reason, live.known.value, live.params))
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to write: the study is the record."""
@@ -204,8 +231,34 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """Ray pickles its Tuner, searcher included, and never needs the copy: the study and its lock stay here."""
         return {"_metric": self._metric, "_mode": self._mode}
 
+    def _left(self, trial_id: str, began: list[int]) -> list[int]:
+        """Of the configurations that a Ray trial began with, those that have not ended."""
+        return [number for number in began if (live := self._live.get(number)) and live.trial_id == trial_id]
+
+    def _lost(self, trial_id: str, began: list[int], why: str) -> None:
+        """A worker is gone: what it trained goes on with another, together at first, then each by itself."""
+        left = self._left(trial_id, began)
+        if not left:
+            return
+        self._journal.died(left, why)
+        for number in left:
+            self._live[number].losses += why != NODE_LOST  # which is no word on what was trained there
+        losses = max(self._live[number].losses for number in left)
+        if len(began) > 1:
+            if losses < TRIES_TOGETHER:
+                self._again.append(left)
+            else:
+                self.separated.append(why)
+                self._again.extend([number] for number in left)
+        elif losses < TRIES:
+            self._again.append(left)
+        else:
+            self._end(self._live[left[0]], "failed", f"{why}, {losses} times in a row without a new epoch")
+
     def _first(self) -> _Live | str:
         """The next configuration that is not known yet, or FINISHED."""
+        if self.exhausted:
+            return str(Searcher.FINISHED)
         for misses in range(GIVE_UP):
             if self._full():
                 return str(Searcher.FINISHED)
@@ -261,14 +314,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _start(self) -> _Live | None:
         """Ask Optuna for a trial; None when its configuration is known or no model, which ends it at once."""
-        trial = self._study.ask()
+        return self._take(self._study.ask())
+
+    def _take(self, trial: optuna.Trial) -> _Live | None:
         params = self._space.suggest(trial)
         try:
             config = self._spec.resolve(params)
         except SpecError as error:
             refused = Known(trial.number, "failed", f"invalid: {error}")
+            end = TrialEnd(trial.number, None, "failed", refused.reason, None, params)
+            self._note_end(end)
             self._tell(trial, refused)
-            self._report(TrialEnd(trial.number, None, "failed", refused.reason, None, params))
+            self._report(end)
             return None
         key = config.key()
         known = self._ledger.find(key)
@@ -287,8 +344,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _record(self, live: _Live, row: Mapping[str, Any]) -> None:
         step, value = int(row["epoch"]), float(row[self.metric])
-        # A restarted worker repeats the epochs since its last checkpoint.
         if step not in live.known.steps and math.isfinite(value):
+            live.losses = 0
             live.known.steps[step] = live.known.value = value
             live.trial.report(value, step)
 
@@ -301,20 +358,16 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         else:
             self._end(live, "completed" if row["finished"] else "pruned")
 
-    def _cut(self, live: _Live, reason: str) -> None:
-        live.trial.set_user_attr(CUT, True)
-        self._end(live, "pruned" if live.known.steps else "failed", reason)
-        self._ledger.forget(live.key)
-
     def _end(self, live: _Live, status: Ending, reason: str | None = None) -> None:
         known = live.known
         del self._live[known.number]
         known.status, known.reason = status, reason
         if status == "failed":
             known.value = None
+        end = TrialEnd(known.number, live.trial_id, status, reason, known.value, live.params)
+        self._note_end(end)
         self._tell(live.trial, known)
-        self._sync()
-        self._report(TrialEnd(known.number, live.trial_id, status, reason, known.value, live.params))
+        self._report(end)
         for trial, params in known.followers:
             self._end_duplicate(trial, params, known)
         known.followers.clear()
@@ -324,8 +377,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if known.status == "pruned":  # its value, for Optuna, is the last that was reported
             for step, value in known.steps.items():
                 trial.report(value, step)
+        end = TrialEnd(trial.number, None, "duplicate", known.reason, known.value, params, known.number)
+        self._note_end(end)
         self._tell(trial, known)
-        self._report(TrialEnd(trial.number, None, "duplicate", known.reason, known.value, params, known.number))
+        self._report(end)
 
     def _tell(self, trial: optuna.Trial, known: Known) -> None:
         assert known.status is not None
@@ -333,6 +388,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             trial.set_user_attr(REASON, known.reason)
         value = known.value if known.status == "completed" else None
         self._study.tell(trial, value, state=_STATES[known.status])
+
+    def _note_end(self, end: TrialEnd) -> None:
+        past = self._journal.history.trials.get(end.number)
+        if past is None or past.end is None:
+            self._journal.ended(end)
 
     def _report(self, end: TrialEnd) -> None:
         if self._on_end is not None:
@@ -342,20 +402,54 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self.exhausted = why
         return str(Searcher.FINISHED)
 
-    def _read_study(self) -> None:
-        """What earlier runs of this search know, and what is to be tried first."""
+    def _read_study(self, storage: BaseStorage) -> None:
+        """What earlier runs of this search know, what goes on, and what is to be tried first."""
+        past = self._journal.history.trials
         trials = self._study.get_trials(deepcopy=False)
-        again = dict(self._ledger.read(trials, self._key))
-        self._waiting.add(self._space.canonical(trial.params) for trial in again.values())
-        begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs and trial.params}
+        self._ledger.read(trials, self._key)
+        if past:
+            for trial in trials:  # ended, but the power went before the journal was on the disk
+                if trial.state.is_finished() and (trial.number not in past or past[trial.number].end is None):
+                    self._report(self._end_of(trial))
+        for trial in open_trials(self._study, storage):
+            reported = trials[trial.number].intermediate_values if trial.number < len(trials) else {}
+            self._go_on(trial, dict(reported), past.get(trial.number))
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number in self._live:
+            together = past[number].together if number in past else [number]
+            groups.setdefault(tuple(together), []).append(number)
+        self._again.extend(groups.values())
+        begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs}
         if not (self._grid and self._spec.search.start_with == "defaults"):  # a grid's order is the file's
             for index, point in enumerate(self._space.starts()):
                 if index not in begun:
                     self._waiting.add_start(point, {START: index})
         if self._grid:
             grid = self._space.grid()
-            done = {*again, *self._ledger}
-            self._waiting.add(p for key, p in zip(grid.keys, grid.points, strict=True) if key not in done)
+            self._waiting.add(p for key, p in zip(grid.keys, grid.points, strict=True) if key not in self._ledger)
+
+    def _go_on(self, trial: optuna.Trial, reported: dict[int, float], past: Past | None) -> None:
+        """Take up a trial that an earlier driver left open, as far as the journal and Optuna's values know it."""
+        live = self._take(trial)
+        if live is None:
+            return
+        live.known.steps = reported
+        for _, row in past.rows if past else ():
+            self._record(live, row)
+        live.known.value = reported[max(reported)] if reported else None
+        if past is None:
+            return
+        if past.end is not None:
+            self._end(live, cast(Ending, past.end.status), past.end.reason)
+        elif past.decided is not None:
+            self._settle(live, past.decided)
+
+    def _end_of(self, trial: FrozenTrial) -> TrialEnd:
+        """How a finished trial of the study ended."""
+        duplicate_of = trial.user_attrs.get(DUPLICATE_OF)
+        status: Status = ENDINGS[trial.state] if duplicate_of is None else "duplicate"
+        params = self._space.canonical(trial.params)
+        return TrialEnd(trial.number, None, status, trial.user_attrs.get(REASON), trial.value, params, duplicate_of)
 
     def _key(self, trial: FrozenTrial) -> str | None:
         try:

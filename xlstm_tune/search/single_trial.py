@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.errors import CheckpointError
+from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS
 from xlstm_tune.training.checkpoint import load, save, save_weights
 from xlstm_tune.training.config import TrialConfig
@@ -13,32 +16,56 @@ from xlstm_tune.training.loop import EpochResult, TrainingState, train
 
 
 class SingleTrial:
-    """Trains one configuration; keeps its best weights in the trial's folder.
+    """Trains one configuration; keeps its best weights and its checkpoints in the trial's folder.
 
-    objective: of `metrics.METRICS`.
+    objective: of `metrics.METRICS`. known: epochs that the driver knows of an earlier worker; those that only the
+    folder knows are told by the first step.
     """
 
-    def __init__(self, config: TrialConfig, data: Prepared, folder: Path, objective: str) -> None:
-        self._config, self._data, self._folder, self._objective = config, data, folder, objective
-        self._state: TrainingState | None = None
-        self._epochs = train(config, data, objective=objective)
+    def __init__(self, config: TrialConfig, data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
+        self._folder = folder
+        self._checkpoints = Checkpoints(folder)
+        self._state, self._untold = last_state(self._checkpoints, known, config, data)
+        self._epochs = train(config, data, resume=self._state, objective=objective)
 
-    def step(self) -> dict[str, Any]:
-        """One epoch. Returns the row that scheduler, searcher and driver see."""
+    def step(self) -> list[dict[str, Any]]:
+        """One epoch. Returns the rows that scheduler, searcher and driver see."""
+        if self._untold:
+            rows, self._untold = self._untold, []
+            return rows
         result = next(self._epochs)
         self._state = result.state
-        return epoch_row(result, self._folder)
+        row = epoch_row(result, self._folder)
+        self._checkpoints.note(row)
+        if worth_saving([self._checkpoints]):
+            self.save()
+        return [row]
 
-    def save(self, folder: Path) -> None:
-        """Everything that the next epoch depends on."""
-        if self._state is None:
-            raise RuntimeError("the trial has no finished epoch to save yet")
-        save(self._state, folder)
+    def save(self) -> None:
+        """Save the last epoch, if it is not saved yet."""
+        if self._state is not None and not self._state.finished:
+            self._checkpoints.save(self._state.epoch, partial(save, self._state))
 
-    def load(self, folder: Path) -> None:
-        """Go on after the last saved epoch."""
-        self._state = load(folder, self._config, self._data)
-        self._epochs = train(self._config, self._data, resume=self._state, objective=self._objective)
+
+def last_state(
+    checkpoints: Checkpoints, known: int, config: TrialConfig, data: Prepared, most: int | None = None
+) -> tuple[TrainingState | None, list[dict[str, Any]]]:
+    """The state to go on from, None = from the beginning, and the rows behind epoch `known` that came before it.
+
+    most: of no later epoch than this one.
+    """
+    for epoch, place, rows in checkpoints.whole(known):
+        if most is not None and epoch > most:
+            continue
+        try:
+            state = load(place, config, data)
+        except CheckpointError as error:
+            checkpoints.damaged(place, str(error))
+            continue
+        checkpoints.go_on_from(epoch)
+        return state, rows
+    checkpoints.go_on_from(0)
+    return None, []
 
 
 def epoch_row(result: EpochResult, folder: Path) -> dict[str, Any]:

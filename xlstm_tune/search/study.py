@@ -19,7 +19,6 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import CUT, REASON
 from xlstm_tune.spec import SearchConfig
 
 JOURNAL = "optuna.journal"
@@ -77,12 +76,11 @@ def make_sampler(config: SearchConfig, told: int = 0) -> BaseSampler:
 
 def open_study(
     name: str, config: SearchConfig, folder: Path, resume: bool = False
-) -> tuple[optuna.Study, Callable[[], None]]:
-    """Create the study of a search, or open it again.
+) -> tuple[optuna.Study, BaseStorage, Callable[[], None]]:
+    """Create the study of a search, or, to resume it, open it again.
 
     folder: the search folder, which holds the journal unless `search.storage` names an Optuna URL.
-    resume: trials that a dead driver left open are told FAIL, so that none is open afterwards.
-    Returns the study, and what to call to force it to disk.
+    Returns the study, where it is kept, and what to call to force it to disk.
     Raises StorageError when the storage cannot be opened, or holds a study of this name already and `resume` is
     not set.
     """
@@ -100,9 +98,8 @@ def open_study(
     except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
         reason = _without_password(str(error).partition("\n")[0])
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
-    _fail_abandoned(study, storage)
     study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
-    return study, sync
+    return study, storage, sync
 
 
 def _without_password(text: str) -> str:
@@ -118,16 +115,15 @@ def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[]
     return JournalStorage(journal), journal.sync
 
 
-def _fail_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    for _ in waiting:
-        study.ask()  # only a running trial can be told
+def open_trials(study: optuna.Study, storage: BaseStorage) -> list[optuna.Trial]:
+    """The trials that an earlier driver asked for and did not end, by number; they can be told once they have ended."""
+    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.ask()
     identity = storage.get_study_id_from_name(study.study_name)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        trial_id = storage.get_trial_id_from_study_id_trial_number(identity, trial.number)
-        storage.set_trial_user_attr(trial_id, CUT, True)
-        storage.set_trial_user_attr(trial_id, REASON, "interrupted")
-        study.tell(trial.number, state=TrialState.FAIL)
+    return [
+        optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, trial.number))
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    ]
 
 
 def _drop_torn_line(path: Path) -> None:

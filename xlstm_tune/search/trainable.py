@@ -6,11 +6,13 @@ lives on and takes the next trial, which spares it the seconds of importing torc
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
 import traceback
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -18,7 +20,7 @@ import torch
 from ray import tune
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.folder import CONFIG, STOPPED, trial_folder
+from xlstm_tune.search.folder import CONFIG, HUNG, STOPPED, disk_full, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
@@ -51,6 +53,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._trials: list[dict[str, Any]] = config["trials"]
+        self._known = {one["number"]: int(one["known"]) for one in self._trials}
         self._trial: SingleTrial | PopulationTrial | FusedTrial | None = None
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
@@ -66,9 +69,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             if len(runs) > 1:
                 self._trial = FusedTrial(runs, self._data, objective)
             elif members := trial_members(self._spec, first.config):
-                self._trial = PopulationTrial(members, self._data, first.folder, objective)
+                self._trial = PopulationTrial(members, self._data, first.folder, objective, first.known)
             else:
-                self._trial = SingleTrial(first.config, self._data, first.folder, objective)
+                self._trial = SingleTrial(first.config, self._data, first.folder, objective, first.known)
         return self._trial
 
     def _settle(self, number: int, params: dict[str, Any]) -> Fused:
@@ -81,36 +84,65 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         if members := trial_members(self._spec, config):
             settled["members"] = [member.setting | {"training.seed": member.seed} for member in members]
         write_atomically(folder / CONFIG, json.dumps(settled, indent=2).encode())
-        return Fused(number, config, folder)
+        return Fused(number, config, folder, self._known[number])
 
     def step(self) -> dict[str, Any]:
-        """One epoch. Returns what scheduler, searcher and driver see: `rows`, and the best of them as Ray's own."""
+        """One epoch. Returns what referee, searcher and driver see: `rows`, and the best of them as Ray's own."""
         try:
-            trial = self._started()
-            rows = trial.step() if isinstance(trial, FusedTrial) else [trial.step()]
+            with self._watched():
+                rows = self._started().step()
         except Diverged as reason:
             return self._all_failed(f"diverged: {reason}")
         except Exception as error:
             if out_of_memory(error):
                 return self._all_failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
-            # Reported, not swallowed: the reason goes into every record, the traceback beside the trial's config.
-            for one in self._trials:
-                folder = trial_folder(self._folder, one["number"])
-                folder.mkdir(parents=True, exist_ok=True)
-                name = "error.txt" if len(self._trials) == 1 else "error-together.txt"
-                (folder / name).write_text(traceback.format_exc())
+            if disk_full(error):  # no fault of the trial, and no other would fare better
+                return self._result([], done=True) | {"disk_full": str(error)}
+            self._keep_traceback()
             return self._all_failed(f"error: {type(error).__name__}: {error}")
         number = self._trials[0]["number"]
-        rows = [
-            {"number": number, **row, **(self._failed(row["reason"]) if row["status"] == "failed" else {})}
-            for row in rows
-        ]
+        rows = [{"number": number, **row} for row in rows]
+        for row in rows:
+            if row["status"] == "failed":
+                row |= self._failed(row["number"], row["reason"])
+            self._known[row["number"]] = row["epoch"]
         return self._result(rows, done=all(row["done"] for row in rows))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End this process, with a note of where it hangs, when an epoch takes longer than `resources.trial_timeout`.
+
+        The watch is kept by a thread that needs nothing of Python, so that it works whatever hangs.
+        """
+        seconds = self._spec.resources.trial_timeout
+        if not isinstance(seconds, float):
+            yield
+            return
+        folder = trial_folder(self._folder, self._trials[0]["number"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / HUNG).open("w") as file:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+        (folder / HUNG).unlink(missing_ok=True)
+
+    def _keep_traceback(self) -> None:
+        """Reported, not swallowed: the reason goes into every record, the traceback beside the trial's config."""
+        text = traceback.format_exc()
+        for one in self._trials:
+            folder = trial_folder(self._folder, one["number"])
+            with suppress(OSError):  # the folder itself may be what failed
+                folder.mkdir(parents=True, exist_ok=True)
+                name = "error.txt" if len(self._trials) == 1 else "error-together.txt"
+                (folder / name).write_text(text)
 
     def _all_failed(self, reason: str) -> dict[str, Any]:
         """One configuration's failure; that of several together is no word on any of them, and leaves no rows."""
-        failed = self._failed(reason)
-        rows = [{"number": self._trials[0]["number"], **failed}] if len(self._trials) == 1 else []
+        number = self._trials[0]["number"]
+        failed = self._failed(number, reason)
+        rows = [{"number": number, **failed}] if len(self._trials) == 1 else []
         return failed | self._result(rows, done=True)
 
     def _result(self, rows: list[dict[str, Any]], done: bool) -> dict[str, Any]:
@@ -118,16 +150,17 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         metric = f"best_{self._spec.search.objective}"
         values = [row[metric] for row in rows if not math.isnan(row[metric])]
         return {
-            "epoch": self.iteration + 1,
+            "epoch": max(self._known.values()),
             metric: min(values, default=math.nan),
+            "numbers": [one["number"] for one in self._trials],
             "rows": rows,
             "done": done,
         }
 
-    def _failed(self, reason: str) -> dict[str, Any]:
+    def _failed(self, number: int, reason: str) -> dict[str, Any]:
         objective = self._spec.search.objective
         return {
-            "epoch": self.iteration + 1,
+            "epoch": self._known[number] + 1,
             objective: math.nan,
             f"best_{objective}": math.nan,
             "status": "failed",
@@ -136,14 +169,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "done": True,
         }
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Everything that the next epoch depends on, without pickle."""
-        self._started().save(Path(checkpoint_dir))
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on after the last saved epoch."""
-        self._started().load(Path(checkpoint_dir))
-
     def cleanup(self) -> None:
-        """Let go of the model and its device memory."""
+        """Save what is not saved yet, and let go of the model and its device memory. Ray calls this before a stop."""
+        if self._trial is not None:
+            with suppress(OSError):  # a full disk: the last checkpoint counts
+                self._trial.save()
         self._trial = None

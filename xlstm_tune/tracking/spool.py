@@ -36,6 +36,17 @@ class Address:
     version: int = VERSION
 
 
+@dataclass
+class KnownRun:
+    """What a spool says of one run."""
+
+    started: bool = False
+    step: int = -1
+    """The last step of its curves."""
+    ended: str | None = None
+    """Its status, where it has ended since it was last started."""
+
+
 class Spool:
     """The search's side. One process writes; opening an existing spool continues it.
 
@@ -125,6 +136,25 @@ class Spool:
         """Close the parent run. `status`: completed, failed or interrupted."""
         _known_status(status)
         self._add("search_ended", status=status, metrics=_floats(metrics or {}), artifacts=self._paths(artifacts))
+
+    def known(self) -> dict[int | None, KnownRun]:
+        """What has been said of each run so far, by trial number; None: the search itself."""
+        runs: dict[int | None, KnownRun] = {}
+        offset = 0
+        while True:
+            events, end = read_events(self.path, offset, 1 << 20)
+            if end == offset:
+                return runs
+            offset = end
+            for event in events:
+                run = runs.setdefault(event.get("number"), KnownRun())
+                kind = event["e"]
+                if kind in ("search_started", "trial_started"):
+                    run.started, run.ended = True, None
+                elif kind in ("search_ended", "trial_ended"):
+                    run.ended = event["status"]
+                elif kind == "epoch":
+                    run.step = max(run.step, event["step"])
 
     def close(self) -> None:
         """Give the spool up; nothing is lost by not calling it."""

@@ -1,0 +1,94 @@
+"""Workers that are lost: noticed, told apart, and ended by force when they hang."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from xlstm_tune.search.folder import HUNG, trial_folder
+
+NODE_LOST = "node lost"
+_WORDS = {
+    "running low on memory": "worker killed: the machine's memory ran out",
+    "node has died": NODE_LOST,
+    "node was terminated": NODE_LOST,
+    "node is dead": NODE_LOST,
+}
+"""What Ray says of a lost worker, and what that means."""
+GRACE = 15.0
+"""Seconds that a hanging worker is given to end itself, which leaves a note of where it hangs."""
+
+
+class Losses(FIFOScheduler):  # type: ignore[misc]
+    """Ray tells its scheduler first that a worker is lost; this one keeps why. folder: of the search."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._reasons: dict[str, str] = {}
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A worker is lost."""
+        hung = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
+        if hung.exists() and hung.stat().st_size:
+            self._reasons[trial.trial_id] = "hung: no epoch within resources.trial_timeout"
+            return
+        text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
+        found = (meaning for words, meaning in _WORDS.items() if words in text)
+        self._reasons[trial.trial_id] = next(found, "worker died")
+
+    def why(self, trial_id: str) -> str:
+        """Why Ray's trial lost its worker."""
+        return self._reasons.get(trial_id, "worker died")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its Tuner, and never needs the copy."""
+        return {}
+
+
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Ends workers that say nothing for longer than `seconds` and could not end themselves. folder: of the search."""
+
+    def __init__(self, seconds: float, folder: Path) -> None:
+        self._seconds, self._folder = seconds, folder
+        self._heard: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its Tuner, and never needs the copy."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A worker took the trial."""
+        self._heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A sign of life."""
+        self._heard[trial.trial_id] = time.monotonic()
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Nothing to wait for any more."""
+        self._heard.pop(trial.trial_id, None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Nothing to wait for any more."""
+        self._heard.pop(trial.trial_id, None)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ray comes by ten times a second."""
+        late = time.monotonic() - self._seconds - GRACE
+        hanging = {trial_id for trial_id, heard in self._heard.items() if heard < late}
+        for trial in trials if hanging else ():
+            if trial.trial_id in hanging and (actor := trial.temporary_state.ray_actor) is not None:
+                note = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"no sign of life for {self._seconds + GRACE:.0f} s; the search ended the worker\n")
+                self._heard.pop(trial.trial_id)
+                ray.kill(actor)

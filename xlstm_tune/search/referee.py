@@ -1,0 +1,94 @@
+"""The first to see every result: says which epochs are new, which configurations the scheduler ends, and notes both.
+
+Ray asks its stopper before anybody else about each result, so this is one. The scheduler judges each configuration as
+if it were a trial of its own, also where several share a Ray trial and after a worker has died. One that is stopped
+while others of its Ray trial go on is marked by an empty file in its folder, which the trial reads before its next
+epoch: Ray knows no way to tell a running trial anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from xlstm_tune.search.folder import STOPPED, disk_full, trial_folder
+from xlstm_tune.search.journal import Journal
+from xlstm_tune.search.stopping import DISK_FULL, Stopping
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What Ray's schedulers look at of a trial. Given to another worker, a configuration is still the same trial."""
+
+    trial_id: str
+
+
+class Referee(tune.Stopper):  # type: ignore[misc]
+    """Judges by `scheduler`, one of `schedulers.make_scheduler`. folder: of the search.
+
+    What the journal holds has been judged already: the scheduler is shown it again, which brings its rungs back.
+    """
+
+    def __init__(self, scheduler: TrialScheduler, folder: Path, journal: Journal, stopping: Stopping) -> None:
+        self._scheduler, self._folder, self._journal, self._stopping = scheduler, folder, journal, stopping
+        self._known: dict[int, int] = {}
+        """The last epoch of each configuration."""
+        self._over: set[int] = set()
+        for row in journal.history.rows:
+            self._judge(row)
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on."""
+        if "disk_full" in result:
+            self._stopping.request(DISK_FULL)
+        rows: list[dict[str, Any]] = result["rows"]
+        new = []
+        for row in rows:
+            if row["number"] in self._over or not self._is_new(row):
+                continue
+            stop = self._judge(row)
+            try:
+                self._journal.epoch(row, stop)
+            except OSError as error:
+                if not disk_full(error):
+                    raise
+                self._stopping.request(DISK_FULL)
+                break
+            if stop:
+                row["done"] = True
+                (trial_folder(self._folder, row["number"]) / STOPPED).touch()
+            new.append(row)
+        rows[:] = new
+        return all(number in self._over for number in result["numbers"])
+
+    def stop_all(self) -> bool:
+        """Ray asks after every event."""
+        return self._stopping.reason is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles its Tuner, and never needs the copy."""
+        return {}
+
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
+        return bool(row["status"] == "failed" or row["epoch"] > self._known.get(row["number"], 0))
+
+    def _judge(self, row: Mapping[str, Any]) -> bool:
+        """Show the scheduler a row; whether it ends the configuration."""
+        number = row["number"]
+        one = _Trial(str(number))
+        if number not in self._known:
+            self._scheduler.on_trial_add(None, one)
+        self._known[number] = row["epoch"]
+        if not row["done"] and self._scheduler.on_trial_result(None, one, dict(row)) != TrialScheduler.STOP:
+            return False
+        self._over.add(number)
+        value = row.get(str(self._scheduler.metric))
+        if value is not None and math.isfinite(value):
+            self._scheduler.on_trial_complete(None, one, dict(row))
+        return not bool(row["done"])

@@ -1,0 +1,71 @@
+"""How a search stops before its end: Ctrl-C, SIGTERM, a full disk.
+
+The first signal lets running trials finish their epoch and save it, for at most the ten seconds that Ray gives them;
+the second one stops at once. SIGTERM, which spot machines send half a minute before they go, counts as Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = "interrupted"
+DISK_FULL = "disk full"
+TIME_BUDGET = "time budget"
+
+
+class Stopping:
+    """Signals of this process, as the search sees them.
+
+    say: told the user what the first signal does.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._searching = False
+        self.signal: int | None = None
+        """The last one that came."""
+        self.reason: str | None = None
+        """Why the search has to stop; None while it need not."""
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    def request(self, reason: str) -> None:
+        """Ask the search to stop as soon as its trials have saved what they have; the first reason counts."""
+        self.reason = self.reason or reason
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, signals come here; outside the trials' time they end the program as KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
+        before = {number: signal.signal(number, self._came) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Inside, the first signal is a request."""
+        self._searching = True
+        try:
+            yield
+        finally:
+            self._searching = False
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = self.signal is None, number
+        if not (first and self._searching):
+            self.reason = INTERRUPTED
+            raise KeyboardInterrupt
+        self.request(INTERRUPTED)
+        self._say("Stopping: running trials finish their epoch and save it. Again to stop at once.")
