@@ -21,8 +21,8 @@ _WORDS = {
     "node is dead": NODE_LOST,
 }
 """What Ray says of a lost worker, and what that means."""
-GRACE = 15.0
-"""Seconds that a hanging worker is given to end itself, which leaves a note of where it hangs."""
+FIRST_EPOCH = 60.0
+"""Seconds that the first epoch of a worker process gets more than `resources.trial_timeout`: it loads the kernels."""
 
 
 class Losses(FIFOScheduler):  # type: ignore[misc]
@@ -53,10 +53,13 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
 
 
 class Watch(tune.Callback):  # type: ignore[misc]
-    """Ends workers that say nothing for longer than `seconds` and could not end themselves. folder: of the search."""
+    """Ends workers that say nothing for longer than `seconds` and could not end themselves. folder: of the search.
+
+    They are given a tenth more to do so, 2 to 30 seconds, because they leave a note of where they hang.
+    """
 
     def __init__(self, seconds: float, folder: Path) -> None:
-        self._seconds, self._folder = seconds, folder
+        self._seconds, self._folder = seconds + max(2.0, min(30.0, seconds / 10)), folder
         self._heard: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker took the trial."""
-        self._heard[trial.trial_id] = time.monotonic()
+        self._heard[trial.trial_id] = time.monotonic() + FIRST_EPOCH
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -83,12 +86,12 @@ class Watch(tune.Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Ray comes by ten times a second."""
-        late = time.monotonic() - self._seconds - GRACE
+        late = time.monotonic() - self._seconds
         hanging = {trial_id for trial_id, heard in self._heard.items() if heard < late}
         for trial in trials if hanging else ():
             if trial.trial_id in hanging and (actor := trial.temporary_state.ray_actor) is not None:
                 note = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"no sign of life for {self._seconds + GRACE:.0f} s; the search ended the worker\n")
+                note.write_text(f"no sign of life for {self._seconds:.0f} s; the search ended the worker\n")
                 self._heard.pop(trial.trial_id)
                 ray.kill(actor)

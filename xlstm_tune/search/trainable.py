@@ -10,6 +10,7 @@ import faulthandler
 import json
 import math
 import os
+import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from ray import tune
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.folder import CONFIG, HUNG, STOPPED, disk_full, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
+from xlstm_tune.search.losses import FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.single_trial import SingleTrial
@@ -42,6 +44,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """
         self._data: Prepared = ray.get(data[0])
         self._spec, self._folder = SearchSpec.parse(spec), folder
+        self._extra = FIRST_EPOCH
+        self._worker = f"process {os.getpid()} on {platform.node()}"
         keep_freed_memory()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._begin(config)
@@ -101,7 +105,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             self._keep_traceback()
             return self._all_failed(f"error: {type(error).__name__}: {error}")
         number = self._trials[0]["number"]
-        rows = [{"number": number, **row} for row in rows]
+        rows = [{"number": number, "worker": self._worker, **row} for row in rows]
         for row in rows:
             if row["status"] == "failed":
                 row |= self._failed(row["number"], row["reason"])
@@ -121,11 +125,12 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         folder = trial_folder(self._folder, self._trials[0]["number"])
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / HUNG).open("w") as file:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+            faulthandler.dump_traceback_later(seconds + self._extra, exit=True, file=file)
             try:
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
+        self._extra = 0.0
         (folder / HUNG).unlink(missing_ok=True)
 
     def _keep_traceback(self) -> None:

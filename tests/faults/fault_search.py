@@ -1,0 +1,193 @@
+"""Whole searches in processes of their own, what is done to them, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from xlstm_tune.results import read
+from xlstm_tune.search.journal import read_journal
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "wave"
+SAME = ("train_loss", "val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised", "learning_rate")
+"""Figures of an epoch that a fault may not change by a bit."""
+
+
+def write_search(folder: Path, **sections: Any) -> Path:
+    """A search file for a sine wave with noise; `sections` replaces keys of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.sin(np.arange(400) / 8) * 10 + np.random.default_rng(0).normal(size=400)
+    (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    spec: dict[str, Any] = {
+        "name": NAME,
+        "data": {"source": str(folder / "wave.csv"), "target": "y", "lookback": 12, "horizon": 3},
+        "search": {"algorithm": "grid", "scheduler": "none", "start_with": "none", "fuse": "off"},
+        "space": {
+            "model.family": {"choice": ["lstm", "slstm"]},
+            "training.learning_rate": {"choice": [0.001, 0.003, 0.01]},
+        },
+        "model": {"hidden_size": 8, "heads": 2, "layers": 1, "dropout": 0.1},
+        "training": {"epochs": 40, "batch_size": 32},
+    }
+    for name, section in sections.items():
+        spec[name] = {**spec.get(name, {}), **section} if name != "space" else section
+    file = folder / "wave.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    return file
+
+
+class Search:
+    """One search, run by one process after another. storage: the folder of searches."""
+
+    def __init__(self, storage: Path, **environment: str) -> None:
+        self.storage, self.folder = storage, storage / NAME
+        self._environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str) -> None:
+        """Run the command and do not wait."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "xlstm_tune.search", *arguments, "--storage", str(self.storage)],
+            cwd=self.storage.parent,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self, code: int = 0, seconds: float = 240) -> str:
+        """Wait for the command; what it printed. Nothing may have been said on stderr, but for a sentence with 2."""
+        assert self.process is not None
+        output, errors = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == code, f"exit code {self.process.returncode}: {output}{errors}"
+        assert "Traceback" not in errors and (code == 2 or not errors.strip()), errors
+        return output + errors
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """Run the command to its end."""
+        self.start(*arguments)
+        return self.end(code)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the driver."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver, and to nobody else."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+
+    def epochs(self, number: int | None = None) -> int:
+        """Epochs that the journal holds, of one configuration or of all."""
+        past = read_journal(self.folder).trials if self.folder.exists() else {}
+        return sum(len(one.rows) for one in past.values() if number in (None, one.number))
+
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+        """What the condition says once that is true, while the search runs."""
+        deadline = time.monotonic() + seconds
+        while not (answer := condition()):
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the search has ended: {self.process.communicate()}")
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.02)
+        return answer
+
+    def worker(self, number: int, after: int = 0) -> int:
+        """The process that trains a configuration, once it has reported an epoch later than `after`."""
+
+        def found() -> int | None:
+            past = read_journal(self.folder).trials.get(number) if self.folder.exists() else None
+            rows = [row for _, row in past.rows if row["epoch"] > after] if past else []
+            return int(rows[-1]["worker"].split()[1]) if rows else None
+
+        return int(self.until(found))
+
+
+def trials_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """The trials table by number."""
+    rows = read(folder, "trials").to_pylist()
+    assert len({row["trial"] for row in rows}) == len(rows)
+    return {row["trial"]: row for row in rows}
+
+
+def epochs_of(folder: Path) -> dict[tuple[int, int], dict[str, Any]]:
+    """The epochs table by trial and epoch."""
+    rows = read(folder, "epochs").to_pylist()
+    found = {(row["trial"], row["epoch"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def study_of(folder: Path) -> dict[int, optuna.trial.FrozenTrial]:
+    """Optuna's trials by number."""
+    study = optuna.load_study(
+        study_name=NAME, storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+    )
+    return {trial.number: trial for trial in study.trials}
+
+
+def runs_of(folder: Path, uri: str | None = None) -> dict[int, Any]:
+    """MLflow's child runs by trial, each with `curve`: (step, val_rmse)."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri or f"sqlite:///{folder.parent / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    search = json.loads((folder / "mlflow" / "spool.json").read_text())["search"]
+    runs = client.search_runs(experiments, f"tags.`xlstm_tune.search` = '{search}'", max_results=5000)
+    children: dict[int, Any] = {}
+    for run in runs:
+        if (trial := run.data.tags.get("xlstm_tune.trial")) is not None:
+            assert int(trial) not in children, f"two runs of trial {trial}"
+            curve = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_rmse")]
+            children[int(trial)] = (run, sorted(curve))
+    assert len(runs) == len(children) + 1, "one parent"
+    return children
+
+
+STATES = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+RUNS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+
+
+def check_accounted(folder: Path, undisturbed: Path, alike: bool = True) -> None:
+    """Every trial once in Parquet, Optuna and MLflow, with the figures of the search without the fault.
+
+    alike: to the last bit; else (configurations trained in other company) up to rounding.
+    """
+    trials, epochs, study, runs = trials_of(folder), epochs_of(folder), study_of(folder), runs_of(folder)
+    wanted, wanted_epochs = trials_of(undisturbed), epochs_of(undisturbed)
+    assert sorted(trials) == sorted(study) == sorted(runs) == sorted(wanted)
+    assert sorted(epochs) == sorted(wanted_epochs)
+    for key, row in epochs.items():
+        for name in SAME:
+            close = row[name] == wanted_epochs[key][name] or (
+                not alike and abs(row[name] - wanted_epochs[key][name]) <= 1e-4 * abs(row[name])
+            )
+            assert close, (key, name, row[name], wanted_epochs[key][name])
+    for number, row in trials.items():
+        assert (row["status"], row["epochs"]) == (wanted[number]["status"], wanted[number]["epochs"]), row
+        assert json.loads(row["params"]) == json.loads(wanted[number]["params"])
+        assert study[number].state.name == STATES[row["status"]]
+        run, curve = runs[number]
+        assert run.info.status == RUNS[row["status"]]
+        assert curve == sorted((epoch, one["val_rmse"]) for (trial, epoch), one in epochs.items() if trial == number)
+        if row["status"] == "completed":
+            assert study[number].value == row["val_rmse"] == run.data.metrics["best_val_rmse"]
+            assert sorted(study[number].intermediate_values) == [step for step, _ in curve]

@@ -1,0 +1,42 @@
+"""A cluster of three nodes, one of which goes away with the trial that it trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_search import Search, check_accounted, write_search
+from ray.cluster_utils import Cluster
+
+from xlstm_tune.search.journal import JOURNAL, read_journal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that trains nothing, and nothing else yet."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    yield cluster
+    cluster.shutdown()
+
+
+def test_what_a_lost_node_trained_goes_on_elsewhere(tmp_path: Path, cluster: Cluster) -> None:
+    """Both trials run on a node each; a third node comes when one of the two has gone."""
+    file = str(write_search(tmp_path, space={"model.family": {"choice": ["lstm", "slstm"]}}, training={"epochs": 150}))
+    whole = Search(tmp_path / "whole")
+    whole.run(file)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    search = Search(tmp_path / "searches", XLSTM_TUNE_CHECKPOINT_SHARE="1000")
+    search.start(file, "--address", cluster.address)
+    search.until(lambda: search.epochs(0) > 3 and search.epochs(1) > 3)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    search.until(lambda: "died" in (search.folder / JOURNAL).read_text())
+    cluster.add_node(num_cpus=1)
+    search.end()
+    check_accounted(search.folder, whole.folder)
+    told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
+    assert [event["why"] for event in told if event["e"] == "died"] == ["node lost"]
+    assert {len(past.rows) for past in read_journal(search.folder).trials.values()} == {150}

@@ -1,0 +1,41 @@
+"""What happens to workers inside one search: nothing is lost, nothing is doubled, and the reason is on record."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from fault_search import Search, check_accounted, write_search
+
+from xlstm_tune.search.journal import JOURNAL
+
+pytestmark = pytest.mark.slow
+EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the search without a fault."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    search = Search(place / "searches")
+    search.run(str(write_search(place)))
+    return search.folder
+
+
+def test_killed_and_hanging_workers_are_replaced(tmp_path: Path, undisturbed: Path) -> None:
+    """SIGKILL to one, SIGSTOP to the other: both go on where they were, with the same bits."""
+    search = Search(tmp_path / "searches", **EVERY_EPOCH)
+    search.start(str(write_search(tmp_path, resources={"trial_timeout": "5s"})))
+    os.kill(search.worker(0), signal.SIGKILL)
+    os.kill(search.worker(1), signal.SIGSTOP)
+    os.kill(search.worker(3), signal.SIGKILL)
+    search.end()
+    check_accounted(search.folder, undisturbed)
+    told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
+    died = {(event["numbers"][0], event["why"]) for event in told if event["e"] == "died"}
+    assert {(0, "worker died"), (3, "worker died")} <= died
+    assert (1, "hung: no epoch within resources.trial_timeout") in died
+    assert not list(search.folder.glob("trials/*/checkpoints")) and not list(search.folder.glob("ray-*"))
