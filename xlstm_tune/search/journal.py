@@ -162,7 +162,8 @@ class Journal:
             while written < len(line):  # a full disk takes a part, and says so when it is asked to take the rest
                 written += os.write(self._file, line[written:])
         except OSError:
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)  # no half line may stay in between
+            if written:  # no half line may stay in between
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise
 
 
