@@ -9,6 +9,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Helpers, whose asserts are to say what they compared, as those of tests do.
-pytest.register_assert_rewrite(
-    "tracked", "table_files", "split_tables", "searcher_bench", "wave_search", "fault_search"
+HELPERS = (
+    "tracked",
+    "table_files",
+    "split_tables",
+    "searcher_bench",
+    "trial_data",
+    "wave_search",
+    "fault_search",
 )
+pytest.register_assert_rewrite(*HELPERS)

@@ -115,8 +115,8 @@ class ResourceConfig(Spec):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Most trials at a time; None = as many as the resources hold."""
     trial_timeout: Annotated[float, Field(gt=0)] | str | None = None
-    """Seconds, or text such as 30m, 2h, 1d, within which a trial has to finish an epoch; the first one of a worker, which
-    loads the kernels, has a minute more. A trial that does not hangs: its worker is ended, and it goes on from its last
+    """Seconds, or text such as 30m, 2h, 1d, within which a trial has to finish an epoch; a minute more for the first of
+    a worker, which loads the kernels. A trial that does not hangs: its worker is ended, and it goes on from its last
     checkpoint with another. None = wait for ever."""
 
     @field_validator("trial_timeout")

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
+from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.searcher import OptunaSearcher
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.spec import SearchSpec
@@ -36,43 +37,52 @@ def make_spec(space: dict[str, Any], **search: Any) -> SearchSpec:
 
 
 class Bench:
-    """A searcher driven by hand, as Ray drives it."""
+    """A searcher driven by hand, as Ray drives it, with the journal's lines written as the referee writes them."""
 
-    def __init__(self, spec: SearchSpec, folder: Path, resume: bool = False) -> None:
-        self.spec = spec
+    def __init__(self, spec: SearchSpec, folder: Path, resume: bool = False, space: Space | None = None) -> None:
+        self.spec, self.folder = spec, folder
         self.ends: list[TrialEnd] = []
-        self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, resume=resume, on_end=self.ends.append)
+        self.journal = Journal(folder)
+        self.searcher = OptunaSearcher(
+            spec, space or Space.from_spec(spec), folder, self.journal, resume=resume, on_end=self.ends.append
+        )
         self.started: dict[str, Params] = {}
         self.numbers: dict[str, int] = {}
+        self.known: dict[str, int] = {}
+        """Epochs of which the searcher said that it knows them."""
         self._next = 0
 
     def ask(self) -> str | None:
-        """Start a trial; None when the searcher has finished."""
+        """Start a trial; None when the searcher has finished, or has nothing for now."""
         trial_id = f"t{self._next}"
         self._next += 1
         suggestion = self.searcher.suggest(trial_id)
-        if suggestion == Searcher.FINISHED:
+        if suggestion is None or suggestion == Searcher.FINISHED:
             return None
         assert isinstance(suggestion, dict)
         (one,) = suggestion["trials"]
         self.started[trial_id], self.numbers[trial_id] = one["params"], one["number"]
+        self.known[trial_id] = one["known"]
         return trial_id
 
     def epoch(self, trial_id: str, epoch: int, best: float) -> None:
-        self.searcher.on_trial_result(trial_id, self.result(trial_id, epoch, best))
+        self.searcher.on_trial_result(trial_id, self.result(trial_id, epoch, best, False))
 
     def end(self, trial_id: str, epoch: int, best: float, **changes: Any) -> None:
-        self.searcher.on_trial_complete(trial_id, self.result(trial_id, epoch, best, **changes))
+        """The trial's last epoch; without `changes` it is the scheduler that ends it."""
+        self.searcher.on_trial_complete(trial_id, self.result(trial_id, epoch, best, True, **changes))
 
-    def result(self, trial_id: str, epoch: int, best: float, **changes: Any) -> dict[str, Any]:
-        return {"rows": [row(epoch, best) | {"number": self.numbers[trial_id], "done": "status" in changes} | changes]}
+    def result(self, trial_id: str, epoch: int, best: float, done: bool, **changes: Any) -> dict[str, Any]:
+        told = row(epoch, best) | {"number": self.numbers[trial_id], "done": done and "status" in changes} | changes
+        self.journal.epoch(told, stop=done and not told["done"])
+        return {"rows": [told | {"done": done}]}
 
     def run(self, outcome: Callable[[Params], str], concurrent: int = 3) -> None:
         """Run to the end, `concurrent` trials side by side, an epoch of each in turn."""
         running: dict[str, int] = {}
         while True:
             while len(running) < concurrent and (trial_id := self.ask()):
-                running[trial_id] = 0
+                running[trial_id] = self.known[trial_id]
             if not running:
                 return
             for trial_id in list(running):
@@ -97,6 +107,13 @@ class Bench:
             self.epoch(trial_id, epoch, best)
             return False
         return True
+
+    def points(self) -> list[Params]:
+        """What was started, in order; what another worker went on with stands here once."""
+        points: dict[int, Params] = {}
+        for trial_id, params in self.started.items():
+            assert points.setdefault(self.numbers[trial_id], params) == params
+        return list(points.values())
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         trials: list[optuna.trial.FrozenTrial] = self.searcher.study.get_trials(deepcopy=False)
@@ -123,6 +140,10 @@ def check_all_told(bench: Bench) -> None:
     trials = {trial.number: trial for trial in bench.trials()}
     assert all(trial.state.is_finished() for trial in trials.values())
     assert sorted(end.number for end in bench.ends) == sorted(trials)
+    assert {number: past.end for number, past in read_journal(bench.folder).trials.items()} == {
+        end.number: end for end in bench.ends
+    }
+    assert ended_lines(bench.folder) == sorted(trials)
     by_number = {end.number: end for end in bench.ends}
     for end in bench.ends:
         trial = trials[end.number]
@@ -149,5 +170,11 @@ def check_all_told(bench: Bench) -> None:
         else:
             assert end.value == min(trial.intermediate_values.values())
             assert len(trial.intermediate_values) == (EPOCHS if end.status == "completed" else 3)
-    keys = [bench.spec.resolve(params).key() for params in bench.started.values()]
+    keys = [bench.spec.resolve(params).key() for params in bench.points()]
     assert len(keys) == len(set(keys)) == bench.searcher.started
+
+
+def ended_lines(folder: Path) -> list[int]:
+    """The numbers of the journal's lines that tell an end, sorted: each once where each has ended once."""
+    events = [json.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines()]
+    return sorted(event["end"]["number"] for event in events if event["e"] == "ended")

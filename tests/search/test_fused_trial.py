@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trial_data import EVERY_EPOCH, NEVER, damage, drain, newest, one_row, small_data, steady
 
-from xlstm_tune.data.config import DataConfig
-from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, prepare
-from xlstm_tune.errors import CheckpointError
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.search.checkpoints import SHARE, SUMS
 from xlstm_tune.search.folder import STOPPED, WEIGHTS
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.single_trial import SingleTrial
@@ -22,24 +23,27 @@ RATES = (0.01, 0.1, 10.0)
 """The last one diverges."""
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Prepared:
-    (tmp_path / "t.csv").write_text("y\n" + "\n".join(str((n * 37) % 101) for n in range(200)) + "\n")
-    config = DataConfig.parse({"source": str(tmp_path / "t.csv"), "target": "y", "lookback": 5, "horizon": 2})
-    return prepare(load_table(config), config)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
-def runs(folder: Path, rates: tuple[float, ...] = RATES) -> list[Fused]:
-    model = ModelConfig(family="slstm", layers=1, hidden_size=4, heads=2)
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARE, EVERY_EPOCH)
+
+
+def runs(folder: Path, rates: tuple[float, ...] = RATES, known: int = 0, dropout: float = 0.0) -> list[Fused]:
+    model = ModelConfig(family="slstm", layers=1, hidden_size=4, heads=2, dropout=dropout)
     found = []
     for number, rate in enumerate(rates):
         training = TrainingConfig(epochs=4 - number, optimiser="sgd", clip=0.0, batch_size=32, learning_rate=rate)
-        (folder / str(number)).mkdir(parents=True)
-        found.append(Fused(7 + number, TrialConfig(model, training, 5), folder / str(number)))
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        found.append(Fused(7 + number, TrialConfig(model, training, 5), folder / str(number), known))
     return found
 
 
-def drain(trial: FusedTrial) -> dict[int, list[dict[str, Any]]]:
+def by_number(trial: FusedTrial) -> dict[int, list[dict[str, Any]]]:
     """All rows of each configuration."""
     rows: dict[int, list[dict[str, Any]]] = {}
     while step := trial.step():
@@ -49,12 +53,12 @@ def drain(trial: FusedTrial) -> dict[int, list[dict[str, Any]]]:
 
 
 def test_rows_and_weights_are_those_of_each_alone(tmp_path: Path, data: Prepared) -> None:
-    rows = drain(FusedTrial(runs(tmp_path / "together"), data, "rmse"))
+    rows = by_number(FusedTrial(runs(tmp_path / "together"), data, "rmse"))
     for run in runs(tmp_path / "alone")[:2]:
         alone, own = SingleTrial(run.config, data, run.folder, "rmse"), rows[run.number]
         assert len(own) == run.config.training.epochs and own[-1]["done"] and own[-1]["status"] == "completed"
         for row in own:
-            expected = alone.step()
+            expected = one_row(alone)
             assert row.keys() == expected.keys() | {"number"}
             assert {k: row[k] for k in ("train_loss", "val_rmse", "best_val_rmse", "learning_rate")} == pytest.approx(
                 {k: expected[k] for k in ("train_loss", "val_rmse", "best_val_rmse", "learning_rate")}, rel=1e-4
@@ -70,30 +74,80 @@ def test_a_stopped_configuration_trains_no_further_and_the_others_do(tmp_path: P
     trial = FusedTrial(runs(tmp_path / "a", RATES[:2]), data, "rmse")
     assert [row["number"] for row in trial.step()] == [7, 8]
     (tmp_path / "a" / "0" / STOPPED).touch()
-    rows = drain(trial)
+    rows = by_number(trial)
     assert list(rows) == [8] and rows[8][-1]["finished"]
 
 
-def test_goes_on_from_a_checkpoint_with_the_same_rows(tmp_path: Path, data: Prepared) -> None:
-    whole = FusedTrial(runs(tmp_path / "a"), data, "rmse")
-    first = FusedTrial(runs(tmp_path / "b"), data, "rmse")
-    for trial in (whole, first):
-        trial.step()
-        trial.step()  # the third diverges in the first or the second epoch
-    first.save(tmp_path / "checkpoint")
-    second = FusedTrial(runs(tmp_path / "c"), data, "rmse")
-    second.load(tmp_path / "checkpoint")
-    clocks = ("epoch_seconds", "sequences_per_s", "peak_memory_mib")
-    assert [[{k: v for k, v in row.items() if k not in clocks} for row in rows] for rows in drain(second).values()] == [
-        [{k: v for k, v in row.items() if k not in clocks} for row in rows] for rows in drain(whole).values()
-    ]
+def fused(folder: Path, data: Prepared, known: int = 0, dropout: float = 0.0) -> FusedTrial:
+    return FusedTrial(runs(folder, known=known, dropout=dropout), data, "rmse")
 
 
-def test_refuses_the_checkpoint_of_another(tmp_path: Path, data: Prepared) -> None:
-    trial = FusedTrial(runs(tmp_path / "a"), data, "rmse")
-    with pytest.raises(CheckpointError, match="holds no checkpoint of configurations trained together"):
-        trial.load(tmp_path)
+def later(rows: list[dict[str, Any]], known: int, without: Collection[int] = ()) -> list[dict[str, Any]]:
+    """Rows behind an epoch, by configuration; a failure has none."""
+    kept = [row for row in rows if row.get("epoch", 99) > known and row["number"] not in without]
+    return sorted(kept, key=lambda row: (row["number"], row.get("epoch", 99)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("cut", "known"), [(1, 1), (1, 0), (2, 2), (2, 1)])
+def test_goes_on_from_its_checkpoints_with_the_same_rows(
+    cut: int, known: int, dropout: float, tmp_path: Path, data: Prepared
+) -> None:
+    rows = drain(fused(tmp_path / "a", data, dropout=dropout), (7, 8, 9))
+    first = fused(tmp_path / "b", data, dropout=dropout)
+    failed = [row["number"] for _ in range(cut) for row in first.step() if row["status"] == "failed"]
+    left = [run for run in runs(tmp_path / "b", known=known, dropout=dropout) if run.number not in failed]
+    again = drain(FusedTrial(left, data, "rmse"), [run.number for run in left])
+    assert later(again, 0) == later(rows, known, failed)
+
+
+def test_a_damaged_checkpoint_of_one_takes_all_back_to_the_one_before(tmp_path: Path, data: Prepared) -> None:
+    rates = RATES[:2]
+    rows = drain(FusedTrial(runs(tmp_path / "a", rates), data, "rmse"), (7, 8))
+    first = FusedTrial(runs(tmp_path / "b", rates), data, "rmse")
+    for _ in range(2):
+        first.step()
+    damage(next(path for path in newest(tmp_path / "b" / "1").iterdir() if path.name != SUMS), "flipped")
+    again = FusedTrial(runs(tmp_path / "b", rates, known=1), data, "rmse")
+    step = again.step()
+    assert [(row["number"], row["epoch"]) for row in step] == [(7, 2), (8, 2)], "they are in step"
+    assert later([steady(row) for row in step] + drain(again, (7, 8)), 0) == later(rows, 1)
+
+
+def test_where_one_has_no_checkpoint_at_all_each_goes_on_from_its_own(tmp_path: Path, data: Prepared) -> None:
+    rates = RATES[:2]
+    rows = drain(FusedTrial(runs(tmp_path / "a", rates), data, "rmse"), (7, 8))
+    first = FusedTrial(runs(tmp_path / "b", rates), data, "rmse")
+    for _ in range(2):
+        first.step()
+    shutil.rmtree(tmp_path / "b" / "1" / "checkpoints")
+    again = drain(FusedTrial(runs(tmp_path / "b", rates, known=2), data, "rmse"), (7, 8))
+    for row in again:  # not in step any more, so trained in other company, and equal but for rounding
+        (same,) = (one for one in rows if (one["number"], one["epoch"]) == (row["number"], row["epoch"]))
+        assert row["val_rmse"] == pytest.approx(same["val_rmse"], rel=1e-4)
+    assert {(row["number"], row["epoch"]) for row in again} == {(7, 3), (7, 4), (8, 1), (8, 2), (8, 3)}
+
+
+def test_what_was_trained_together_goes_on_alone(tmp_path: Path, data: Prepared) -> None:
+    rows = drain(FusedTrial(runs(tmp_path / "a", RATES[:2]), data, "rmse"), (7, 8))
+    first = FusedTrial(runs(tmp_path / "b", RATES[:2]), data, "rmse")
+    for _ in range(2):
+        first.step()
+    run = runs(tmp_path / "b", RATES[:2])[0]
+    alone = drain(SingleTrial(run.config, data, run.folder, "rmse", 2))
+    assert [row["epoch"] for row in alone] == [3, 4]
+    for row, same in zip(alone, later(rows, 2, [8]), strict=True):
+        assert row["val_rmse"] == pytest.approx(same["val_rmse"], rel=1e-4)
+
+
+def test_a_stop_saves_the_last_epoch_of_those_that_go_on(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARE, NEVER)
+    trial = FusedTrial(runs(tmp_path / "a", RATES[:2]), data, "rmse")
     trial.step()
-    trial.save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="belongs to other trials"):
-        FusedTrial(runs(tmp_path / "b", RATES[:2]), data, "rmse").load(tmp_path / "checkpoint")
+    (tmp_path / "a" / "0" / STOPPED).touch()
+    trial.step()
+    trial.save()
+    assert not list((tmp_path / "a" / "0" / "checkpoints").glob("epoch-*"))
+    assert newest(tmp_path / "a" / "1").name == "epoch-000002"

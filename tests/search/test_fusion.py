@@ -14,6 +14,7 @@ from xlstm_tune.errors import SpecError
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
+from xlstm_tune.search.journal import Journal
 from xlstm_tune.search.searcher import OptunaSearcher
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.spec import SearchSpec
@@ -42,8 +43,16 @@ class Bench:
     def __init__(self, spec: SearchSpec, folder: Path, fusion: Fusion = TOGETHER, resume: bool = False) -> None:
         self.ends: list[TrialEnd] = []
         folder.mkdir(exist_ok=True)
-        space = Space.from_spec(spec)
-        self.searcher = OptunaSearcher(spec, space, folder, resume=resume, on_end=self.ends.append, fusion=fusion)
+        self.journal = Journal(folder)
+        self.searcher = OptunaSearcher(
+            spec,
+            Space.from_spec(spec),
+            folder,
+            self.journal,
+            resume=resume,
+            on_end=self.ends.append,
+            fusion=fusion,
+        )
         self.count = 0
 
     def ask(self) -> tuple[str, list[dict[str, Any]]]:
@@ -144,39 +153,83 @@ def test_each_configuration_ends_as_its_own_rows_say(tmp_path: Path) -> None:
     assert bench.ask() == (Searcher.FINISHED, [])
 
 
-@pytest.mark.parametrize(
-    ("result", "reason"),
-    [(None, "worker died"), ({"rows": [], "status": "failed", "reason": "error: X"}, "error: X")],
-)
-def test_what_fails_together_is_tried_again_one_by_one(
-    result: dict[str, Any] | None, reason: str, tmp_path: Path
-) -> None:
+def told(bench: Bench, trial_id: str, rows: list[dict[str, Any]]) -> None:
+    """An epoch, as the referee writes it down and passes it on."""
+    for one in rows:
+        bench.journal.epoch(one, stop=False)
+    bench.searcher.on_trial_result(trial_id, {"rows": rows})
+
+
+def test_what_fails_together_by_itself_is_tried_again_one_by_one(tmp_path: Path) -> None:
     bench = Bench(make_spec(trials=3), tmp_path)
     trial_id, trials = bench.ask()
-    bench.searcher.on_trial_result(trial_id, {"rows": [row(one["number"]) for one in trials]})
-    assert bench.ask() == ("None", []), "the search is not over while these may have to begin again"
-    bench.searcher.on_trial_complete(trial_id, result, error=result is None)
-    assert not bench.ends and bench.searcher.separated == [reason]
+    told(bench, trial_id, [row(one["number"]) for one in trials])
+    assert bench.ask() == ("None", []), "the search is not over while these may need another worker"
+    bench.searcher.on_trial_complete(trial_id, {"rows": [], "status": "failed", "reason": "error: X"})
+    assert not bench.ends and bench.searcher.separated == ["error: X"]
     again = [bench.ask() for _ in trials]
-    assert [asked for _, asked in again] == [[one] for one in trials]
+    assert [asked for _, asked in again] == [[one | {"known": 1}] for one in trials]
+    assert bench.ask() == ("None", [])
+    for one in again:
+        bench.complete(*one)
     assert bench.ask() == (Searcher.FINISHED, [])
-    bench.searcher.on_trial_complete(again[0][0], error=True)
+    assert [(end.number, end.status) for end in bench.ends] == [(n, "completed") for n in range(3)]
+
+
+def test_a_group_that_loses_its_worker_goes_on_together_once_and_then_one_by_one(tmp_path: Path) -> None:
+    bench = Bench(make_spec(trials=3), tmp_path)
+    trial_id, trials = bench.ask()
+    told(bench, trial_id, [row(one["number"]) for one in trials])
+    bench.searcher.on_trial_complete(trial_id, error=True)
+    second, together = bench.ask()
+    assert together == [one | {"known": 1} for one in trials] and not bench.searcher.separated
+    told(bench, second, [row(trials[1]["number"], 2, status="completed", finished=True, done=True)])
+    bench.searcher.on_trial_complete(second, error=True)
+    assert bench.searcher.separated == ["worker died"]
+    again = [bench.ask() for _ in range(2)]
+    assert [asked for _, asked in again] == [[trials[0] | {"known": 1}], [trials[2] | {"known": 1}]]
+    assert [(end.number, end.status) for end in bench.ends] == [(trials[1]["number"], "completed")]
+    # Alone, each has as many tries left as any other.
+    for _ in range(2):
+        number = again[0][1][0]["number"]
+        bench.searcher.on_trial_complete(again[0][0], error=True)
+        assert len(bench.ends) <= 2
+        if len(bench.ends) == 1:
+            again[0] = bench.ask()
+            assert [one["number"] for one in again[0][1]] == [number]
+    assert (bench.ends[-1].number, bench.ends[-1].status) == (trials[0]["number"], "failed")
+    assert bench.ends[-1].reason == "worker died, 4 times in a row without a new epoch"
     bench.complete(*again[1])
-    bench.searcher.close("interrupted")
-    assert [(end.status, end.reason) for end in bench.ends] == [
-        ("failed", "worker died"),
-        ("completed", None),
-        ("pruned", "interrupted"),
-    ]
+    assert bench.ask() == (Searcher.FINISHED, [])
 
 
-def test_a_cut_group_is_tried_again_by_a_resume(tmp_path: Path) -> None:
+def test_a_new_epoch_of_a_group_lets_it_lose_a_worker_again_together(tmp_path: Path) -> None:
+    bench = Bench(make_spec(trials=3), tmp_path)
+    for epoch in range(1, 4):
+        trial_id, trials = bench.ask()
+        assert len(trials) == 3
+        told(bench, trial_id, [row(one["number"], epoch) for one in trials])
+        bench.searcher.on_trial_complete(trial_id, error=True)
+    assert not bench.searcher.separated and not bench.ends
+
+
+def test_a_cut_group_goes_on_together_under_its_numbers(tmp_path: Path) -> None:
     bench = Bench(make_spec(), tmp_path)
-    _, trials = bench.ask()
+    trial_id, trials = bench.ask()
+    told(bench, trial_id, [row(one["number"]) for one in trials])
     bench.searcher.close("time budget")
     resumed = Bench(make_spec(), tmp_path, resume=True)
     _, again = resumed.ask()
-    assert [one["params"] for one in again] == [one["params"] for one in trials]
+    assert again == [one | {"known": 1} for one in trials]
+
+
+def test_what_is_left_of_a_cut_group_goes_on_together(tmp_path: Path) -> None:
+    bench = Bench(make_spec(), tmp_path)
+    trial_id, trials = bench.ask()
+    told(bench, trial_id, [row(trials[0]["number"], status="completed", finished=True, done=True)])
+    resumed = Bench(make_spec(), tmp_path, resume=True)
+    _, again = resumed.ask()
+    assert again == trials[1:]
 
 
 def test_waiting_points_leave_in_order_and_by_shape() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from trial_data import EVERY_EPOCH, NEVER, damages, drain, one_row, small_data, steady
 
-from xlstm_tune.data.config import DataConfig
-from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, prepare
-from xlstm_tune.errors import CheckpointError
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.search.checkpoints import SHARE, Checkpoints
 from xlstm_tune.search.folder import member_folder
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.training.checkpoint import load_weights
@@ -21,11 +19,14 @@ from xlstm_tune.training.members import Member, members_of
 RATES = {"training.learning_rate": [0.01, 0.1, 10.0], "training.epochs": [3]}
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Prepared:
-    (tmp_path / "t.csv").write_text("y\n" + "\n".join(str((n * 37) % 101) for n in range(200)) + "\n")
-    config = DataConfig.parse({"source": str(tmp_path / "t.csv"), "target": "y", "lookback": 5, "horizon": 2})
-    return prepare(load_table(config), config)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARE, EVERY_EPOCH)
 
 
 def members() -> list[Member]:
@@ -33,32 +34,60 @@ def members() -> list[Member]:
     return members_of(TrialConfig(ModelConfig(family="lstm", layers=1, hidden_size=4), training, 5), 2, RATES)
 
 
-def steady(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what the clock says."""
-    return {k: v for k, v in row.items() if k not in ("epoch_seconds", "sequences_per_s", "peak_memory_mib")}
+def trial_in(folder: Path, data: Prepared, known: int = 0) -> PopulationTrial:
+    return PopulationTrial(members(), data, folder, "rmse", known)
 
 
-def test_population_goes_on_from_a_checkpoint_with_the_same_rows(tmp_path: Path, data: Prepared) -> None:
-    whole = PopulationTrial(members(), data, tmp_path / "a", "rmse")
-    rows = [whole.step() for _ in range(3)]
+@pytest.mark.parametrize(("cut", "known"), [(1, 1), (1, 0), (2, 1), (2, 0)])
+def test_population_goes_on_from_a_checkpoint_with_the_same_rows(
+    cut: int, known: int, tmp_path: Path, data: Prepared
+) -> None:
+    rows = drain(trial_in(tmp_path / "a", data))
     assert [row["finished"] for row in rows] == [False, False, True]
     assert {standing["status"] for standing in rows[-1]["members"]} >= {"completed", "failed"}
-    first = PopulationTrial(members(), data, tmp_path / "b", "rmse")
-    first.step()
-    first.save(tmp_path / "checkpoint")
-    second = PopulationTrial(members(), data, tmp_path / "b", "rmse")
-    second.load(tmp_path / "checkpoint")
-    assert [steady(second.step()) for _ in range(2)] == [steady(row) for row in rows[1:]]
+    first = trial_in(tmp_path / "b", data)
+    for _ in range(cut):
+        first.step()
+    second = trial_in(tmp_path / "b", data, known)
+    assert drain(second) == rows[known:]
     kept = load_weights(tmp_path / "b" / "weights.safetensors")
     winner = load_weights(member_folder(tmp_path / "b", rows[-1]["winner"]) / "weights.safetensors")
     assert kept.keys() == winner.keys() and all(kept[name].equal(winner[name]) for name in kept)
 
 
-def test_population_refuses_the_checkpoint_of_another(tmp_path: Path, data: Prepared) -> None:
-    trial = PopulationTrial(members(), data, tmp_path / "a", "rmse")
-    with pytest.raises(CheckpointError, match="holds no checkpoint of a population"):
-        trial.load(tmp_path)
+def test_any_damage_to_the_newest_checkpoint_changes_no_row(tmp_path: Path, data: Prepared) -> None:
+    rows = drain(trial_in(tmp_path / "a", data))
+    first = trial_in(tmp_path / "b", data)
+    for _ in range(2):
+        first.step()
+    for count, (what, folder) in enumerate(damages(tmp_path / "b", without="members/000[1-9]/*")):
+        again = trial_in(folder, data, 1)
+        assert [steady(row) for row in again.step()] == rows[1:2], what
+        if not count:
+            assert drain(again) == rows[2:]
+        assert "epoch-000002 is damaged" in (folder / "damaged.txt").read_text()
+
+
+def test_population_passes_the_checkpoint_of_another_over(tmp_path: Path, data: Prepared) -> None:
+    rows = drain(trial_in(tmp_path / "a", data))
+    trial = trial_in(tmp_path / "b", data)
     trial.step()
-    trial.save(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="6 members, and this trial 2"):
-        PopulationTrial(members()[:2], data, tmp_path / "b", "rmse").load(tmp_path / "checkpoint")
+    other = PopulationTrial(members()[:2], data, tmp_path / "b", "rmse", 1)
+    assert "6 members, and this trial 2" in (tmp_path / "b" / "damaged.txt").read_text()
+    assert one_row(other)["epoch"] == 1
+    empty = tmp_path / "c"
+    Checkpoints(empty).save(1, lambda place: place.mkdir(parents=True))
+    assert drain(trial_in(empty, data, 1)) == rows
+    assert "holds no checkpoint of a population" in (empty / "damaged.txt").read_text()
+
+
+def test_population_saves_its_last_epoch_when_it_is_stopped(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARE, NEVER)
+    rows = drain(trial_in(tmp_path / "a", data))
+    trial = trial_in(tmp_path / "b", data)
+    trial.save()
+    trial.step()
+    trial.save()
+    assert drain(trial_in(tmp_path / "b", data, 1)) == rows[1:]

@@ -28,6 +28,16 @@ def test_progress_counts_ends_and_names_the_best_against_the_baseline(progress: 
     assert progress.verdict() == "best val_rmse 3.000 (trial 0: lstm 0), 25.0% better than last_value (4.000)"
 
 
+def test_progress_of_a_resumed_search_counts_a_trial_that_was_cut_once(progress: Progress) -> None:
+    progress.recall(["completed", "failed"])
+    progress.started(2, "lstm", 5)
+    progress.ended_trial(2, None)
+    assert progress.counts() == "2 of 10 trials · 0 running · 1 failed"
+    progress.started(2, "lstm", 5)
+    progress.ended_trial(2, "completed")
+    assert progress.counts() == "3 of 10 trials · 0 running · 1 failed"
+
+
 def test_progress_says_when_the_baseline_is_ahead(progress: Progress) -> None:
     progress.started(0, "lstm", 5)
     progress.epoch(0, 1, 5.0)
@@ -45,9 +55,8 @@ def test_progress_never_takes_nan_for_the_best(progress: Progress) -> None:
 
 def test_seconds_left_goes_by_the_pace_of_this_run(progress: Progress) -> None:
     assert progress.seconds_left() is None
-    for number in range(4):
-        progress.ended_trial(number, "completed")
-    progress.recalled = 4
+    progress.recall(["completed"] * 3 + ["pruned", "duplicate"])
+    assert (progress.ended, progress.recalled, progress.duplicate) == (4, 4, 1)
     progress.started(4, "lstm", 5)
     progress.first_trial = time.monotonic() - 20
     assert progress.seconds_left() is None

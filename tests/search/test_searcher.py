@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from searcher_bench import METRIC, MIXED, SMALL, STATES, Bench, check_all_told, fate, make_spec
+from searcher_bench import METRIC, MIXED, SMALL, STATES, Bench, check_all_told, ended_lines, fate, make_spec
 
 from xlstm_tune.search.study import JOURNAL
 
@@ -87,13 +87,14 @@ def test_ends_as_ray_reports_them(changes: dict[str, Any], status: str, reason: 
     assert (end.status, end.reason) == (status, reason)
     assert end.value == (None if status == "failed" else 4.0)
     bench.searcher.on_trial_complete(trial_id, error=True)  # late news change nothing
+    assert bench.ask() is None
     assert len(bench.ends) == 1
     check = bench.trials()[0]
     assert check.state == STATES[status]
     assert check.intermediate_values[1] == 5.0
 
 
-def test_close_tells_every_open_trial(tmp_path: Path) -> None:
+def test_close_reports_every_open_trial_and_leaves_it_open_in_the_study(tmp_path: Path) -> None:
     bench = Bench(make_spec(SMALL, trials=5), tmp_path)
     some, none = bench.ask(), bench.ask()
     assert some and none
@@ -102,15 +103,25 @@ def test_close_tells_every_open_trial(tmp_path: Path) -> None:
     assert third
     bench.epoch(some, 1, 2.0)
     bench.searcher.close("time budget")
-    ends = {end.trial_id or "copy": end for end in bench.ends}
+    ends = {end.trial_id: end for end in bench.ends}
     assert (ends[some].status, ends[some].value, ends[some].reason) == ("pruned", 2.0, "time budget")
-    assert (ends[none].status, ends[none].reason) == ("failed", "time budget")
-    assert ends["copy"].status == "duplicate"
-    assert len(bench.ends) == len(bench.trials()) == 4
-    assert all(trial.state.is_finished() for trial in bench.trials())
-    bench.end(some, 2, 1.0)
-    bench.searcher.close("again")
-    assert len(bench.ends) == 4
+    assert (
+        (ends[none].status, ends[none].reason)
+        == (ends[third].status, ends[third].reason)
+        == (
+            "failed",
+            "time budget",
+        )
+    )
+    assert len(bench.ends) == 3, "the copy has no end before its original has one"
+    assert [trial.state for trial in bench.trials()] == [TrialState.RUNNING] * 4
+    assert not ended_lines(tmp_path), "a resume goes on with them"
+
+    again = Bench(bench.spec, tmp_path, resume=True)
+    first = again.ask()
+    assert first and (again.numbers[first], again.known[first]) == (bench.numbers[some], 1)
+    again.end(first, 2, 1.0)
+    assert [(end.number, end.status, end.value) for end in again.ends] == [(0, "pruned", 1.0), (2, "duplicate", 1.0)]
 
 
 def test_the_searcher_can_be_pickled_and_saved_as_ray_does(tmp_path: Path) -> None:

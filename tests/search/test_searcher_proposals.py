@@ -63,7 +63,7 @@ def test_start_points_come_first_the_family_defaults_unless_told_otherwise(tmp_p
 def test_a_grid_keeps_the_order_of_the_file_and_stops_at_the_number_of_trials(tmp_path: Path) -> None:
     bench = Bench(make_spec(SMALL, algorithm="grid", trials=5), tmp_path)
     bench.run(fate, concurrent=1)
-    assert list(bench.started.values()) == Space.from_spec(bench.spec).grid().points[:5]
+    assert bench.points() == Space.from_spec(bench.spec).grid().points[:5]
     assert bench.searcher.exhausted is None
 
 

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searcher_bench import EPOCHS, METRIC, SMALL, STATES, make_spec
+from searcher_bench import EPOCHS, METRIC, SMALL, STATES, ended_lines, make_spec
 
 from xlstm_tune.search.duplicates import REASON, TrialEnd
+from xlstm_tune.search.folder import trial_folder
+from xlstm_tune.search.journal import Journal
+from xlstm_tune.search.losses import Losses
+from xlstm_tune.search.referee import Referee
 from xlstm_tune.search.schedulers import make_scheduler
-from xlstm_tune.search.searcher import OptunaSearcher
+from xlstm_tune.search.searcher import TRIES, OptunaSearcher
 from xlstm_tune.search.space import Space
+from xlstm_tune.search.stopping import Stopping
 
 
 @pytest.mark.slow
@@ -39,7 +44,7 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
         def step(self) -> dict[str, Any]:
             self.epoch += 1
             row = self.row()
-            return {key: row[key] for key in ("epoch", METRIC, "done")} | {"rows": [row]}
+            return {key: row[key] for key in ("epoch", METRIC, "done")} | {"rows": [row], "numbers": [self.number]}
 
         def row(self) -> dict[str, Any]:
             value = self.number + 1 / self.epoch
@@ -58,19 +63,24 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
 
     spec = make_spec(SMALL, algorithm="random", trials=50, scheduler="asha", grace_epochs=1, reduction_factor=2)
     ends: list[TrialEnd] = []
-    searcher = OptunaSearcher(spec, Space.from_spec(spec), tmp_path, on_end=ends.append)
+    journal, losses, stopping = Journal(tmp_path), Losses(tmp_path), Stopping(print)
+    for number in range(200):  # what a worker makes first
+        trial_folder(tmp_path, number).mkdir(parents=True)
+    referee = Referee(make_scheduler(spec.search, EPOCHS), tmp_path, journal, stopping)
+    space = Space.from_spec(spec)
+    searcher = OptunaSearcher(spec, space, tmp_path, journal, on_end=ends.append, why_lost=losses.why)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         tuner = tune.Tuner(
             Trial,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=make_scheduler(spec.search, EPOCHS),
+                scheduler=losses,
                 num_samples=-1,
                 max_concurrent_trials=2,
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(name="ray", storage_path=str(tmp_path), verbose=0),
+            run_config=tune.RunConfig(name="ray", storage_path=str(tmp_path), stop=referee, verbose=0),
         )
         grid = tuner.fit()
     finally:
@@ -82,7 +92,7 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
     counts = Counter(end.status for end in ends)
     assert counts["failed"] == 3
     assert counts["pruned"] and counts["completed"] and counts["duplicate"]
-    assert counts["failed"] + counts["pruned"] + counts["completed"] == 12 == len(grid)
+    assert counts["failed"] + counts["pruned"] + counts["completed"] == 12 == len(grid) - (TRIES - 1)
     for end in ends:
         trial = trials[end.number]
         if end.status != "duplicate":
@@ -91,5 +101,6 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
             assert (last == EPOCHS) == (end.status == "completed")
             assert trial.user_attrs.get(REASON) == end.reason
     reasons = Counter(end.reason for end in ends if end.status == "failed")
-    assert reasons == {"diverged: here": 2, "worker died": 1}
+    assert reasons == {"diverged: here": 2, f"worker died, {TRIES} times in a row without a new epoch": 1}
     assert not list((tmp_path / "ray").glob("searcher-state*"))
+    assert ended_lines(tmp_path) == [trial.number for trial in trials]

@@ -2,50 +2,59 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from searcher_bench import SMALL, Bench, check_all_told, fate, make_spec
+from searcher_bench import SMALL, Bench, check_all_told, ended_lines, fate, make_spec
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import CUT, DUPLICATE_OF, REASON
+from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON
 from xlstm_tune.search.study import JOURNAL, open_study
 
 
-def test_resume_knows_what_is_done_and_first_repeats_what_was_interrupted(tmp_path: Path) -> None:
+def test_resume_knows_what_is_done_and_goes_on_with_what_was_open_under_the_same_numbers(tmp_path: Path) -> None:
     spec = make_spec(SMALL, trials=8)
     dead = Bench(spec, tmp_path)
     done, failed, lost, silent = (dead.ask() for _ in range(4))
     assert done and failed and lost and silent
     dead.end(done, 4, 1.5, status="completed", finished=True)
-    dead.searcher.on_trial_complete(failed, error=True)
+    dead.end(failed, 1, math.nan, status="failed", reason="error: X")
     dead.epoch(lost, 1, 2.0)
-    dead.searcher.study.enqueue_trial({"model.hidden_size": 32})  # and it died before it asked
+    dead.searcher.study.enqueue_trial(dict(dead.started[done]))  # and it died before it asked
 
     bench = Bench(spec, tmp_path, resume=True)
-    before = bench.trials()
-    assert all(trial.state.is_finished() for trial in before)
-    assert [t.user_attrs.get(REASON) for t in before] == [None, "worker died", *["interrupted"] * 3]
-    assert bench.searcher.started == 2
+    assert [trial.state for trial in bench.trials()] == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.RUNNING,
+        TrialState.RUNNING,
+        TrialState.COMPLETE,
+    ]
+    assert [trial.user_attrs.get(REASON) for trial in bench.trials()] == [None, "error: X", None, None, None]
+    assert [(end.number, end.status, end.value, end.duplicate_of) for end in bench.ends] == [(4, "duplicate", 1.5, 0)]
+    assert bench.searcher.started == 4
     first, second = bench.ask(), bench.ask()
     assert first and second
+    assert [bench.numbers[first], bench.numbers[second]] == [dead.numbers[lost], dead.numbers[silent]]
     assert [bench.started[first], bench.started[second]] == [dead.started[lost], dead.started[silent]]
-    bench.searcher.study.enqueue_trial(dict(dead.started[done]))
-    third = bench.ask()
-    assert third
-    copy = next(end for end in bench.ends if end.status == "duplicate")
-    assert (copy.value, copy.duplicate_of) == (1.5, dead.numbers[done])
+    assert [bench.known[first], bench.known[second]] == [1, 0]
+    bench.epoch(first, 2, 1.9)
     bench.searcher.close("interrupted")
 
     again = Bench(spec, tmp_path, resume=True)
     again.run(lambda params: "completed")
     assert again.searcher.started == 8
-    assert list(again.started.values())[:3] == [bench.started[key] for key in (first, second, third)]
-    states = Counter(t.state for t in again.trials() if not {CUT, DUPLICATE_OF} & set(t.user_attrs))
-    assert states == {TrialState.COMPLETE: 7, TrialState.FAIL: 1}
+    assert list(again.numbers.values())[:2] == [2, 3] and list(again.known.values())[:2] == [2, 0]
+    assert Counter(t.state for t in again.trials() if DUPLICATE_OF not in t.user_attrs) == {
+        TrialState.COMPLETE: 7,
+        TrialState.FAIL: 1,
+    }
+    assert ended_lines(tmp_path) == [trial.number for trial in again.trials()]
+    assert again.trials()[2].intermediate_values[1] == 2.0 and again.trials()[2].intermediate_values[2] == 1.9
 
 
 def test_resume_draws_new_numbers(tmp_path: Path) -> None:
@@ -78,6 +87,17 @@ def test_resume_continues_grid_and_start_points_where_they_stopped(tmp_path: Pat
     assert [second.started[key]["model.hidden_size"] for key in asked if key] == [64, 32]
 
 
+def test_a_start_point_that_was_open_is_not_begun_again(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=3, start_with=[{"model.hidden_size": size} for size in (128, 64)])
+    first = Bench(spec, tmp_path)
+    assert first.ask() and first.ask()
+    second = Bench(spec, tmp_path, resume=True)
+    second.run(lambda params: "completed")
+    assert list(second.numbers.values())[:2] == [0, 1] and second.searcher.started == 3
+    assert [trial.user_attrs.get("start") for trial in second.trials()][:2] == [0, 1]
+    assert not [trial for trial in second.trials()[2:] if "start" in trial.user_attrs]
+
+
 def test_resume_survives_a_half_written_line(tmp_path: Path) -> None:
     spec = make_spec(SMALL, trials=3)
     bench = Bench(spec, tmp_path)
@@ -86,9 +106,9 @@ def test_resume_survives_a_half_written_line(tmp_path: Path) -> None:
     bench.end(trial_id, 1, 1.0)
     with (tmp_path / JOURNAL).open("ab") as journal:
         journal.write(b'{"op_code": 4, "worker_id": "' + b"x" * 9000)
-    for _ in range(2):
+    for begun in (1, 2):  # the second of which the first left open
         again = Bench(spec, tmp_path, resume=True)
-        assert again.searcher.started == 1
+        assert again.searcher.started == begun
         assert again.ask()
 
 

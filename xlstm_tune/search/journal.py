@@ -6,7 +6,7 @@ after a kill is made again from here.
 
 Lines (`e` says which, `t` is seconds since 1970):
 
-* search: the first one; `schema`, `program`;
+* search: a driver starts, the first one or one that goes on; `schema`, `program`;
 * began: a worker was given the configurations `numbers`, together, with their `params`;
 * epoch: a configuration's `row`; `stop` where the scheduler ended it with that;
 * ended: a configuration's end: `status`, `reason`, `value`, `params`, `duplicate_of`;
@@ -80,6 +80,9 @@ class History:
         """Take a line over."""
         now = float(event["t"])
         match event["e"]:
+            case "search":
+                for past in self.trials.values():  # of a driver that was killed; nobody knows when after its last word
+                    past._since = None
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
                     past = self.trials.setdefault(number, Past(number, params, now))
@@ -119,8 +122,7 @@ class Journal:
         # Unbuffered: each line is one write(), which survives this process being killed.
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         _cut_torn_line(path)
-        if not path.stat().st_size:
-            self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
+        self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
 
     def began(self, numbers: Sequence[int], params: Sequence[Params]) -> None:
         """A worker is given these configurations."""
@@ -155,9 +157,14 @@ class Journal:
 
     def _add(self, event: str, **fields: Any) -> None:
         line = (json.dumps({"e": event, "t": round(time.time(), 3), **fields}, default=_plain) + "\n").encode()
-        if (written := os.write(self._file, line)) < len(line):  # the disk is full: no half line may stay in between
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            os.write(self._file, line)  # says so
+        written = 0
+        try:
+            while written < len(line):  # a full disk takes a part, and says so when it is asked to take the rest
+                written += os.write(self._file, line[written:])
+        except OSError:
+            if written:  # no half line may stay in between
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise
 
 
 def read_journal(folder: Path) -> History:

@@ -18,10 +18,8 @@ trial's value compares with a completed one's.
 from __future__ import annotations
 
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,19 +40,14 @@ from xlstm_tune.search.duplicates import (
     Status,
     TrialEnd,
 )
-from xlstm_tune.search.fusion import LOOK_AHEAD, NO_FUSION, Fusion, Waiting, fuses
+from xlstm_tune.search.fusion import NO_FUSION, Fusion
 from xlstm_tune.search.journal import Journal, Past
 from xlstm_tune.search.losses import NODE_LOST
+from xlstm_tune.search.proposals import Live, Proposals
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.search.study import open_study, open_trials
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.training.config import TrialConfig
 
-DEFAULT_TRIALS = 32
-PATIENCE = 10
-"""Known configurations in a row after which a finite space is asked at random for an unknown one."""
-GIVE_UP = 100
-"""Known or impossible configurations in a row after which the space counts as exhausted."""
 TRIES = 4
 """Workers lost in a row without a new epoch, after which a configuration counts as failed."""
 TRIES_TOGETHER = 2
@@ -65,23 +58,6 @@ _STATES: dict[Ending, TrialState] = {
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-
-
-@dataclass
-class _Live:
-    """A configuration that has not ended."""
-
-    trial: optuna.Trial
-    key: str
-    known: Known
-    params: Params
-    config: TrialConfig
-    start: bool
-    """It began as a start point."""
-    trial_id: str | None = None
-    """Ray's; None while no worker has it."""
-    losses: int = 0
-    """Workers lost in a row without an epoch that was new."""
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]
@@ -123,33 +99,28 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
         self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume)
-        self._grid = spec.search.algorithm == "grid"
-        self._limit = max_trials or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
-        self._rng = random.Random(spec.search.seed)
         self._ledger = Ledger()
-        self._fusion, self._why_lost = fusion, why_lost
-        self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
-        self._live: dict[int, _Live] = {}
+        self._why_lost = why_lost
+        self._live: dict[int, Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
         self._again: deque[list[int]] = deque()
         """Configurations that have begun and need another worker, in the groups that they are trained in."""
-        self._waiting = Waiting()
         self._closed = False
-        self.exhausted: str | None = None
-        """Why there is nothing new to try although the number of trials is not reached; None until then."""
         self.separated: list[str] = []
         """Why configurations that were trained together were begun again one by one, for each time that happened."""
-        self._unknown: dict[str, Params] | None = None
-        """Points of a finite space that are not known yet."""
         self._read_study(storage)
-        points = space.points
-        self._unknown = None if points is None else {k: p for k, p in points.items() if k not in self._ledger}
+        self._proposals = Proposals(spec, space, self._study, self._ledger, self._take, max_trials, fusion)
 
     @property
     def study(self) -> optuna.Study:
         """The Optuna study, for reports."""
         return self._study
+
+    @property
+    def exhausted(self) -> str | None:
+        """Why there is nothing new to try although the number of trials is not reached; None until then."""
+        return self._proposals.exhausted
 
     @property
     def started(self) -> int:
@@ -161,10 +132,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if self._again:
             chosen = [self._live[number] for number in self._again.popleft()]
         else:
-            first = self._first()
-            if isinstance(first, str):
-                return None if self._together else first
-            chosen = [first, *self._like(first)]
+            first = self._proposals.first()
+            if first is None:
+                return None if self._together else str(Searcher.FINISHED)
+            chosen = [first, *self._proposals.like(first, running=len(self._together))]
         for one in chosen:
             one.trial_id = trial_id
         numbers = [one.known.number for one in chosen]
@@ -255,68 +226,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         else:
             self._end(self._live[left[0]], "failed", f"{why}, {losses} times in a row without a new epoch")
 
-    def _first(self) -> _Live | str:
-        """The next configuration that is not known yet, or FINISHED."""
-        if self.exhausted:
-            return str(Searcher.FINISHED)
-        for misses in range(GIVE_UP):
-            if self._full():
-                return str(Searcher.FINISHED)
-            if self._unknown is not None and not self._unknown:
-                return self._exhaust(f"all {self._space.describe()} have been tried")
-            if self._grid and not self._waiting:
-                return self._exhaust("every point of the grid has been tried")
-            if self._draws_ahead and not self._waiting and misses < PATIENCE:
-                self._look_ahead()
-            if self._waiting:
-                self._study.enqueue_trial(*self._waiting.pop())
-            elif misses >= PATIENCE and self._unknown:
-                self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
-            live = self._start()
-            if live is not None:
-                return live
-        return self._exhaust(f"{GIVE_UP} proposals in a row were known already or no model")
-
-    def _like(self, first: _Live) -> list[_Live]:
-        """Others that wait and can be trained together with `first`."""
-        waiting = 1 + (len(self._waiting) if self._limit is None else self._limit - len(self._ledger))
-        most = 1 if first.start else self._fusion.most(first.config, waiting, len(self._together))
-        others: list[_Live] = []
-        while len(others) + 1 < most and not self._full():
-            point = self._waiting.take(first.params)
-            if point is None:
-                break
-            self._study.enqueue_trial(point)
-            if (live := self._start()) is not None:
-                others.append(live)
-        return others
-
-    def _full(self) -> bool:
-        return self._limit is not None and len(self._ledger) >= self._limit
-
-    def _look_ahead(self) -> None:
-        """Draw the points that a random search comes to next, as it would have drawn them one by one."""
-        ahead = optuna.create_study(sampler=self._study.sampler)
-        wanted = LOOK_AHEAD if self._limit is None else min(LOOK_AHEAD, self._limit - len(self._ledger))
-        new: set[str] = set()
-        misses = 0
-        while len(new) < wanted and misses < PATIENCE:
-            point = self._space.suggest(ahead.ask())
-            self._waiting.add([point])
-            try:
-                key = self._spec.resolve(point).key()
-            except SpecError:
-                key = None
-            fresh = key is not None and key not in new and key not in self._ledger
-            misses = 0 if fresh else misses + 1
-            if key is not None and fresh:
-                new.add(key)
-
-    def _start(self) -> _Live | None:
-        """Ask Optuna for a trial; None when its configuration is known or no model, which ends it at once."""
-        return self._take(self._study.ask())
-
-    def _take(self, trial: optuna.Trial) -> _Live | None:
+    def _take(self, trial: optuna.Trial) -> Live | None:
+        """Begin a trial; None when its configuration is known or no model, which ends it at once."""
         params = self._space.suggest(trial)
         try:
             config = self._spec.resolve(params)
@@ -331,10 +242,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         known = self._ledger.find(key)
         if known is None:
             known = self._ledger.start(key, trial.number)
-            live = _Live(trial, key, known, params, config, START in trial.user_attrs)
+            live = Live(trial, known, params, config, START in trial.user_attrs)
             self._live[trial.number] = live
-            if self._unknown is not None:
-                self._unknown.pop(key, None)
             return live
         if known.status is None:
             known.followers.append((trial, params))
@@ -342,14 +251,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._end_duplicate(trial, params, known)
         return None
 
-    def _record(self, live: _Live, row: Mapping[str, Any]) -> None:
+    def _record(self, live: Live, row: Mapping[str, Any]) -> None:
         step, value = int(row["epoch"]), float(row[self.metric])
         if step not in live.known.steps and math.isfinite(value):
             live.losses = 0
             live.known.steps[step] = live.known.value = value
             live.trial.report(value, step)
 
-    def _settle(self, live: _Live, row: Mapping[str, Any]) -> None:
+    def _settle(self, live: Live, row: Mapping[str, Any]) -> None:
         """End a configuration the way its last row says."""
         if row["status"] == "failed":
             self._end(live, "failed", str(row["reason"]))
@@ -358,7 +267,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         else:
             self._end(live, "completed" if row["finished"] else "pruned")
 
-    def _end(self, live: _Live, status: Ending, reason: str | None = None) -> None:
+    def _end(self, live: Live, status: Ending, reason: str | None = None) -> None:
         known = live.known
         del self._live[known.number]
         known.status, known.reason = status, reason
@@ -398,10 +307,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if self._on_end is not None:
             self._on_end(end)
 
-    def _exhaust(self, why: str) -> str:
-        self.exhausted = why
-        return str(Searcher.FINISHED)
-
     def _read_study(self, storage: BaseStorage) -> None:
         """What earlier runs of this search know, what goes on, and what is to be tried first."""
         past = self._journal.history.trials
@@ -419,14 +324,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             together = past[number].together if number in past else [number]
             groups.setdefault(tuple(together), []).append(number)
         self._again.extend(groups.values())
-        begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs}
-        if not (self._grid and self._spec.search.start_with == "defaults"):  # a grid's order is the file's
-            for index, point in enumerate(self._space.starts()):
-                if index not in begun:
-                    self._waiting.add_start(point, {START: index})
-        if self._grid:
-            grid = self._space.grid()
-            self._waiting.add(p for key, p in zip(grid.keys, grid.points, strict=True) if key not in self._ledger)
 
     def _go_on(self, trial: optuna.Trial, reported: dict[int, float], past: Past | None) -> None:
         """Take up a trial that an earlier driver left open, as far as the journal and Optuna's values know it."""

@@ -15,6 +15,7 @@ from types import FrameType
 INTERRUPTED = "interrupted"
 DISK_FULL = "disk full"
 TIME_BUDGET = "time budget"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
@@ -46,7 +47,7 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        before = {number: signal.signal(number, self._came) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._came) for number in SIGNALS}
         try:
             yield
         finally:
@@ -56,6 +57,9 @@ class Stopping:
     @contextmanager
     def searching(self) -> Iterator[None]:
         """Inside, the first signal is a request."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:  # Ray has put a handler of its own behind SIGTERM, which aborts
+                signal.signal(number, self._came)
         self._searching = True
         try:
             yield

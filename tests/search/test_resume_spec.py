@@ -1,0 +1,120 @@
+"""What may be given anew when a search goes on: how much and on what is searched, not what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.search.folder import SPEC, create_folder
+from xlstm_tune.search.resume import check_same_search, keep_spec
+from xlstm_tune.search_file import load_spec
+from xlstm_tune.spec import SearchSpec
+
+RAW: dict[str, dict[str, Any]] = {
+    "data": {"source": "/data/x.csv", "target": "y", "lookback": 10},
+    "space": {"model.hidden_size": {"choice": [32, 64]}, "model.dropout": {"float": [0.0, 0.3]}},
+    "search": {"trials": 8, "seed": 1},
+    "training": {"epochs": 5},
+}
+
+
+def spec(**sections: dict[str, Any]) -> SearchSpec:
+    """The search with some keys of its sections changed."""
+    raw: dict[str, Any] = {name: dict(section) for name, section in RAW.items()}
+    for name, section in sections.items():
+        raw[name] = {**raw.get(name, {}), **section}
+    return SearchSpec.parse({"name": "t", **raw})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    create_folder(tmp_path / "t", spec(), "fingerprint")
+    return tmp_path / "t"
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"space": {"model.dropout": {"float": [0.0, 0.4]}}}, "space.model.dropout is"),
+        ({"space": {"model.layers": {"choice": [1, 2]}}}, "space.model.layers is not given there and {'choice'"),
+        ({"training": {"epochs": 6}}, "training.epochs is 5 there and 6 here"),
+        ({"training": {"learning_rate": 0.01}}, "training.learning_rate is 0.001 there and 0.01 here"),
+        ({"model": {"layers": 3}}, "model.layers is 2 there and 3 here"),
+        ({"data": {"lookback": 11}}, "data.lookback is 10 there and 11 here"),
+        ({"data": {"source": "/data/y.csv"}}, "data.source is ['/data/x.csv'] there and ['/data/y.csv'] here"),
+        ({"data": {"horizon": 3}}, "data.horizon is"),
+        ({"search": {"algorithm": "random"}}, "search.algorithm is 'tpe' there and 'random' here"),
+        ({"search": {"seed": 2}}, "search.seed is 1 there and 2 here"),
+        ({"search": {"objective": "val_mae"}}, "search.objective is 'val_rmse' there and 'val_mae' here"),
+        ({"search": {"scheduler": "median"}}, "search.scheduler is 'asha' there and 'median' here"),
+        ({"search": {"grace_epochs": 2}}, "search.grace_epochs is not given there and 2 here"),
+        ({"search": {"start_with": "none"}}, "search.start_with is 'defaults' there and 'none' here"),
+        ({"population": {"seeds": 2}}, "population.seeds is not given there and 2 here"),
+        (
+            {"population": {"training.weight_decay": [0.0, 0.1]}},
+            "population.training.weight_decay is not given there and [0.0, 0.1] here",
+        ),
+    ],
+)
+def test_what_makes_it_another_search_is_refused_with_the_difference(
+    changes: dict[str, Any], difference: str, folder: Path
+) -> None:
+    before = (folder / SPEC).read_bytes()
+    with pytest.raises(StorageError) as caught:
+        check_same_search(folder, spec(**changes))
+    message = str(caught.value)
+    assert difference in message
+    assert "the search 't' was begun with other settings" in message and "another --name" in message
+    assert "\n" not in message
+    assert (folder / SPEC).read_bytes() == before
+
+
+def test_every_difference_is_told_and_nothing_else(folder: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        check_same_search(folder, spec(training={"epochs": 6}, search={"seed": 9, "trials": 99}))
+    assert "search.seed is 1 there and 9 here; training.epochs is 5 there and 6 here;" in str(caught.value)
+    assert "trials" not in str(caught.value).partition("settings")[2].partition(": ")[2].partition(";")[0]
+    assert "99" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"search": {"trials": 80}},
+        {"search": {"time_budget": "2h"}},
+        {"search": {"storage": "sqlite:///studies.db"}},
+        {"resources": {"cpus_per_trial": 2}},
+        {"resources": {"gpus_per_trial": 0.5}},
+        {"resources": {"max_concurrent": 1, "trial_timeout": "30m"}},
+    ],
+)
+def test_how_much_and_on_what_may_change_and_is_kept(changes: dict[str, Any], folder: Path) -> None:
+    given = spec(**changes)
+    check_same_search(folder, given)
+    keep_spec(folder, given)
+    kept = load_spec(str(folder / SPEC))
+    assert kept == given
+    check_same_search(folder, kept)
+
+
+def test_a_default_written_out_is_no_difference(folder: Path) -> None:
+    check_same_search(folder, spec(search={"algorithm": "tpe", "grace_epochs": None}, training={"batch_size": 64}))
+
+
+def test_the_name_is_the_folder(folder: Path) -> None:
+    other = spec(search={"trials": 9}).model_copy(update={"name": "other"})
+    check_same_search(folder, other)
+    keep_spec(folder, other)
+    kept = load_spec(str(folder / SPEC))
+    assert (kept.name, kept.search.trials) == ("t", 9)
+
+
+def test_a_folder_is_made_whole_or_not_at_all(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", SPEC]
+    with pytest.raises(StorageError, match="another search took the name 't'"):
+        create_folder(folder, spec(), "other")
+    assert [path.name for path in folder.parent.iterdir()] == ["t"]
