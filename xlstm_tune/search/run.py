@@ -34,7 +34,7 @@ from xlstm_tune.tracking import Spool, Writer, hide_credentials, ui_command
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-DRAIN_SECONDS = 120.0
+DRAIN_SECONDS = float(os.environ.get("XLSTM_TUNE_DRAIN_SECONDS", "120"))
 """How long a finished search waits for MLflow to take what is left."""
 
 
