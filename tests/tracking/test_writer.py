@@ -108,9 +108,9 @@ def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:
         left = writer.finish(0.5)
         assert time.monotonic() - started < 30 and not writer.alive
     assert left is not None and left.events == 7
-    assert str(left).startswith(
-        f"7 events have not reached MLflow yet; send them with: {python_command()} -m xlstm_tune.tracking sync s --storage"
-    )
+    assert str(left).startswith("7 events have not reached MLflow yet")
+    command = f"{python_command()} -m xlstm_tune.tracking sync s --storage {tmp_path}"
+    assert str(left).endswith(f"; send what is left with: {command}")
     done = subprocess.run(left.command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be reached" in done.stderr and done.stderr.count("\n") == 1
 

@@ -51,12 +51,14 @@ class Unsent:
     command: str
 
     def __str__(self) -> str:
-        parts = []
-        if self.events:
-            parts.append(f"{self.events} events have not reached MLflow yet; send them with: {self.command}")
-        if self.refused:
-            parts.append(f"MLflow refused {self.refused} entries")
-        return "; ".join(parts) + (f" ({self.reason})" if self.reason else "")
+        """One line that ends in the command, to be copied from there."""
+        why = f" ({self.reason})" if self.reason else ""
+        refused = f"MLflow refused {'1 entry' if self.refused == 1 else f'{self.refused} entries'}"
+        if not self.events:
+            return refused + why
+        events = "1 event has" if self.events == 1 else f"{self.events} events have"
+        told = f"{events} not reached MLflow yet{why}; send what is left with: {self.command}"
+        return f"{refused}; {told}" if self.refused else told
 
 
 class Writer:
