@@ -16,7 +16,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
 from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.uri import python_command
-from xlstm_tune.tracking.writer import find_search, unsent
+from xlstm_tune.tracking.writer import Unsent, find_search, unsent
 
 
 @pytest.mark.slow
@@ -156,3 +156,22 @@ def test_sync_of_an_unknown_search_names_the_nearest(
     (tmp_path / "searches" / "refused").mkdir()
     assert main(["sync", "refused"]) == 2
     assert "holds no search with tracked runs" in capsys.readouterr().err
+
+
+def test_sync_of_a_folder_that_is_not_complete_or_not_ours_is_one_sentence(folder: Path) -> None:
+    spool = Spool(folder, default_uri(folder.parent))
+    spool.close()
+    (folder / "mlflow" / "writer.lock").mkdir()  # a root user could write anything else
+    with pytest.raises(TrackingError, match=r"writer.lock cannot be written \(Is a directory\)"):
+        sync(folder)
+    spool.path.unlink()
+    with pytest.raises(TrackingError, match=r"spool.jsonl is missing"):
+        sync(folder)
+
+
+def test_unsent_says_what_and_why_and_ends_in_the_command() -> None:
+    assert str(Unsent(0, 1, "a.bin was gone", "sync x")) == "MLflow refused 1 entry (a.bin was gone)"
+    assert str(Unsent(1, 0, "", "sync x")) == "1 event has not reached MLflow yet; send what is left with: sync x"
+    assert str(Unsent(2, 3, "no answer", "sync x")) == (
+        "MLflow refused 3 entries; 2 events have not reached MLflow yet (no answer); send what is left with: sync x"
+    )

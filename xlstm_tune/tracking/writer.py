@@ -208,9 +208,12 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     """Send what a search left unsent. None when all has arrived.
 
     `uri`: None for where the search sent it. Sets MLflow's environment variables in this process.
-    Raises TrackingError if the store cannot be reached, or a writer is at work on this folder.
+    Raises TrackingError if the store cannot be reached, the folder is not complete or not ours, or a writer is at
+    work on it.
     """
     address = read_address(folder)
+    if not spool_path(folder).is_file():
+        raise TrackingError(f"{spool_path(folder)} is missing, and with it what was to be sent; bring it back")
     target = uri or _remembered(address.uri, address.has_credentials)
     check_tracking_uri(target)
     os.environ.update(_ENVIRONMENT)
@@ -268,7 +271,11 @@ def find_search(search: str, storage: str | None = None) -> Path:
 
 
 def _writer_lock(folder: Path) -> IO[bytes]:
-    return (folder / "mlflow" / "writer.lock").open("ab")
+    path = folder / "mlflow" / "writer.lock"
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be written ({error.strerror}); give yourself the right to") from None
 
 
 def _remembered(uri: str, has_credentials: bool) -> str:
