@@ -198,7 +198,7 @@ def test_sender_killed_before_it_notes_what_it_sent_makes_nothing_twice(
     check_search(stored(uri, folder), 2)
 
 
-def test_damaged_lines_are_told_and_do_not_hold_up_the_rest(folder: Path) -> None:
+def test_damaged_lines_are_told_once_and_do_not_hold_up_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = default_uri(folder.parent)
     with Spool(folder, uri) as spool:
         say_search(spool, 3)
@@ -207,7 +207,14 @@ def test_damaged_lines_are_told_and_do_not_hold_up_the_rest(folder: Path) -> Non
     lines[3] = lines[3].replace(b"{", b"\xfb", 1)  # the second epoch of trial 0
     lines[6] = b"\0" * (len(lines[6]) - 1) + b"\n"  # trial 1 was started
     spool.path.write_bytes(b"".join(lines) + b'{"e": "epo')
-    send_all(folder, uri)
+    sender = Sender(folder, uri)
+    with monkeypatch.context() as patch:  # what was passed over before the connection broke is counted once
+        patch.setattr(sender, "_finish", lambda *_: (_ for _ in ()).throw(ConnectionError("broken")))
+        with pytest.raises(ConnectionError) as broken:
+            sender.send_next()
+    sender.failed(broken.value)
+    while sender.waiting():
+        sender.send_next()
     runs = stored(uri, folder)
     assert set(runs) == {None, 0, 2} and {run["status"] for run in runs.values()} == {"FINISHED"}
     assert runs[None]["name"] == "s" and runs[2]["tags"]["mlflow.parentRunId"] == runs[None]["id"]
@@ -217,18 +224,21 @@ def test_damaged_lines_are_told_and_do_not_hold_up_the_rest(folder: Path) -> Non
     assert "spool.jsonl is damaged in a line after byte 0" in str(left)
 
 
-def test_resumed_search_with_other_params_is_not_refused(folder: Path) -> None:
+@pytest.mark.parametrize("remembered", [True, False])
+def test_finished_search_resumed_with_other_params_is_not_refused(folder: Path, remembered: bool) -> None:
     uri = default_uri(folder.parent)
     for trials in (1, 2):
         with Spool(folder, uri) as spool:
-            spool.search_started("s", {"trials": trials, **{f"new-{trials}": 1}}, {}, [])
+            spool.search_started("s", {"trials": trials, f"new-{trials}": 1}, {}, [])
             say_trial(spool, trials - 1)
             spool.search_ended("completed")
-        if trials == 2:
-            (folder / "mlflow" / "state.json").unlink()
         send_all(folder, uri)
         assert unsent(folder) is None
-    assert stored(uri, folder)[None]["params"]["trials"] == "1"
+        state = folder / "mlflow" / "state.json"
+        if not remembered:
+            state.write_text(json.dumps(json.loads(state.read_text()) | {"runs": {}}))
+    params = stored(uri, folder)[None]["params"]
+    assert params == {"trials": "1", "new-1": "1"} | ({} if remembered else {"new-2": "1"})
 
 
 @pytest.mark.parametrize("after", ["a search that runs", "a search that has ended"])
