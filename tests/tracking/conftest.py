@@ -1,24 +1,12 @@
-"""What the tests of tracking share: MLflow as the writer process has it, and empty databases."""
-# ruff: noqa: E402  (MLflow reads some of its variables when it is imported)
+"""What the tests of tracking share: empty databases."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-
-for variable, value in {  # as the writer process has it; before MLflow is imported
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-}.items():
-    os.environ[variable] = value
-
-from mlflow.tracking import MlflowClient
+from tracked import MlflowClient
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,15 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from tracked import check_search, say_search, say_trial, send_all, stored
+from tracked import EPOCHS, check_search, say_search, say_trial, send_all, stored
 
-from xlstm_tune.tracking import Spool, default_uri
+from xlstm_tune.tracking import Spool, default_uri, sync
+from xlstm_tune.tracking.sender import Sender
 from xlstm_tune.tracking.writer import unsent
 
 
@@ -46,7 +49,16 @@ def test_search_arrives_with_statuses_curves_and_artifacts(folder: Path) -> None
     assert json.loads(runs[None]["tags"]["mlflow.loggedArtifacts"]) == [{"path": "leaderboard.json", "type": "table"}]
 
 
-@pytest.mark.parametrize("remembered", ["nothing", "half", "garbage"])
+DAMAGE: dict[str, Any] = {
+    "wrong type": {"offset": "7"},
+    "in the middle of a line": {"offset": 7},
+    "beyond the end": {"offset": 10**9},  # a machine that went down lost the end of the spool
+    "runs of another kind": {"runs": {"parent": {"id": "a", "colour": "red"}}},
+    "runs of no number": {"runs": {"first": {"id": "a"}}},
+}
+
+
+@pytest.mark.parametrize("remembered", ["nothing", "half", "garbage", "list", *DAMAGE])
 def test_sending_again_after_a_crash_changes_nothing(folder: Path, remembered: str) -> None:
     uri = default_uri(folder.parent)
     state = folder / "mlflow" / "state.json"
@@ -66,8 +78,12 @@ def test_sending_again_after_a_crash_changes_nothing(folder: Path, remembered: s
     assert [step for step, _ in before[1]["curves"]["train_loss"]] == [1, 2]
     if remembered == "nothing":
         state.unlink()
+    elif remembered in DAMAGE:
+        state.write_text(json.dumps(json.loads(state.read_text()) | DAMAGE[remembered]))
+        left = unsent(folder)
+        assert "offset" not in DAMAGE[remembered] or (left is not None and left.events > 10)
     else:
-        state.write_text(half if remembered == "half" else half[: len(half) // 2])
+        state.write_text({"half": half, "garbage": half[: len(half) // 2], "list": "[1]"}[remembered])
     send_all(folder, uri)
     assert repr(stored(uri, folder)) == repr(before)  # by text, because nan is not nan
 
@@ -160,3 +176,106 @@ def test_deleted_experiment_is_restored(folder: Path) -> None:
         say_search(spool, 1)
     send_all(folder, uri)
     check_search(stored(uri, folder, "mine"), 1)
+
+
+def test_sender_killed_before_it_notes_what_it_sent_makes_nothing_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        say_search(spool, 2)
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("_save", "_upload"):  # after all calls; between create_run and the first file
+        with monkeypatch.context() as patch:
+            patch.setattr(Sender, place, dies)
+            with pytest.raises(KeyboardInterrupt):
+                send_all(folder, uri)
+    assert not (folder / "mlflow" / "state.json").exists()
+    send_all(folder, uri)
+    check_search(stored(uri, folder), 2)
+
+
+def test_damaged_lines_are_told_once_and_do_not_hold_up_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        say_search(spool, 3)
+    lines = spool.path.read_bytes().splitlines(keepends=True)
+    lines[0] = lines[0].replace(b'"e"', b'"d"')  # search_started
+    lines[3] = lines[3].replace(b"{", b"\xfb", 1)  # the second epoch of trial 0
+    lines[6] = b"\0" * (len(lines[6]) - 1) + b"\n"  # trial 1 was started
+    spool.path.write_bytes(b"".join(lines) + b'{"e": "epo')
+    sender = Sender(folder, uri)
+    with monkeypatch.context() as patch:  # what was passed over before the connection broke is counted once
+        patch.setattr(sender, "_finish", lambda *_: (_ for _ in ()).throw(ConnectionError("broken")))
+        with pytest.raises(ConnectionError) as broken:
+            sender.send_next()
+    sender.failed(broken.value)
+    while sender.waiting():
+        sender.send_next()
+    runs = stored(uri, folder)
+    assert set(runs) == {None, 0, 2} and {run["status"] for run in runs.values()} == {"FINISHED"}
+    assert runs[None]["name"] == "s" and runs[2]["tags"]["mlflow.parentRunId"] == runs[None]["id"]
+    assert [step for step, _ in runs[0]["curves"]["val_rmse"]] == [1, 3]
+    left = unsent(folder)
+    assert left is not None and (left.events, left.refused) == (0, 3 + 4)  # 4 of trial 1
+    assert "spool.jsonl is damaged in a line after byte 0" in str(left)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_finished_search_resumed_with_other_params_is_not_refused(folder: Path, remembered: bool) -> None:
+    uri = default_uri(folder.parent)
+    for trials in (1, 2):
+        with Spool(folder, uri) as spool:
+            spool.search_started("s", {"trials": trials, f"new-{trials}": 1}, {}, [])
+            say_trial(spool, trials - 1)
+            spool.search_ended("completed")
+        send_all(folder, uri)
+        assert unsent(folder) is None
+        state = folder / "mlflow" / "state.json"
+        if not remembered:
+            state.write_text(json.dumps(json.loads(state.read_text()) | {"runs": {}}))
+    params = stored(uri, folder)[None]["params"]
+    assert params == {"trials": "1", "new-1": "1"} | ({} if remembered else {"new-2": "1"})
+
+
+@pytest.mark.parametrize("after", ["a search that runs", "a search that has ended"])
+def test_store_emptied_while_we_are_connected_is_filled_again(folder: Path, after: str) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {}, {}, [])
+        say_trial(spool, 0)
+        if after == "a search that has ended":
+            spool.search_ended("completed")
+        sender = send_all(folder, uri)
+        client = MlflowClient(uri)
+        # As a server whose database was replaced: the runs are gone, not deleted.
+        store = client._tracking_client.store
+        for run in stored(uri, folder).values():
+            store._hard_delete_run(run["id"])
+        if after == "a search that has ended":
+            sync(folder)
+        else:
+            say_trial(spool, 1)
+            spool.epoch(0, EPOCHS + 1, {"val_rmse": 1.0})
+            with pytest.raises(MlflowException, match="not found"):
+                sender.send_next()
+            sender.failed(Exception("gone"))
+            while sender.waiting():
+                sender.send_next()
+    runs = stored(uri, folder)
+    assert set(runs) == {None, 0} if after == "a search that has ended" else {None, 0, 1}
+    assert unsent(folder) is None
+
+
+def test_names_that_are_not_text_are_sent(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s\udcff", {"source": "caf\udce9.csv"}, {"a\udcff": "\0"}, [])
+        spool.search_ended("completed")
+    send_all(folder, uri)
+    run = stored(uri, folder)[None]
+    assert (run["name"], run["params"], run["tags"]["a_"]) == ("s?", {"source": "caf?.csv"}, "?")
+    assert unsent(folder) is None

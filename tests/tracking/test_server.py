@@ -5,11 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,50 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import check_search, free_port, say_search, say_trial, sent_bytes, stored, until
+from tracked import Server, check_search, say_search, say_trial, sent_bytes, stored, until
 
 from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, check_tracking_uri, sync
 from xlstm_tune.tracking.sender import Sender
-
-
-class Server:
-    """A real `mlflow server` on a loopback port, started and stopped at will."""
-
-    def __init__(self, place: Path) -> None:
-        self.place, self.port = place, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        store = ["--backend-store-uri", f"sqlite:///{self.place / 'mlflow.db'}", "--workers", "1"]
-        files = ["--artifacts-destination", str(self.place / "files")]
-        with (self.place / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *store, *files],
-                stdout=log,
-                stderr=log,
-                cwd=self.place,
-                # Without its seven job processes it starts in half the time.
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                start_new_session=True,
-            )
-        if wait:
-            until(self.answers, 120)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-    def answers(self) -> bool:
-        try:
-            check_tracking_uri(self.uri)
-        except TrackingError:
-            return False
-        return True
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracked import ROOT
 
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, TrackingError
 from xlstm_tune.tracking import Spool
+from xlstm_tune.tracking.events import KnownRun
 
 
 def test_driver_side_never_imports_mlflow(tmp_path: Path) -> None:
@@ -53,3 +56,99 @@ def test_spool_refuses_what_mlflow_could_not_show(tmp_path: Path) -> None:
             spool.trial_ended(0, "done")
         with pytest.raises(ValueError, match="columns of one length"):
             spool.table("t", {"a": [1], "b": [1, 2]})
+
+
+def test_known_tells_what_was_written_of_each_run(tmp_path: Path) -> None:
+    with Spool(tmp_path / "s", "sqlite:///x.db") as spool:
+        assert spool.known() == {}
+        spool.search_started("s", {}, {})
+        for number in range(3):
+            spool.trial_started(number, f"trial-{number}", {}, {})
+        spool.epoch(0, 1, {"a": 1.0})
+        spool.epoch(1, 1, {"a": 1.0})
+        spool.epoch(1, 2, {"a": 1.0})
+        spool.trial_ended(0, "pruned")
+        spool.trial_ended(1, "interrupted")
+        spool.metrics({"test_rmse": 1.0}, trial=0)
+        spool.search_ended("interrupted")
+    with spool.path.open("a") as file:
+        file.write('{"e": "trial_ended", "t": 1, "number": 2, "sta')
+    with Spool(tmp_path / "s", "sqlite:///x.db") as spool:
+        spool.search_started("s", {}, {})
+        spool.trial_started(1, "trial-1", {}, {})
+        spool.epoch(1, 2, {"a": 1.0})
+        with spool.path.open("a") as file:
+            file.write('{"e": "epoch", "t": 1, "number": 1, "st')  # this moment
+        assert spool.known() == {
+            None: KnownRun(started=True),
+            0: KnownRun(started=True, step=1, ended="pruned"),
+            1: KnownRun(started=True, step=2),
+            2: KnownRun(started=True),
+        }
+    with Spool(tmp_path / "s", "sqlite:///x.db") as spool:
+        assert len(spool.known()) == 4
+
+
+class NearlyFull:
+    """An unbuffered file on a disk with room for `room` bytes, which then takes a part or nothing."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self.file.write(content[: min(self.room, 10)])
+        self.room -= taken
+        return int(taken)
+
+    def fileno(self) -> int:
+        return int(self.file.fileno())
+
+
+def test_nearly_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path, "sqlite:///x.db")
+    spool.epoch(0, 1, {"a": 1.0})
+    line = spool.path.stat().st_size
+    disk = spool._file = NearlyFull(spool._file, line + 50)  # type: ignore[assignment]
+    spool.epoch(0, 2, {"a": 1.0})  # in several writes
+    with pytest.raises(OSError, match="No space"):
+        spool.epoch(0, 3, {"a": 1.0})
+    assert spool.path.stat().st_size == 2 * line
+    disk.room = 1000
+    spool.epoch(0, 4, {"a": 1.0})
+    with monkeypatch.context() as patch:  # it cannot be taken back either
+        patch.setattr("os.ftruncate", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        disk.room = 50
+        with pytest.raises(OSError, match="Input/output"):
+            spool.epoch(0, 5, {"a": 1.0})
+    disk.room = 1000
+    spool.epoch(0, 6, {"a": 1.0})
+    lines = spool.path.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in (*lines[:3], lines[4])] == [1, 2, 4, 6] and len(lines) == 5
+    assert spool.known()[0].step == 6
+
+
+def test_spool_of_a_newer_program_or_damaged_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    Spool(tmp_path, "sqlite:///x.db").close()
+    path = tmp_path / "mlflow" / "spool.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"version": 1', '"version": 2, "compression": "zstd"'))
+    with pytest.raises(
+        TrackingError, match=r"spool.json was written by a newer xlstm_tune \(version 2, known here up to 1\)"
+    ):
+        Spool(tmp_path, "sqlite:///x.db")
+    for damaged in (
+        "",
+        whole[:40],
+        "[]",
+        "{}",
+        whole.replace("search", "serach"),
+        whole.replace(": 1", ': "1"'),
+        "\0" * 99,
+    ):
+        path.write_text(damaged)
+        with pytest.raises(TrackingError, match=r"spool.json is damaged \(.*\); remove it and resume the search"):
+            Spool(tmp_path, "sqlite:///x.db")
+    path.write_text(whole)
+    Spool(tmp_path, "sqlite:///x.db").close()  # nor is it locked after these

@@ -10,15 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
-from tracked import ROOT, check_search, count_runs, free_port, say_search, sent_bytes, stored, until
+from tracked import ROOT, check_search, count_runs, free_port, say_search, say_trial, sent_bytes, stored, until
 
 from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
-from xlstm_tune.tracking.writer import unsent
+from xlstm_tune.tracking.__main__ import main
+from xlstm_tune.tracking.uri import python_command
+from xlstm_tune.tracking.writer import Unsent, find_search, unsent
 
 
 @pytest.mark.slow
-def test_writer_killed_in_the_middle_then_sync_brings_everything_once(folder: Path) -> None:
+def test_writer_killed_in_the_middle_then_sync_brings_everything_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xlstm_tune.tracking.writer._RELAUNCH_SECONDS", 600.0)
     uri = default_uri(folder.parent)
     with Spool(folder, uri) as spool:
         say_search(spool, 25)
@@ -28,10 +33,8 @@ def test_writer_killed_in_the_middle_then_sync_brings_everything_once(folder: Pa
         until(lambda: not writer.alive)
         assert count_runs(uri) < 26 and sent_bytes(folder) == 0  # it had not even come to note what it sent
     left = unsent(folder)
-    assert left is not None and left.events > 5 and f"sync '{folder}'" in str(left)
-    done = subprocess.run(
-        [sys.executable, "-m", "xlstm_tune.tracking", "sync", str(folder)], cwd=ROOT, capture_output=True, text=True
-    )
+    assert left is not None and left.events > 5 and f"sync s --storage '{folder.parent}'" in str(left)
+    done = subprocess.run(left.command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "everything has arrived in MLflow\n", "")
     check_search(stored(uri, folder), 25)
     assert sync(folder) is None
@@ -49,6 +52,25 @@ def test_writer_killed_is_replaced_at_the_end(folder: Path) -> None:
         assert writer.finish(30) is None
     check_search(stored(uri, folder), 2)
     assert (folder / "mlflow" / "writer.log").read_text() == ""
+
+
+@pytest.mark.slow
+def test_writer_killed_is_replaced_while_the_search_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xlstm_tune.tracking.writer._RELAUNCH_SECONDS", 0.1)
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        writer = Writer.start(folder, uri)
+        spool.search_started("s", {"search.trials": 2}, {}, [])
+        say_trial(spool, 0, folder=folder)
+        until(lambda: count_runs(uri) > 0)  # in the middle of a gather
+        os.kill(writer.pid, signal.SIGKILL)
+        say_trial(spool, 1, folder=folder)
+        until(lambda: unsent(folder) is None, 60)
+        assert writer.alive
+        (folder / "spec.yaml").write_text("name: s\n")
+        spool.search_ended("completed", {"best_val_rmse": 1.0}, [folder / "spec.yaml"])
+        assert writer.finish(60) is None
+    check_search(stored(uri, folder), 2)
 
 
 @pytest.mark.slow
@@ -86,15 +108,10 @@ def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:
         left = writer.finish(0.5)
         assert time.monotonic() - started < 30 and not writer.alive
     assert left is not None and left.events == 7
-    assert str(left).startswith(
-        "7 events have not reached MLflow yet; send them with: python -m xlstm_tune.tracking sync"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "xlstm_tune.tracking", "sync", str(tmp_path / "s")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    assert str(left).startswith("7 events have not reached MLflow yet")
+    command = f"{python_command()} -m xlstm_tune.tracking sync s --storage {tmp_path}"
+    assert str(left).endswith(f"; send what is left with: {command}")
+    done = subprocess.run(left.command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be reached" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -110,3 +127,51 @@ def test_sync_beside_a_writer_is_refused(folder: Path) -> None:
         writer.finish(0)
     with pytest.raises(TrackingError, match="holds no search with tracked runs"):
         sync(folder.parent)
+
+
+def test_search_is_found_by_name_and_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for storage, name in (("searches", "weather"), ("searches", "v1.2"), ("other", "weather")):
+        (tmp_path / storage / name).mkdir(parents=True)
+        Spool(tmp_path / storage / name, "sqlite:///x.db").close()
+    assert find_search("weather") == find_search("searches/weather") == tmp_path / "searches" / "weather"
+    assert find_search(str(tmp_path / "other" / "weather")) == tmp_path / "other" / "weather"
+    assert find_search("weather", "other") == find_search("other/weather") == tmp_path / "other" / "weather"
+
+
+def test_sync_of_an_unknown_search_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sync", "wether"]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'searches'} holds no search 'wether'; no search with tracked runs lies there\n"
+    )
+    for name in ("weather", "v1.2"):
+        Spool(tmp_path / "searches" / name, "sqlite:///x.db").close()
+    assert main(["sync", "wether"]) == 2
+    assert capsys.readouterr().err.endswith("holds no search 'wether'; did you mean 'weather'?\n")
+    assert main(["sync", "weather", "--storage", "nowhere"]) == 2
+    assert "nowhere holds no search 'weather'" in capsys.readouterr().err
+    (tmp_path / "searches" / "refused").mkdir()
+    assert main(["sync", "refused"]) == 2
+    assert "holds no search with tracked runs" in capsys.readouterr().err
+
+
+def test_sync_of_a_folder_that_is_not_complete_or_not_ours_is_one_sentence(folder: Path) -> None:
+    spool = Spool(folder, default_uri(folder.parent))
+    spool.close()
+    (folder / "mlflow" / "writer.lock").mkdir()  # a root user could write anything else
+    with pytest.raises(TrackingError, match=r"writer.lock cannot be written \(Is a directory\)"):
+        sync(folder)
+    spool.path.unlink()
+    with pytest.raises(TrackingError, match=r"spool.jsonl is missing"):
+        sync(folder)
+
+
+def test_unsent_says_what_and_why_and_ends_in_the_command() -> None:
+    assert str(Unsent(0, 1, "a.bin was gone", "sync x")) == "MLflow refused 1 entry (a.bin was gone)"
+    assert str(Unsent(1, 0, "", "sync x")) == "1 event has not reached MLflow yet; send what is left with: sync x"
+    assert str(Unsent(2, 3, "no answer", "sync x")) == (
+        "MLflow refused 3 entries; 2 events have not reached MLflow yet (no answer); send what is left with: sync x"
+    )

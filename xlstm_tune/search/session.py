@@ -11,14 +11,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from xlstm_tune.errors import SpecError
 from xlstm_tune.search.packing import cluster_gpu_mib
 from xlstm_tune.search.plan import Plan, fit
 from xlstm_tune.search.resources import Placement, local_resources, place
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.tracking import Spool, Writer
 
-DRAIN_SECONDS = 120.0
-"""How long a finished search waits for MLflow to take what is left."""
+DRAIN = "XLSTM_TUNE_DRAIN_SECONDS"
+"""Environment variable: how long a finished search waits for MLflow to take what is left; 120 where it is not set."""
 DRAIN_SECONDS_STOPPED = 10.0
 """How long one waits that has been stopped: the machine may go away."""
 
@@ -48,6 +49,7 @@ def quiet() -> None:
 @contextmanager
 def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console) -> Iterator[None]:
     """MLflow's writer process, from before the search to after its last event."""
+    drain = _drain_seconds()
     writer = Writer.start(plan.folder, plan.tracking_uri)
     try:
         yield
@@ -57,9 +59,16 @@ def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console) -> I
         raise
     finally:
         with console.status("writing the last records to MLflow"):
-            unsent = writer.finish(DRAIN_SECONDS_STOPPED if stopping.reason else DRAIN_SECONDS)
+            unsent = writer.finish(DRAIN_SECONDS_STOPPED if stopping.reason else drain)
         if unsent:
             console.print(f"note: {unsent}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _drain_seconds() -> float:
+    try:
+        return float(os.environ.get(DRAIN, "120"))
+    except ValueError:
+        raise SpecError(f"{DRAIN} must be a number of seconds, got '{os.environ[DRAIN]}'") from None
 
 
 @contextmanager

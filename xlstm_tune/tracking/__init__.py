@@ -2,7 +2,7 @@
 
 The search appends events to a spool file (`Spool`); a process of its own (`Writer`) reads them and sends them
 to MLflow in batches, retrying for as long as the server is away. What is left when a search ends or dies is
-sent by `python -m xlstm_tune.tracking sync FOLDER`, as often as one likes: nothing arrives twice.
+sent by `python -m xlstm_tune.tracking sync NAME`, as often as one likes: nothing arrives twice.
 
 MLflow is imported by the writer process alone (`sender.py`); importing this package costs nothing.
 """

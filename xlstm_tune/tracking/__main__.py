@@ -1,4 +1,4 @@
-"""`python -m xlstm_tune.tracking sync FOLDER` sends what a search left unsent; `follow` is the search's own writer."""
+"""`python -m xlstm_tune.tracking sync NAME` sends what a search left unsent; `follow` is the search's own writer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from xlstm_tune.errors import UserError
-from xlstm_tune.tracking.writer import follow, set_up_logging, sync
+from xlstm_tune.tracking.writer import find_search, follow, set_up_logging, sync
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,8 +15,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m xlstm_tune.tracking", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     parser_sync = commands.add_parser("sync", help="send what a search left unsent to MLflow")
-    parser_sync.add_argument("folder", type=Path, help="the search's folder, <storage>/<name>")
-    parser_sync.add_argument("--tracking-uri", help="another MLflow store than the one that the search used")
+    parser_sync.add_argument("search", metavar="NAME", help="the search's name, or its folder")
+    parser_sync.add_argument("--storage", metavar="FOLDER", help="folder that holds searches (default: searches)")
+    parser_sync.add_argument(
+        "--tracking-uri", metavar="URI", help="another MLflow store than the one that the search used"
+    )
     parser_follow = commands.add_parser("follow", help="send a spool while its search writes it (started by a search)")
     parser_follow.add_argument("folder", type=Path)
     parser_follow.add_argument("--parent", type=int, help="process id of the search")
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "follow":
             return follow(options.folder, options.parent)
-        left = sync(options.folder, options.tracking_uri)
+        left = sync(find_search(options.search, options.storage), options.tracking_uri)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -68,14 +68,14 @@ def gather(events: Iterable[Mapping[str, Any]], last_step: Callable[[int | None]
                 continue  # repeated after an interruption; its point is on the curve already
             pending.step = step
         metrics = event.get("metrics", {}).items()
-        pending.metrics += [Metric(_key(key), value, when, step or 0) for key, value in metrics]
+        pending.metrics += [Metric(mlflow_key(key), value, when, step or 0) for key, value in metrics]
     return gathered
 
 
 def batches(metrics: Iterable[Metric], params: Mapping[str, Scalar], tags: Mapping[str, str]) -> Iterator[Batch]:
     """Cut into log_batch arguments, each within MLflow's limits of numbers and bytes. Nothing in, nothing out."""
     values = [
-        Param(_key(key), _cut(value if isinstance(value, str) else json.dumps(value), _PARAM_CHARACTERS))
+        Param(mlflow_key(key), _cut(value if isinstance(value, str) else json.dumps(value), _PARAM_CHARACTERS))
         for key, value in params.items()
     ]
     batch: Batch = ([], [], [])
@@ -104,13 +104,19 @@ def batches(metrics: Iterable[Metric], params: Mapping[str, Scalar], tags: Mappi
 
 def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
     """As MLflow's entities, cut to what MLflow takes."""
-    return [RunTag(_key(key), _cut(str(value), _TAG_CHARACTERS)) for key, value in tags.items()]
+    return [RunTag(mlflow_key(key), _cut(str(value), _TAG_CHARACTERS)) for key, value in tags.items()]
 
 
-def _key(name: str) -> str:
+def mlflow_key(name: str) -> str:
     """A name with what MLflow refuses in it (°, %, =, …) replaced; refused, it would take its whole batch along."""
     return _NOT_IN_KEYS.sub("_", name)[:_KEY_CHARACTERS]
 
 
 def _cut(text: str, limit: int) -> str:
+    text = clean(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def clean(text: str) -> str:
+    """Without what no database stores: NUL, and halves of characters, as file names that are not UTF-8 hold them."""
+    return text.encode(errors="replace").decode().replace("\0", "?")

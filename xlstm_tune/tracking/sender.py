@@ -11,6 +11,7 @@ started, or its last attempt had no answer), the server is asked for the runs th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from xlstm_tune.tracking.gather import Pending, batches, gather, run_tags
-from xlstm_tune.tracking.spool import read_address, read_events, spool_path, write_json
+from xlstm_tune.tracking.events import read_event, whole_lines
+from xlstm_tune.tracking.gather import Pending, batches, clean, gather, mlflow_key, run_tags
+from xlstm_tune.tracking.spool import read_address, spool_path, write_json
 from xlstm_tune.tracking.state import read_state, state_path
 from xlstm_tune.tracking.uri import artifact_location, hide_credentials, sqlite_path
 
@@ -70,9 +72,11 @@ class Sender:
         self._forget()
         state = read_state(folder)
         if state.get("uri") == hide_credentials(uri):
-            self._offset, self._refused, self._reasons = int(state["offset"]), state["refused"], state["reasons"]
-            for key, run in state["runs"].items():
-                self._runs[None if key == "parent" else int(key)] = Run(**run)
+            try:
+                self._runs = {None if k == "parent" else int(k): Run(**run) for k, run in state["runs"].items()}
+            except (TypeError, ValueError):
+                return  # damaged: all is sent again
+            self._offset, self._refused, self._reasons = state["offset"], state["refused"], state["reasons"]
 
     def _forget(self) -> None:
         self._offset = 0  # into the spool, in bytes
@@ -80,6 +84,7 @@ class Sender:
         self._reasons = []
         self._runs = {}
         self._listed = False  # whether _runs holds every run of this search that the server may have
+        self._params: dict[str, set[str]] = {}  # by run id: keys that the server has already
 
     def send_next(self) -> bool:
         """Send what the spool holds next; returns whether more may be waiting already.
@@ -88,49 +93,64 @@ class Sender:
         """
         if not self.waiting():
             return False
-        self._connect()
-        events, end = read_events(self._spool, self._offset, _GATHER_BYTES)
-        gathered = gather(events, lambda number: self._runs[number].step if number in self._runs else -1)
-        if None in gathered:  # children name the parent, so it has to be there first
-            self._send(None, gathered.pop(None))
-        for number, pending in gathered.items():
-            self._send(number, pending)
-        full = end - self._offset >= _GATHER_BYTES
-        self._offset = end
+        self.connect()
+        refused, reasons = self._refused, self._reasons
+        lines = whole_lines(self._spool, self._offset, _GATHER_BYTES)
+        read = [read_event(line) for line in lines]
+        events = [event for event in read if event is not None]
+        try:
+            if damaged := len(read) - len(events):
+                self._refuse(damaged, f"{self._spool} is damaged in a line after byte {self._offset}")
+            gathered = gather(events, lambda number: self._runs[number].step if number in self._runs else -1)
+            if None in gathered:  # children name the parent, so it has to be there first
+                self._send(None, gathered.pop(None))
+            for number, pending in gathered.items():
+                self._send(number, pending)
+        except BaseException:
+            self._refused, self._reasons = refused, reasons  # they are told when this is sent again
+            raise
+        sent = sum(map(len, lines))
+        self._offset += sent
         self._save()
-        return full
+        return sent >= _GATHER_BYTES
 
     def waiting(self) -> bool:
         """Whether the spool holds whole lines that have not been sent."""
-        return bool(read_events(self._spool, self._offset, 1)[0])
+        return bool(whole_lines(self._spool, self._offset, 1))
 
     def failed(self, error: BaseException) -> None:
-        """Keep the reason for whoever asks why something is unsent."""
-        self._save(hide_credentials(str(error).strip().partition("\n")[0])[:300] or type(error).__name__)
+        """Keep the reason for whoever asks why something is unsent, and look at the store anew before the next try."""
+        self._client = None
+        with contextlib.suppress(OSError):  # a full disk is no reason to give up either
+            self._save(hide_credentials(str(error).strip().partition("\n")[0])[:300] or type(error).__name__)
 
     def interrupt_open_runs(self) -> None:
         """Nobody will end these any more (the search died): show them as killed. A resume reopens them."""
+        if not any(run.open and run.id for run in self._runs.values()):
+            return
+        client = self.connect()  # may forget them
         for run in self._runs.values():
             if run.open and run.id:
                 tags = run_tags({"status": "interrupted"})
-                self._guarded(run, 0, partial(self._connect().log_batch, run.id, tags=tags))
+                self._guarded(run, 0, partial(client.log_batch, run.id, tags=tags))
                 self._finish(run, "interrupted", None)
         self._save()
 
     def _send(self, number: int | None, pending: Pending) -> None:
         run = self._find(number)
         if run is None:
-            if pending.started is None:
+            if pending.started is None and number is not None:
                 return self._refuse(pending.events, f"trial {number} has results, but was never started")
             run = self._create(number, pending)
         elif pending.started is not None and run.id:
-            self._guarded(run, 0, partial(self._connect().update_run, run.id, status="RUNNING"))
+            self._guarded(run, 0, partial(self.connect().update_run, run.id, status="RUNNING"))
             run.open, run.done = True, False
         if not run.id:
             return self._refuse(pending.events, f"{pending.name or f'trial {number}'} could not be made")
-        params = {} if run.params else pending.params
+        there = self._params.get(run.id, set())
+        params = {} if run.params else {k: v for k, v in pending.params.items() if mlflow_key(k) not in there}
         for batch in batches(pending.metrics, params, pending.tags):
-            self._guarded(run, sum(map(len, batch)), partial(self._connect().log_batch, run.id, *batch))
+            self._guarded(run, sum(map(len, batch)), partial(self.connect().log_batch, run.id, *batch))
         run.params = run.params or pending.started is not None
         self._upload(run, pending)
         if pending.status is not None:
@@ -138,7 +158,7 @@ class Sender:
         run.step = pending.step
 
     def _upload(self, run: Run, pending: Pending) -> None:
-        client = self._connect()
+        client = self.connect()
         for name, where in pending.files:
             path = self._folder / name
             if path.is_dir():
@@ -154,10 +174,11 @@ class Sender:
             self._guarded(run, 0, partial(client.set_tag, run.id, TABLES_TAG, shown))
 
     def _finish(self, run: Run, status: str, ended: int | None) -> None:
-        self._guarded(run, 0, partial(self._connect().set_terminated, run.id, _MLFLOW_STATUS[status], ended))
+        self._guarded(run, 0, partial(self.connect().set_terminated, run.id, _MLFLOW_STATUS[status], ended))
         run.open, run.done = False, status != "interrupted"
 
-    def _connect(self) -> MlflowClient:
+    def connect(self) -> MlflowClient:
+        """The client. At first, and after a failure: see whether the store still knows our runs."""
         if self._client is not None:
             return self._client
         if self._uri.startswith("sqlite"):
@@ -172,16 +193,21 @@ class Sender:
 
     def _forget_if_lost(self, client: MlflowClient) -> None:
         """Start over where the store does not know our runs any more, e.g. because its database was removed."""
+        if self._lost(client):
+            log.warning("the store does not know this search any more; everything is sent again")
+            self._forget()
+
+    def _lost(self, client: MlflowClient) -> bool:
         parent = self._runs.get(None)
         if parent is None or not parent.id:
-            return
+            return False
         try:
             client.get_run(parent.id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            log.warning("the store does not know run %s any more; everything is sent again", parent.id)
-            self._forget()
+            return True
+        return False
 
     def _find(self, number: int | None) -> Run | None:
         if number not in self._runs and not self._listed:
@@ -190,7 +216,7 @@ class Sender:
 
     def _list(self) -> None:
         """Learn which runs of this search the server has already."""
-        client, token = self._connect(), None
+        client, token = self.connect(), None
         mine = f"tags.`{SEARCH_TAG}` = '{self._address.search}'"
         oldest = ["attributes.start_time ASC"]
         while True:
@@ -199,6 +225,7 @@ class Sender:
                 trial = found.data.tags.get(TRIAL_TAG)
                 number = None if trial is None else int(trial)
                 known = self._runs.setdefault(number, Run(found.info.run_id, open=found.info.status == "RUNNING"))
+                self._params[found.info.run_id] = set(found.data.params)
                 if known.id != found.info.run_id:
                     log.warning("run %s repeats run %s of trial %s", found.info.run_id, known.id, trial)
             token = page.token
@@ -209,18 +236,21 @@ class Sender:
     def _create(self, number: int | None, pending: Pending) -> Run:
         tags = {tag.key: tag.value for tag in run_tags(pending.tags)} | {SEARCH_TAG: self._address.search}
         if number is not None:
-            parent = self._find(None)
+            # Without its first word, in a damaged line, the parent is made for its children all the same.
+            parent = self._find(None) or self._create(None, Pending(started=pending.started))
             tags[TRIAL_TAG] = str(number)
-            if parent and parent.id:
+            if parent.id:
                 tags[PARENT_TAG] = parent.id
+        name = clean(pending.name) or (self._folder.name if number is None else f"trial {number}")
         run = self._runs.get(number, Run(""))
         self._listed = False  # should the answer get lost, the run may be there all the same
         try:
-            made = self._connect().create_run(self._experiment, pending.started, tags, pending.name)
+            made = self.connect().create_run(self._experiment, pending.started, tags, name)
             run.id = made.info.run_id
             pending.tags = {}
         except MlflowException as error:
-            if error.error_code not in _REFUSALS:
+            # That there is no such experiment is said by a store that was emptied.
+            if error.error_code not in _REFUSALS - {"RESOURCE_DOES_NOT_EXIST"}:
                 raise
             self._refuse(0, str(error))
         self._listed = True
@@ -232,7 +262,8 @@ class Sender:
         try:
             call()
         except MlflowException as error:
-            if error.error_code not in _REFUSALS:
+            gone = error.error_code == "RESOURCE_DOES_NOT_EXIST" and self._lost(self.connect())
+            if gone or error.error_code not in _REFUSALS:
                 raise
             self._refuse(entries, f"run {run.id}: {error}")
         except requests.HTTPError as error:  # uploads of artifacts
@@ -248,7 +279,10 @@ class Sender:
         self._reasons = [*self._reasons, reason][-5:]
 
     def _save(self, error: str = "") -> None:
-        runs = {"parent" if n is None else str(n): asdict(run) for n, run in self._runs.items() if not run.done}
+        # The parent is kept for good: by it a store that was emptied is known.
+        runs = {
+            "parent" if n is None else str(n): asdict(run) for n, run in self._runs.items() if n is None or not run.done
+        }
         state = {"uri": hide_credentials(self._uri), "offset": self._offset, "runs": runs}
         told = {"refused": self._refused, "reasons": self._reasons, "error": error}
         write_json(state_path(self._folder), state | told)

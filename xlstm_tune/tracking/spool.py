@@ -18,11 +18,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from xlstm_tune.errors import StorageError, TrackingError
+from xlstm_tune.tracking.events import STATUSES, KnownRun, known_runs
 from xlstm_tune.tracking.uri import hide_credentials
 
 Scalar = str | int | float | bool | None
 VERSION = 1
-STATUSES = ("completed", "pruned", "failed", "duplicate", "interrupted")
+_LOCK_SECONDS = 0.5  # another process may look for a moment whether the spool is in use
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,11 @@ class Address:
     version: int = VERSION
 
 
-@dataclass
-class KnownRun:
-    """What a spool says of one run."""
-
-    started: bool = False
-    step: int = -1
-    """The last step of its curves."""
-    ended: str | None = None
-    """Its status, where it has ended since it was last started."""
-
-
 class Spool:
     """The search's side. One process writes; opening an existing spool continues it.
 
-    Raises StorageError if another process has the spool open, i.e. the search is already running.
+    Raises StorageError if another process has the spool open, i.e. the search is already running, and
+    TrackingError if a newer program has written it.
     """
 
     def __init__(self, folder: Path, uri: str, experiment: str = "xlstm_tune") -> None:
@@ -59,15 +50,19 @@ class Spool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: each event is one write(), which survives this process being killed.
         self._file = self.path.open("ab", buffering=0)
-        if not try_lock(self._file.fileno()):
+        self._torn = False  # whether the file ends in half a line that could not be taken back
+        try:
+            if not try_lock(self._file.fileno(), _LOCK_SECONDS):
+                raise StorageError(f"the search in {folder} is running in another process; wait for it or stop it")
+            old = read_address(folder) if address_path(folder).exists() else None
+            self._cut_torn_line()
+            shown = hide_credentials(uri)
+            search = old.search if old else f"{folder.name}-{uuid.uuid4().hex[:12]}"
+            self.address = Address(search, experiment, shown, shown != uri)
+            write_json(address_path(folder), asdict(self.address))
+        except BaseException:
             self._file.close()
-            raise StorageError(f"the search in {folder} is running in another process; wait for it or stop it")
-        self._cut_torn_line()
-        old = read_address(folder) if address_path(folder).exists() else None
-        shown = hide_credentials(uri)
-        search = old.search if old else f"{folder.name}-{uuid.uuid4().hex[:12]}"
-        self.address = Address(search, experiment, shown, shown != uri)
-        write_json(address_path(folder), asdict(self.address))
+            raise
 
     def search_started(
         self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], artifacts: Iterable[Path] = ()
@@ -138,23 +133,8 @@ class Spool:
         self._add("search_ended", status=status, metrics=_floats(metrics or {}), artifacts=self._paths(artifacts))
 
     def known(self) -> dict[int | None, KnownRun]:
-        """What has been said of each run so far, by trial number; None: the search itself."""
-        runs: dict[int | None, KnownRun] = {}
-        offset = 0
-        while True:
-            events, end = read_events(self.path, offset, 1 << 20)
-            if end == offset:
-                return runs
-            offset = end
-            for event in events:
-                run = runs.setdefault(event.get("number"), KnownRun())
-                kind = event["e"]
-                if kind in ("search_started", "trial_started"):
-                    run.started, run.ended = True, None
-                elif kind in ("search_ended", "trial_ended"):
-                    run.ended = event["status"]
-                elif kind == "epoch":
-                    run.step = max(run.step, event["step"])
+        """What the spool says of each trial, and of the search itself (None), in this part of the search or before."""
+        return known_runs(self.path)
 
     def close(self) -> None:
         """Give the spool up; nothing is lost by not calling it."""
@@ -170,7 +150,22 @@ class Spool:
 
     def _add(self, event: str, **fields: Any) -> None:
         line = json.dumps({"e": event, "t": _now(), **fields}, default=_plain) + "\n"
-        self._file.write(line.encode())
+        self._append((b"\n" if self._torn else b"") + line.encode())
+
+    def _append(self, content: bytes) -> None:
+        """All of it or nothing: a disk that is nearly full may take a part only, without an error."""
+        before, torn = os.fstat(self._file.fileno()).st_size, self._torn
+        written = 0
+        try:
+            while written < len(content):
+                written += self._file.write(content[written:])
+        except BaseException:
+            if written:
+                self._torn = True
+                os.ftruncate(self._file.fileno(), before)  # no reader has seen it: only whole lines are read
+                self._torn = torn
+            raise
+        self._torn = False
 
     def _paths(self, paths: Iterable[Path]) -> list[str]:
         """Relative to the search folder where they lie in it, so that a folder that was moved can still be synced."""
@@ -202,37 +197,44 @@ def address_path(folder: Path) -> Path:
 
 def read_address(folder: Path) -> Address:
     """Raises TrackingError if the folder holds no spool, or one of a newer program."""
+    path = address_path(folder)
     try:
-        raw = json.loads(address_path(folder).read_text())
-    except FileNotFoundError:
+        raw = json.loads(path.read_text())
+        version = raw.pop("version")
+        if version <= VERSION:
+            return Address(**raw)
+    except (FileNotFoundError, NotADirectoryError):
         raise TrackingError(f"{folder} holds no search with tracked runs (no mlflow/spool.json in it)") from None
-    except ValueError as error:
-        raise TrackingError(f"{address_path(folder)} cannot be read ({error})") from None
-    if raw["version"] > VERSION:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise TrackingError(
-            f"{address_path(folder)} was written by a newer xlstm_tune (version {raw['version']}, "
-            f"known here up to {VERSION}); update xlstm_tune"
-        )
-    return Address(**raw)
+            f"{path} is damaged ({error}); remove it and resume the search, which makes it anew"
+        ) from None
+    raise TrackingError(
+        f"{path} was written by a newer xlstm_tune (version {version}, known here up to {VERSION}); update xlstm_tune"
+    )
 
 
-def read_events(path: Path, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines from byte `offset` on, and the offset after them. `limit` is in bytes and may be passed by a line."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        lines = file.readlines(limit)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    return [json.loads(line) for line in lines], offset + sum(map(len, lines))
+def try_lock(descriptor: int, patience: float = 0.0) -> bool:
+    """Take the file for this process until it is closed or the process dies; False if another has it.
+
+    `patience`: how many seconds to wait for the other.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
-def try_lock(descriptor: int) -> bool:
-    """Take the file for this process until it is closed or the process dies; False if another has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def search_lives(folder: Path) -> bool:
+    """Whether a process has the spool open for writing."""
+    with spool_path(folder).open("r+b") as file:  # to be locked on a network folder too
+        return not try_lock(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -66,13 +66,18 @@ def ui_command(uri: str, storage: Path, host: str = "127.0.0.1", port: int = 500
     """The command that shows the runs of a local database, or the address of the server that already does."""
     if _scheme(uri) in {"http", "https", "databricks"}:
         return hide_credentials(uri)
-    python = "python" if _same_file(shutil.which("python"), sys.executable) else _short(sys.executable)
     store = hide_credentials(uri or default_uri(storage))
     # MLflow's default of four workers each take seconds and hundreds of MB; one person needs one.
     return (
-        f"{shlex.quote(python)} -m mlflow ui --backend-store-uri {shlex.quote(store)} "
+        f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(store)} "
         f"--host {host} --port {port} --workers 1"
     )
+
+
+def python_command() -> str:
+    """This interpreter, as one would call it in this terminal."""
+    python = "python" if _same_file(shutil.which("python"), sys.executable) else _short(sys.executable)
+    return shlex.quote(python)
 
 
 def check_tracking_uri(uri: str) -> None:

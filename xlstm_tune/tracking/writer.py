@@ -9,6 +9,7 @@ import select
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import IO, Self
 
 import xlstm_tune
 from xlstm_tune.errors import TrackingError
-from xlstm_tune.tracking.spool import read_address, spool_path, try_lock
+from xlstm_tune.strict import did_you_mean
+from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
 from xlstm_tune.tracking.state import read_state
-from xlstm_tune.tracking.uri import check_tracking_uri, hide_credentials
+from xlstm_tune.tracking.uri import check_tracking_uri, hide_credentials, python_command
 
 log = logging.getLogger("xlstm_tune.tracking")
 
 URI_VARIABLE = "XLSTM_TUNE_TRACKING_URI"  # a command line would show a password to everyone on the machine
 _GATHER_SECONDS = 1.0  # events of short trials meet in one gather, and end in few calls
 _LONGEST_WAIT = 30.0  # seconds between attempts while the server is away
+_RELAUNCH_SECONDS = 2.0  # before a writer that died is replaced; doubled each time, up to _LONGEST_WAIT
 _ORPHAN_SECONDS = 60.0  # how long to go on trying after the search died
 _FINISH = b"."
 _ENVIRONMENT = {
@@ -48,20 +51,25 @@ class Unsent:
     command: str
 
     def __str__(self) -> str:
-        parts = []
-        if self.events:
-            parts.append(f"{self.events} events have not reached MLflow yet; send them with: {self.command}")
-        if self.refused:
-            parts.append(f"MLflow refused {self.refused} entries")
-        return "; ".join(parts) + (f" ({self.reason})" if self.reason else "")
+        """One line that ends in the command, to be copied from there."""
+        why = f" ({self.reason})" if self.reason else ""
+        refused = f"MLflow refused {'1 entry' if self.refused == 1 else f'{self.refused} entries'}"
+        if not self.events:
+            return refused + why
+        events = "1 event has" if self.events == 1 else f"{self.events} events have"
+        told = f"{events} not reached MLflow yet{why}; send what is left with: {self.command}"
+        return f"{refused}; {told}" if self.refused else told
 
 
 class Writer:
-    """The search's handle on the process that sends its spool."""
+    """The search's handle on the process that sends its spool. One that dies (is killed) is replaced."""
 
     def __init__(self, folder: Path, uri: str) -> None:
         self._folder, self._uri = folder.absolute(), uri
         self._process = self._launch()
+        self._finishing = threading.Event()
+        self._launching = threading.Lock()
+        threading.Thread(target=self._replace, name="tracking", daemon=True).start()
 
     @classmethod
     def start(cls, folder: Path, uri: str) -> Self:
@@ -79,8 +87,10 @@ class Writer:
 
     def finish(self, timeout: float = 60.0) -> Unsent | None:
         """Let everything drain, for at most `timeout` seconds. None when all has arrived."""
-        if not self.alive:  # somebody killed it; what it left behind is sent by a new one
-            self._process = self._launch()
+        with self._launching:
+            self._finishing.set()
+            if not self.alive:  # somebody killed it a moment ago; what it left behind is sent by a new one
+                self._process = self._launch()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it may be dying this moment
             pipe.write(_FINISH)
@@ -94,6 +104,21 @@ class Writer:
                 self._process.kill()
                 self._process.wait()
         return unsent(self._folder)
+
+    def _replace(self) -> None:
+        """Wait for the process to die before its time, and start another."""
+        pause = _RELAUNCH_SECONDS
+        while True:
+            self._process.wait()
+            self._finishing.wait(pause)
+            with self._launching:
+                if self._finishing.is_set():
+                    return
+                try:
+                    self._process = self._launch()
+                except OSError:  # no memory or processes left: tried again
+                    log.warning("MLflow's writer cannot be started", exc_info=True)
+            pause = min(_LONGEST_WAIT, 2 * pause)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         environment = os.environ | _ENVIRONMENT | {URI_VARIABLE: self._uri, "CUDA_VISIBLE_DEVICES": ""}
@@ -159,7 +184,7 @@ def follow(folder: Path, parent: int | None = None) -> int:
             more = False
             try:
                 more = sender.send_next()
-                if search.dead and not sender.waiting():
+                if search.dead and not sender.waiting() and not search_lives(folder):  # nor was it resumed meanwhile
                     sender.interrupt_open_runs()
                 failures = 0
             except Exception as error:  # whatever the store's many clients raise: said, kept and tried again
@@ -183,13 +208,16 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     """Send what a search left unsent. None when all has arrived.
 
     `uri`: None for where the search sent it. Sets MLflow's environment variables in this process.
-    Raises TrackingError if the store cannot be reached, or a writer is at work on this folder.
+    Raises TrackingError if the store cannot be reached, the folder is not complete or not ours, or a writer is at
+    work on it.
     """
     address = read_address(folder)
+    if not spool_path(folder).is_file():
+        raise TrackingError(f"{spool_path(folder)} is missing, and with it what was to be sent; bring it back")
     target = uri or _remembered(address.uri, address.has_credentials)
     check_tracking_uri(target)
     os.environ.update(_ENVIRONMENT)
-    with _writer_lock(folder) as lock_file, spool_path(folder).open("ab") as spool:
+    with _writer_lock(folder) as lock_file:
         if not try_lock(lock_file.fileno()):
             raise TrackingError(f"a writer is sending the runs of {folder} already; wait until it is done")
         from xlstm_tune.tracking.sender import Sender
@@ -197,9 +225,10 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
         sender = Sender(folder, target)
         for attempt in range(1, attempts + 1):
             try:
+                sender.connect()
                 while sender.waiting():
                     sender.send_next()
-                if try_lock(spool.fileno()):  # else the search lives, and will end its runs itself
+                if not search_lives(folder):  # else it will end its runs itself
                     sender.interrupt_open_runs()
                 break
             except Exception as error:  # as in follow
@@ -220,11 +249,33 @@ def unsent(folder: Path) -> Unsent | None:
     if not events and not refused:
         return None
     reason = state.get("error") if events else next(iter(state.get("reasons", ())), "")
-    return Unsent(events, refused, reason or "", f"python -m xlstm_tune.tracking sync {shlex.quote(str(folder))}")
+    command = f"{python_command()} -m xlstm_tune.tracking sync {shlex.quote(folder.name)}"
+    return Unsent(events, refused, reason or "", f"{command} --storage {shlex.quote(str(folder.absolute().parent))}")
+
+
+def find_search(search: str, storage: str | None = None) -> Path:
+    """The folder of a tracked search, by its name in the storage folder or as a path.
+
+    `storage`: None for `searches`, or else the path. Raises TrackingError when there is none.
+    """
+    root = Path(storage or "searches").expanduser().absolute()
+    places = [root / search] if storage else [root / search, Path(search).expanduser().absolute()]
+    for folder in places:
+        if address_path(folder).is_file():
+            return folder
+    if any(folder.is_dir() for folder in places):
+        raise TrackingError(f"{search} holds no search with tracked runs (no mlflow/spool.json in it)")
+    known = [path.parent.parent.name for path in root.glob("*/mlflow/spool.json")]
+    hint = did_you_mean(search, known, dotted=False) if known else "no search with tracked runs lies there"
+    raise TrackingError(f"{root} holds no search '{search}'; {hint}")
 
 
 def _writer_lock(folder: Path) -> IO[bytes]:
-    return (folder / "mlflow" / "writer.lock").open("ab")
+    path = folder / "mlflow" / "writer.lock"
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be written ({error.strerror}); give yourself the right to") from None
 
 
 def _remembered(uri: str, has_credentials: bool) -> str:

@@ -1,21 +1,75 @@
-"""What a search says, and what the store then holds."""
+"""MLflow as the writer process has it, a server to stop at will, what a search says, and what the store then holds."""
+# ruff: noqa: E402  (MLflow reads some of its variables when it is imported)
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+for variable, value in {  # as the writer process has it; before MLflow is imported
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}.items():
+    os.environ[variable] = value
+
 from mlflow.tracking import MlflowClient
 
-from xlstm_tune.tracking import Spool
+from xlstm_tune.errors import TrackingError
+from xlstm_tune.tracking import Spool, check_tracking_uri
 from xlstm_tune.tracking.sender import Sender
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 EPOCHS = 3
+
+
+class Server:
+    """A real `mlflow server` on a loopback port, started and stopped at will."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.port = place, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait: bool = True) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        store = ["--backend-store-uri", f"sqlite:///{self.place / 'mlflow.db'}", "--workers", "1"]
+        files = ["--artifacts-destination", str(self.place / "files")]
+        with (self.place / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *store, *files],
+                stdout=log,
+                stderr=log,
+                cwd=self.place,
+                # Without its seven job processes it starts in half the time.
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
+        if wait:
+            until(self.answers, 120)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def answers(self) -> bool:
+        try:
+            check_tracking_uri(self.uri)
+        except TrackingError:
+            return False
+        return True
 
 
 def say_trial(spool: Spool, number: int, status: str = "completed", folder: Path | None = None) -> None:
