@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "xlstm_tune"
 
-# What each room may import of this package, besides errors, strict and the configs, which everyone may.
+# What each room may import of this package, besides errors, strict, lines and the configs, which everyone may.
 ROOMS: dict[str, set[str]] = {
     "data": {"data"},
     "kernels": {"kernels"},
@@ -24,10 +24,11 @@ ROOMS: dict[str, set[str]] = {
     "spec": set(),
     "search_file": {"spec"},
     "strict": set(),
+    "lines": set(),
     "errors": set(),
     "__init__": set(),
 }
-FREE = {"errors", "strict", "__init__"}
+FREE = {"errors", "strict", "lines", "__init__"}
 HEAVY: dict[str, tuple[str, ...]] = {
     "ray": ("search/",),
     "optuna": ("search/", "report/"),

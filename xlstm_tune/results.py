@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.lines import append_line
 from xlstm_tune.result_tables import KINDS, SCHEMAS, VERSION, VERSION_KEY, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
@@ -128,7 +129,7 @@ class ResultsWriter:
         if not self._pending:
             raise ValueError("the results are closed")
         plain = plain_row(name, row)
-        os.write(self._pending[name], (json.dumps(plain) + "\n").encode())
+        append_line(self._pending[name], (json.dumps(plain) + "\n").encode())
         buffer, now = self._buffers[name], time.monotonic()
         if not buffer.rows:
             buffer.since = now

@@ -26,6 +26,7 @@ from typing import Any
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.lines import append_line, cut_torn_line
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.space import Params
 
@@ -121,7 +122,7 @@ class Journal:
         self.history = read_journal(folder)
         # Unbuffered: each line is one write(), which survives this process being killed.
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
 
     def began(self, numbers: Sequence[int], params: Sequence[Params]) -> None:
@@ -156,15 +157,8 @@ class Journal:
         return {}
 
     def _add(self, event: str, **fields: Any) -> None:
-        line = (json.dumps({"e": event, "t": round(time.time(), 3), **fields}, default=_plain) + "\n").encode()
-        written = 0
-        try:
-            while written < len(line):  # a full disk takes a part, and says so when it is asked to take the rest
-                written += os.write(self._file, line[written:])
-        except OSError:
-            if written:  # no half line may stay in between
-                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise
+        line = json.dumps({"e": event, "t": round(time.time(), 3), **fields}, default=_plain) + "\n"
+        append_line(self._file, line.encode())
 
 
 def read_journal(folder: Path) -> History:
@@ -194,14 +188,6 @@ def read_journal(folder: Path) -> History:
                 "without what it says"
             ) from None
     return history
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut the half line that a killed writer leaves."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from xlstm_tune.search.resources import Placement, check_cluster, local_resource
 from xlstm_tune.search.resume import check_same_search
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
-from xlstm_tune.tracking import check_tracking_uri, default_uri
+from xlstm_tune.tracking import check_tracking_uri, default_uri, remembered_uri
 from xlstm_tune.training.loop import shape_of
 
 
@@ -76,7 +76,8 @@ def make_plan(
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     if resume:
         check_same_search(folder, spec)
-    uri = tracking_uri or default_uri(folder.parent)
+    tracked = resume and (folder / "mlflow").is_dir()
+    uri = tracking_uri or (remembered_uri(folder) if tracked else default_uri(folder.parent))
     check_tracking_uri(uri)
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())

@@ -29,7 +29,7 @@ from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
-from xlstm_tune.tracking import Spool, hide_credentials, ui_command
+from xlstm_tune.tracking import Spool, hide_credentials, python_command, ui_command
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
 def _resume_words(plan: Plan, why: str) -> str:
     """Why the search stopped, and the command that goes on with it."""
     storage = shlex.quote(str(plan.folder.parent))
-    command = f"python -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
+    command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
     return f"Stopped early ({why}); go on with: {command}"

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.spec import SearchConfig
 
 JOURNAL = "optuna.journal"
@@ -110,7 +111,7 @@ def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[]
     if url is not None:
         return optuna.storages.get_storage(url), lambda: None  # databases see to that themselves
     if path.exists():
-        _drop_torn_line(path)
+        cut_torn_line(path)
     journal = SyncedJournal(path)
     return JournalStorage(journal), journal.sync
 
@@ -124,20 +125,3 @@ def open_trials(study: optuna.Study, storage: BaseStorage) -> list[optuna.Trial]
         optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, trial.number))
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     ]
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut the half line that a killed writer leaves; with a line after it, Optuna could never read the file again."""
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        whole, block = size, 4096
-        while whole:
-            start = max(0, whole - block)
-            file.seek(start)
-            newline = file.read(whole - start).rfind(b"\n")
-            if newline >= 0:
-                whole = start + newline + 1
-                break
-            whole = start
-        if whole < size:
-            file.truncate(whole)

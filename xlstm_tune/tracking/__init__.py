@@ -8,8 +8,8 @@ MLflow is imported by the writer process alone (`sender.py`); importing this pac
 """
 
 from xlstm_tune.tracking.spool import Spool
-from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, ui_command
-from xlstm_tune.tracking.writer import Unsent, Writer, sync
+from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, ui_command
+from xlstm_tune.tracking.writer import Unsent, Writer, remembered_uri, sync
 
 __all__ = [
     "Spool",
@@ -18,6 +18,8 @@ __all__ = [
     "check_tracking_uri",
     "default_uri",
     "hide_credentials",
+    "python_command",
+    "remembered_uri",
     "sync",
     "ui_command",
 ]

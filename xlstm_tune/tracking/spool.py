@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xlstm_tune.errors import StorageError, TrackingError
+from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.tracking.events import STATUSES, KnownRun, known_runs
 from xlstm_tune.tracking.uri import hide_credentials
 
@@ -55,7 +56,7 @@ class Spool:
             if not try_lock(self._file.fileno(), _LOCK_SECONDS):
                 raise StorageError(f"the search in {folder} is running in another process; wait for it or stop it")
             old = read_address(folder) if address_path(folder).exists() else None
-            self._cut_torn_line()
+            cut_torn_line(self.path)
             shown = hide_credentials(uri)
             search = old.search if old else f"{folder.name}-{uuid.uuid4().hex[:12]}"
             self.address = Address(search, experiment, shown, shown != uri)
@@ -171,20 +172,6 @@ class Spool:
         """Relative to the search folder where they lie in it, so that a folder that was moved can still be synced."""
         absolute = [Path(path).absolute() for path in paths]
         return [str(p.relative_to(self.folder)) if p.is_relative_to(self.folder) else str(p) for p in absolute]
-
-    def _cut_torn_line(self) -> None:
-        """A process killed while writing may leave half a line, which nobody has read: only whole lines are."""
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            back = 0
-            while back < size:
-                back = min(size, back + 65536)
-                file.seek(size - back)
-                newline = file.read(65536).rfind(b"\n")
-                if newline >= 0:
-                    os.truncate(self.path, size - back + newline + 1)
-                    return
-        os.truncate(self.path, 0)
 
 
 def spool_path(folder: Path) -> Path:

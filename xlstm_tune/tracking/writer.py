@@ -211,10 +211,10 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     Raises TrackingError if the store cannot be reached, the folder is not complete or not ours, or a writer is at
     work on it.
     """
-    address = read_address(folder)
+    read_address(folder)
     if not spool_path(folder).is_file():
         raise TrackingError(f"{spool_path(folder)} is missing, and with it what was to be sent; bring it back")
-    target = uri or _remembered(address.uri, address.has_credentials)
+    target = uri or remembered_uri(folder)
     check_tracking_uri(target)
     os.environ.update(_ENVIRONMENT)
     with _writer_lock(folder) as lock_file:
@@ -278,15 +278,20 @@ def _writer_lock(folder: Path) -> IO[bytes]:
         raise TrackingError(f"{path} cannot be written ({error.strerror}); give yourself the right to") from None
 
 
-def _remembered(uri: str, has_credentials: bool) -> str:
-    """The URI of the search; its credentials were not kept, so they come from the environment."""
-    if not has_credentials:
-        return uri
+def remembered_uri(folder: Path) -> str:
+    """Where a search was tracked; credentials are not kept, so they come from the environment.
+
+    Raises TrackingError if the folder holds no spool, or the environment not that URI.
+    """
+    read_address(folder)
+    if not address.has_credentials:
+        return address.uri
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if hide_credentials(given) == uri:
+    if hide_credentials(given) == address.uri:
         return given
     raise TrackingError(
-        f"the search was tracked at {uri}, whose password is not kept; set MLFLOW_TRACKING_URI or give --tracking-uri"
+        f"the search was tracked at {address.uri}, whose password is not kept; set MLFLOW_TRACKING_URI or give "
+        "--tracking-uri"
     )
 
 
