@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import os
 import urllib.parse
@@ -200,10 +201,12 @@ def _read(file: _File) -> pa.Table:
         elif lower.endswith(_PARQUET):
             with file.system.open_input_file(file.path) as opened:
                 table = pa_parquet.ParquetFile(opened).read()
+                table.validate(full=True)
         elif lower.endswith(_ARROW):
             with file.system.open_input_file(file.path) as opened:
                 stream = lower.endswith(".arrows")
                 table = (pa.ipc.open_stream if stream else pa.ipc.open_file)(opened).read_all()
+                table.validate(full=True)  # Arrow believes what a file says about itself, such as where a text ends
         else:
             raise DataError(f"{file.name} is of a kind that cannot be read; readable are {', '.join(READABLE)}")
         _check_names(table, file.name)
@@ -240,6 +243,10 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
         ragged.append(row)
         return "error" if row.number is None else "skip"
 
+    # Arrow cannot hand over a row that is no text.
+    with file.system.open_input_stream(file.path) as stream:
+        for _ in codecs.iterdecode(iter(lambda: stream.read(1 << 20), b""), "utf-8"):
+            pass
     # Only a reader of one thread knows the line, so the file is read again for the message.
     parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
     with file.system.open_input_stream(file.path) as stream:

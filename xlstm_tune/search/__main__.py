@@ -77,6 +77,8 @@ def search(
                 highlight=False,
             )
         spec = load_spec(file, overrides or (), name=name, search__trials=trials)
+        if resume is not None and spec.name != resume:
+            raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
         _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
     except UserError as error:
         Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)

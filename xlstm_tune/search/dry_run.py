@@ -39,7 +39,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         grid.add_row("GPUs", escape(plan.placement.why))
     elif plan.address and plan.spec.resources.gpus_per_trial == "auto":
         grid.add_row("GPUs", "shared by as many trials as their memory holds, which the cluster tells at the start")
-    grid.add_row("results", str(plan.folder))
+    grid.add_row("results", escape(str(plan.folder)))
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)
     console.print(_baselines(plan), highlight=False)
