@@ -113,10 +113,11 @@ def _go(
 
 
 def _plain(error: Exception) -> str:
-    """The message on one line, with rich's markup switched off."""
+    """The message on one line, with rich's markup switched off and what a terminal would obey written out."""
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    line = " ".join(str(error).split())
+    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
 
 
 def main() -> None:
