@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -79,8 +80,9 @@ def _check_node(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int
     if isinstance(node, yaml.ScalarNode):
         size, depth = 1 + len(node.value) // 64, 0  # an alias repeats long texts as well
     else:
-        mapping = isinstance(node, yaml.MappingNode)
-        inner = [_check_node(one, known) for one in ([n for pair in node.value for n in pair] if mapping else node.value)]
+        pairs = isinstance(node, yaml.MappingNode)
+        inside = itertools.chain.from_iterable(node.value) if pairs else node.value
+        inner = [_check_node(one, known) for one in inside]
         size = 1 + sum(size for size, _ in inner)
         depth = 1 + max((depth for _, depth in inner), default=0)
     if size > MOST_VALUES:

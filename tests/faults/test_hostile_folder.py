@@ -1,4 +1,4 @@
-"""Names, folders and files that somebody else made: they are read as data, stay where they are, and hold no password."""
+"""Names, folders and files that somebody else made are data, lead nowhere else, and hold no password."""
 
 from __future__ import annotations
 

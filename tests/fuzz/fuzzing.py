@@ -44,9 +44,9 @@ def check_sentence(error: UserError) -> None:
 INTEGERS = [-1, 0, 1, 2, 3, 4, 7, 8, 63, 64, 65, 1000, 16384, 2**31, 2**63 - 1, 2**63, 2**64, 10**30, 10**400]
 FLOATS = [-1.0, -0.0, 5e-324, 1e-310, 1e-300, 1e-9, 0.1, 0.15, 0.5, 0.999999, 1.0, 8.0, 1e9, 1e300, 1.7e308]
 TEXTS = [
-    "", " ", "\t", "\n", "\x00", "\x1b[31m", "\ud800", "é", "日本", "🦜", "\u202e", "~", "~nobody-here", "null", "[/red]",
-    "a" * 300, "a/b", "../x", "off", "1e-4", "2020-01-05", "2020-13-45", "9999-12-31", "0000_00", "2020_1", "9999_52",
-    "%", "*", "[", "**", "?", "day", "y", "x", "s", "all", "time", "auto", "none", "sample:outbreak", "file://%zz",
+    "", " ", "\t", "\n", "\x00", "\x1b[31m", "\ud800", "é", "日本", "🦜", "\u202e", "~", "~nobody-here", "null",
+    "[/red]", "a" * 300, "a/b", "../x", "off", "1e-4", "2020-01-05", "2020-13-45", "9999-12-31", "0000_00", "2020_1",
+    "9999_52", "%", "*", "[", "**", "?", "day", "y", "x", "s", "all", "time", "auto", "none", "sample:outbreak", "file://%zz",
 ]  # fmt: skip
 
 texts = st.sampled_from(TEXTS) | st.text(max_size=12) | st.text(st.characters(), max_size=4)
@@ -95,8 +95,5 @@ def fields_of(owner: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """A section with some of its keys."""
     return st.fixed_dictionaries(
         {},
-        optional={
-            field.alias or name: values_for(field.annotation)
-            for name, field in owner.model_fields.items()
-        },
+        optional={field.alias or name: values_for(field.annotation) for name, field in owner.model_fields.items()},
     )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from fuzzing import FLOATS, INTEGERS, check_sentence, examples, fields_of, junk, scalars, texts, values_for
-from hypothesis import event, example, given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from xlstm_tune.data.config import DataConfig, SplitConfig, TimeConfig
 from xlstm_tune.errors import UserError
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.search import dry_run
 from xlstm_tune.search.dry_run import print_plan
 from xlstm_tune.search.plan import make_plan
 from xlstm_tune.search.space import Space
@@ -51,6 +54,15 @@ REGRESSION = FORECAST | {
     "data": {"source": "sequences.csv", "task": "regression", "sequence": ["s"], "time": {"column": "day"}}
     | {"target": "y", "split": {"by": "s"}}
 }
+
+SNIPPETS = [
+    "", "\t", "\n", "\r", "\x00", "\ufeff", "&a ", "*a", "<<: *a\n", "<<: {a: 1}\n", "!!python/object:os.system x",
+    "!!python/name:os.system", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary x", "!!binary aGk=",
+    "!!set {a}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x", "!!str 1", "!x y", "! ", "%YAML 9.9\n---\n", "---\n",
+    "...\n", "? ", "[a]: b\n", "{a: 1}: b\n", "? !!set {a}\n: b\n", "- ", ": ", "#", "|", ">-", "'", '"', '"\\ud800"',
+    '"\\0"', "2020-01-01", "0x1F", "1_000", "1e999", "-.inf", ".nan", "9" * 5000, "[" * 300, "{" * 300, "&a [*a]",
+    "&a {b: *a}", "name: x\n",
+]  # fmt: skip
 
 numbers = st.sampled_from([*INTEGERS, *FLOATS]) | st.integers(1, 12) | st.floats(0, 2)
 ends = st.lists(numbers, min_size=2, max_size=2).map(sorted) | st.lists(numbers)
@@ -109,7 +121,9 @@ def put(spec: dict[str, Any], key: str, value: Any) -> None:
 @st.composite
 def files(draw: st.DrawFn) -> str:
     """The text of a search file, often damaged."""
-    text = yaml.dump(draw(specs()), allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans() | st.none()))
+    text = yaml.dump(
+        draw(specs()), allow_unicode=draw(st.booleans()), default_flow_style=draw(st.booleans() | st.none())
+    )
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(text)))
         end = draw(st.integers(start, min(len(text), start + 8)))
@@ -117,15 +131,7 @@ def files(draw: st.DrawFn) -> str:
     return text
 
 
-snippets = st.sampled_from(
-    [
-        "", "\t", "\n", "\r", "\x00", "\ufeff", "&a ", "*a", "<<: *a\n", "<<: {a: 1}\n", "!!python/object:os.system x",
-        "!!python/name:os.system", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary x", "!!binary aGk=", "!!set {a}",
-        "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x", "!!str 1", "!x y", "! ", "%YAML 9.9\n---\n", "---\n", "...\n", "? ", "[a]: b\n",
-        "{a: 1}: b\n", "? !!set {a}\n: b\n", "- ", ": ", "#", "|", ">-", "'", '"', '"\\ud800"', '"\\0"', "2020-01-01", "0x1F", "1_000",
-        "1e999", "-.inf", ".nan", "9" * 5000, "[" * 300, "{" * 300, "&a [*a]", "&a {b: *a}", "name: x\n",
-    ]
-) | st.text(max_size=6)  # fmt: skip
+snippets = st.sampled_from(SNIPPETS) | st.text(max_size=6)
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +146,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def start(folder: Path, content: str | bytes, overrides: list[str]) -> None:
-    """What the command line does until Ray would start."""
+def start(folder: Path, content: str | bytes, overrides: Sequence[str] = (), dry: bool = False) -> None:
+    """What the command line does until Ray would start. dry: as `--dry-run` does."""
     file = folder / "search.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     try:
@@ -152,23 +158,36 @@ def start(folder: Path, content: str | bytes, overrides: list[str]) -> None:
         plan = make_plan(spec, space, str(folder / "searches"), None, None)
         event("planned")
         assert plan.trials > 0
+        if dry:
+            print_plan(plan, Console(file=io.StringIO(), width=120))
     except UserError as error:
         check_sentence(error)
 
 
-@given(text=files(), overrides=st.lists(st.builds("{}={}".format, st.sampled_from(sorted(KINDS)) | texts, texts), max_size=1))
-@examples(400)
+@given(
+    text=files(),
+    overrides=st.lists(st.builds("{}={}".format, st.sampled_from(sorted(KINDS)) | texts, texts), max_size=1),
+)
+@examples(220)
 def test_damaged_search_file_gives_a_search_or_a_sentence(folder: Path, text: str, overrides: list[str]) -> None:
     start(folder, text, overrides)
 
 
 @given(spec=specs())
-@examples(400)
+@examples(220)
 def test_changed_search_file_gives_a_search_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:
-    start(folder, yaml.dump(spec), [])
+    start(folder, yaml.dump(spec))
 
 
 @given(content=st.binary(max_size=60) | st.text(max_size=60) | st.lists(snippets, max_size=8).map("".join))
 @examples(300)
 def test_any_bytes_as_a_search_file_give_a_sentence(folder: Path, content: str | bytes) -> None:
-    start(folder, content, [])
+    start(folder, content)
+
+
+@given(spec=specs())
+@examples(10)
+def test_dry_run_of_a_changed_search_file_gives_a_plan_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dry_run, "memory_mib", lambda: 64.0)  # larger models are not built to be measured
+        start(folder, yaml.dump(spec), dry=True)

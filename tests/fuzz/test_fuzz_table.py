@@ -26,12 +26,18 @@ from xlstm_tune.errors import UserError
 from xlstm_tune.models.baselines import baselines
 from xlstm_tune.search.plan import sample_groups
 
-NAMES = ["day", "y", "x", "s", "", " ", "y ", "Y", "é", "日", "a b", "y=1", "x=a", "year_sin", "all", "time", "\ufeffday", "1"]
-ENDINGS = [".csv", ".csv", ".tsv", ".txt", ".csv.gz", ".parquet", ".pq", ".arrow", ".arrows", ".feather", ".pkl", ".CSV", ""]
+NAMES = [
+    "day", "y", "x", "s", "", " ", "y ", "Y", "é", "日", "a b", "y=1", "x=a", "year_sin", "all", "time", "\ufeffday",
+    "1",
+]  # fmt: skip
+ENDINGS = [
+    ".csv", ".csv", ".tsv", ".txt", ".csv.gz", ".parquet", ".pq", ".arrow", ".arrows", ".feather", ".pkl", ".CSV", "",
+]  # fmt: skip
 CELLS = [
-    "", "NA", "nan", "inf", "-inf", "1e39", "1e400", "-0", "1e-320", "1_000", "1,5", "0x1F", "9" * 30, "true", "False", "many",
-    "2020-01-01", "2020-01-01T00:00:00Z", "2020-01-01 00:00:00+99:99", "1600-01-01", "9999-12-31", "2020_1", "2020_54", "9999_52",
-    "0001_1", "12:30", '"', '"a', 'a"b"', "'", "\x00", "\r", "\n", "é", "\u2028", "🦜", "\x1b[31m", " 1 ", "1;2",
+    "", "NA", "nan", "inf", "-inf", "1e39", "1e400", "-0", "1e-320", "1_000", "1,5", "0x1F", "9" * 30, "true", "False",
+    "many", "2020-01-01", "2020-01-01T00:00:00Z", "2020-01-01 00:00:00+99:99", "1600-01-01", "9999-12-31", "2020_1",
+    "2020_54", "9999_52", "0001_1", "12:30", '"', '"a', 'a"b"', "'", "\x00", "\r", "\n", "é", "\u2028", "🦜",
+    "\x1b[31m", " 1 ", "1;2",
 ]  # fmt: skip
 ROWS = 24
 EPOCH = datetime.date(2020, 1, 1)
@@ -246,19 +252,29 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @given(content=csv_files(), ending=st.sampled_from(ENDINGS[:3] * 3 + ENDINGS), section=configs())
 @examples(300)
-def test_any_csv_gives_numbers_or_a_sentence(folder: Path, content: bytes, ending: str, section: dict[str, Any]) -> None:
+def test_any_csv_gives_numbers_or_a_sentence(
+    folder: Path, content: bytes, ending: str, section: dict[str, Any]
+) -> None:
     read(folder, {f"table{ending}": content}, f"table{ending}", section)
 
 
 @given(table=tables(), section=configs(), kind=st.sampled_from(["parquet", "arrow", "arrows"]))
-@examples(400)
-def test_any_types_give_numbers_or_a_sentence(folder: Path, table: pa.Table, section: dict[str, Any], kind: str) -> None:
+@examples(250)
+def test_any_types_give_numbers_or_a_sentence(
+    folder: Path, table: pa.Table, section: dict[str, Any], kind: str
+) -> None:
     content = parquet(table) if kind == "parquet" else arrow(table, kind == "arrows")
     if content is not None:
         read(folder, {f"table.{kind}": content}, f"table.{kind}", section)
 
 
-@given(data=st.data(), table=tables(), section=configs(), kind=st.sampled_from(["parquet", "arrow", "arrows"]), ending=st.sampled_from([*ENDINGS, None, None]))
+@given(
+    data=st.data(),
+    table=tables(),
+    section=configs(),
+    kind=st.sampled_from(["parquet", "arrow", "arrows"]),
+    ending=st.sampled_from([*ENDINGS, None, None]),
+)
 @examples(300)
 def test_damaged_files_give_numbers_or_a_sentence(
     folder: Path, data: st.DataObject, table: pa.Table, section: dict[str, Any], kind: str, ending: str | None
@@ -272,7 +288,10 @@ def test_damaged_files_give_numbers_or_a_sentence(
 @given(
     contents=st.lists(csv_files() | tables().map(arrow), max_size=3),
     ending=st.sampled_from([".csv", ".arrow"]),
-    source=st.sampled_from(["", "*", "*.csv", "**/*", "[", "a[0].csv", "none*", "\x00", "\ud800", "?", "a" * 300, "~", "0.csv/x"]) | texts,
+    source=st.sampled_from(
+        ["", "*", "*.csv", "**/*", "[", "a[0].csv", "none*", "\x00", "\ud800", "?", "a" * 300, "~", "0.csv/x"]
+    )
+    | texts,
     section=configs(),
 )
 @examples(200)

@@ -276,6 +276,8 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
             lacking = [name for name in one.column_names if name not in other.column_names]
             if lacking:
                 raise DataError(f"{b.name} lacks the column '{lacking[0]}' that {a.name} has; files must agree")
+    if not any(table.num_rows for table in tables):
+        return first
     tables = [table.select(first.column_names) for table in tables]
     for index, name in enumerate(first.column_names):
         # A file without rows says nothing about types.
@@ -288,7 +290,8 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
                 common = pa.timestamp("ns")
             else:
                 common = pa.string()
-            tables = [table.set_column(index, name, table.column(name).cast(common)) for table in tables]
+            cast = [_cast(table.column(name), common, name, file) for table, file in zip(tables, files, strict=True)]
+            tables = [table.set_column(index, name, column) for table, column in zip(tables, cast, strict=True)]
         elif types:
             (common,) = types
             tables = [
@@ -296,6 +299,16 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
                 for table in tables
             ]
     return pa.concat_tables([table.replace_schema_metadata() for table in tables], promote_options="permissive")
+
+
+def _cast(column: pa.ChunkedArray, common: pa.DataType, name: str, file: _File) -> pa.ChunkedArray:
+    try:
+        return column.cast(common)
+    except pa.ArrowException:
+        raise DataError(
+            f"column '{name}' of {file.name} holds {column.type} values that cannot be joined with those of the other "
+            f"files as {common}; files must agree"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -91,8 +91,8 @@ class Domain:
                 count = int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)))
             except InvalidOperation:  # more digits than a decimal has
                 raise SpecError(
-                    f"'{where}' must have a step that its range holds fewer than 1e28 times, got step {step} from {low} "
-                    f"to {high}; leave the step out"
+                    f"'{where}' must have a step that its range holds fewer than 1e28 times, got step {step} from "
+                    f"{low} to {high}; leave the step out"
                 ) from None
             if not count:
                 raise SpecError(f"'{where}' must have a step within its range, got step {step} from {low} to {high}")

@@ -78,8 +78,8 @@ def find_folder(storage: str, name: str) -> Path:
     folder = root / name
     if not re.fullmatch(NAME, name):
         raise StorageError(
-            f"--resume takes the name of a search, which is no path, got '{name}'; give the folder that it lies in with "
-            "--storage"
+            f"--resume takes the name of a search, which is no path, got '{name}'; give the folder that it lies in "
+            "with --storage"
         )
     if not os.path.isfile(folder / SPEC):
         known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if os.path.isdir(root) else []
