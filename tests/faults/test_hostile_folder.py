@@ -168,7 +168,22 @@ def test_the_frozen_search_file_holds_no_password(tmp_path: Path) -> None:
     check_password(load_spec(str(tmp_path / "mine" / SPEC), [f"search.storage={URL}"]))
 
 
-@pytest.mark.parametrize("url", ["sqlite:////data/me@home/optuna.db", None])
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("s3://key:sec/ret@bucket/a.csv", "s3://bucket/a.csv"),
+        ("s3://key@bucket/a.csv", "s3://bucket/a.csv"),
+        ("s3://bucket/me@home.csv", "s3://bucket/me@home.csv"),
+        ("/data/me@home.csv", "/data/me@home.csv"),
+    ],
+)
+def test_the_frozen_search_file_holds_no_key_of_a_bucket(source: str, kept: str, tmp_path: Path) -> None:
+    spec = SearchSpec.parse({"name": "mine", "data": {"source": source, "target": "y", "lookback": 8}})
+    create_folder(tmp_path / "mine", spec, "abc")
+    assert load_spec(str(tmp_path / "mine" / SPEC)).data.source == [kept]
+
+
+@pytest.mark.parametrize("url", ["sqlite:////data/me@home/optuna.db", "postgresql://me@host/db", None])
 def test_the_frozen_search_file_keeps_a_storage_without_a_password(url: str | None, tmp_path: Path) -> None:
     create_folder(tmp_path / "mine", make_spec(storage=url), "abc")
     frozen = load_spec(str(tmp_path / "mine" / SPEC))

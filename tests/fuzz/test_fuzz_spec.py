@@ -168,13 +168,13 @@ def start(folder: Path, content: str | bytes, overrides: Sequence[str] = (), dry
     text=files(),
     overrides=st.lists(st.builds("{}={}".format, st.sampled_from(sorted(KINDS)) | texts, texts), max_size=1),
 )
-@examples(220)
+@examples(180)
 def test_damaged_search_file_gives_a_search_or_a_sentence(folder: Path, text: str, overrides: list[str]) -> None:
     start(folder, text, overrides)
 
 
 @given(spec=specs())
-@examples(220)
+@examples(180)
 def test_changed_search_file_gives_a_search_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:
     start(folder, yaml.dump(spec))
 
@@ -186,7 +186,7 @@ def test_any_bytes_as_a_search_file_give_a_sentence(folder: Path, content: str |
 
 
 @given(spec=specs())
-@examples(10)
+@examples(6)
 def test_dry_run_of_a_changed_search_file_gives_a_plan_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dry_run, "memory_mib", lambda: 64.0)  # larger models are not built to be measured

@@ -251,7 +251,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @given(content=csv_files(), ending=st.sampled_from(ENDINGS[:3] * 3 + ENDINGS), section=configs())
-@examples(300)
+@examples(200)
 def test_any_csv_gives_numbers_or_a_sentence(
     folder: Path, content: bytes, ending: str, section: dict[str, Any]
 ) -> None:
@@ -259,7 +259,7 @@ def test_any_csv_gives_numbers_or_a_sentence(
 
 
 @given(table=tables(), section=configs(), kind=st.sampled_from(["parquet", "arrow", "arrows"]))
-@examples(250)
+@examples(200)
 def test_any_types_give_numbers_or_a_sentence(
     folder: Path, table: pa.Table, section: dict[str, Any], kind: str
 ) -> None:
@@ -275,7 +275,7 @@ def test_any_types_give_numbers_or_a_sentence(
     kind=st.sampled_from(["parquet", "arrow", "arrows"]),
     ending=st.sampled_from([*ENDINGS, None, None]),
 )
-@examples(300)
+@examples(200)
 def test_damaged_files_give_numbers_or_a_sentence(
     folder: Path, data: st.DataObject, table: pa.Table, section: dict[str, Any], kind: str, ending: str | None
 ) -> None:

@@ -115,10 +115,11 @@ def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
 def _frozen(spec: SearchSpec) -> dict[str, Any]:
     """The search file to be kept, which MLflow gets as well: without passwords."""
     frozen = spec.model_dump(by_alias=True, exclude_none=True)
-    if spec.search.storage is not None and not spec.search.storage.startswith("sqlite"):  # a path may hold an @
-        frozen["search"]["storage"] = hide_credentials(spec.search.storage)
+    storage = spec.search.storage or ""
+    if not storage.startswith("sqlite") and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
+        frozen["search"]["storage"] = hide_credentials(storage)
     # Without a key in the address, the environment's is used.
-    frozen["data"]["source"] = [re.sub(r"(?<=://)[^/]*@", "", source) for source in spec.data.source]
+    frozen["data"]["source"] = [re.sub(r"(?<=://)([^/@]*:[^@]*|[^/@]*)@", "", one) for one in spec.data.source]
     return frozen
 
 
