@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources as package_files
@@ -13,20 +15,33 @@ import yaml
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.strict import did_you_mean
+from xlstm_tune.strict import did_you_mean, shortened
 
 QUICKSTART = "quickstart"
+MOST_VALUES = 1_000_000
+"""Of a search file, its aliases written out: nine lines of aliases can stand for more than any memory holds."""
+DEEPEST = 50
+"""Mappings and lists inside each other."""
+MOST_DIGITS = 400
+"""Of a whole number; every float fits."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-4 is a number, dates and weeks stay text, a key stands once."""
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        _check_node(node, {})
+        return super().construct_document(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)) or key in seen:
-                raise SpecError(f"line {key_node.start_mark.line + 1}: the key '{key}' stands twice; keep one of them")
+            line = f"line {key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise SpecError(f"{line}: a list or mapping stands where a key must; write the key as plain text")
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise SpecError(f"{line}: the key '{shortened(str(key))}' stands twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -38,15 +53,61 @@ _SCALARS = {
     "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", "-+.0123456789"),
 }
+_PLAIN = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", "tag:yaml.org,2002:merge"}
 _Loader.yaml_implicit_resolvers = {}
-for _kind, (_pattern, _first) in _SCALARS.items():
+_PATTERNS = [(_kind, re.compile(rf"(?:{_pattern})\Z")) for _kind, (_pattern, _) in _SCALARS.items()]
+_PATTERNS.append(("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")))
+for _kind, _compiled in _PATTERNS:
+    _first = _SCALARS[_kind][1]
     _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), [*_first, *([""] if _kind == "null" else [])]
+        f"tag:yaml.org,2002:{_kind}", _compiled, [*_first, *([""] if _kind == "null" else [])]
     )
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"), [*"-+."]
-)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
+
+
+def _check_node(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node stands for, its aliases written out, and how deep they lie inside each other.
+
+    known: of the nodes looked at before, by identity; zeros = being looked at.
+    Raises ConstructorError for a node that could not be read, or would take all memory.
+    """
+    if id(node) in known:
+        if known[id(node)] == (0, 0):
+            raise _problem(node, "an alias stands inside what it is an alias of")
+        return known[id(node)]
+    known[id(node)] = 0, 0
+    _check_tag(node)
+    if isinstance(node, yaml.ScalarNode):
+        size, depth = 1 + len(node.value) // 64, 0  # an alias repeats long texts as well
+    else:
+        pairs = isinstance(node, yaml.MappingNode)
+        inside = itertools.chain.from_iterable(node.value) if pairs else node.value
+        inner = [_check_node(one, known) for one in inside]
+        size = 1 + sum(size for size, _ in inner)
+        depth = 1 + max((depth for _, depth in inner), default=0)
+    if size > MOST_VALUES:
+        raise _problem(node, f"it stands for more than {MOST_VALUES:,} values once its aliases are written out")
+    if depth > DEEPEST:
+        raise _problem(node, f"lists and mappings stand more than {DEEPEST} deep inside each other")
+    known[id(node)] = size, depth
+    return size, depth
+
+
+def _check_tag(node: yaml.Node) -> None:
+    """A tag such as !!int may be written, but its value must be one; other tags mean nothing here."""
+    kind = node.tag.rpartition(":")[2]
+    if node.tag in _PLAIN:
+        return
+    if not node.tag.startswith("tag:yaml.org,2002:") or kind not in _SCALARS or not isinstance(node, yaml.ScalarNode):
+        raise _problem(node, f"the tag '{shortened(node.tag)}' has no meaning in a search file; take it out")
+    if (kind, True) not in [(found, bool(pattern.match(node.value))) for found, pattern in _PATTERNS]:
+        raise _problem(node, f"'{shortened(node.value)}' is no {kind}")
+    if kind == "int" and len(node.value) > MOST_DIGITS:
+        raise _problem(node, f"a whole number has {len(node.value):,} digits, more than {MOST_DIGITS}")
+
+
+def _problem(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -58,10 +119,10 @@ def shipped_spaces() -> dict[str, Path]:
 
 def find_file(file: str) -> Path:
     """The path that FILE means: a path, or the name of a shipped search file. Raises SpecError."""
-    path = Path(file).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(file))
+    if os.path.isfile(path):  # Path.is_file would raise for a name that is too long or a folder closed to us
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise SpecError(
             f"'{file}' is a folder; give a search file (YAML) or a shipped name: {', '.join(shipped_spaces())}"
         )
@@ -69,7 +130,7 @@ def find_file(file: str) -> Path:
     if file in shipped:
         return shipped[file]
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
-        nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if os.path.isdir(path.parent) else []
         hint = did_you_mean(path.name, nearby) if nearby else f"shipped search files: {', '.join(shipped)}"
         raise SpecError(f"there is no search file '{file}'; {hint}")
     raise SpecError(f"'{file}' is neither a file nor a shipped search file; {did_you_mean(file, shipped)}")
@@ -87,7 +148,7 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise SpecError(f"{path} is not YAML: {_yaml_problem(error)}") from None
+        raise SpecError(f"{path} cannot be read as YAML: {_yaml_problem(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
@@ -98,6 +159,8 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise SpecError(f"--set takes key=value, such as training.epochs=5, got '{text}'")
+        if key.count(".") > DEEPEST:
+            raise SpecError(f"--set takes a key of the search file, got one of {key.count('.') + 1} parts; shorten it")
         _assign(raw, key.strip(), _yaml_value(value, text))
     for flat, value in given.items():
         if value is not None:
@@ -117,8 +180,8 @@ def _yaml_problem(error: Exception) -> str:
 def _yaml_value(value: str, text: str) -> Any:
     try:
         return yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {text}: the value is not YAML: {_yaml_problem(error)}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SpecError(f"--set {text}: the value cannot be read as YAML: {_yaml_problem(error)}") from None
 
 
 def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
@@ -141,6 +204,8 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
     below = rest[len(name) + 1 :]
     if below:
         section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise SpecError(f"--set {key}: 'space.{name}' holds a value, not a mapping, so nothing can be set below it")
         _assign(section, below, value)
     else:
         section[name] = value
@@ -149,7 +214,10 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
 def _check_json(raw: dict[Any, Any]) -> None:
     """Only plain keys and values may stand in a search file."""
     try:
-        json.dumps(raw, allow_nan=False)
+        json.dumps(raw, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise SpecError(f"the search file holds half a character, {half}; write the whole one") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(
             f"the search file holds a value that is not plain text, number, list or mapping: {error}"
@@ -171,4 +239,4 @@ def _anchor_sources(raw: dict[Any, Any], folder: Path) -> None:
 
 def _anchored(source: str) -> bool:
     address = re.match(r"^(sample:|[A-Za-z][A-Za-z0-9+.-]*://)", source)
-    return address is not None or Path(source).expanduser().is_absolute()
+    return address is not None or os.path.isabs(os.path.expanduser(source))

@@ -19,6 +19,8 @@ from xlstm_tune.training.config import TrainingConfig, TrialConfig
 Scalar = bool | int | float | str
 Objective = Literal["val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised"]
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Of a search. It becomes a folder below the storage folder, which it must not be able to leave."""
 DEFAULT_TRIALS = 32
 """Where `search.trials` is not given and the search is no grid."""
 
@@ -34,7 +36,7 @@ def _in_seconds(value: float | str | None, where: str) -> float | None:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < 1e9:
         raise ValueError(f"{where} must be seconds or text such as 30m, 2h or 1d, got '{value}'")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
@@ -79,7 +81,7 @@ class SearchConfig(Spec):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Distinct configurations to train; None = every point of a grid, 32 otherwise."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    grace_epochs: Annotated[int, Field(ge=1)] | None = None
+    grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Epochs that every trial gets before the scheduler may stop it; None = a tenth of training.epochs, at least 1."""
     reduction_factor: Annotated[int, Field(ge=2, le=100)] = 3
     """ASHA keeps the best one in this many at each rung."""
@@ -108,7 +110,7 @@ class SearchConfig(Spec):
 class ResourceConfig(Spec):
     """What one trial gets of the machine."""
 
-    cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1
+    cpus_per_trial: Annotated[float, Field(ge=0.001, le=1024)] = 1
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
     """`auto`: where there are GPUs, the share of one that an estimate of the largest trial's memory gives; none
     elsewhere. 0.25 puts four trials on one."""
@@ -123,6 +125,13 @@ class ResourceConfig(Spec):
     @classmethod
     def _seconds(cls, value: float | str | None) -> float | None:
         return _in_seconds(value, "resources.trial_timeout")
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _share(cls, gpus: float | str) -> float | str:
+        if isinstance(gpus, float) and 0 < gpus < 0.001:
+            raise ValueError(f"must be 0 or at least 0.001, got {gpus}")
+        return gpus
 
 
 class PopulationConfig(Spec):
@@ -170,8 +179,7 @@ class SearchSpec(Spec):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        # The name becomes a folder below the storage folder: it must not be able to leave it.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"name must be letters, digits, '.', '_' and '-', beginning with a letter or digit, got '{name}'"
             )

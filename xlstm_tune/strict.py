@@ -69,11 +69,11 @@ def explain(error: ValidationError, cls: type[BaseModel], raw: object, where: st
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     path = _written_path(first["loc"], raw)
-    key = ".".join([where, *path] if where else path)
+    key = shortened(".".join([where, *path] if where else path))
     kind = first["type"]
     if kind == "extra_forbidden":
         owner = _owner(cls, path[:-1])
-        above = key.removesuffix(path[-1])
+        above = ".".join([where, *path[:-1], ""] if where else [*path[:-1], ""])
         return f"'{key}' is not a key of the search file; {did_you_mean(key, [above + n for n in _names(owner)])}"
     if kind == "missing":
         return f"'{key}' is missing; it has no default, so the search file must give it"
@@ -83,7 +83,12 @@ def explain(error: ValidationError, cls: type[BaseModel], raw: object, where: st
     # A union reports one problem per branch: any of them would have been right.
     same = [problem for problem in problems if _written_path(problem["loc"], raw) == path]
     rules = list(dict.fromkeys(_rule(problem) for problem in same))
-    return f"'{key}' must be {' or '.join(rules)}, got {first.get('input')!r}"
+    return f"'{key}' must be {' or '.join(rules)}, got {shortened(repr(first.get('input')))}"
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """The beginning of a text that would drown the sentence it is quoted in."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _rule(problem: Any) -> str:

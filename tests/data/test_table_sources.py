@@ -178,6 +178,69 @@ def test_load_files_with_other_columns_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "*.csv")
 
 
+ROWS = 24
+DAYS = pa.array([dt.date(2020, 1, 1) + dt.timedelta(row) for row in range(ROWS)])
+LISTS = pa.array([[row] for row in range(ROWS)], pa.list_(pa.int64()))
+BAD_TEXT = pa.array([b"\xff"] * ROWS, pa.binary()).view(pa.string())
+FAR = pa.array([2**31 - 1 - row for row in range(ROWS)], pa.int32()).cast(pa.date32())
+MARS = pa.array([row * 86_400 for row in range(ROWS)], pa.int64()).cast(pa.timestamp("s", "Mars/Phobos"))
+TWICE = pa.array([0] * ROWS, pa.int64()).cast(pa.timestamp("s", "Mars/Phobos"))
+LIST_CODES = pa.DictionaryArray.from_arrays(pa.array([row % 2 for row in range(ROWS)], pa.int32()), LISTS[:2])
+
+
+@pytest.mark.parametrize(
+    ("column", "keys", "words"),
+    [
+        (BAD_TEXT, {"features": "x"}, "Invalid UTF8"),
+        (BAD_TEXT, {"features": "x", "categories": "x"}, "Invalid UTF8"),
+        (FAR, {"features": "x"}, "times (2147483647 in row 1)"),
+        (FAR, {"time": {"column": "x"}}, "'2147483647' in row 1 of column 'x' is not a date of the years 1678 to 2262"),
+        (MARS, {"features": "x"}, "times (0 in row 1)"),
+        (TWICE, {"time": {"column": "x"}}, "two rows stand for '0' in column 'x'"),
+        (LIST_CODES, {"features": "x"}, "holds list<item: int64> values"),
+        (LIST_CODES, {"series": "x"}, "cannot name groups"),
+    ],
+)
+def test_load_cells_that_python_cannot_hold_are_one_sentence(
+    tmp_path: Path, column: pa.Array, keys: dict[str, Any], words: str
+) -> None:
+    table = pa.table({"date": DAYS, "cases": pa.array(range(ROWS)), "x": column})
+    pa_feather.write_feather(table, str(tmp_path / "x.arrow"))
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "x.arrow", **keys)
+    assert words in one_sentence(error)
+
+
+def test_load_times_in_a_zone_that_nobody_knows_have_labels(tmp_path: Path) -> None:
+    pa_feather.write_feather(pa.table({"date": MARS, "cases": pa.array(range(ROWS))}), str(tmp_path / "x.arrow"))
+    table = load(tmp_path / "x.arrow")
+    assert table.time_label(1) == "86400"
+
+
+def test_load_ragged_row_that_is_no_text_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.csv").write_bytes(DAILY.encode() + "2012-01-05,1,é\n".encode("latin-1"))
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "x.csv")
+    assert "is not UTF-8 text" in one_sentence(error)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_load_files_of_several_types_without_rows_are_one_sentence(tmp_path: Path) -> None:
+    for name, column in (("a", LISTS), ("b", DAYS)):
+        pa_feather.write_feather(pa.table({"cases": column[:0]}), str(tmp_path / f"{name}.arrow"))
+    with pytest.raises(DataError) as error:
+        load(tmp_path)
+    assert "no file holds any rows" in one_sentence(error)
+
+
+def test_load_files_whose_types_cannot_be_joined_are_refused(tmp_path: Path) -> None:
+    for name, column in (("a", LISTS), ("b", DAYS)):
+        pa_feather.write_feather(pa.table({"date": DAYS, "cases": column}), str(tmp_path / f"{name}.arrow"))
+    with pytest.raises(DataError) as error:
+        load(tmp_path)
+    assert "cannot be joined" in one_sentence(error) and "a.arrow" in str(error.value)
+
+
 def test_load_sample_parameters_for_a_file_are_refused(tmp_path: Path) -> None:
     assert "sets parameters of a built-in sample" in refusal(tmp_path, DAILY, sample={"years": 3})
 

@@ -123,6 +123,24 @@ CASES: dict[str, tuple[str | None, dict[str, object], list[str]]] = {
         ["model.dropout", "grid"],
     ),
     "more GPUs than there are": (table(), {"resources__gpus_per_trial": 64}, ["64", "GPU"]),
+    "more of a GPU than nothing": (table(), {"resources__gpus_per_trial": 1e-310}, ["gpus_per_trial", "0.001"]),
+    "hardly any CPU": (table(), {"resources__cpus_per_trial": 1e-310}, ["cpus_per_trial", "0.001", "1e-310"]),
+    "stride beyond 64 bits": (table(), {"data__stride": 2**63}, ["data.stride", "1000000000"]),
+    "season beyond 64 bits": (table(), {"data__season": 2**63}, ["data.season", "1000000000"]),
+    "lookback without an end": (
+        table(),
+        {"space__data_dot_lookback": {"log_int": [3, 10**399]}},
+        ["data.lookback", "1000000000"],
+    ),
+    "step too small to count": (
+        table(),
+        {"space__training_dot_clip": {"float": [0, 1], "step": 5e-324}},
+        ["training.clip", "step", "5e-324"],
+    ),
+    "endless time budget": (table(), {"search__time_budget": "9" * 400 + "d"}, ["time_budget"]),
+    "half a character": (table(), {"data__target": "\ud800"}, ["half a character"]),
+    "null character in a path": (None, {"data__source": "a\x00.csv"}, ["a\\x00.csv", "cannot be reached"]),
+    "home of nobody": (None, {"data__source": "~nobody-of-that-name/a.csv"}, ["nobody-of-that-name", "no folder"]),
     "name that leaves the folder": (table(), {"name": "../elsewhere"}, ["name", "../elsewhere"]),
 }
 
@@ -175,6 +193,79 @@ def test_search_refuses_broken_yaml(tmp_path: Path) -> None:
     assert "line 2" in sentence([str(tmp_path / "b.yaml")])
     (tmp_path / "c.yaml").write_text("")
     assert "holds nothing" in sentence([str(tmp_path / "c.yaml")])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: !!int x", "'x' is no int"),
+        ("name: !!float x", "'x' is no float"),
+        ("name: !!bool x", "'x' is no bool"),
+        ("name: !!timestamp x", "no meaning"),
+        ("name: !!set {a}", "no meaning"),
+        ("name: " + "9" * 5000, "5,000 digits"),
+        ("[a]: b", "a list or mapping stands where a key must"),
+        ("? !!set {a}\n: b", "no meaning"),
+        ("a: &a [*a]", "stands inside what it is an alias of"),
+        ("a: &a {<<: *a}", "stands inside what it is an alias of"),
+        (BOMB, "more than 1,000,000 values"),
+        ("a: " + "[" * 60 + "]" * 60, "50 deep"),
+        ("a: " + "[" * 3000, "cannot be read as YAML"),
+        ("a0: &a0 []\n" + "\n".join(f"a{n + 1}: &a{n + 1} [*a{n}]" for n in range(300)), "50 deep"),
+        ("name: 1e999", "not plain text, number"),
+    ],
+)
+def test_search_refuses_yaml_that_python_could_not_hold(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert words in sentence([str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("space.model.layers.choice=[1]", "'space.model.layers' holds a value"),
+        ("a=" + "[" * 3000, "cannot be read as YAML"),
+        (".".join("a" * 2000) + "=1", "2000 parts"),
+        ("search.trials=" + "x" * 5000, "search.trials"),
+    ],
+)
+def test_search_refuses_an_override_that_cannot_be(override: str, words: str, tmp_path: Path) -> None:
+    file = write(tmp_path, table(), space={"model.layers": 3})
+    error = sentence([str(file), "--set", override])
+    assert words in error and len(error) < 4000
+
+
+def test_dry_run_of_a_model_larger_than_this_machine(tmp_path: Path) -> None:
+    changes = {"space": {"model.hidden_size": {"choice": [4, 16384]}}, "model": {"family": "lstm", "layers": 64}}
+    file = write(tmp_path, table(), **changes)
+    result = CliRunner().invoke(app, [str(file), "--storage", str(tmp_path / "[/x]"), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "not measured" in result.output and "[/x]" in result.output
+
+
+def test_search_writes_out_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    file = write(tmp_path, table(), data__target="\x1b[2J[red]\u202e")
+    assert "'\\x1b[2J[red]\\u202e'" in sentence([str(file), "--storage", str(tmp_path / "searches")])
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("a\x00b:1", "no Ray cluster answers"),
+        ("x" * 300 + ":1", "no Ray cluster answers"),
+        ("a:99999", "no Ray cluster answers"),
+        ("a:²", "must be auto"),
+    ],
+)
+def test_search_refuses_an_address_that_no_host_can_have(address: str, words: str, tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    assert words in sentence([str(file), "--storage", str(tmp_path / "searches"), "--address", address])
 
 
 def test_search_refuses_an_unreachable_tracking_server(tmp_path: Path) -> None:

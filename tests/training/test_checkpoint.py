@@ -197,3 +197,19 @@ def test_write_atomically_replaces_and_cleans_up(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"newer")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere.safetensors", "/etc/passwd", "", ".", "state.json", None, 7, "epoch-1\x00"]
+)
+def test_load_reads_no_file_but_its_own(name: Any, saved: Path, make_forecast: Maker, make_config: Maker) -> None:
+    record = json.loads((saved / "state.json").read_text())
+    own = saved / record["tensors"]
+    own.rename(saved.parent / "elsewhere.safetensors")
+    (saved / "state.json").write_text(json.dumps(record | {"tensors": name}))
+    with pytest.raises(CheckpointError, match="which is none that a checkpoint has"):
+        load(saved, make_config(), make_forecast())
+    own.symlink_to(saved.parent / "elsewhere.safetensors")
+    (saved / "state.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="is a link"):
+        load(saved, make_config(), make_forecast())

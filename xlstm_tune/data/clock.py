@@ -29,10 +29,19 @@ _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column with dictionary encoding undone and every kind of text as `string`."""
     if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+        chunks = [chunk.dictionary.take(chunk.indices) for chunk in column.chunks]  # a cast knows no lists
+        column = pa.chunked_array(chunks, column.type.value_type)
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     return column
+
+
+def cell(column: pa.ChunkedArray, row: int) -> str:
+    """A cell as text; its bare number where Python has no such value: a day after 9999, a zone that nobody knows."""
+    try:
+        return str(column[row])
+    except (pa.ArrowException, ArithmeticError, ValueError, LookupError):
+        return str(column[row].value)
 
 
 def first_bad(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], object]) -> int:
@@ -102,7 +111,7 @@ def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     if pa.types.is_string(column.type):
         row = first_bad(column, to_float) if _refuses(column, to_float) else 0
         raise DataError(
-            f"column '{time.column}' holds text ('{column[row]}' in {source.where(row)}), "
+            f"column '{time.column}' holds text ('{cell(column, row)}' in {source.where(row)}), "
             f"but data.time.format: epoch asks for numbers"
         )
     if pa.types.is_integer(column.type):
@@ -119,7 +128,7 @@ def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     if not fits.all():
         row = int(np.flatnonzero(~fits)[0])
         raise DataError(
-            f"column '{time.column}' holds {column[row]} in {source.where(row)}, which is no time in {time.unit} "
+            f"column '{time.column}' holds {cell(column, row)} in {source.where(row)}, which is no time in {time.unit} "
             f"since 1970 (years 1678 to 2262 fit); set data.time.unit"
         )
     return stamps
@@ -142,20 +151,20 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         raise DataError(
-            f"the time column '{time.column}' holds numbers ({column[0]} in {source.where(0)}); "
+            f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); "
             f"set data.time.format: epoch (with its unit) or mmwr-week"
         )
     if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
     if _refuses(column, to_nanoseconds):
         row = first_bad(column, to_nanoseconds)
-        text = str(column[row])
+        text = cell(column, row)
         if pa.types.is_string(kind) and not re.match(r"\s*\d{4}-\d\d-\d\d", text):
             week = _WEEK.fullmatch(text) is not None
             remedy = "set data.time.format: mmwr-week" if week else "write it as 2012-01-31 or 2012-01-31 13:00:00"
             raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
-        cell = f"'{text}' in {source.where(row)} of column '{time.column}'"
-        raise DataError(f"{cell} is not a date of the years 1678 to 2262; mend it")
+        place = f"'{text}' in {source.where(row)} of column '{time.column}'"
+        raise DataError(f"{place} is not a date of the years 1678 to 2262; mend it")
     return to_nanoseconds(column)
 
 

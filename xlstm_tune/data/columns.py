@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import first_bad, plain, to_float
+from xlstm_tune.data.clock import cell, first_bad, plain, to_float
 from xlstm_tune.data.read import BLANKS, Source
 from xlstm_tune.data.roles import Roles
 from xlstm_tune.errors import DataError
@@ -31,17 +31,17 @@ def numbers(source: Source, name: str, target: bool) -> np.ndarray:
             column = to_float(column)
         except pa.ArrowException:
             row = first_bad(column, to_float)
-            cell = f'"{column[row]}" in {source.where(row)}'
+            found = f'"{cell(column, row)}" in {source.where(row)}'
             if target:
-                raise DataError(f"the target '{name}' holds text ({cell}); a target must be a number") from None
+                raise DataError(f"the target '{name}' holds text ({found}); a target must be a number") from None
             raise DataError(
-                f"column '{name}' holds text ({cell}); name it in data.categories or data.exclude, or mend the cell"
+                f"column '{name}' holds text ({found}); name it in data.categories or data.exclude, or mend the cell"
             ) from None
     elif pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind) or _is_plain_number(kind):
         column = to_float(column)
     else:
         if pa.types.is_temporal(kind):
-            what = f"times ({column[0]} in {source.where(0)})"
+            what = f"times ({cell(column, 0)} in {source.where(0)})"
         elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             what = "bytes that are not UTF-8 text"
         else:

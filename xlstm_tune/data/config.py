@@ -16,6 +16,8 @@ def _as_list(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 """One column name or a list of them."""
 Cycles = Annotated[list[Literal["year", "week", "day"]], BeforeValidator(_as_list)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""More than any table has rows, and less than what would overflow."""
 Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | str
 """Of a part: a share (0.15), a number of steps or groups (2880), or where it begins (2018-01-01)."""
 
@@ -72,13 +74,13 @@ class DataConfig(Spec):
     calendar: Cycles = []
     """Cycles told from the time column as sine and cosine inputs: of `year`, `week`, `day`."""
     missing: Literal["error", "forward_fill", "interpolate", "drop"] = "error"
-    lookback: Annotated[int, Field(ge=1)] | None = None
+    lookback: Steps | None = None
     """L, the steps a model sees. Forecasts must give it; in regression None means the whole sequence."""
-    horizon: Annotated[int, Field(ge=1)] = 1
+    horizon: Steps = 1
     """H, the steps forecast."""
-    stride: Annotated[int, Field(ge=1)] = 1
+    stride: Steps = 1
     """Steps between training windows; validation and test always use every window."""
-    season: Annotated[int, Field(ge=1)] | None = None
+    season: Steps | None = None
     """Period of the seasonal naive baseline in steps; None derives it from the time step where it can."""
     split: SplitConfig = SplitConfig()
 

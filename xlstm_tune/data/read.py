@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import os
 import urllib.parse
@@ -200,10 +201,12 @@ def _read(file: _File) -> pa.Table:
         elif lower.endswith(_PARQUET):
             with file.system.open_input_file(file.path) as opened:
                 table = pa_parquet.ParquetFile(opened).read()
+                table.validate(full=True)
         elif lower.endswith(_ARROW):
             with file.system.open_input_file(file.path) as opened:
                 stream = lower.endswith(".arrows")
                 table = (pa.ipc.open_stream if stream else pa.ipc.open_file)(opened).read_all()
+                table.validate(full=True)  # Arrow believes what a file says about itself, such as where a text ends
         else:
             raise DataError(f"{file.name} is of a kind that cannot be read; readable are {', '.join(READABLE)}")
         _check_names(table, file.name)
@@ -240,6 +243,10 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
         ragged.append(row)
         return "error" if row.number is None else "skip"
 
+    # Arrow cannot hand over a row that is no text.
+    with file.system.open_input_stream(file.path) as stream:
+        for _ in codecs.iterdecode(iter(lambda: stream.read(1 << 20), b""), "utf-8"):
+            pass
     # Only a reader of one thread knows the line, so the file is read again for the message.
     parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
     with file.system.open_input_stream(file.path) as stream:
@@ -269,6 +276,8 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
             lacking = [name for name in one.column_names if name not in other.column_names]
             if lacking:
                 raise DataError(f"{b.name} lacks the column '{lacking[0]}' that {a.name} has; files must agree")
+    if not any(table.num_rows for table in tables):
+        return first
     tables = [table.select(first.column_names) for table in tables]
     for index, name in enumerate(first.column_names):
         # A file without rows says nothing about types.
@@ -281,7 +290,8 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
                 common = pa.timestamp("ns")
             else:
                 common = pa.string()
-            tables = [table.set_column(index, name, table.column(name).cast(common)) for table in tables]
+            cast = [_cast(table.column(name), common, name, file) for table, file in zip(tables, files, strict=True)]
+            tables = [table.set_column(index, name, column) for table, column in zip(tables, cast, strict=True)]
         elif types:
             (common,) = types
             tables = [
@@ -289,6 +299,16 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
                 for table in tables
             ]
     return pa.concat_tables([table.replace_schema_metadata() for table in tables], promote_options="permissive")
+
+
+def _cast(column: pa.ChunkedArray, common: pa.DataType, name: str, file: _File) -> pa.ChunkedArray:
+    try:
+        return column.cast(common)
+    except pa.ArrowException:
+        raise DataError(
+            f"column '{name}' of {file.name} holds {column.type} values that cannot be joined with those of the other "
+            f"files as {common}; files must agree"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

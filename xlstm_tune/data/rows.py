@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from xlstm_tune.data.clock import cell
 from xlstm_tune.data.columns import text_codes
 from xlstm_tune.data.read import Source
 from xlstm_tune.data.roles import Roles
@@ -89,7 +90,7 @@ def arrange(source: Source, roles: Roles, forecast: bool, stamps: np.ndarray, no
     twice = np.flatnonzero(same & (time[1:] == time[:-1]))
     if len(twice) and roles.time is not None:
         first = int(twice[0])
-        stamp = source.table.column(roles.time)[int(order[first])]
+        stamp = cell(source.table.column(roles.time), int(order[first]))
         name = series_name(roles.keys, keys[int(series[first])])
         # lexsort is stable, so the earlier row of the file comes first.
         places = f"{rows.where(first)} and {rows.where(first + 1)}"

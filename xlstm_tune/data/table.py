@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
-from xlstm_tune.data.clock import Kind, gaps_note, modal_step, parse_time, plain
+from xlstm_tune.data.clock import Kind, cell, gaps_note, modal_step, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.missing import fill
@@ -68,7 +68,7 @@ class Table:
         """The time of a row as the user wrote it; the row number of the file in row order."""
         if self.labels is None:
             return str(int(self.file_rows[row]) + 1)
-        return str(self.labels[int(self.file_rows[row])])
+        return cell(self.labels, int(self.file_rows[row]))
 
     def series_name(self, series: int) -> str:
         """A series in words, such as `county=Pima, year=2006`; empty for a single series without a key."""

@@ -72,7 +72,7 @@ def search(
         if resume is not None:
             if name is not None:
                 raise SpecError("--resume names the search that goes on; give no --name with it")
-            name = resume
+            name = resume if file else None  # the kept file has its own
             file = file or str(find_folder(storage, resume) / SPEC)
         elif file is None:
             file = QUICKSTART
@@ -82,6 +82,8 @@ def search(
                 highlight=False,
             )
         spec = load_spec(file, overrides or (), name=name, search__trials=trials)
+        if resume is not None and spec.name != resume:
+            raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
         _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
     except UserError as error:
         Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
@@ -116,10 +118,11 @@ def _go(
 
 
 def _plain(error: Exception) -> str:
-    """The message on one line, with rich's markup switched off."""
+    """The message on one line, with rich's markup switched off and what a terminal would obey written out."""
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    line = " ".join(str(error).split())
+    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -87,7 +87,13 @@ class Domain:
         if step is not None and step <= 0:
             raise SpecError(f"'{where}' must have a step above 0, got {step}")
         if step is not None:
-            count = int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)))
+            try:
+                count = int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)))
+            except InvalidOperation:  # more digits than a decimal has
+                raise SpecError(
+                    f"'{where}' must have a step that its range holds fewer than 1e28 times, got step {step} from "
+                    f"{low} to {high}; leave the step out"
+                ) from None
             if not count:
                 raise SpecError(f"'{where}' must have a step within its range, got step {step} from {low} to {high}")
             # Optuna would lower the upper end itself, and warn at every trial.

@@ -15,7 +15,9 @@ from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import actual
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import describe_population
+from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Params
+from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_memory
 from xlstm_tune.training.metrics import score_units
@@ -39,7 +41,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         grid.add_row("GPUs", escape(plan.placement.why))
     elif plan.address and plan.spec.resources.gpus_per_trial == "auto":
         grid.add_row("GPUs", "shared by as many trials as their memory holds, which the cluster tells at the start")
-    grid.add_row("results", str(plan.folder))
+    grid.add_row("results", escape(str(plan.folder)))
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)
     console.print(_baselines(plan), highlight=False)
@@ -85,16 +87,22 @@ def model_lines(plan: Plan) -> list[tuple[str, str]]:
     sized = sorted(((count_parameters(c.model, shape_of(plan.data, c)), i) for i, c in enumerate(configs)))
     least, most = configs[sized[0][1]], configs[sized[-1][1]]
     largest = f"{sized[-1][0]:,} ({most.title()})"
-    memory = estimate_memory(most, shape_of(plan.data, most))
-    largest_one = "the largest, of one member" if plan.spec.population else "the largest"
     return [
         ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
-        (
-            "memory",
-            f"about {memory.total_mib:,.0f} MiB to train {largest_one}: {memory.activations_mib:,.0f} activations, "
-            f"{memory.weights_mib + memory.gradients_mib + memory.optimiser_mib:,.0f} weights, gradients, optimiser",
-        ),
+        ("memory", _memory(plan, most, sized[-1][0])),
     ]
+
+
+def _memory(plan: Plan, most: TrialConfig, parameters: int) -> str:
+    """What training the largest model takes, where this machine can build it to find out."""
+    if (weights := parameters * 4 / 2**20) > memory_mib() / 4:
+        return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
+    memory = estimate_memory(most, shape_of(plan.data, most))
+    largest_one = "the largest, of one member" if plan.spec.population else "the largest"
+    return (
+        f"about {memory.total_mib:,.0f} MiB to train {largest_one}: {memory.activations_mib:,.0f} activations, "
+        f"{memory.weights_mib + memory.gradients_mib + memory.optimiser_mib:,.0f} weights, gradients, optimiser"
+    )
 
 
 def _looked_at(plan: Plan) -> list[Params]:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -18,8 +19,9 @@ import yaml
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
 from xlstm_tune.search.resources import cpus
-from xlstm_tune.spec import SearchSpec
+from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean
+from xlstm_tune.tracking import hide_credentials
 
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
@@ -52,9 +54,9 @@ def check_folder(storage: str, name: str) -> Path:
             f"--storage must be a folder that every machine of the search can write, got the address '{storage}'; "
             "give a local or shared folder"
         )
-    root = Path(storage).expanduser().absolute()
+    root = _root(storage)
     folder = root / name
-    if folder.exists():
+    if os.path.lexists(folder):
         raise StorageError(
             f"the name '{name}' is already used by {folder}; continue that search with --resume {name}, "
             "or choose another with --name"
@@ -64,22 +66,40 @@ def check_folder(storage: str, name: str) -> Path:
         probe = root / f".writable-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"the storage folder {root} cannot be written ({error.strerror or error}); choose another with --storage"
+            f"the storage folder {root} cannot be written ({reason}); choose another with --storage"
         ) from None
     return folder
 
 
 def find_folder(storage: str, name: str) -> Path:
-    """The folder of an existing search, to be continued. Raises StorageError when there is none."""
-    root = Path(storage).expanduser().absolute()
+    """The folder of an existing search, to be continued.
+
+    Raises StorageError when there is none, or when `name` would lead out of the storage folder.
+    """
+    root = _root(storage)
     folder = root / name
-    if not (folder / SPEC).is_file():
-        known = [path.parent.name for path in root.glob(f"*/{SPEC}")]
-        hint = did_you_mean(name, known) if known else "no search has been started there"
+    if not re.fullmatch(NAME, name):
+        raise StorageError(
+            f"--resume takes the name of a search, which is no path, got '{name}'; give the folder that it lies in "
+            "with --storage"
+        )
+    if not os.path.isfile(folder / SPEC):
+        known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if os.path.isdir(root) else []
+        hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
         raise StorageError(f"{root} holds no search '{name}' to resume; {hint}")
+    if (place := folder.resolve()).parent != root.resolve():
+        raise StorageError(
+            f"{folder} is a link that leads out of the storage folder, to {place}; resume it there with --storage "
+            f"{place.parent}"
+        )
     return folder
+
+
+def _root(storage: str) -> Path:
+    return Path(os.path.expanduser(storage)).absolute()
 
 
 def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
@@ -108,18 +128,37 @@ def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
 
 def spec_text(spec: SearchSpec) -> str:
     """A search as the file that starts it."""
-    return yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False)
+    return yaml.safe_dump(frozen(spec), sort_keys=False)
+
+
+def frozen(spec: SearchSpec) -> dict[str, Any]:
+    """The search file to be kept, which MLflow gets as well: without passwords."""
+    frozen = spec.model_dump(by_alias=True, exclude_none=True)
+    storage = spec.search.storage or ""
+    if not storage.startswith("sqlite") and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
+        frozen["search"]["storage"] = hide_credentials(storage)
+    # Without a key in the address, the environment's is used.
+    frozen["data"]["source"] = [re.sub(r"(?<=://)([^/@]*:[^@]*|[^/@]*)@", "", one) for one in spec.data.source]
+    return frozen
+
+
+def check_password(spec: SearchSpec) -> None:
+    """Raise StorageError when `search.storage` was read from a search folder, where its password is left out."""
+    if "***" in (spec.search.storage or ""):
+        raise StorageError(
+            f"search.storage is {spec.search.storage}, as it was written down without its password; give it anew with "
+            "--set search.storage=URL"
+        )
 
 
 def check_same_data(folder: Path, fingerprint: str) -> None:
     """Raise StorageError when the data of a search to be resumed are not those that it began with."""
-    path = folder / ENVIRONMENT
     try:
-        before = json.loads(path.read_text())["data_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        before = json.loads((folder / ENVIRONMENT).read_bytes())["data_fingerprint"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise StorageError(
-            f"{path} does not tell which data the search '{folder.name}' began with ({error}); bring that file back, "
-            "or start a new search with another --name"
+            f"{folder / ENVIRONMENT} is missing or damaged, so nobody knows which data the search began with; bring it "
+            "back, or start a new search with another --name"
         ) from None
     if before != fingerprint:
         raise StorageError(

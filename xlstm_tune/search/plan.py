@@ -13,7 +13,7 @@ import numpy.typing as npt
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible
-from xlstm_tune.search.folder import check_folder, check_same_data, find_folder
+from xlstm_tune.search.folder import check_folder, check_password, check_same_data, find_folder
 from xlstm_tune.search.fusion import widest
 from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
@@ -69,6 +69,7 @@ def make_plan(
 
     Raises UserError with one sentence.
     """
+    check_password(spec)
     if address:
         check_cluster(address)
     here = local_resources()

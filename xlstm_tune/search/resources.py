@@ -85,11 +85,11 @@ def check_cluster(address: str) -> None:
     if not found:
         raise ResourceError(f"--address auto finds no Ray cluster on this machine; {remedy}")
     host, _, port = found.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit()):
         raise ResourceError(f"--address must be auto, host:port or ray://host:port, got '{found}'")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have
         raise ResourceError(f"no Ray cluster answers at {found} ({error}); {remedy}") from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.folder import SPEC, spec_text
+from xlstm_tune.search.folder import SPEC, frozen, spec_text
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import write_atomically
@@ -43,7 +43,7 @@ def _may_change(key: str) -> bool:
 def _flat(spec: SearchSpec) -> dict[str, Any]:
     """`section.key` → value; what is None counts as not given."""
     flat: dict[str, Any] = {}
-    for section, content in spec.model_dump(by_alias=True, exclude_none=True).items():
+    for section, content in frozen(spec).items():
         if isinstance(content, dict):
             flat |= {f"{section}.{key}": value for key, value in content.items()}
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from xlstm_tune.errors import StorageError
 from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.spec import SearchConfig
+from xlstm_tune.tracking import hide_credentials
 
 JOURNAL = "optuna.journal"
 """File name of the study below the search folder."""
@@ -86,7 +86,7 @@ def open_study(
     not set.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    where = _without_password(config.storage or str(folder / JOURNAL))
+    where = hide_credentials(config.storage or str(folder / JOURNAL))
     try:
         storage, sync = _open_storage(config.storage, folder / JOURNAL)
         study = optuna.create_study(
@@ -97,14 +97,10 @@ def open_study(
             f"the storage {where} already holds a search named '{name}'; resume it, or choose another --name"
         ) from None
     except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
-        reason = _without_password(str(error).partition("\n")[0])
+        reason = hide_credentials(str(error).partition("\n")[0])
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
     study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
     return study, storage, sync
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[], None]]:

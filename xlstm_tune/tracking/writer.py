@@ -283,7 +283,7 @@ def remembered_uri(folder: Path) -> str:
 
     Raises TrackingError if the folder holds no spool, or the environment not that URI.
     """
-    read_address(folder)
+    address = read_address(folder)
     if not address.has_credentials:
         return address.uri
     given = os.environ.get("MLFLOW_TRACKING_URI", "")

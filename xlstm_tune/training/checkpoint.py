@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from xlstm_tune.training.loop import TrainingState, begin, pick_device
 
 SCHEMA = 1
 STATE = "state.json"
+TENSORS = r"epoch-\d{6,}-[0-9a-f]{8}\.safetensors"
+"""Name of a tensors file: never a path that leads out of the folder."""
 _KEYS = {
     "schema", "program", "config", "fingerprint", "objective", "epoch", "first_loss", "best_epoch", "best_validation",
     "tensors", "sha256",
@@ -86,7 +89,15 @@ def load(
     there, here = record["config"], json.loads(config.key())
     for key in sorted(there.keys() | here.keys()):
         _check_same(key, there.get(key), here.get(key), folder)
-    file = folder / record["tensors"]
+    name = record["tensors"]
+    if not isinstance(name, str) or not re.fullmatch(TENSORS, name):
+        raise CheckpointError(
+            f"the checkpoint {folder / STATE} names the file {name!r}, which is none that a checkpoint has; remove "
+            f"{folder} to train afresh"
+        )
+    file = folder / name
+    if file.is_symlink():
+        raise CheckpointError(f"the checkpoint's file {file} is a link; remove {folder} to train afresh")
     if not file.is_file():
         raise CheckpointError(f"the checkpoint {folder} lacks its file {file.name}; remove the folder to train afresh")
     if _sha256(file) != record["sha256"]:
