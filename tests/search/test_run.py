@@ -330,9 +330,9 @@ def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes_and_survives_a_dead
     os.kill(until(lambda: training_workers(process.pid))[0], signal.SIGKILL)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    assert [(row["trial"], row["status"], row["reason"], row["epochs"], row["fused"]) for row in trials_of(tmp_path)] == [
-        (number, "completed", None, 150, 3) for number in range(3)
-    ]
+    assert [
+        (row["trial"], row["status"], row["reason"], row["epochs"], row["fused"]) for row in trials_of(tmp_path)
+    ] == [(number, "completed", None, 150, 3) for number in range(3)]
     assert [trial.state.name for trial in study_of(tmp_path).trials] == ["COMPLETE"] * 3
     seen = sorted((row["trial"], row["epoch"]) for row in read(folder, "epochs").to_pylist())
     assert seen == [(trial, epoch) for trial in range(3) for epoch in range(1, 151)]

@@ -105,9 +105,13 @@ def test_close_reports_every_open_trial_and_leaves_it_open_in_the_study(tmp_path
     bench.searcher.close("time budget")
     ends = {end.trial_id: end for end in bench.ends}
     assert (ends[some].status, ends[some].value, ends[some].reason) == ("pruned", 2.0, "time budget")
-    assert (ends[none].status, ends[none].reason) == (ends[third].status, ends[third].reason) == (
-        "failed",
-        "time budget",
+    assert (
+        (ends[none].status, ends[none].reason)
+        == (ends[third].status, ends[third].reason)
+        == (
+            "failed",
+            "time budget",
+        )
     )
     assert len(bench.ends) == 3, "the copy has no end before its original has one"
     assert [trial.state for trial in bench.trials()] == [TrialState.RUNNING] * 4

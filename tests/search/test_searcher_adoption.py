@@ -31,9 +31,7 @@ SPECS = {
     "grid": make_spec(SMALL, algorithm="grid", trials=3),
     "refused": make_spec(WIDTHS, algorithm="random", trials=2, start_with=[{"model.hidden_size": 3}]),  # with 2 heads
 }
-SPECS["refused"] = SPECS["refused"].model_copy(
-    update={"model": SPECS["refused"].model.model_copy(update={"heads": 2})}
-)
+SPECS["refused"] = SPECS["refused"].model_copy(update={"model": SPECS["refused"].model.model_copy(update={"heads": 2})})
 
 
 class Moments:
