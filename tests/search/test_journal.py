@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from xlstm_tune.errors import StorageError
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.journal import JOURNAL, SCHEMA, History, Journal, read_journal
+from xlstm_tune.search.space import Params
 
 FLOATS = [0.1 + 0.2, 1e-320, 1.7976931348623157e308, -0.0, 1 / 3]
 
@@ -161,7 +162,7 @@ def test_a_damaged_line_is_named_by_its_number(damaged: bytes, tmp_path: Path) -
 
 def test_a_separator_of_text_within_a_line_does_not_end_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    params = {"key": "a\u2028b\x0bc\x0cd\x1ce\x85f\r"}
+    params: Params = {"key": "a\u2028b\x0bc\x0cd\x1ce\x85f\r"}
     journal.began([0], [params])
     assert read_journal(tmp_path).trials[0].params == params
 

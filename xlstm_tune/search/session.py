@@ -32,6 +32,7 @@ def quiet() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "TUNE_WARN_THRESHOLD_S": "10",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stopping.py has one; Ray would take the first Ctrl-C from it
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots of Ray's own state, which nothing here reads
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         # torch's idle OpenMP threads would spin on the processors that a trial's kernels have threads of their own for.
