@@ -138,7 +138,7 @@ def worth_saving(trials: Iterable[Checkpoints]) -> bool:
 def check(place: Path) -> None:
     """Raise CheckpointError when a checkpoint is not what was written."""
     try:
-        *lines, own = (place / SUMS).read_text().splitlines()
+        *lines, own, _ = (place / SUMS).read_text().split("\n")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the checkpoint {place} is damaged: its {SUMS} cannot be read ({error})") from None
     text = "".join(line + "\n" for line in lines)

@@ -181,7 +181,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Ray says nothing to a searcher when a time budget or an interrupt ends a run, so the driver must call this.
         """
         self._closed = True
-        self._journal.closed(reason)
+        self._journal.closed(reason if self._live else "finished")
         for live in self._live.values():
             status: Ending = "pruned" if live.known.steps else "failed"
             self._report(TrialEnd(live.known.number, live.trial_id, status, reason, live.known.value, live.params))
