@@ -32,6 +32,7 @@ HUNG = "hung.txt"
 """In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
 STOPPED = "stopped"
 """An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def trial_folder(search_folder: str | Path, number: int) -> Path:
@@ -167,9 +168,15 @@ def check_same_data(folder: Path, fingerprint: str) -> None:
         )
 
 
-def disk_full(error: BaseException) -> bool:
-    """Whether an error means that nothing more can be written."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error means that nothing more can be written, be it wrapped in those of Ray or safetensors."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(os.strerror(code) in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def environment() -> dict[str, Any]:

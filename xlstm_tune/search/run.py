@@ -268,7 +268,7 @@ def _search(
                 tuner.fit()
         except KeyboardInterrupt:
             pass  # stop at once, and write down what there is
-        except OSError as error:
+        except (OSError, tune.TuneError) as error:
             if not disk_full(error):
                 raise
             stopping.request(DISK_FULL)
