@@ -97,10 +97,14 @@ class Search:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL to the driver, and to nobody else."""
+        """SIGKILL to the driver, and to nobody else; returns when the workers that it leaves have gone too."""
         assert self.process is not None
         self.process.kill()
         self.process.communicate()
+        before: list[Path] = []
+        while (now := sorted(self.folder.glob("trials/*/checkpoints/**/*"))) != before:
+            before = now
+            time.sleep(3)
 
     def epochs(self, number: int | None = None) -> int:
         """Epochs that the journal holds, of one configuration or of all."""

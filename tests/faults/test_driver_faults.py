@@ -26,13 +26,6 @@ POPULATION: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["alone", "fused", "population"])
-def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a trial trains."""
-    sections = {"alone": {}, "fused": FUSED, "population": POPULATION}[request.param]
-    return {**sections, "resources": {"max_concurrent": 2 if request.param == "alone" else 1}}
-
-
 def damage(path: Path) -> None:
     """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
@@ -40,13 +33,14 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_path: Path, kind: dict[str, Any]) -> None:
+def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_path: Path) -> None:
     """SIGKILL, then a flipped bit in what the first trial saved last; SIGTERM; and then to the end."""
+    file = str(write_search(tmp_path))
     whole = Search(tmp_path / "whole")
-    whole.run(str(write_search(tmp_path, **kind)))
+    whole.run(file)
 
     search = Search(tmp_path / "searches", **EVERY_EPOCH)
-    search.start(str(write_search(tmp_path, **kind)))
+    search.start(file)
     search.until(lambda: len(list(search.folder.glob("trials/00000/checkpoints/epoch-*"))) == 2)
     search.kill()
     newest = max(search.folder.glob("trials/00000/checkpoints/epoch-*"))
@@ -64,6 +58,20 @@ def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_pat
     assert "won: rmse" in search.run("--resume", "wave")
     check_accounted(search.folder, whole.folder)
     assert "is finished" in search.run("--resume", "wave")
+
+
+@pytest.mark.parametrize("sections", [FUSED, POPULATION], ids=["fused", "population"])
+def test_trials_of_many_members_go_on_with_the_same_bits(tmp_path: Path, sections: dict[str, Any]) -> None:
+    """The driver is killed in the middle of a group of configurations, and of a population under ASHA."""
+    file = str(write_search(tmp_path, **sections, resources={"max_concurrent": 1}))
+    whole = Search(tmp_path / "whole")
+    whole.run(file)
+    search = Search(tmp_path / "searches", **EVERY_EPOCH)
+    search.start(file)
+    search.until(lambda: len(list(search.folder.glob("trials/00000/checkpoints/epoch-*"))) == 2)
+    search.kill()
+    search.run("--resume", "wave")
+    check_accounted(search.folder, whole.folder)
 
 
 def test_ctrl_c_saves_what_runs_and_a_second_one_stops_at_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def cluster() -> Iterator[Cluster]:
 
 def test_what_a_lost_node_trained_goes_on_elsewhere(tmp_path: Path, cluster: Cluster) -> None:
     """Both trials run on a node each; a third node comes when one of the two has gone."""
-    file = str(write_search(tmp_path, space={"model.family": {"choice": ["lstm", "slstm"]}}, training={"epochs": 150}))
+    file = str(write_search(tmp_path, space={"model.family": {"choice": ["lstm", "slstm"]}}, training={"epochs": 60}))
     whole = Search(tmp_path / "whole")
     whole.run(file)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -38,5 +38,6 @@ def test_what_a_lost_node_trained_goes_on_elsewhere(tmp_path: Path, cluster: Clu
     search.end()
     check_accounted(search.folder, whole.folder)
     told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
-    assert [event["why"] for event in told if event["e"] == "died"] == ["node lost"]
-    assert {len(past.rows) for past in read_journal(search.folder).trials.values()} == {150}
+    # Ray may notice the worker's end before the node's.
+    assert [event["why"] in ("node lost", "worker died") for event in told if event["e"] == "died"] == [True]
+    assert {len(past.rows) for past in read_journal(search.folder).trials.values()} == {60}
