@@ -1,0 +1,110 @@
+"""What it costs that no search is ever lost: journal and checkpoints beside the training itself.
+
+    python benchmarks/saving.py              about a minute
+    python benchmarks/saving.py --write      also writes results/saving.md
+
+A trial of the search (two sLSTM blocks) trains with epochs of about a second, as a worker trains it, and its rows go to
+a journal on the same disk. Timed are a whole epoch with everything beside the training (the best weights' file, the row,
+the checkpoint where one is due), and of that the journal's line. Wanted: at most 5 % of the training time;
+exit code 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from machine import describe, write_results
+
+WANTED = 0.05
+
+
+def make(folder: Path, samples: int, width: int) -> Any:
+    """Data of a sine wave and the spec of a search over it."""
+    from xlstm_tune.data.table import load_table
+    from xlstm_tune.data.windows import prepare
+    from xlstm_tune.spec import SearchSpec
+
+    values = np.sin(np.arange(samples) / 8) * 10 + np.random.default_rng(0).normal(size=samples)
+    (folder / "wave.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    spec = SearchSpec.parse(
+        {
+            "name": "saving",
+            "data": {"source": str(folder / "wave.csv"), "target": "y", "lookback": 96, "horizon": 8},
+            "model": {"family": "slstm", "hidden_size": width, "layers": 2, "heads": 4},
+            "training": {"epochs": 1000, "batch_size": 128, "patience": 0},
+        }
+    )
+    return spec, prepare(load_table(spec.data), spec.data, spec.max_lookback())
+
+
+def measure(trial: Any, folder: Path, seconds: float) -> dict[str, float]:
+    """A trial's epochs for so long: training and everything else, seconds an epoch."""
+    from xlstm_tune.search.journal import Journal
+
+    journal = Journal(folder)
+    journal.began([0], [{}])
+    trial.step()  # loads the kernels
+    whole, training, epochs, lines = 0.0, 0.0, 0, 0.0
+    while whole < seconds:
+        started = time.perf_counter()
+        (row,) = trial.step()
+        stepped = time.perf_counter()
+        journal.epoch({"number": 0, **row}, False)
+        lines += time.perf_counter() - stepped
+        whole += time.perf_counter() - started
+        training += row["epoch_seconds"]
+        epochs += 1
+    journal.close()
+    return {"epoch": training / epochs, "cost": (whole - training) / epochs, "line": lines / epochs, "epochs": epochs}
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="For each row of the table.")] = 15.0,
+    samples: Annotated[int, typer.Option(help="Of the series; decides how long an epoch is.")] = 1600,
+    write: Annotated[bool, typer.Option("--write", help="Also write results/saving.md.")] = False,
+) -> None:
+    """See the module's text."""
+    from xlstm_tune.search.checkpoints import SHARE
+    from xlstm_tune.search.single_trial import SingleTrial
+
+    rows = []
+    worst = 0.0
+    for width in (64, 256):
+        for name, share in (("as a search saves", None), ("every epoch", "1000")):
+            os.environ.pop(SHARE, None)
+            if share:
+                os.environ[SHARE] = share
+            with tempfile.TemporaryDirectory() as place:
+                spec, data = make(Path(place), samples, width)
+                found = measure(
+                    SingleTrial(spec.resolve({}), data, Path(place) / "trial", "rmse"), Path(place), seconds
+                )
+            part = found["cost"] / found["epoch"]
+            worst = worst if share else max(worst, part)
+            rows.append(
+                f"| {width} | {name} | {found['epoch']:.2f} | {1e3 * found['cost']:.1f} | {1e3 * found['line']:.2f} | "
+                f"{100 * part:.2f} % | {found['epochs']:.0f} |"
+            )
+            print(rows[-1])
+    lines = [
+        describe(),
+        "",
+        f"Two sLSTM blocks, 96 steps, batches of 128; wanted: at most {100 * WANTED:.0f} % as a search saves.",
+        "",
+        "| width | saved | epoch, s | all beside it, ms | of these the journal's line, ms | of the training | epochs |",
+        "|--:|---|--:|--:|--:|--:|--:|",
+        *rows,
+    ]
+    if write:
+        write_results("saving", lines)
+    raise typer.Exit(1 if worst > WANTED else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
