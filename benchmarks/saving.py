@@ -3,8 +3,8 @@
     python benchmarks/saving.py              about a minute
     python benchmarks/saving.py --write      also writes results/saving.md
 
-A trial of the search (two sLSTM blocks) trains with epochs of about a second, as a worker trains it; its rows go to
 A trial of the search (two sLSTM blocks) trains with epochs of about a second, as a worker trains it; its rows go to a
+journal on the same disk. Timed are a whole epoch with everything beside the training (the best weights' file, the row,
 the checkpoint where one is due), and of that the journal's line. Wanted: at most 5 % of the training time;
 exit code 1 otherwise.
 """
