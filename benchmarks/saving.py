@@ -81,6 +81,7 @@ def main(
             if share:
                 os.environ[SHARE] = share
             with tempfile.TemporaryDirectory() as place:
+                (Path(place) / "trial").mkdir()
                 spec, data = make(Path(place), samples, width)
                 found = measure(
                     SingleTrial(spec.resolve({}), data, Path(place) / "trial", "rmse"), Path(place), seconds
