@@ -283,7 +283,7 @@ def measure_stock(folder: Path, trials: int) -> Measured:
         """The package's trainable for configs that are the point itself."""
 
         def _begin(self, config: dict[str, Any]) -> None:
-            super()._begin({"trials": [{"number": int(self.trial_id, 16), "params": config}]})
+            super()._begin({"trials": [{"number": int(self.trial_id, 16), "params": config, "known": 0}]})
 
         def step(self) -> dict[str, Any]:
             """The figures of its one configuration as the trial's own, which Tune's callbacks record."""

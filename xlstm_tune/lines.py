@@ -1,4 +1,4 @@
-"""Files of lines that survive the process which writes them: a line is in them whole or not at all."""
+"""Files that survive the process which writes them: whole lines or none, and what has reached the disk."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def append_line(descriptor: int, line: bytes) -> None:
         if written:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
         raise
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def cut_torn_line(path: Path) -> None:

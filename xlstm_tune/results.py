@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.lines import append_line
+from xlstm_tune.lines import append_line, sync
 from xlstm_tune.result_tables import KINDS, SCHEMAS, VERSION, VERSION_KEY, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
@@ -166,7 +166,7 @@ class ResultsWriter:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(place)
+        sync(place)
 
 
 def read(folder: Path, table: str) -> pa.Table:
@@ -305,11 +305,3 @@ def _pending_rows(folder: Path, name: str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

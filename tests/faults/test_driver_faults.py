@@ -33,16 +33,22 @@ def damage(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def killed_in_the_middle(folder: Path, file: str) -> Search:
+    """A search whose driver was killed when its first trial had two checkpoints."""
+    search = Search(folder / "searches", **EVERY_EPOCH)
+    search.start(file)
+    search.until(lambda: len(list(search.folder.glob("trials/00000/checkpoints/epoch-*"))) == 2)
+    search.kill()
+    return search
+
+
 def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_path: Path) -> None:
     """SIGKILL, then a flipped bit in what the first trial saved last; SIGTERM; and then to the end."""
     file = str(write_search(tmp_path))
     whole = Search(tmp_path / "whole")
     whole.run(file)
 
-    search = Search(tmp_path / "searches", **EVERY_EPOCH)
-    search.start(file)
-    search.until(lambda: len(list(search.folder.glob("trials/00000/checkpoints/epoch-*"))) == 2)
-    search.kill()
+    search = killed_in_the_middle(tmp_path, file)
     newest = max(search.folder.glob("trials/00000/checkpoints/epoch-*"))
     damage(next(newest.rglob("*.safetensors")))
 
@@ -66,10 +72,7 @@ def test_trials_of_many_members_go_on_with_the_same_bits(tmp_path: Path, section
     file = str(write_search(tmp_path, **sections, resources={"max_concurrent": 1}))
     whole = Search(tmp_path / "whole")
     whole.run(file)
-    search = Search(tmp_path / "searches", **EVERY_EPOCH)
-    search.start(file)
-    search.until(lambda: len(list(search.folder.glob("trials/00000/checkpoints/epoch-*"))) == 2)
-    search.kill()
+    search = killed_in_the_middle(tmp_path, file)
     search.run("--resume", "wave")
     check_accounted(search.folder, whole.folder)
 

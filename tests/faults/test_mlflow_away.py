@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -26,23 +25,6 @@ from xlstm_tune.tracking.events import KnownRun, known_runs
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 4, 40
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    place = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, place / "mlflow.db")
-    server = Server(place)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_data import EVERY_EPOCH, NEVER, damage, drain, newest, one_row, small_data, steady
+from trial_data import NEVER, damage, drain, newest, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
@@ -23,14 +23,7 @@ RATES = (0.01, 0.1, 10.0)
 """The last one diverges."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARE, EVERY_EPOCH)
+pytestmark = pytest.mark.usefixtures("save_every_epoch")
 
 
 def runs(folder: Path, rates: tuple[float, ...] = RATES, known: int = 0, dropout: float = 0.0) -> list[Fused]:

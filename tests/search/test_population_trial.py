@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trial_data import EVERY_EPOCH, NEVER, damages, drain, one_row, small_data, steady
+from trial_data import NEVER, damages, drain, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
@@ -19,14 +19,7 @@ from xlstm_tune.training.members import Member, members_of
 RATES = {"training.learning_rate": [0.01, 0.1, 10.0], "training.epochs": [3]}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARE, EVERY_EPOCH)
+pytestmark = pytest.mark.usefixtures("save_every_epoch")
 
 
 def members() -> list[Member]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_data import EVERY_EPOCH, NEVER, damages, drain, newest, one_row, small_data, steady
+from trial_data import NEVER, damages, drain, newest, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
@@ -24,14 +24,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SHARE, EVERY_EPOCH)
+pytestmark = pytest.mark.usefixtures("save_every_epoch")
 
 
 def config(name: str, epochs: int = 4) -> TrialConfig:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,6 @@ from tracked import Server, check_search, say_search, say_trial, sent_bytes, sto
 from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, check_tracking_uri, sync
 from xlstm_tune.tracking.sender import Sender
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    place = tmp_path_factory.mktemp("server")
-    shutil.copy(empty_database, place / "mlflow.db")
-    server = Server(place)
-    server.start()
-    yield server
-    server.stop()
 
 
 class Proxy(http.server.ThreadingHTTPServer):

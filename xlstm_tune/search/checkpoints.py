@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import CheckpointError
+from xlstm_tune.lines import sync
 from xlstm_tune.search.folder import CHECKPOINTS
+from xlstm_tune.training.checkpoint import sha256_of
 
 ROWS = "epochs.jsonl"
 SUMS = "sha256.txt"
@@ -66,7 +68,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        _sync(self._folder)
+        sync(self._folder)
         for old in self._places()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
         self.cost, self.trained, self._saved = time.perf_counter() - started, 0.0, epoch
@@ -147,27 +149,14 @@ def check(place: Path) -> None:
     for line in lines:
         sum_, _, name = line.partition("  ")
         file = place / name
-        if not file.is_file() or _sha256(file) != sum_:
+        if not file.is_file() or sha256_of(file) != sum_:
             raise CheckpointError(f"the checkpoint {place} is damaged: {name} is not what was written")
 
 
 def _seal(place: Path) -> None:
     """Write the checksums of all files below, and bring everything to the disk."""
     files = sorted(path for path in place.rglob("*") if path.is_file())
-    text = "".join(f"{_sha256(file)}  {file.relative_to(place).as_posix()}\n" for file in files)
+    text = "".join(f"{sha256_of(file)}  {file.relative_to(place).as_posix()}\n" for file in files)
     (place / SUMS).write_text(text + hashlib.sha256(text.encode()).hexdigest() + "\n")
-    _sync(place / SUMS)
-    _sync(place)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(place / SUMS)
+    sync(place)

@@ -18,6 +18,7 @@ import yaml
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.lines import sync
 from xlstm_tune.search.resources import cpus
 from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean
@@ -114,9 +115,7 @@ def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
         (unfinished / SPEC).write_text(spec_text(spec))
         (unfinished / ENVIRONMENT).write_text(json.dumps({**environment(), "data_fingerprint": fingerprint}, indent=2))
         for path in (unfinished / SPEC, unfinished / ENVIRONMENT, unfinished):
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+            sync(path)
         unfinished.rename(folder)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)

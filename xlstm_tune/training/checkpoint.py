@@ -24,6 +24,7 @@ from torch import Tensor
 from xlstm_tune import __version__
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
+from xlstm_tune.lines import sync
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import TrainingState, begin, pick_device
 
@@ -68,7 +69,7 @@ def save(state: TrainingState, folder: Path | str) -> None:
         "micro_batch": state.micro_batch,
         "together": state.together,
         "tensors": file,
-        "sha256": _sha256(folder / file),
+        "sha256": sha256_of(folder / file),
     }
     write_atomically(folder / STATE, json.dumps(record, indent=2, allow_nan=False).encode())
     for old in [*folder.glob("epoch-*.safetensors"), *folder.glob(".*.tmp")]:  # the latter: of a save that was killed
@@ -100,7 +101,7 @@ def load(
         raise CheckpointError(f"the checkpoint's file {file} is a link; remove {folder} to train afresh")
     if not file.is_file():
         raise CheckpointError(f"the checkpoint {folder} lacks its file {file.name}; remove the folder to train afresh")
-    if _sha256(file) != record["sha256"]:
+    if sha256_of(file) != record["sha256"]:
         raise CheckpointError(
             f"the checkpoint file {file} is damaged (its checksum differs); remove {folder} to train afresh"
         )
@@ -158,23 +159,16 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
