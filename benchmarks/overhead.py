@@ -277,7 +277,9 @@ def measure_stock(folder: Path, trials: int) -> Measured:
     from xlstm_tune.data.table import load_table
     from xlstm_tune.data.windows import prepare
     from xlstm_tune.search.resources import local_resources, place
+    from xlstm_tune.search.single_trial import SingleTrial
     from xlstm_tune.search.trainable import SearchTrial
+    from xlstm_tune.training.checkpoint import save
 
     class StockTrial(SearchTrial):
         """The package's trainable for configs that are the point itself."""
@@ -290,6 +292,12 @@ def measure_stock(folder: Path, trials: int) -> Measured:
             row: dict[str, Any]
             (row,) = super().step()["rows"]
             return row
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Ray's own way, at the end of each trial."""
+            trial = self._started()
+            assert isinstance(trial, SingleTrial) and trial.state is not None
+            save(trial.state, checkpoint_dir)
 
     class Watch(tune.Callback):  # type: ignore[misc]
         """When trials start and end, and how long they train."""

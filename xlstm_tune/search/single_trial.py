@@ -18,6 +18,7 @@ from xlstm_tune.training.loop import EpochResult, TrainingState, train
 class SingleTrial:
     """Trains one configuration; keeps its best weights and its checkpoints in the trial's folder.
 
+    state: after the last epoch; None before the first.
     objective: of `metrics.METRICS`. known: epochs that the driver knows of an earlier worker; those that only the
     folder knows are told by the first step.
     """
@@ -25,8 +26,8 @@ class SingleTrial:
     def __init__(self, config: TrialConfig, data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
         self._folder = folder
         self._checkpoints = Checkpoints(folder)
-        self._state, self._untold = last_state(self._checkpoints, known, config, data)
-        self._epochs = train(config, data, resume=self._state, objective=objective)
+        self.state, self._untold = last_state(self._checkpoints, known, config, data)
+        self._epochs = train(config, data, resume=self.state, objective=objective)
 
     def step(self) -> list[dict[str, Any]]:
         """One epoch. Returns the rows that scheduler, searcher and driver see."""
@@ -34,7 +35,7 @@ class SingleTrial:
             rows, self._untold = self._untold, []
             return rows
         result = next(self._epochs)
-        self._state = result.state
+        self.state = result.state
         row = epoch_row(result, self._folder)
         self._checkpoints.note(row)
         if worth_saving([self._checkpoints]):
@@ -43,8 +44,8 @@ class SingleTrial:
 
     def save(self) -> None:
         """Save the last epoch, if it is not saved yet."""
-        if self._state is not None and not self._state.finished:
-            self._checkpoints.save(self._state.epoch, partial(save, self._state))
+        if self.state is not None and not self.state.finished:
+            self._checkpoints.save(self.state.epoch, partial(save, self.state))
 
 
 def last_state(
