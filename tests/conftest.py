@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (
     "tracked",
+    "commands",
     "table_files",
     "split_tables",
     "searcher_bench",
@@ -31,13 +32,11 @@ pytest.register_assert_rewrite(*HELPERS)
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow takes seconds to make one."""
-    from tracked import MlflowClient  # most tests can do without MLflow
+def empty_database() -> Path:
+    """An MLflow database without a run, to be copied."""
+    from tracked import empty_database  # most tests can do without MLflow
 
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    return empty_database()
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +74,22 @@ class Server:
         except TrackingError:
             return False
         return True
+
+
+@functools.cache
+def empty_database() -> Path:
+    """MLflow takes seconds to make one."""
+    place = Path(tempfile.mkdtemp(prefix="empty-database-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    MlflowClient(f"sqlite:///{place / 'mlflow.db'}").search_experiments()
+    return place / "mlflow.db"
+
+
+def give_database(storage: Path) -> None:
+    """A copy of it for the searches of this folder, unless they have one."""
+    storage.mkdir(parents=True, exist_ok=True)
+    if not (storage / "mlflow.db").exists():
+        shutil.copy(empty_database(), storage / "mlflow.db")
 
 
 def say_trial(spool: Spool, number: int, status: str = "completed", folder: Path | None = None) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +13,16 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from commands import Command
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from tracked import ROOT, give_database
 from typer.testing import CliRunner
 
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app
 from xlstm_tune.search.journal import read_journal
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "wave"
 SAME = ("train_loss", "val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised", "learning_rate")
 """Figures of an epoch that a fault may not change by a bit."""
@@ -56,28 +54,24 @@ def write_search(folder: Path, **sections: Any) -> Path:
 class Search:
     """One search, run by one process after another. storage: the folder of searches."""
 
-    def __init__(self, storage: Path, **environment: str) -> None:
+    def __init__(self, storage: Path, uri: str | None = None, **environment: str) -> None:
+        """uri: of the MLflow store; None = a database in the storage folder, which is there already."""
         self.storage, self.folder = storage, storage / NAME
-        self._environment = environment
-        self.process: subprocess.Popen[str] | None = None
+        self._environment = {"PYTHONPATH": str(ROOT)} | environment
+        self._always = ["--storage", str(storage), *(["--tracking-uri", uri] if uri else [])]
+        self.process: Command | None = None
+        if uri is None:
+            give_database(storage)
 
     def start(self, *arguments: str) -> None:
         """Run the command and do not wait."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "xlstm_tune.search", *arguments, "--storage", str(self.storage)],
-            cwd=self.storage.parent,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = Command([*arguments, *self._always], self.storage.parent, self._environment)
 
     def end(self, code: int = 0, seconds: float = 240) -> str:
         """Wait for the command; what it printed. Nothing may have been said on stderr, but for a sentence with 2."""
         assert self.process is not None
-        output, errors = self.process.communicate(timeout=seconds)
-        assert self.process.returncode == code, f"exit code {self.process.returncode}: {output}{errors}"
+        output, errors = self.process.communicate(seconds)
+        assert self.process.poll() == code, f"exit code {self.process.poll()}: {output}{errors}"
         assert "Traceback" not in errors and (code == 2 or not errors.strip()), errors
         return output + errors
 
@@ -86,7 +80,7 @@ class Search:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environment.items():
                 patch.setenv(name, value)
-            result = CliRunner().invoke(app, [*arguments, "--storage", str(self.storage)])
+            result = CliRunner().invoke(app, [*arguments, *self._always])
         assert result.exit_code == 0, result.output
         assert not result.stderr.strip(), result.stderr
         return result.output
@@ -157,7 +151,7 @@ def study_of(folder: Path) -> dict[int, optuna.trial.FrozenTrial]:
 
 
 def runs_of(folder: Path, uri: str | None = None) -> dict[int, Any]:
-    """MLflow's child runs by trial, each with `curve`: (step, val_rmse)."""
+    """MLflow's child runs by trial, each with its curve, (step, val_rmse), and the names of its files."""
     import mlflow
 
     client = mlflow.MlflowClient(uri or f"sqlite:///{folder.parent / 'mlflow.db'}")
@@ -169,7 +163,8 @@ def runs_of(folder: Path, uri: str | None = None) -> dict[int, Any]:
         if (trial := run.data.tags.get("xlstm_tune.trial")) is not None:
             assert int(trial) not in children, f"two runs of trial {trial}"
             curve = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_rmse")]
-            children[int(trial)] = (run, sorted(curve))
+            files = {file.path for file in client.list_artifacts(run.info.run_id)}
+            children[int(trial)] = (run, sorted(curve), files)
     assert len(runs) == len(children) + 1, "one parent"
     return children
 
@@ -178,12 +173,12 @@ STATES = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 RUNS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
-def check_accounted(folder: Path, undisturbed: Path, but: int | None = None) -> None:
+def check_accounted(folder: Path, undisturbed: Path, but: int | None = None, uri: str | None = None) -> None:
     """Every trial once in Parquet, Optuna and MLflow, with the figures of the search without the fault, to the bit.
 
-    but: a trial that has other figures, because it failed.
+    but: a trial that has other figures, because it failed. uri: as for `runs_of`.
     """
-    trials, epochs, study, runs = trials_of(folder), epochs_of(folder), study_of(folder), runs_of(folder)
+    trials, epochs, study, runs = trials_of(folder), epochs_of(folder), study_of(folder), runs_of(folder, uri)
     wanted, wanted_epochs = trials_of(undisturbed), epochs_of(undisturbed)
     assert sorted(trials) == sorted(study) == sorted(runs) == sorted(wanted)
     assert sorted(epochs) == sorted(key for key in wanted_epochs if key[0] != but)
@@ -196,8 +191,9 @@ def check_accounted(folder: Path, undisturbed: Path, but: int | None = None) -> 
         assert (row["status"], row["epochs"]) == (wanted[number]["status"], wanted[number]["epochs"]), row
         assert json.loads(row["params"]) == json.loads(wanted[number]["params"])
         assert study[number].state.name == STATES[row["status"]]
-        run, curve = runs[number]
-        assert run.info.status == RUNS[row["status"]]
+        run, curve, files = runs[number]
+        assert (run.info.status, run.info.run_name) == (RUNS[row["status"]], row["name"])
+        assert {"config.json", "weights.safetensors"} <= files
         assert curve == sorted((epoch, one["val_rmse"]) for (trial, epoch), one in epochs.items() if trial == number)
         if row["status"] == "completed":
             assert study[number].value == row["val_rmse"] == run.data.metrics["best_val_rmse"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_search import Search, check_accounted, study_of, trials_of, write_search
 
-from xlstm_tune.search.journal import read_journal
+from xlstm_tune.results import read
+from xlstm_tune.search.journal import JOURNAL, read_journal
 
 pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}
@@ -42,13 +44,11 @@ def killed_in_the_middle(folder: Path, file: str) -> Search:
     return search
 
 
-def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_path: Path) -> None:
+def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(
+    tmp_path: Path, undisturbed: Callable[..., Path]
+) -> None:
     """SIGKILL, then a flipped bit in what the first trial saved last; SIGTERM; and then to the end."""
-    file = str(write_search(tmp_path))
-    whole = Search(tmp_path / "whole")
-    whole.run(file)
-
-    search = killed_in_the_middle(tmp_path, file)
+    search = killed_in_the_middle(tmp_path, str(write_search(tmp_path)))
     newest = max(search.folder.glob("trials/00000/checkpoints/epoch-*"))
     damage(next(newest.rglob("*.safetensors")))
 
@@ -62,43 +62,68 @@ def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(tmp_pat
     assert "RUNNING" in {trial.state.name for trial in study_of(search.folder).values()}
 
     assert "won: rmse" in search.run("--resume", "wave")
-    check_accounted(search.folder, whole.folder)
+    check_accounted(search.folder, undisturbed())
     assert "is finished" in search.run("--resume", "wave")
 
 
 @pytest.mark.parametrize("sections", [FUSED, POPULATION], ids=["fused", "population"])
-def test_trials_of_many_members_go_on_with_the_same_bits(tmp_path: Path, sections: dict[str, Any]) -> None:
+def test_trials_of_many_members_go_on_with_the_same_bits(
+    tmp_path: Path, undisturbed: Callable[..., Path], sections: dict[str, Any]
+) -> None:
     """The driver is killed in the middle of a group of configurations, and of a population under ASHA."""
-    file = str(write_search(tmp_path, **sections, resources={"max_concurrent": 1}))
-    whole = Search(tmp_path / "whole")
-    whole.run(file)
-    search = killed_in_the_middle(tmp_path, file)
+    sections = sections | {"resources": {"max_concurrent": 1}}
+    search = killed_in_the_middle(tmp_path, str(write_search(tmp_path, **sections)))
     search.run("--resume", "wave")
-    check_accounted(search.folder, whole.folder)
+    check_accounted(search.folder, undisturbed(**sections))
 
 
-def test_ctrl_c_saves_what_runs_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
-    """Nothing had been saved before; afterwards no epoch is trained twice."""
+def test_ctrl_c_saves_what_runs_and_a_second_one_stops_at_once(
+    tmp_path: Path, undisturbed: Callable[..., Path]
+) -> None:
+    """Nothing had been saved before. Three configurations are one group, and stay one: under other drivers, and with
+    another worker after the last one was killed."""
+    sections = {
+        "search": {"fuse": "auto"},
+        "space": {"training.learning_rate": {"choice": [0.001, 0.003, 0.01]}},
+        "model": {"family": "slstm"},
+        "training": {"epochs": 150},
+        "resources": {"max_concurrent": 1},
+    }
     search = Search(tmp_path / "searches", XLSTM_TUNE_CHECKPOINT_SHARE="0")
-    search.start(str(write_search(tmp_path, resources={"max_concurrent": 1}, training={"epochs": 4000})))
+    search.start(str(write_search(tmp_path, **sections)))
     search.until(lambda: search.epochs(0) > 3)
-    assert not list(search.folder.glob("trials/00000/checkpoints/epoch-*"))
+    assert not list(search.folder.glob("trials/*/checkpoints/epoch-*"))
     search.send(signal.SIGINT)
-    search.end(128 + signal.SIGINT)
-    (saved,) = search.folder.glob("trials/00000/checkpoints/epoch-*")
-    known = read_journal(search.folder).trials[0].epoch
-    assert int(saved.name.removeprefix("epoch-")) >= known
-    (row,) = trials_of(search.folder).values()
-    assert (row["status"], row["reason"], row["epochs"]) == ("pruned", "interrupted", known)
+    output = search.end(128 + signal.SIGINT)
+    assert "Stopping: running trials finish their epoch" in output
+    assert "Stopped early (interrupted)" in output and "--resume wave" in output
+    past = read_journal(search.folder).trials
+    for number, row in trials_of(search.folder).items():
+        (saved,) = search.folder.glob(f"trials/{number:05d}/checkpoints/epoch-*")
+        assert int(saved.name.removeprefix("epoch-")) >= past[number].epoch == row["epochs"]
+        assert (row["status"], row["reason"], row["fused"]) == ("pruned", "interrupted", 3)
+    assert [trial.state.name for trial in study_of(search.folder).values()] == ["RUNNING"] * 3
+    assert not read(search.folder, "scores").num_rows, "the test part is looked at when the search is over"
 
+    known = past[0].epoch
     search.start("--resume", "wave")
     search.until(lambda: search.epochs(0) > known)
     search.send(signal.SIGINT)
     search.send(signal.SIGINT)
     output = search.end(128 + signal.SIGINT, seconds=60)
     assert "go on with" in output
-    past = read_journal(search.folder).trials[0]
-    assert [row["epoch"] for _, row in past.rows] == list(range(1, past.epoch + 1))
+    rows = read_journal(search.folder).trials[0].rows
+    assert [row["epoch"] for _, row in rows] == list(range(1, len(rows) + 1))
+
+    search.start("--resume", "wave")
+    os.kill(search.worker(0, after=len(rows)), signal.SIGKILL)
+    assert "trained together failed as a whole" not in search.end()
+    check_accounted(search.folder, undisturbed(**sections))
+    assert {row["fused"] for row in trials_of(search.folder).values()} == {3}
+    events = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
+    assert {tuple(event["numbers"]) for event in events if event["e"] == "began"} == {(0, 1, 2)}
+    assert [event["why"] for event in events if event["e"] == "died"] == ["worker died"]
+    assert not list(search.folder.glob("trials/*/checkpoints")), "what has ended needs none"
 
 
 @pytest.fixture
@@ -113,10 +138,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
+    tmp_path: Path, small_disk: Path, undisturbed: Callable[..., Path]
+) -> None:
     """MLflow's database lies on the small disk too."""
-    whole = Search(tmp_path / "whole")
-    whole.run(str(write_search(tmp_path)))
     search = Search(small_disk / "searches", **EVERY_EPOCH)
     search.start(str(write_search(tmp_path)))
     search.until(lambda: search.epochs() > 10)
@@ -133,4 +158,4 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(tmp_path: Path, sma
     )
     ballast.unlink()
     assert "won: rmse" in search.run("--resume", "wave")
-    check_accounted(search.folder, whole.folder)
+    check_accounted(search.folder, undisturbed())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,8 @@ pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the search without a fault."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    search = Search(place / "searches")
-    search.run(str(write_search(place)))
-    return search.folder
-
-
 def test_killed_and_hanging_workers_are_replaced_and_a_failed_trial_fails_alone(
-    tmp_path: Path, undisturbed: Path
+    tmp_path: Path, undisturbed: Callable[..., Path]
 ) -> None:
     """SIGKILL to one, SIGSTOP to another: both go on where they were, with the same bits. A third one cannot write."""
     search = Search(tmp_path / "searches", **EVERY_EPOCH)
@@ -38,7 +30,7 @@ def test_killed_and_hanging_workers_are_replaced_and_a_failed_trial_fails_alone(
     os.kill(search.worker(1), signal.SIGSTOP)
     os.kill(search.worker(3), signal.SIGKILL)
     search.end()
-    check_accounted(search.folder, undisturbed, but=2)
+    check_accounted(search.folder, undisturbed(), but=2)
     told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
     died = {(event["numbers"][0], event["why"]) for event in told if event["e"] == "died"}
     assert {(0, "worker died"), (3, "worker died")} <= died

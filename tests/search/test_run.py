@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from safetensors.numpy import load_file
+from tracked import give_database
 from typer.testing import CliRunner
 
 from xlstm_tune.results import read
@@ -68,6 +66,7 @@ def search(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
 
 def search_here(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
     """Run a search in this process, which has imported torch, Ray and MLflow already; its terminal output."""
+    give_database(folder / "searches")
     result = CliRunner().invoke(app, [*arguments, "--storage", str(folder / "searches")])
     assert result.exit_code in codes, result.output
     assert result.exit_code == 2 or not result.stderr.strip(), f"something talks on stderr: {result.stderr}"
@@ -266,82 +265,3 @@ def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
         assert row["reason"] == "time budget"
         assert row["status"] == ("pruned" if row["epochs"] else "failed")
         assert states[row["trial"]] == "RUNNING", "a resume goes on with it"
-
-
-def background(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A search that this process does not wait for."""
-    return subprocess.Popen(
-        command(folder, *arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def training_workers(driver: int) -> list[int]:
-    """Process ids of a driver's workers that are in an epoch."""
-    raylet = subprocess.run(["pgrep", "-P", str(driver), "raylet"], capture_output=True, text=True).stdout.strip()
-    found = subprocess.run(["pgrep", "-P", raylet, "-f", "^ray::.*[.]train"], capture_output=True, text=True)
-    return [int(worker) for worker in found.stdout.split()]
-
-
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """What the condition says once that is true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
-    return answer
-
-
-def test_run_interrupted_by_ctrl_c_ends_in_order_and_resumes_and_survives_a_dead_worker(tmp_path: Path) -> None:
-    """Its three configurations are one group, and stay one: under a second driver, and with another worker."""
-    space = {"training.learning_rate": {"choice": [1e-3, 3e-3, 1e-2]}}
-    limits = {"algorithm": "grid", "start_with": "none", "trials": None, "time_budget": "1h"}
-    file = write_search(
-        tmp_path,
-        space=space,
-        search=limits,
-        training={"epochs": 150},
-        model={"family": "slstm"},
-        resources={"max_concurrent": 1},
-    )
-    folder = tmp_path / "searches" / "wave"
-    process = background(tmp_path, str(file))
-    epochs = folder / "results" / "epochs" / "pending.1.jsonl"
-    until(lambda: epochs.exists() and epochs.stat().st_size)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 130, errors + output
-    assert "Traceback" not in errors, errors
-    assert "Stopping: running trials finish their epoch" in output
-    assert "Stopped early (interrupted)" in output and "--resume wave" in output
-    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["RUNNING"] * 3
-    cut = trials_of(tmp_path)
-    assert [(row["trial"], row["status"], row["reason"], row["fused"]) for row in cut] == [
-        (number, "pruned", "interrupted", 3) for number in range(3)
-    ]
-    assert all(list((folder / "trials" / f"{number:05d}" / "checkpoints").glob("epoch-*")) for number in range(3))
-    assert not read(folder, "scores").to_pylist(), "the test part is looked at when the search is over"
-
-    process = background(tmp_path, "--resume", "wave")
-    os.kill(until(lambda: training_workers(process.pid))[0], signal.SIGKILL)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    assert [
-        (row["trial"], row["status"], row["reason"], row["epochs"], row["fused"]) for row in trials_of(tmp_path)
-    ] == [(number, "completed", None, 150, 3) for number in range(3)]
-    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["COMPLETE"] * 3
-    seen = sorted((row["trial"], row["epoch"]) for row in read(folder, "epochs").to_pylist())
-    assert seen == [(trial, epoch) for trial in range(3) for epoch in range(1, 151)]
-    events = [json.loads(line) for line in (folder / "search.journal").read_text().splitlines()]
-    assert [event["numbers"] for event in events if event["e"] == "began"] == [[0, 1, 2]] * 3
-    assert [event["why"] for event in events if event["e"] == "died"] == ["worker died"]
-    assert sorted(event["end"]["number"] for event in events if event["e"] == "ended") == [0, 1, 2]
-    assert "trained together failed as a whole" not in output
-    assert not list(folder.glob("trials/*/checkpoints")), "what has ended needs none"
-    _, children = runs_of(tmp_path)
-    assert [run.info.status for run in children] == ["FINISHED"] * 3
-    assert "won: rmse" in output

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import ray
 import yaml
+from tracked import give_database
 from typer.testing import CliRunner
 
 from xlstm_tune.results import read
@@ -26,6 +27,7 @@ def write_wave(folder: Path, spec: dict[str, Any]) -> Path:
 
 def search(folder: Path, *arguments: str, code: int = 0) -> str:
     """The command; its output."""
+    give_database(folder / "searches")
     result = CliRunner().invoke(app, [*arguments, "--storage", str(folder / "searches")])
     assert not ray.is_initialized()
     assert result.exit_code == code, result.output

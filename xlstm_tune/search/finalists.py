@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
@@ -67,13 +68,14 @@ def finalists(
     ]
 
 
-def predict_parts(place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared) -> dict[str, Array]:
+def predict_parts(
+    place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared, device: torch.device
+) -> dict[str, Array]:
     """Forecasts of the weights in a trial's or member's folder for the judged parts.
 
     Returns the validation and test part in the target's own units, [n, H, K].
     """
     config = spec.resolve(params)
-    device = pick_device()
     dtype = autocast_dtype(config.training.precision, device)
     model = build_model(config.model, shape_of(data, config))
     model.load_state_dict(load_weights(place / WEIGHTS))
@@ -152,13 +154,22 @@ class Judge:
         return prediction_columns(trial, model, part, predicted, truth, labels, self._data.target_names)
 
 
-def score_remotely(
+Scored = tuple[Finalist, list[dict[str, Array]]]
+"""A finalist with the predictions of its members, in their order; of one model where it has none."""
+
+
+def predict_here(chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Prepared) -> Iterator[Scored]:
+    """Predict on this machine's processors, in this process: new ones would load torch again, which takes longer."""
+    for one in chosen:
+        yield one, _predict(folder, one, spec, data, torch.device("cpu"))
+
+
+def predict_remotely(
     chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Any, placement: Placement
-) -> Iterator[tuple[Finalist, list[dict[str, Array]]]]:
-    """Score finalists as Ray tasks with a trial's own resources: the driver's machine may have no GPU.
+) -> Iterator[Scored]:
+    """Predict by Ray tasks with a trial's own resources: on a GPU, or where the driver's machine is not the trials'.
 
     data: Ray's reference to the Prepared data that the trials used.
-    Yields each finalist with the predictions of its members, in their order; of one model where it has none.
     """
     import ray
 
@@ -170,9 +181,15 @@ def score_remotely(
 
 
 def _predict_task(folder: str, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
-    spec, place = SearchSpec.parse(raw), trial_folder(folder, one.number)
+    return _predict(Path(folder), one, SearchSpec.parse(raw), data, pick_device())
+
+
+def _predict(
+    folder: Path, one: Finalist, spec: SearchSpec, data: Prepared, device: torch.device
+) -> list[dict[str, Array]]:
+    place = trial_folder(folder, one.number)
     places = [member_folder(place, member) for member in one.members] or [place]
-    return [predict_parts(each, one.params, spec, data) for each in places]
+    return [predict_parts(each, one.params, spec, data, device) for each in places]
 
 
 def mean_scores(figures: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
+from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
@@ -296,7 +296,11 @@ def _score_finalists(
     """
     members = read(plan.folder, "members").to_pylist()
     chosen = finalists(outcome.rows, plan.spec, members)
-    for one, predicted in score_remotely(chosen, plan.folder, plan.spec, outcome.data, placement):
+    if plan.address or placement.gpus:
+        scored = predict_remotely(chosen, plan.folder, plan.spec, outcome.data, placement)
+    else:
+        scored = predict_here(chosen, plan.folder, plan.spec, plan.data)
+    for one, predicted in scored:
         for part in predicted[0]:
             figures = [judge.metrics(part, parts[part]) for parts in predicted]
             metrics = mean_scores(figures) if one.members else figures[0]
