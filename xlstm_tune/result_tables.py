@@ -63,6 +63,7 @@ KINDS = {
             "seconds": _REAL,
             "sequences_per_s": _REAL,
             "peak_memory_mib": _REAL,
+            "latency_ms": _REAL,  # of one sample's forecast, where the search weighs or limits it
             "micro_batch": _INT,  # samples at a time, since a whole batch ran out of memory; null = whole batches
             "members_at_once": _INT,  # that go through the model, since more ran out of memory; null = all of a pass
             "backend": _TEXT,

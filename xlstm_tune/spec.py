@@ -18,6 +18,7 @@ from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 Scalar = bool | int | float | str
 Objective = Literal["val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised"]
+Cost = Literal["parameters", "latency_ms"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Of a search. It becomes a folder below the storage folder, which it must not be able to leave."""
@@ -73,10 +74,29 @@ class Dimension(Spec):
         return self
 
 
+class ConstraintConfig(Spec):
+    """What a model may cost at most; None = whatever it costs."""
+
+    max_parameters: Annotated[int, Field(ge=1)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Milliseconds for the forecast of one sample, on what trials run on."""
+    max_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Of training, in GiB (2³⁰ bytes), by the estimate that `--dry-run` prints."""
+
+    def by_figure(self) -> dict[str, float]:
+        """The limits that are given, by the names of what they limit."""
+        limits = {name.removeprefix("max_"): getattr(self, name) for name in type(self).model_fields}
+        return {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+
 class SearchConfig(Spec):
     """How the space is searched."""
 
     objective: Objective = "val_rmse"
+    """A list adds `costs`: `[val_rmse, parameters]`."""
+    costs: list[Cost] = Field(default_factory=list)
+    """What is weighed against the objective: the search then looks for all trials that no other beats in both."""
+    constraints: ConstraintConfig = ConstraintConfig()
     algorithm: Literal["tpe", "random", "grid", "gp"] = "tpe"
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Distinct configurations to train; None = every point of a grid, 32 otherwise."""
@@ -95,6 +115,39 @@ class SearchConfig(Spec):
     """Seconds, or text such as 30m, 2h, 1d, after which no more is trained."""
     storage: str | None = None
     """An Optuna storage URL; None = a journal file in the search folder."""
+
+    @property
+    def goals(self) -> list[str]:
+        """The objective and its costs, by their columns of the trials table; all are to be small."""
+        return [self.objective, *self.costs]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several(cls, raw: Any) -> Any:
+        """A list of objectives as one and its costs; with costs, trials train to their end."""
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        if isinstance(objective := raw.get("objective"), list):
+            if "costs" in raw:
+                raise ValueError("'search.objective' is a list, which names the costs; leave out 'search.costs'")
+            if not objective:
+                raise ValueError("'search.objective' is an empty list; give a metric such as val_rmse first")
+            raw["objective"], raw["costs"] = objective[0], objective[1:]
+        if raw.get("costs"):
+            raw.setdefault("scheduler", "none")
+        return raw
+
+    @model_validator(mode="after")
+    def _costs_fit(self) -> SearchConfig:
+        if len(set(self.costs)) < len(self.costs):
+            raise ValueError(f"'search.costs' names one cost twice: {', '.join(self.costs)}")
+        if self.costs and self.scheduler != "none":
+            raise ValueError(
+                f"'search.scheduler' is '{self.scheduler}', which stops trials by their error alone and would end the "
+                f"cheap ones that a search for {self.objective} and {' and '.join(self.costs)} is after; leave it out"
+            )
+        return self
 
     @field_validator("fuse", mode="before")
     @classmethod

@@ -12,7 +12,9 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
+from xlstm_tune.search.goals import Goals
 from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.searcher import OptunaSearcher
 from xlstm_tune.search.space import Params, Space
@@ -39,12 +41,25 @@ def make_spec(space: dict[str, Any], **search: Any) -> SearchSpec:
 class Bench:
     """A searcher driven by hand, as Ray drives it, with the journal's lines written as the referee writes them."""
 
-    def __init__(self, spec: SearchSpec, folder: Path, resume: bool = False, space: Space | None = None) -> None:
+    def __init__(
+        self,
+        spec: SearchSpec,
+        folder: Path,
+        resume: bool = False,
+        space: Space | None = None,
+        data: Prepared | None = None,
+    ) -> None:
         self.spec, self.folder = spec, folder
         self.ends: list[TrialEnd] = []
         self.journal = Journal(folder)
         self.searcher = OptunaSearcher(
-            spec, space or Space.from_spec(spec), folder, self.journal, resume=resume, on_end=self.ends.append
+            spec,
+            space or Space.from_spec(spec),
+            folder,
+            self.journal,
+            resume=resume,
+            on_end=self.ends.append,
+            goals=Goals(spec.search, data),
         )
         self.started: dict[str, Params] = {}
         self.numbers: dict[str, int] = {}

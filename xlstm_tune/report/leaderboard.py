@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import read
 
 SHOWN = 10
@@ -164,6 +165,25 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         console.print("* stopped early by the scheduler; its best epoch counts", style="dim", highlight=False)
     console.print()
     console.print(verdict(board), highlight=False, soft_wrap=True)
+
+
+def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console: Console) -> None:
+    """The Pareto front as a table. rows: of the trials table; goals: as of `pareto_front`."""
+    front = pareto_front(rows, goals)
+    by_number = {row["trial"]: row for row in rows}
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right")
+    table.add_column("model", overflow="fold", min_width=24)
+    for goal in goals:
+        table.add_column(goal, justify="right", no_wrap=True)
+    for trial in front:
+        row = by_number[trial]
+        table.add_row(str(trial), Text(row["name"]), *(number(row[goal]) for goal in goals))
+    console.print()
+    console.print(
+        f"Pareto front of {', '.join(goals)}: no trial beats one of these {len(front)} in all", highlight=False
+    )
+    console.print(table)
 
 
 def verdict(board: Leaderboard) -> str:

@@ -18,7 +18,7 @@ from ray import tune
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.duplicates import TrialEnd, never_begun
 from xlstm_tune.search.folder import CHECKPOINTS, CONFIG, HUNG, WEIGHTS, trial_folder
 from xlstm_tune.search.journal import History
 from xlstm_tune.search.population import trial_members
@@ -41,7 +41,10 @@ CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "
 """Figures of an epoch that are drawn as curves."""
 CUTS = (TIME_BUDGET, INTERRUPTED, DISK_FULL)
 """Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
-LAST = ("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "micro_batch", "members_at_once", "backend")
+LAST = (
+    *("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "latency_ms"),
+    *("micro_batch", "members_at_once", "backend"),
+)
 """Columns of the trials table that the last epoch's result fills."""
 
 
@@ -109,7 +112,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
             if past.end is not None:
                 self.rows.pop(number, None)
                 self._write(past.end, past.ended)
-        self._progress.recall(row["status"] for row in self.rows.values() if row["reason"] not in CUTS)
+        ends = ((row["status"], row["reason"]) for row in self.rows.values())
+        self._progress.recall(_counted(status, reason) for status, reason in ends if reason not in CUTS)
 
     def _is_over(self, number: int) -> bool:
         """Whether its row is written, and was not cut short."""
@@ -248,7 +252,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             self._results.members(member_rows(number, members, standing, end.status, end.reason))
         self._results.trial(row)
         self.rows[number] = row
-        self._progress.ended_trial(number, None if end.reason in CUTS else end.status)
+        self._progress.ended_trial(number, None if end.reason in CUTS else _counted(end.status, end.reason))
         if end.reason not in CUTS:
             shutil.rmtree(trial_folder(self._folder, number) / CHECKPOINTS, ignore_errors=True)
         if config:
@@ -265,7 +269,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
         folder = trial_folder(self._folder, number)
         figures = {f"best_val_{name}": row[f"val_{name}"] for name in METRICS}
         figures[f"best_{self._spec.search.objective}_std_error"] = row["std_error"]
-        figures |= {name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib")}
+        figures |= {
+            name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib", "latency_ms")
+        }
         self._spool.trial_ended(
             number,
             row["status"],
@@ -277,6 +283,11 @@ class Driver(tune.Callback):  # type: ignore[misc]
                 path for path in (folder / name for name in (CONFIG, WEIGHTS, "error.txt", HUNG)) if path.exists()
             ],
         )
+
+
+def _counted(status: str, reason: str | None) -> str:
+    """As what the progress counts a trial that has ended."""
+    return "refused" if status == "failed" and never_begun(reason) else status
 
 
 def _keys(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:

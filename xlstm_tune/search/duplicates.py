@@ -19,6 +19,17 @@ REASON = "reason"
 DUPLICATE_OF = "duplicate_of"
 START = "start"
 """Which start point the trial is."""
+# How the reasons of failed trials begin that are no fault of the training.
+INVALID = "invalid: "
+TOO_LARGE = "too large: "
+TOO_SLOW = "too slow: "
+OVER_LIMIT = (TOO_LARGE, TOO_SLOW)
+NEVER_BEGUN = (INVALID, TOO_LARGE)
+
+
+def never_begun(reason: str | None) -> bool:
+    """Whether a configuration with this reason was refused before it was trained, and so does not count as a trial."""
+    return reason is not None and reason.startswith(NEVER_BEGUN)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Known:
     steps: dict[int, float] = field(default_factory=dict)
     """Epoch → best objective up to it."""
     value: float | None = None
+    costs: list[float] = field(default_factory=list)
+    """Of `search.costs`, once they are known."""
+    excess: dict[str, float] = field(default_factory=dict)
+    """By how much each limited figure passes its limit, once it is known."""
     followers: list[tuple[optuna.Trial, Params]] = field(default_factory=list)
     """Equal trials that wait for this one to end."""
 
@@ -88,8 +103,11 @@ class Ledger:
         for trial in trials:
             attributes = trial.user_attrs
             if trial.state.is_finished() and DUPLICATE_OF not in attributes and (key := key_of(trial)) is not None:
+                value, *costs = trial.values or [None]
+                reason = attributes.get(REASON)
+                status = "failed" if (reason or "").startswith(OVER_LIMIT) else ENDINGS[trial.state]
                 self._known[key] = Known(
-                    trial.number, ENDINGS[trial.state], attributes.get(REASON), trial.intermediate_values, trial.value
+                    trial.number, status, reason, trial.intermediate_values, value, costs, dict(trial.constraints)
                 )
 
 

@@ -35,6 +35,8 @@ class Progress:
     pruned: int = 0
     failed: int = 0
     duplicate: int = 0
+    refused: int = 0
+    """Never begun: too large, or no model."""
     running: dict[int, tuple[str, int, int]] = field(default_factory=dict)
     """Trial number → (name, epoch, epochs)."""
     best: tuple[float, int, str] | None = None
@@ -70,7 +72,7 @@ class Progress:
             self.best, self.best_error = (objective, number, name), error
 
     def ended_trial(self, number: int, status: str | None) -> None:
-        """A trial ended as completed, pruned, failed or duplicate; None = it is cut short, and a resume goes on."""
+        """A trial ended as completed, pruned, failed, duplicate or refused; None = cut short, and a resume goes on."""
         self.running.pop(number, None)
         if status is not None:
             setattr(self, status, getattr(self, status) + 1)
@@ -78,7 +80,7 @@ class Progress:
     def recall(self, statuses: Iterable[str]) -> None:
         """How the trials of an earlier part of the search ended."""
         counted = Counter(statuses)
-        for status in ("completed", "pruned", "failed", "duplicate"):
+        for status in ("completed", "pruned", "failed", "duplicate", "refused"):
             setattr(self, status, counted[status])
         self.recalled = self.ended
 
@@ -96,7 +98,7 @@ class Progress:
         """`7 of 16 trials · 2 running · 3 pruned · 1 failed`."""
         parts = [f"{self.ended} of {self.total} trials" if self.total else f"{self.ended} trials"]
         parts.append(f"{len(self.running)} running")
-        for name in ("pruned", "failed", "duplicate"):
+        for name in ("pruned", "failed", "duplicate", "refused"):
             if getattr(self, name):
                 parts.append(f"{getattr(self, name)} {name}")
         return " · ".join(parts)

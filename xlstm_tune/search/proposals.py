@@ -18,7 +18,7 @@ from xlstm_tune.training.config import TrialConfig
 PATIENCE = 10
 """Known configurations in a row after which a finite space is asked at random for an unknown one."""
 GIVE_UP = 100
-"""Known or impossible configurations in a row after which the space counts as exhausted."""
+"""Known, impossible or refused configurations in a row after which the space counts as exhausted."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Proposals:
                 self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
             if (live := self._ask()) is not None:
                 return live
-        self.exhausted = f"{GIVE_UP} proposals in a row were known already or no model"
+        self.exhausted = f"{GIVE_UP} proposals in a row were known already, too large or no model"
         return None
 
     def like(self, first: Live, running: int) -> list[Live]:

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
-from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
+from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
+from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.duplicates import never_begun
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
@@ -80,7 +82,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
                 "Give it more with --trials.",
                 highlight=False,
             )
-            print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
+            _print_board(plan, build_leaderboard(plan.folder, plan.spec.search.objective), console)
             return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
@@ -96,7 +98,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         if not plan.resume and not read_journal(plan.folder).trials:
             shutil.rmtree(plan.folder)
         raise
-    print_leaderboard(board, console, plan.best_possible)
+    _print_board(plan, board, console)
     if split := sum(bool(row["micro_batch"] or row["members_at_once"]) for row in outcome.rows):
         console.print(
             f"note: {count(split, 'trial')} ran out of memory and went on with fewer members or samples at a time and "
@@ -121,6 +123,13 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if outcome.cut == INTERRUPTED:
         return stopping.exit_code
     return 0 if board.winner and outcome.cut != DISK_FULL else 1
+
+
+def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
+    """The leaderboard, and the Pareto front where several things are weighed."""
+    print_leaderboard(board, console, plan.best_possible)
+    if plan.spec.search.costs and board.winner:
+        print_front(read(plan.folder, "trials").to_pylist(), plan.spec.search.goals, console)
 
 
 def _resume_words(plan: Plan, why: str) -> str:
@@ -160,10 +169,12 @@ def _finished(plan: Plan) -> bool:
 
 
 def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:
-    """Configurations of these rows of the trials table that were not cut short by the search's own end."""
+    """Trained configurations of these rows of the trials table that the search's own end did not cut short."""
     from xlstm_tune.search.driver import CUTS
 
-    return sum(row["status"] != "duplicate" and row["reason"] not in CUTS for row in rows)
+    return sum(
+        row["status"] != "duplicate" and row["reason"] not in CUTS and not never_begun(row["reason"]) for row in rows
+    )
 
 
 def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
@@ -174,7 +185,7 @@ def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter
         "targets": ", ".join(data.target_names),
         "lookback": data.lookback,
         "horizon": data.horizon,
-        "objective": spec.search.objective,
+        "objective": ", ".join(spec.search.goals),
         "algorithm": spec.search.algorithm,
         "scheduler": spec.search.scheduler,
         "trials": plan.trials,
@@ -206,6 +217,7 @@ def _search(
     from ray import tune
 
     from xlstm_tune.search.driver import Driver
+    from xlstm_tune.search.goals import Goals
     from xlstm_tune.search.losses import Losses, Watch
     from xlstm_tune.search.referee import Referee
     from xlstm_tune.search.schedulers import make_scheduler
@@ -232,6 +244,7 @@ def _search(
         on_end=driver.on_end,
         fusion=fusion,
         why_lost=losses.why,
+        goals=Goals(spec.search, plan.data),
     )
     timeout = spec.resources.trial_timeout
     data = ray.put(plan.data)
@@ -319,8 +332,20 @@ def _score_finalists(
 def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) -> None:
     """The leaderboard and the summary figures on the parent run."""
     spool.table("leaderboard", board.columns())
+    if plan.spec.search.costs:
+        _record_front(plan, spool)
     spool.search_ended(
         "interrupted" if outcome.cut in (INTERRUPTED, DISK_FULL) else "completed",
         board.summary(),
         [plan.folder / "results"],
     )
+
+
+def _record_front(plan: Plan, spool: Spool) -> None:
+    """The Pareto front, as a table of the parent run and as the tag `pareto_front` of its trials' runs."""
+    goals, rows = plan.spec.search.goals, {row["trial"]: row for row in read(plan.folder, "trials").to_pylist()}
+    front = pareto_front(list(rows.values()), goals)
+    columns = ("trial", "name", *goals)
+    spool.table("pareto_front", {name: [rows[number][name] for number in front] for name in columns})
+    for number in rows if plan.resume else front:  # one that was on it may have been beaten since
+        spool.metrics({}, trial=number, tags={"pareto_front": str(number in front).lower()})

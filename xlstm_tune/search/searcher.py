@@ -6,6 +6,7 @@ the sampler for ever:
 * completed: COMPLETE with the objective of its best epoch;
 * pruned (the scheduler stopped it): PRUNED, with every reported value;
 * failed (diverged, out of memory, error, worker lost again and again): FAIL, with the reason as a user attribute;
+* failed because it is too large or too slow: PRUNED, with by how much, from which samplers learn;
 * duplicate (its configuration is known): told at once what the original was told, or when the original ends; Ray
   never sees it, and it does not count as a trial.
 
@@ -32,6 +33,8 @@ from xlstm_tune.errors import SpecError
 from xlstm_tune.search.duplicates import (
     DUPLICATE_OF,
     ENDINGS,
+    INVALID,
+    OVER_LIMIT,
     REASON,
     START,
     Ending,
@@ -41,6 +44,7 @@ from xlstm_tune.search.duplicates import (
     TrialEnd,
 )
 from xlstm_tune.search.fusion import NO_FUSION, Fusion
+from xlstm_tune.search.goals import Goals, costs_of
 from xlstm_tune.search.journal import Journal, Past
 from xlstm_tune.search.losses import NODE_LOST
 from xlstm_tune.search.proposals import Live, Proposals
@@ -73,6 +77,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         exception here ends the search.
     fusion: how many configurations may share a Ray trial.
     why_lost: why Ray's trial of this id lost its worker.
+    goals: what is weighed and limited; None = what the spec says, without limits of size.
 
     Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point, "known": epochs that need not
     be told again}, ...]}`. Every result that a Ray trial reports must hold `rows`, one for each configuration and epoch
@@ -95,10 +100,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         on_end: Callable[[TrialEnd], None] | None = None,
         fusion: Fusion = NO_FUSION,
         why_lost: Callable[[str], str] = lambda trial_id: "worker died",
+        goals: Goals | None = None,
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
         self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume)
+        self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost
         self._live: dict[int, Live] = {}
@@ -232,16 +239,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         try:
             config = self._spec.resolve(params)
         except SpecError as error:
-            refused = Known(trial.number, "failed", f"invalid: {error}")
-            end = TrialEnd(trial.number, None, "failed", refused.reason, None, params)
-            self._note_end(end)
-            self._tell(trial, refused)
-            self._report(end)
+            self._refuse(trial, params, Known(trial.number, "failed", f"{INVALID}{error}"))
             return None
         key = config.key()
         known = self._ledger.find(key)
         if known is None:
+            sizes = self._goals.sizes(config)
+            excess = self._goals.excess(sizes)
+            if reason := self._goals.too_large(sizes):
+                self._refuse(trial, params, Known(trial.number, "failed", reason, excess=excess))
+                return None
             known = self._ledger.start(key, trial.number)
+            known.excess = excess
             live = Live(trial, known, params, config, START in trial.user_attrs)
             self._live[trial.number] = live
             return live
@@ -251,12 +260,22 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._end_duplicate(trial, params, known)
         return None
 
+    def _refuse(self, trial: optuna.Trial, params: Params, refused: Known) -> None:
+        """End a trial that is never begun."""
+        end = TrialEnd(trial.number, None, "failed", refused.reason, None, params)
+        self._note_end(end)
+        self._tell(trial, refused)
+        self._report(end)
+
     def _record(self, live: Live, row: Mapping[str, Any]) -> None:
         step, value = int(row["epoch"]), float(row[self.metric])
+        live.known.excess |= self._goals.excess(row)
         if step not in live.known.steps and math.isfinite(value):
             live.losses = 0
             live.known.steps[step] = live.known.value = value
-            live.trial.report(value, step)
+            live.known.costs = costs_of(row, self._goals.costs)
+            if not self._goals.costs:  # Optuna takes none from a study of several objectives
+                live.trial.report(value, step)
 
     def _settle(self, live: Live, row: Mapping[str, Any]) -> None:
         """End a configuration the way its last row says."""
@@ -283,7 +302,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _end_duplicate(self, trial: optuna.Trial, params: Params, known: Known) -> None:
         trial.set_user_attr(DUPLICATE_OF, known.number)
-        if known.status == "pruned":  # its value, for Optuna, is the last that was reported
+        if known.status == "pruned" and not known.costs:  # its value, for Optuna, is the last that was reported
             for step, value in known.steps.items():
                 trial.report(value, step)
         end = TrialEnd(trial.number, None, "duplicate", known.reason, known.value, params, known.number)
@@ -295,8 +314,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         assert known.status is not None
         if known.reason:
             trial.set_user_attr(REASON, known.reason)
-        value = known.value if known.status == "completed" else None
-        self._study.tell(trial, value, state=_STATES[known.status])
+        for figure, excess in known.excess.items():
+            trial.set_constraint(figure, excess)
+        # Samplers learn which side of a limit is which from pruned trials, and nothing from failed ones.
+        state = TrialState.PRUNED if (known.reason or "").startswith(OVER_LIMIT) else _STATES[known.status]
+        values = [known.value, *known.costs] if known.status == "completed" else None
+        self._study.tell(trial, values, state=state)
 
     def _note_end(self, end: TrialEnd) -> None:
         past = self._journal.history.trials.get(end.number)
@@ -346,7 +369,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         duplicate_of = trial.user_attrs.get(DUPLICATE_OF)
         status: Status = ENDINGS[trial.state] if duplicate_of is None else "duplicate"
         params = self._space.canonical(trial.params)
-        return TrialEnd(trial.number, None, status, trial.user_attrs.get(REASON), trial.value, params, duplicate_of)
+        value = trial.values[0] if trial.values else None
+        reason = trial.user_attrs.get(REASON)
+        if status == "pruned" and (reason or "").startswith(OVER_LIMIT):
+            status = "failed"
+        return TrialEnd(trial.number, None, status, reason, value, params, duplicate_of)
 
     def _key(self, trial: FrozenTrial) -> str | None:
         try:

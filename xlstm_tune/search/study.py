@@ -90,7 +90,11 @@ def open_study(
     try:
         storage, sync = _open_storage(config.storage, folder / JOURNAL)
         study = optuna.create_study(
-            study_name=name, storage=storage, sampler=RandomSampler(), direction="minimize", load_if_exists=resume
+            study_name=name,
+            storage=storage,
+            sampler=RandomSampler(),
+            directions=["minimize"] * (1 + len(config.costs)),
+            load_if_exists=resume,
         )
     except optuna.exceptions.DuplicatedStudyError:
         raise StorageError(

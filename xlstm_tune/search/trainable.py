@@ -23,6 +23,7 @@ from ray import tune
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.folder import CONFIG, HUNG, STOPPED, disk_full, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
+from xlstm_tune.search.goals import times_forecasts, too_slow
 from xlstm_tune.search.losses import FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
@@ -30,7 +31,8 @@ from xlstm_tune.search.single_trial import SingleTrial
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.allocator import keep_freed_memory
 from xlstm_tune.training.checkpoint import write_atomically
-from xlstm_tune.training.loop import Diverged
+from xlstm_tune.training.latency import forecast_latency
+from xlstm_tune.training.loop import Diverged, shape_of
 from xlstm_tune.training.micro import out_of_memory
 
 
@@ -59,6 +61,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._trials: list[dict[str, Any]] = config["trials"]
         self._known = {one["number"]: int(one["known"]) for one in self._trials}
         self._trial: SingleTrial | PopulationTrial | FusedTrial | None = None
+        self._latency: dict[int, float] = {}
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
             torch.cuda.empty_cache()
@@ -107,10 +110,28 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         number = self._trials[0]["number"]
         rows = [{"number": number, "worker": self._worker, **row} for row in rows]
         for row in rows:
+            if row["status"] != "failed":
+                row |= self._timed(row["number"])
             if row["status"] == "failed":
                 row |= self._failed(row["number"], row["reason"])
             self._known[row["number"]] = row["epoch"]
         return self._result(rows, done=all(row["done"] for row in rows))
+
+    def _timed(self, number: int) -> dict[str, Any]:
+        """How long a forecast takes, where the search asks; too long is a failure."""
+        search = self._spec.search
+        if not times_forecasts(search.costs, search.constraints.max_latency_ms):
+            return {}
+        if number not in self._latency:
+            (params,) = (one["params"] for one in self._trials if one["number"] == number)
+            config = self._spec.resolve(params)
+            self._latency[number] = forecast_latency(config, shape_of(self._data, config))
+        latency = self._latency[number]
+        reason = too_slow(self._spec, latency)
+        if reason is None:
+            return {"latency_ms": latency}
+        (trial_folder(self._folder, number) / STOPPED).touch()  # others that it is trained with go on without it
+        return {"latency_ms": latency, "status": "failed", "reason": reason}
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
