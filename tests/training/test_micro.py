@@ -18,7 +18,8 @@ from xlstm_tune.data.windows import Windows
 from xlstm_tune.models.forecaster import Forecaster
 from xlstm_tune.training.checkpoint import STATE, load, save
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import EpochResult, begin, evaluate, predict, train
+from xlstm_tune.training.judge import evaluate, predict
+from xlstm_tune.training.loop import EpochResult, begin, train
 from xlstm_tune.training.micro import backward, fitting, out_of_memory
 
 Maker = Callable[..., Any]

@@ -32,7 +32,7 @@ from xlstm_tune.search.population_records import (
 from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.tracking import Spool
+from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.members import Member
 from xlstm_tune.training.metrics import METRICS
@@ -46,6 +46,10 @@ LAST = (
     *("micro_batch", "members_at_once", "backend"),
 )
 """Columns of the trials table that the last epoch's result fills."""
+
+
+FILES = (CONFIG, WEIGHTS, VALIDATION_END, "error.txt", HUNG)
+"""Of a trial's folder, which its MLflow run gets where they exist."""
 
 
 class Driver(tune.Callback):  # type: ignore[misc]
@@ -160,7 +164,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def _spool_epoch(self, number: int, row: dict[str, Any], now: float) -> None:
         curves = {name: row[name] for name in CURVES}
         members = member_curves(self._members.get(number, []), row, self._spec.search.objective)
-        self._spool.epoch(number, row["epoch"], curves | members, now)
+        self._spool.epoch(number, row["epoch"], curves | members | row.get("system", {}), now)
 
     def _write_epoch(self, number: int, row: dict[str, Any], now: float) -> None:
         self._results.epoch(
@@ -279,9 +283,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             metrics={name: float(value) for name, value in figures.items() if value is not None},
             tags=tags
             | {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]},
-            artifacts=[
-                path for path in (folder / name for name in (CONFIG, WEIGHTS, "error.txt", HUNG)) if path.exists()
-            ],
+            artifacts=[path for name in FILES if (path := folder / name).exists()],
         )
 
 

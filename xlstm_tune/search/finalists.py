@@ -24,7 +24,8 @@ from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
-from xlstm_tune.training.loop import autocast_dtype, pick_device, predict, shape_of
+from xlstm_tune.training.judge import predict
+from xlstm_tune.training.loop import autocast_dtype, pick_device, shape_of
 from xlstm_tune.training.members import standard_error
 from xlstm_tune.training.metrics import score_units
 

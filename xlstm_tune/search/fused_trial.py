@@ -92,6 +92,6 @@ class FusedTrial:
             self._out.add(each.member)
             return {"number": run.number, "status": "failed", "reason": each.failure or "failed without a reason"}
         self._states[each.member] = each.result.state
-        row = epoch_row(each.result, run.folder)
+        row = epoch_row(each.result, run.folder, self._data)
         self._checkpoints[each.member].note(row)
         return {"number": run.number, **row}

@@ -17,6 +17,7 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS, member_folder
+from xlstm_tune.search.single_trial import save_end
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.loop import EpochResult, TrainingState
 from xlstm_tune.training.members import Member, Score, score_of
@@ -226,6 +227,7 @@ class PopulationTrial:
         folder.mkdir(parents=True, exist_ok=True)
         about = {"config": self._configs[member].key(), "epoch": str(state.best_epoch)}
         save_weights(folder / WEIGHTS, state.best_weights, about)
+        save_end(folder, state, self._data)
 
     def _keep_winner(self, score: Score) -> None:
         best = (score.winner, self._records[score.winner].best_epoch)

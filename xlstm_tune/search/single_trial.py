@@ -6,10 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS
+from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training.checkpoint import load, save, save_weights
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import EpochResult, TrainingState, train
@@ -24,7 +27,7 @@ class SingleTrial:
     """
 
     def __init__(self, config: TrialConfig, data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
-        self._folder = folder
+        self._folder, self._data = folder, data
         self._checkpoints = Checkpoints(folder)
         self.state, self._untold = last_state(self._checkpoints, known, config, data)
         self._epochs = train(config, data, resume=self.state, objective=objective)
@@ -36,7 +39,7 @@ class SingleTrial:
             return rows
         result = next(self._epochs)
         self.state = result.state
-        row = epoch_row(result, self._folder)
+        row = epoch_row(result, self._folder, self._data)
         self._checkpoints.note(row)
         if worth_saving([self._checkpoints]):
             self.save()
@@ -69,14 +72,15 @@ def last_state(
     return None, []
 
 
-def epoch_row(result: EpochResult, folder: Path) -> dict[str, Any]:
-    """What scheduler, searcher and driver see of a configuration's epoch; the best weights so far go to its folder."""
+def epoch_row(result: EpochResult, folder: Path, data: Prepared) -> dict[str, Any]:
+    """What scheduler, searcher and driver see of a configuration's epoch; the best so far goes to its folder."""
     state = result.state
     # The first epoch always improves, so there is a best one from here on.
     assert state.best_validation is not None and state.best_weights is not None
     if result.improved:
         about = {"config": state.config.key(), "epoch": str(result.epoch)}
         save_weights(folder / WEIGHTS, state.best_weights, about)
+        save_end(folder, state, data)
     return {
         "epoch": result.epoch,
         "train_loss": result.train_loss,
@@ -95,3 +99,18 @@ def epoch_row(result: EpochResult, folder: Path) -> dict[str, Any]:
         "finished": result.finished,
         "done": result.finished,
     }
+
+
+def save_end(folder: Path, state: TrainingState, data: Prepared) -> None:
+    """What a run predicted for the last validation samples at its best epoch, in the first target's own units.
+
+    `predicted` and `actual` [m, H] float32, the samples one after another.
+    """
+    if state.best_end is None:  # of an epoch before a resume, which has saved it
+        return
+    own = state.best_end * data.target_std[0] + data.target_mean[0]
+    about = {"target": data.target_names[0], "task": data.task}
+    tensors = {"predicted": own[0].contiguous().float(), "actual": own[1].contiguous().float()}
+    temporary = folder / f".{VALIDATION_END}.tmp"
+    save_file(tensors, temporary, about)
+    temporary.replace(folder / VALIDATION_END)  # a picture is not worth waiting for the disk

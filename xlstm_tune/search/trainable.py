@@ -28,6 +28,7 @@ from xlstm_tune.search.losses import FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.single_trial import SingleTrial
+from xlstm_tune.search.system import SystemMetrics
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.allocator import keep_freed_memory
 from xlstm_tune.training.checkpoint import write_atomically
@@ -47,6 +48,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._data: Prepared = ray.get(data[0])
         self._spec, self._folder = SearchSpec.parse(spec), folder
         self._extra = FIRST_EPOCH
+        self._system = SystemMetrics()
         self._worker = f"process {os.getpid()} on {platform.node()}"
         keep_freed_memory()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
@@ -107,11 +109,12 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 return self._result([], done=True) | {"disk_full": str(error)}
             self._keep_traceback()
             return self._all_failed(f"error: {type(error).__name__}: {error}")
-        number = self._trials[0]["number"]
+        number, system = self._trials[0]["number"], self._system.read()
         rows = [{"number": number, "worker": self._worker, **row} for row in rows]
         for row in rows:
             if row["status"] != "failed":
                 row |= self._timed(row["number"])
+                row["system"] = system
             if row["status"] == "failed":
                 row |= self._failed(row["number"], row["reason"])
             self._known[row["number"]] = row["epoch"]

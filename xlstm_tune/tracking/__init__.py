@@ -7,11 +7,13 @@ sent by `python -m xlstm_tune.tracking sync NAME`, as often as one likes: nothin
 MLflow is imported by the writer process alone (`sender.py`); importing this package costs nothing.
 """
 
+from xlstm_tune.tracking.events import VALIDATION_END
 from xlstm_tune.tracking.spool import Spool
 from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, ui_command
 from xlstm_tune.tracking.writer import Unsent, Writer, remembered_uri, sync
 
 __all__ = [
+    "VALIDATION_END",
     "Spool",
     "Unsent",
     "Writer",

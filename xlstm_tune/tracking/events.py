@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 STATUSES = ("completed", "pruned", "failed", "duplicate", "interrupted")
+VALIDATION_END = "validation_end.safetensors"
+"""Name of an artifact that reaches MLflow as a picture, forecast.svg: see `plot.forecast_picture`."""
 _TRIAL: dict[str, type] = {"number": int}
 # Each kind of event and its fields; `t`, in ms since 1970, belongs to all.
 _FIELDS: dict[str, dict[str, type]] = {

@@ -25,8 +25,9 @@ from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from xlstm_tune.tracking.events import read_event, whole_lines
+from xlstm_tune.tracking.events import VALIDATION_END, read_event, whole_lines
 from xlstm_tune.tracking.gather import Pending, batches, clean, gather, mlflow_key, run_tags
+from xlstm_tune.tracking.plot import forecast_picture
 from xlstm_tune.tracking.spool import read_address, spool_path, write_json
 from xlstm_tune.tracking.state import read_state, state_path
 from xlstm_tune.tracking.uri import artifact_location, hide_credentials, sqlite_path
@@ -163,6 +164,8 @@ class Sender:
             path = self._folder / name
             if path.is_dir():
                 self._guarded(run, 1, partial(client.log_artifacts, run.id, str(path), where or path.name))
+            elif path.name == VALIDATION_END and path.is_file():
+                self._picture(run, path)
             elif path.is_file():
                 self._guarded(run, 1, partial(client.log_artifact, run.id, str(path), where or None))
             else:
@@ -172,6 +175,13 @@ class Sender:
             run.tables = [*(other for other in run.tables if other != name), name]
             shown = json.dumps([{"path": f"{other}.json", "type": "table"} for other in run.tables])
             self._guarded(run, 0, partial(client.set_tag, run.id, TABLES_TAG, shown))
+
+    def _picture(self, run: Run, path: Path) -> None:
+        try:
+            picture = forecast_picture(path)
+        except (OSError, ValueError) as error:
+            return self._refuse(1, str(error))
+        self._guarded(run, 1, partial(self.connect().log_text, run.id, picture, "forecast.svg"))
 
     def _finish(self, run: Run, status: str, ended: int | None) -> None:
         self._guarded(run, 0, partial(self.connect().set_terminated, run.id, _MLFLOW_STATUS[status], ended))

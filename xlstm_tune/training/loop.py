@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +26,10 @@ from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training import capture
 from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.judge import eval_batch, judge
 from xlstm_tune.training.losses import loss_of
-from xlstm_tune.training.metrics import METRICS, ErrorSums
-from xlstm_tune.training.micro import backward, fitting, in_pieces
+from xlstm_tune.training.metrics import METRICS
+from xlstm_tune.training.micro import backward, in_pieces
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
 from xlstm_tune.training.seeding import seeded
 from xlstm_tune.training.threads import threads_for
@@ -60,6 +61,8 @@ class TrainingState:
     best_validation: dict[str, float] | None = None
     best_weights: dict[str, Tensor] | None = field(default=None, repr=False)
     """The model's state_dict after `best_epoch`, on the CPU. A better epoch puts a new dict here, the old one stays."""
+    best_end: Tensor | None = field(default=None, repr=False)
+    """Forecasts and truth of the last validation samples at `best_epoch`: `ErrorSums.end`. Not kept in checkpoints."""
     micro_batch: int | None = None
     """Samples that go through the model at a time in training, since more ran out of memory; None = whole batches."""
     together: int | None = None
@@ -205,8 +208,9 @@ def train(
         train_loss = checked_loss(losses, norms, len(samples), state, rate)
         trained = time.perf_counter()
 
-        validation = evaluate(model, held_out, data.target_std, eval_batch(config, data, device), dtype)
-        improved = close_epoch(state, validation, rate)
+        judged = judge(model, held_out, data.target_std, eval_batch(config, data, device), dtype)
+        validation = judged.result()
+        improved = close_epoch(state, validation, rate, judged.end)
         ended = time.perf_counter()
         yield EpochResult(
             epoch=epoch,
@@ -239,85 +243,21 @@ def begin(
     return TrainingState(config, data.fingerprint, objective, model, build_optimiser(model, config.training))
 
 
-def close_epoch(state: TrainingState, validation: dict[str, float], rate: float) -> bool:
-    """Note an epoch that has been trained and judged; returns whether it is the best so far. Raises Diverged."""
+def close_epoch(state: TrainingState, validation: dict[str, float], rate: float, end: Callable[[], Tensor]) -> bool:
+    """Note an epoch that has been trained and judged; returns whether it is the best so far. Raises Diverged.
+
+    end: gives the `best_end` of this epoch.
+    """
     epoch = state.epoch + 1
     if not np.isfinite(list(validation.values())).all():
         raise Diverged(f"the validation predictions are not finite after epoch {epoch} (learning rate {rate:.3g})")
     best = state.best_validation
     improved = best is None or validation[state.objective] < best[state.objective]
     if improved:
-        state.best_epoch, state.best_validation = epoch, validation
+        state.best_epoch, state.best_validation, state.best_end = epoch, validation, end()
         state.best_weights = {name: value.to("cpu", copy=True) for name, value in state.model.state_dict().items()}
     state.epoch = epoch
     return improved
-
-
-def evaluate(
-    model: Forecaster,
-    windows: Windows,
-    target_std: np.ndarray,
-    batch_size: int,
-    dtype: torch.dtype | None = None,
-) -> dict[str, float]:
-    """The metrics over every sample of a part, without dropout. dtype: of autocast, None = float32."""
-    sums = ErrorSums(target_std, next(model.parameters()).device)
-    for predicted, actual in _forward(model, windows, batch_size, dtype):
-        sums.add(predicted, actual)
-    return sums.result()
-
-
-def predict(model: Forecaster, windows: Windows, batch_size: int = 256, dtype: torch.dtype | None = None) -> Tensor:
-    """Standardised predictions of every sample of a part, in its order: [n, H, K] float32 on the CPU.
-
-    dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with.
-    """
-    return torch.cat([predicted.cpu() for predicted, _ in _forward(model, windows, batch_size, dtype)])
-
-
-@torch.no_grad()
-def _forward(
-    model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end.
-
-    Where a batch runs out of memory, it and those after it are halved.
-    """
-    device = next(model.parameters()).device
-
-    def batch_at(start: int, size: int) -> tuple[Tensor, Tensor]:
-        x, y, lengths, static = windows.batch(torch.arange(start, min(start + size, len(windows)), device=device))
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            predicted = model(x, lengths, static)
-        return predicted.float(), y
-
-    was_training = model.training
-    model.eval()
-    start, size = 0, batch_size
-    try:
-        while start < len(windows):
-            tried = min(size, len(windows) - start)
-            done, fitted = fitting(partial(batch_at, start), tried)
-            if fitted < tried:
-                size = fitted
-            start += fitted
-            yield done
-    finally:
-        model.train(was_training)
-
-
-def eval_batch(config: TrialConfig, data: Prepared, device: torch.device) -> int:
-    """Samples per validation batch: as many as keep one hidden layer below 2²² numbers (16 MiB).
-
-    At most 256 on a CPU, where larger ones leave the cache and get slower, 2048 on a GPU. Never fewer than a training
-    batch, which needs more memory than a forward pass of the same size.
-    """
-    lookback = config.lookback or data.lookback
-    channels = len(data.target_names) if config.model.channels == "independent" else 1
-    layer = channels * config.model.tokens(lookback) * config.model.hidden_size
-    numbers = max(layer, lookback * len(data.feature_names))
-    most = 256 if device.type == "cpu" else 2048
-    return max(config.training.batch_size, min(most, 2**22 // numbers))
 
 
 def shape_of(data: Prepared, config: TrialConfig | None = None) -> Shape:

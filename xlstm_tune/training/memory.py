@@ -36,7 +36,7 @@ CONTEXT_MIB = 600.0
 """What a process takes of a GPU before its first tensor: the CUDA context and the kernels that are loaded into it. An
 estimate, not measured yet."""
 EVALUATION_MIB = 256.0
-"""What scoring takes at the least: some sixteen layers of 16 MiB (`loop.eval_batch`) at a time. An estimate, not
+"""What scoring takes at the least: some sixteen layers of 16 MiB (`judge.eval_batch`) at a time. An estimate, not
 measured yet."""
 SAFETY = 1.5
 """A GPU's kernels keep more than the CPU's and need memory while they run, and the allocator leaves gaps. An estimate,

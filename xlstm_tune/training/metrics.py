@@ -38,13 +38,18 @@ def score_units(predicted: Array, actual: Array, target_std: npt.NDArray[np.floa
     return _metrics(*_sums((predicted - actual) / std), std)
 
 
+END_NUMBERS = 2048
+"""Forecasts of the last samples that `ErrorSums` keeps, counted in numbers; at most 256 samples, at least one."""
+
+
 class ErrorSums:
-    """`score` batch by batch, without keeping the predictions: sums stay on the device until `result`."""
+    """`score` batch by batch, keeping no predictions but the last: sums stay on the device until `result`."""
 
     def __init__(self, target_std: npt.NDArray[np.floating], device: torch.device | str = "cpu") -> None:
         self._std = np.asarray(target_std, dtype=np.float64)
         self._sums = torch.zeros(2, len(self._std), dtype=torch.float64, device=device)  # squares, absolutes
         self._count = 0
+        self._last: list[Tensor] = []  # [2, b, H] each
 
     def add(self, predicted: Tensor, actual: Tensor) -> None:
         """Count one batch: [b, H, K] each, standardised."""
@@ -52,6 +57,14 @@ class ErrorSums:
         self._sums[0] += error.square().sum(dim=0)
         self._sums[1] += error.abs().sum(dim=0)
         self._count += len(error)
+        self._last.append(torch.stack([predicted[..., 0], actual[..., 0]]).detach())
+        while sum(one.shape[1] for one in self._last[1:]) >= _end_samples(predicted.shape[1]):
+            del self._last[0]
+
+    def end(self) -> Tensor:
+        """The last samples' forecasts and what happened, of the first target: [2, m, H] float32, standardised."""
+        last = torch.cat(self._last, dim=1)
+        return last[:, -_end_samples(last.shape[2]) :].to("cpu", torch.float32, copy=True)
 
     def result(self) -> dict[str, float]:
         """The metrics of all that was added. Raises ValueError when nothing was."""
@@ -59,6 +72,10 @@ class ErrorSums:
             raise ValueError("there is nothing to score: no batch was added")
         squares, absolutes = self._sums.cpu().numpy()
         return _metrics(squares, absolutes, self._count, self._std)
+
+
+def _end_samples(horizon: int) -> int:
+    return max(1, min(256, END_NUMBERS // horizon))
 
 
 def _checked(predicted: Array, actual: Array, target_std: npt.NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:

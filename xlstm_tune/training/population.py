@@ -30,6 +30,7 @@ from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.training import capture
 from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.judge import eval_batch
 from xlstm_tune.training.loop import (
     Diverged,
     EpochResult,
@@ -39,7 +40,6 @@ from xlstm_tune.training.loop import (
     check_same_run,
     checked_loss,
     close_epoch,
-    eval_batch,
     peak_memory_mib,
     pick_device,
     train,
@@ -181,7 +181,7 @@ class Pack:
                 outcomes.append(checked_loss(losses[place], norms[place], len(self.samples), state, rates[place]))
             except Diverged as reason:
                 outcomes.append(f"diverged: {reason}")
-        validations = self._judge()
+        judged = self._judge()
         ended = time.perf_counter()
         count = len(self.states)
         found: list[tuple[EpochResult | None, str | None]] = []
@@ -190,14 +190,15 @@ class Pack:
                 found.append((None, outcome))
                 continue
             try:
-                improved = close_epoch(state, validations[place], rates[place])
+                validation = judged[place].result()
+                improved = close_epoch(state, validation, rates[place], judged[place].end)
             except Diverged as reason:
                 found.append((None, f"diverged: {reason}"))
                 continue
             result = EpochResult(
                 epoch=state.epoch,
                 train_loss=outcome,
-                validation=validations[place],
+                validation=validation,
                 seconds=(ended - started) / count,
                 sequences_per_s=len(self.samples) * count / (trained - started),
                 learning_rate=rates[place],
@@ -336,8 +337,8 @@ class Pack:
                 parameters[place].grad = grad
 
     @torch.no_grad()
-    def _judge(self) -> list[dict[str, float]]:
-        """The metrics of every member over all validation samples."""
+    def _judge(self) -> list[ErrorSums]:
+        """The errors of every member over all validation samples."""
         count = len(self.states)
         self.template.eval()
 
@@ -345,7 +346,7 @@ class Pack:
             predicted: Tensor = functional_call(self.template, weights, (x, lengths, static))
             return predicted
 
-        def of(members: slice, size: int) -> list[dict[str, float]]:
+        def of(members: slice, size: int) -> list[ErrorSums]:
             stacked = {name: whole[members] for name, whole in self.stacked.items()}
             sums = [ErrorSums(self.data.target_std, self.device) for _ in self.states[members]]
             for index in torch.split(torch.arange(len(self.held_out), device=self.device), size):
@@ -354,10 +355,10 @@ class Pack:
                     predicted = vmap(one, (0, None, None, None))(stacked, x, lengths, static)
                 for own, forecast in zip(sums, predicted.float(), strict=True):
                     own.add(forecast, y)
-            return [own.result() for own in sums]
+            return sums
 
-        def attempt(most: int) -> list[dict[str, float]]:
-            found = []
+        def attempt(most: int) -> list[ErrorSums]:
+            found: list[ErrorSums] = []
             for members in _parts(count, most):
                 found += of(members, whole) if most > 1 else fitting(partial(of, members), whole)[0]
             return found
