@@ -1,4 +1,6 @@
-"""The tables of a search (trials, members, epochs, predictions, baselines, scores), as Parquet in `<folder>/results`.
+"""The tables of a search (its own row, trials, members, epochs, predictions, baselines, scores), as Parquet.
+
+They lie in `<folder>/results`.
 
 Rows go to a pending file first (one append, which survives the process being killed), then in bulk to new part
 files `results/<table>/part-000012.parquet`, each written under a temporary name, synced and renamed. `read` puts
@@ -63,6 +65,10 @@ class ResultsWriter:
             if not self._buffers[name].rows:
                 os.ftruncate(self._pending[name], 0)  # half a line at most
         self.flush()
+
+    def search(self, row: Mapping[str, Any]) -> None:
+        """The search itself, as it stands now."""
+        self._add("search", row)
 
     def trial(self, row: Mapping[str, Any]) -> None:
         """A trial that has ended."""
