@@ -24,6 +24,7 @@ HELPERS = (
     "split_tables",
     "searcher_bench",
     "trial_data",
+    "report_tables",
     "wave_search",
     "fault_search",
 )
