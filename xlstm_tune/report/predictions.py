@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from xlstm_tune.results import read
 
 Array = NDArray[np.float64]
-Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -124,39 +123,25 @@ def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]
 
 
 def _grid(rows: pa.Table, part: str) -> tuple[Judged, Array] | None:
-    """Rows of one model as [n, H, K]; None where a sample lacks a step or a target."""
+    """Rows of one model as [n, H, K], in which order they are written; None where a sample lacks a step or a target."""
     series, time, target = (rows[name].combine_chunks().dictionary_encode() for name in ("series", "time", "target"))
     steps = rows["step"].to_numpy()
     targets = tuple(target.dictionary.to_pylist())
     horizon, size = int(steps.max()), int(steps.max()) * len(targets)
     if len(rows) % size:
         return None
-    codes = np.stack([series.indices.to_numpy(), time.indices.to_numpy()]).astype(np.int64)
-    place = (steps - 1) * len(targets) + target.indices.to_numpy()
-    order: Index | None = None
-    if not _in_order(codes, place, size):
-        sample = codes[0] * len(time.dictionary) + codes[1]
-        _, seen, sample = np.unique(sample, return_index=True, return_inverse=True)
-        order = np.lexsort((place, seen[sample]))
-        codes, place = codes[:, order], place[order]
-        if not _in_order(codes, place, size):
+    place = (steps - 1) * len(targets) + target.indices.to_numpy()  # of a row in its sample
+    if (place.reshape(-1, size) != np.arange(size)).any():
+        return None
+    labels = []
+    for column in (series, time):
+        codes = column.indices.to_numpy().reshape(-1, size)
+        if (codes != codes[:, :1]).any():
             return None
+        labels.append(tuple(column.dictionary.take(pa.array(codes[:, 0])).to_pylist()))
     shape = (-1, horizon, len(targets))
-    actual, predicted = (rows[name].to_numpy() for name in ("actual", "predicted"))
-    if order is not None:
-        actual, predicted = actual[order], predicted[order]
-    labels = [
-        tuple(column.dictionary.take(pa.array(code[::size])).to_pylist())
-        for column, code in zip((series, time), codes, strict=True)
-    ]
-    judged = Judged(part, labels[0], labels[1], targets, actual.reshape(shape), {})
-    return judged, predicted.reshape(shape)
-
-
-def _in_order(codes: Index, place: Index, size: int) -> bool:
-    """Whether every `size` rows are one sample's steps and targets, in order."""
-    whole = codes.reshape(2, -1, size)
-    return bool((place.reshape(-1, size) == np.arange(size)).all() and (whole == whole[:, :, :1]).all())
+    actual, predicted = (rows[name].to_numpy().reshape(shape) for name in ("actual", "predicted"))
+    return Judged(part, labels[0], labels[1], targets, actual, {}), predicted
 
 
 def key_values(label: str, names: Sequence[str] | None) -> tuple[str, ...]:
