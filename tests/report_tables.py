@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from xlstm_tune.result_tables import KINDS
 from xlstm_tune.results import ResultsWriter
 
 Array = NDArray[np.float64]
@@ -44,8 +46,7 @@ def sequence_labels(counties: int, years: int) -> list[tuple[str, str]]:
     ]
 
 
-def write_predictions(
-    writer: ResultsWriter,
+def prediction_table(
     model: str,
     trial: int | None,
     part: str,
@@ -53,23 +54,24 @@ def write_predictions(
     actual: Array,
     predicted: Array,
     targets: Sequence[str] = ("cases",),
-) -> None:
+) -> pa.Table:
     """One model's predictions of one part; actual, predicted: [n, H, K]."""
     n, horizon, k = actual.shape
-    rows = n * horizon * k
-    writer.predictions(
-        {
-            "trial": [trial] * rows,
-            "model": [model] * rows,
-            "part": [part] * rows,
-            "series": [series for series, _ in labels for _ in range(horizon * k)],
-            "time": [time for _, time in labels for _ in range(horizon * k)],
-            "step": np.tile(np.repeat(np.arange(1, horizon + 1), k), n),
-            "target": list(targets) * (n * horizon),
-            "actual": actual.reshape(-1),
-            "predicted": predicted.reshape(-1),
-        }
-    )
+    size = horizon * k
+    series, time = (np.repeat(np.array(column, dtype=object), size) for column in zip(*labels, strict=True))
+    columns = {
+        "trial": [trial] * (n * size),
+        "model": [model] * (n * size),
+        "part": [part] * (n * size),
+        "series": series,
+        "time": time,
+        "step": np.tile(np.repeat(np.arange(1, horizon + 1), k), n),
+        "target": list(targets) * (n * horizon),
+        "actual": actual.reshape(-1),
+        "predicted": predicted.reshape(-1),
+    }
+    kind = KINDS["predictions"]
+    return pa.table({name: pa.array(columns[name], kind.columns[name]) for name in kind.columns}, schema=kind.schema)
 
 
 def smooth_errors(generator: np.random.Generator, shape: tuple[int, ...], keep: float = 0.5) -> Array:
@@ -219,6 +221,7 @@ def write_search(
         if row:
             writer.search(search_row(name, facts, **more))
         best = write_trials(writer, families)
+        tables: list[pa.Table] = []
         for part in PARTS:
             wave = 5 * np.sin(np.arange(len(labels)) / 9)[:, None, None]
             actual = 20 + wave + generator.normal(size=shape)
@@ -229,8 +232,9 @@ def write_search(
                 if part not in parts and trial is not None:
                     continue
                 error = np.sqrt(shared) * common + np.sqrt(1 - shared) * smooth_errors(generator, shape)
-                write_predictions(writer, model, trial, part, labels, actual, actual + rmse * error, targets)
+                tables.append(prediction_table(model, trial, part, labels, actual, actual + rmse * error, targets))
                 if trial is not None:
                     writer.scores([{"model": model, "trial": trial, "part": part, **figures(rmse)}])
                 else:
                     writer.baselines([{"name": model, "part": part, **figures(rmse), "settings": {}}])
+        writer.predictions(pa.concat_tables(tables))

@@ -14,8 +14,8 @@ from report_tables import (
     FAMILIES,
     figures,
     forecast_labels,
+    prediction_table,
     sequence_labels,
-    write_predictions,
     write_search,
     write_trials,
 )
@@ -124,7 +124,7 @@ def test_winner_is_chosen_on_validation_not_on_test(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path) as writer:  # a lstm that is worse on validation would be the best on test
         writer.trial({"trial": 50, "name": "lucky", "status": "completed", "family": "lstm", **figures(9.0, "val_")})
         labels, zeros = forecast_labels(240), np.zeros((240, 3, 1))
-        write_predictions(writer, "lstm", 50, "test", labels, zeros, zeros)
+        writer.predictions(prediction_table("lstm", 50, "test", labels, zeros, zeros))
     found = gather(tmp_path)
     assert found is not None and found.winner == Model("lstm d32", "lstm", 0)
     assert not any(model.trial == 50 for model in found.models)
@@ -143,12 +143,12 @@ def test_model_of_other_samples_is_left_out_with_a_note(tmp_path: Path) -> None:
     write_search(tmp_path)
     values = np.ones((200, 3, 1))
     with ResultsWriter(tmp_path) as writer:
-        write_predictions(writer, "mean", None, "test", forecast_labels(200), values, values)
-        write_predictions(writer, "last_value", None, "test", forecast_labels(240), np.ones((240, 3, 1)) * math.nan,
-                          np.ones((240, 3, 1)) * math.nan)  # fmt: skip
+        writer.predictions(prediction_table("mean", None, "test", forecast_labels(200), values, values))
+        nothing = np.full((240, 3, 1), math.nan)
+        writer.predictions(prediction_table("last_value", None, "test", forecast_labels(240), nothing, nothing))
     found = gather(tmp_path)
     assert found is not None and [model.name for model in found.models] == ["xlstm d32", "slstm d32", "lstm d32"]
-    assert any(note == "mean was left out: it predicted other samples than the others" for note in found.notes)
+    assert any(note == "mean was left out: it predicted other samples than the others." for note in found.notes)
     assert any(note.startswith("last_value was left out: not all of its predictions") for note in found.notes)
 
 
@@ -214,7 +214,7 @@ def test_errors_that_counties_share_widen_the_interval(tmp_path: Path) -> None:
         with ResultsWriter(folder) as writer:
             for trial, family in ((0, "lstm"), (6, "xlstm")):
                 error = np.broadcast_to(generator.normal(size=(counties, 15)), (16, 15)).reshape(-1, 1, 1)
-                write_predictions(writer, family, trial, "test", labels, np.zeros_like(error), error)
+                writer.predictions(prediction_table(family, trial, "test", labels, np.zeros_like(error), error))
         found = gather(folder)
         assert found is not None
         widths.append(found.differences[0].high - found.differences[0].low)

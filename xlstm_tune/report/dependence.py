@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from xlstm_tune.report.predictions import Facts, Judged, key_values
@@ -39,16 +40,15 @@ def moments(judged: Judged) -> Index:
     length of the longest chain of windows before it, through labels that series share. Series that share no label (rows
     that are their own clock; windows that were thinned out of step) lie side by side, window by window.
     """
-    codes = _codes(judged.time)
-    series = _codes(judged.series)
+    if len(set(judged.series)) == 1:
+        return np.arange(len(judged.time))
+    codes, series = _codes(judged.time), _codes(judged.series)
     order = np.argsort(series, kind="stable")
     cuts = np.flatnonzero(np.diff(series[order])) + 1
     rows = np.split(order, cuts)
     ranks = np.empty(len(codes), dtype=np.int64)
     for own in rows:
         ranks[own] = np.arange(len(own))
-    if len(rows) == 1:
-        return ranks
     place = np.zeros(codes.max() + 1, dtype=np.int64)
     np.maximum.at(place, codes, ranks)
     for _ in range(_ROUNDS):
@@ -98,5 +98,4 @@ def _codes(labels: tuple[str, ...] | Index) -> Index:
     """Numbers from 0: of text in order of first appearance, of numbers in their own order."""
     if isinstance(labels, np.ndarray):
         return np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    return np.fromiter((numbers[label] for label in labels), np.int64, len(labels))
+    return np.asarray(pa.array(labels, pa.string()).dictionary_encode().indices.to_numpy()).astype(np.int64)

@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from xlstm_tune.report.dependence import Clusters, clusterings, crossed, moments
 from xlstm_tune.report.predictions import Facts, Judged, Model
-from xlstm_tune.report.resampling import ENOUGH, Influence, Spread, common_length, holm, influence, interval, spread
+from xlstm_tune.report.resampling import (
+    ENOUGH,
+    MOST_BLOCKS,
+    Influence,
+    Spread,
+    common_length,
+    holm,
+    influence,
+    interval,
+    spread,
+)
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -123,7 +133,7 @@ def _windows(judged: Judged, what: Influence, seen: Facts) -> _Found:
     if found.length < length:
         chosen = "as long as the part allows"
     elif found.length > length:
-        chosen = "as long as leaves a thousand blocks"
+        chosen = f"as long as leaves {MOST_BLOCKS} blocks"
     row = "window by window" if found.length == 1 else f"blocks of {found.length} windows in a row"
     together = ", all series at a time" if len(set(judged.series)) > 1 else ""
     enough = found.blocks >= ENOUGH

@@ -138,8 +138,8 @@ def _finalists(
     models, notes = list(best.values()), []
     if models and scored[0]["trial"] != models[0].trial:
         notes.append(
-            f"Trial {scored[0]['trial']} is better on validation than trial {models[0].trial}, but has not been scored "
-            "on the test part yet."
+            f"Trial {scored[0]['trial']} is better on validation than trial {models[0].trial}, but has no "
+            "predictions yet."
         )
     return models, notes
 

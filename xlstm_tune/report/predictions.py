@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xlstm_tune.results import read
+from xlstm_tune import results
 
 Array = NDArray[np.float64]
+
+COLUMNS = ["series", "time", "step", "target", "actual", "predicted"]
+"""Of the predictions table, besides those that say what is predicted by whom."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,8 @@ def facts(data: dict[str, Any] | None) -> Facts:
 def predicted_parts(folder: Path) -> dict[tuple[int | None, str], set[str]]:
     """(trial, model) → the parts that it has predictions of, in the order of writing."""
     found: dict[tuple[int | None, str], set[str]] = {}
-    table = read(folder, "predictions").select(["trial", "model", "part"])
-    for row in table.group_by(["trial", "model", "part"], use_threads=False).aggregate([]).to_pylist():
-        found.setdefault((row["trial"], row["model"]), set()).add(row["part"])
+    for trial, model, part in results.predicted(folder):
+        found.setdefault((trial, model), set()).add(part)
     return found
 
 
@@ -95,42 +96,56 @@ def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]
     models: the name that the predictions table has for each (its `model`: the family, or the baseline's name) and the
     model. A model whose predictions are of other samples than the first one's, incomplete or not finite is left out.
     """
-    table = read(folder, "predictions")
-    table = table.filter(pc.equal(table["part"], part))
-    first: Judged | None = None
+    first: _Grid | None = None
     predicted: dict[Model, Array] = {}
     left_out: list[str] = []
     for name, model in models:
-        same = pc.is_null(table["trial"]) if model.trial is None else pc.equal(table["trial"], model.trial)
-        own = table.filter(pc.and_(same, pc.equal(table["model"], name)))
-        if not own.num_rows:
+        rows = results.read_predictions(folder, (model.trial, name, part), COLUMNS)
+        if not rows.num_rows:
             continue
-        grid = _grid(own, part)
+        grid = _grid(rows)
         if grid is None:
-            left_out.append(f"{model.name} was left out: its predictions of the {part} part are incomplete")
+            left_out.append(f"{model.name} was left out: its predictions of the {part} part are incomplete.")
             continue
-        judged, values = grid
-        first = first or judged
-        if (judged.series, judged.time, judged.targets) != (first.series, first.time, first.targets):
-            left_out.append(f"{model.name} was left out: it predicted other samples than the others")
-        elif not np.isfinite(values).all():
-            left_out.append(f"{model.name} was left out: not all of its predictions are finite")
+        first = first or grid
+        if not grid.same_samples(first):
+            left_out.append(f"{model.name} was left out: it predicted other samples than the others.")
+        elif not np.isfinite(grid.predicted).all():
+            left_out.append(f"{model.name} was left out: not all of its predictions are finite.")
         else:
-            predicted[model] = values
+            predicted[model] = grid.predicted
     if first is None or not predicted:
         return None
-    return Judged(part, first.series, first.time, first.targets, first.actual, predicted, tuple(left_out))
+    labels = (tuple(column.to_pylist()) for column in (first.series, first.time))
+    return Judged(part, *labels, first.targets, first.actual, predicted, tuple(left_out))
 
 
-def _grid(rows: pa.Table, part: str) -> tuple[Judged, Array] | None:
+@dataclass(frozen=True)
+class _Grid:
+    """Rows of one model."""
+
+    series: pa.Array
+    time: pa.Array
+    targets: tuple[str, ...]
+    actual: Array
+    predicted: Array
+
+    def same_samples(self, other: _Grid) -> bool:
+        """Whether the rows are of the same samples, in the same order."""
+        same = self.actual.shape == other.actual.shape and self.targets == other.targets
+        return bool(same and self.series.equals(other.series) and self.time.equals(other.time))
+
+
+def _grid(rows: pa.Table) -> _Grid | None:
     """Rows of one model as [n, H, K], in which order they are written; None where a sample lacks a step or a target."""
-    series, time, target = (rows[name].combine_chunks().dictionary_encode() for name in ("series", "time", "target"))
-    steps = rows["step"].to_numpy()
-    targets = tuple(target.dictionary.to_pylist())
+    series, time, target = (rows[name].combine_chunks() for name in ("series", "time", "target"))
+    steps, place = rows["step"].to_numpy(), target.indices.to_numpy()
+    numbers, place = np.unique(place, return_inverse=True)
+    targets = tuple(target.dictionary.take(pa.array(numbers)).to_pylist())
     horizon, size = int(steps.max()), int(steps.max()) * len(targets)
     if len(rows) % size:
         return None
-    place = (steps - 1) * len(targets) + target.indices.to_numpy()  # of a row in its sample
+    place = (steps - 1) * len(targets) + place  # of a row in its sample
     if (place.reshape(-1, size) != np.arange(size)).any():
         return None
     labels = []
@@ -138,10 +153,10 @@ def _grid(rows: pa.Table, part: str) -> tuple[Judged, Array] | None:
         codes = column.indices.to_numpy().reshape(-1, size)
         if (codes != codes[:, :1]).any():
             return None
-        labels.append(tuple(column.dictionary.take(pa.array(codes[:, 0])).to_pylist()))
+        labels.append(column.dictionary.take(pa.array(codes[:, 0])))
     shape = (-1, horizon, len(targets))
     actual, predicted = (rows[name].to_numpy().reshape(shape) for name in ("actual", "predicted"))
-    return Judged(part, labels[0], labels[1], targets, actual, {}), predicted
+    return _Grid(labels[0], labels[1], targets, actual, predicted)
 
 
 def key_values(label: str, names: Sequence[str] | None) -> tuple[str, ...]:

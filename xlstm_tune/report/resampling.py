@@ -27,7 +27,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 ENOUGH = 10
 """Independent blocks from which a difference may be called real."""
-MOST_BLOCKS = 1000
+MOST_BLOCKS = 500
 """More blocks than this tell no more about their spread and take longer: blocks get longer instead."""
 LONGER = 1.5
 """Times the chosen block length. It is the best for a variance; intervals of AR(1) losses (200 and 400 positions,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -105,12 +106,12 @@ def by_group(predicted: Array, actual: Array, groups: Sequence[str]) -> dict[str
     """RMSE of each group of samples, by name in order of first appearance; {} where there is one group, or as many
     groups as samples. groups: n names, such as the series."""
     losses = np.square(predicted - actual).mean((1, 2))
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
-    if len(numbers) in (1, len(groups)):
+    if len(set(groups)) in (1, len(groups)):
         return {}
-    index = np.array([numbers[name] for name in groups])
+    encoded = pa.array(groups, pa.string()).dictionary_encode()
+    names, index = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     mean = np.bincount(index, losses) / np.bincount(index)
-    return {name: float(np.sqrt(value)) for name, value in zip(numbers, mean, strict=True)}
+    return {name: float(np.sqrt(value)) for name, value in zip(names, mean, strict=True)}
 
 
 def by_target(predicted: Array, actual: Array, targets: Sequence[str]) -> dict[str, float]:
