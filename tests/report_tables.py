@@ -202,6 +202,7 @@ def write_search(
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
     shared: float = 0.5,
+    objective: str = "val_rmse",
     **more: Any,
 ) -> None:
     """A search that has ended, in `folder`.
@@ -219,7 +220,7 @@ def write_search(
     facts = data_facts(task, dict.fromkeys(PARTS, labels), horizon, targets) | dict(data or {})
     with ResultsWriter(folder) as writer:
         if row:
-            writer.search(search_row(name, facts, **more))
+            writer.search(search_row(name, facts, objective, **more))
         best = write_trials(writer, families)
         tables: list[pa.Table] = []
         for part in PARTS:

@@ -201,6 +201,35 @@ def test_predictions_of_one_model_and_part_replace_each_other_as_a_whole(tmp_pat
     assert read(tmp_path, "predictions").equals(before)
 
 
+def test_predictions_of_one_model_are_read_without_the_others(tmp_path: Path) -> None:
+    columns = ["time", "predicted"]
+    with ResultsWriter(tmp_path) as writer:
+        writer.predictions(predictions("naive", [1.0, 2.0, 3.0]))
+        both = [pa.table(predictions("lstm", [4.0, 5.0], trial=3)), pa.table(predictions("lstm", [6.0], trial=4))]
+        writer.predictions(pa.concat_tables([table.cast(SCHEMAS["predictions"]) for table in both]))
+        writer.predictions(predictions("naive", [7.0]))
+        for _ in range(2):  # as parts, and then compacted
+            assert set(results.predicted(tmp_path)) == {
+                (None, "naive", "test"),
+                (3, "lstm", "test"),
+                (4, "lstm", "test"),
+            }
+            for what, expected in (((None, "naive"), [7.0]), ((3, "lstm"), [4.0, 5.0]), ((4, "lstm"), [6.0])):
+                table = results.read_predictions(tmp_path, (*what, "test"), columns)
+                assert table.column_names == columns and table["predicted"].to_pylist() == expected
+            assert results.read_predictions(tmp_path, (5, "lstm", "test"), columns).num_rows == 0
+            writer.close()
+    with pytest.raises(StorageError, match="holds no results"):
+        results.predicted(tmp_path / "nowhere")
+
+
+def test_tables_that_an_older_program_did_not_know_are_empty(tmp_path: Path) -> None:
+    ResultsWriter(tmp_path).close()
+    for name in ("search", "predictions"):
+        (tmp_path / "results" / name).rmdir()
+    assert read(tmp_path, "search").num_rows == 0 and results.predicted(tmp_path) == []
+
+
 def test_compaction_cut_short_leaves_nothing_twice(tmp_path: Path) -> None:
     writer = ResultsWriter(tmp_path, rows=2)
     for number in range(1, 7):

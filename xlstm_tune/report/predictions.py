@@ -116,8 +116,8 @@ def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]
             predicted[model] = grid.predicted
     if first is None or not predicted:
         return None
-    labels = (tuple(column.to_pylist()) for column in (first.series, first.time))
-    return Judged(part, *labels, first.targets, first.actual, predicted, tuple(left_out))
+    series, time = (tuple(column.to_pylist()) for column in (first.series, first.time))
+    return Judged(part, series, time, first.targets, first.actual, predicted, tuple(left_out))
 
 
 @dataclass(frozen=True)
