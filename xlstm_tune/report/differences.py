@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 ALPHA = 0.05
+MOST_POSITIONS = 20 * MOST_BLOCKS
+"""Of a longer line of time neighbours are taken together first: blocks have twenty positions or more all the same."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +124,21 @@ class _Found:
 def _windows(judged: Judged, what: Influence, seen: Facts) -> _Found:
     """Blocks of moments in a row, all series of a moment together: forecasts overlap, and series share their time."""
     moment = moments(judged)
-    at_once = _gathered(what, moment)
+    grain = 1 + int(moment.max()) // MOST_POSITIONS  # moments in a row that are never parted
+    at_once = _gathered(what, moment // grain)
     kept = len(judged.time)
     every = max(1.0, (seen.samples or {}).get(judged.part, kept) / kept)  # of a part whose windows were thinned out
-    horizon = math.ceil(judged.actual.shape[1] / every)
+    horizon = math.ceil(judged.actual.shape[1] / every / grain)
     length = common_length(at_once, horizon)
     found = spread(at_once, length)
     low, high, p = interval(at_once, found)
+    block = found.length * grain
     chosen = "by the windows' overlap" if length == horizon > 1 else "by Politis and White's rule"
     if found.length < length:
         chosen = "as long as the part allows"
     elif found.length > length:
         chosen = f"as long as leaves {MOST_BLOCKS} blocks"
-    row = "window by window" if found.length == 1 else f"blocks of {found.length} windows in a row"
+    row = "window by window" if block == 1 else f"blocks of {block} windows in a row"
     together = ", all series at a time" if len(set(judged.series)) > 1 else ""
     enough = found.blocks >= ENOUGH
     notes = []
@@ -144,7 +148,7 @@ def _windows(judged: Judged, what: Influence, seen: Facts) -> _Found:
             f"to say whether a difference is real ({ENOUGH} are needed)."
         )
     how = f"{row}{together}; their length was chosen {chosen}"
-    return _Found(low, high, p, found.length, found.blocks, enough, how, notes)
+    return _Found(low, high, p, block, found.blocks, enough, how, notes)
 
 
 def _sequences(judged: Judged, what: Influence, seen: Facts) -> _Found:
