@@ -203,6 +203,16 @@ def test_few_years_are_never_called_real(tmp_path: Path) -> None:
     assert any("one value of year" in note for note in other.notes)
 
 
+def test_of_three_keys_the_two_that_spread_most_count(tmp_path: Path) -> None:
+    labels = [
+        (f"state={s}, county={s}{c}, year={y}", f"{y}") for s in range(11) for c in range(3) for y in range(2000, 2012)
+    ]
+    found = of(tmp_path, task="regression", labels=labels, data={"keys": ["state", "county", "year"]})
+    assert found.resampled.startswith("all sequences that share ") and found.resampled.count(" or ") == 1
+    assert found.blocks in (11, 12) and found.differences[-1].real
+    assert set(found.by_group[found.models[0]]) == {str(state) for state in range(11)}
+
+
 def test_errors_that_counties_share_widen_the_interval(tmp_path: Path) -> None:
     """Where a year's error is one number for all 16 counties, drawing sequences alone would be 4 times too sure."""
     widths = []
