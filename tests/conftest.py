@@ -25,6 +25,7 @@ HELPERS = (
     "split_tables",
     "searcher_bench",
     "trial_data",
+    "report_tables",
     "wave_search",
     "fault_search",
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+from report_tables import TRIAL_SECONDS, forecast_labels, write_search
 from rich.console import Console
 
-from xlstm_tune.report.leaderboard import best_baseline, build_leaderboard, print_leaderboard, verdict
+from xlstm_tune.report.leaderboard import best_baseline, build_leaderboard, how_sure, print_leaderboard, verdict
 from xlstm_tune.results import ResultsWriter
 
 
@@ -84,3 +86,53 @@ def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tm
         assert any("best possible" in line and "1.25" in line for line in lines)
         # Ten best, and the finalist beyond them.
         assert sum("lstm " in line for line in table) == 11
+
+
+def test_verdict_and_summary_say_how_sure_the_lead_is(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    board = build_leaderboard(tmp_path, "val_rmse")
+    summary = board.summary()
+    assert board.lead is not None and board.lead.real
+    assert 0 < summary["gain_test_percent_low"] < summary["gain_test_percent"] < summary["gain_test_percent_high"]
+    assert "The lead on test is a real difference: 95% interval" in verdict(board)
+
+
+def test_verdict_says_when_a_lead_may_be_chance(tmp_path: Path) -> None:
+    write_search(tmp_path / "chance", families={"lstm": 1.0}, baselines={"last_value": 1.01})
+    assert "is not distinguishable from chance at this size: 95%" in verdict(
+        build_leaderboard(tmp_path / "chance", "val_rmse")
+    )
+    write_search(tmp_path / "small", labels=forecast_labels(12))
+    board = build_leaderboard(tmp_path / "small", "val_rmse")
+    assert "The test part is too small to say whether the lead on it is real" in verdict(board)
+    write_search(tmp_path / "lag", families={"lstm": 3.0}, baselines={"last_value": 1.0})
+    assert "The lag on test is a real difference" in verdict(build_leaderboard(tmp_path / "lag", "val_rmse"))
+
+
+def test_verdict_tells_an_interval_that_several_comparisons_take_back(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert board.lead is not None and board.evidence is not None
+    text = how_sure(replace(board.lead, real=False), board.evidence)
+    assert "not distinguishable from chance when 6 comparisons are made" in text
+
+
+def test_summary_counts_what_the_search_cost(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    summary = build_leaderboard(tmp_path, "val_rmse").summary()
+    trained = 3 * 5  # three families with four scored trials and a failed one
+    assert summary["cpu_hours"] == trained * TRIAL_SECONDS / 3600
+    assert summary["gpu_hours"] == 0.5 * summary["cpu_hours"]
+    assert summary["trials_per_hour"] == trained
+    write_search(tmp_path / "running", ended=None, seconds=0.0, status="running")
+    assert "trials_per_hour" not in build_leaderboard(tmp_path / "running", "val_rmse").summary()
+    write_search(tmp_path / "old", row=False)
+    assert "cpu_hours" not in build_leaderboard(tmp_path / "old", "val_rmse").summary()
+
+
+def test_lead_is_the_winners_alone(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    with ResultsWriter(tmp_path) as results:  # a resumed search has found better, and not looked at the test part yet
+        results.trial(trial(50, "completed", 0.1))
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert board.winner is not None and board.winner.trial == 50 and board.lead is None

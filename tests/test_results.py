@@ -76,6 +76,7 @@ def test_trial_row_comes_back_with_types_and_nulls(tmp_path: Path) -> None:
 
 def test_every_table_of_the_schema_is_written_and_read(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path) as writer:
+        writer.search({"name": "demo", "spec": {"name": "demo"}, "status": "running"})
         writer.trial({"trial": 0})
         writer.members([{"trial": 0, "member": 1, "setting": {"training.clip": 1.0}}])
         writer.epoch(epoch(0, 1))
@@ -83,7 +84,7 @@ def test_every_table_of_the_schema_is_written_and_read(tmp_path: Path) -> None:
         writer.baselines([{"name": "naive", "part": "test", "rmse": 2.0, "settings": {"season": 7}}])
         writer.scores([{"model": "lstm", "trial": 0, "part": "test", "rmse": 1.0}])
     counts = {name: read(tmp_path, name).num_rows for name in SCHEMAS}
-    assert counts == {"trials": 1, "members": 1, "epochs": 1, "predictions": 2, "baselines": 1, "scores": 1}
+    assert counts == {name: 2 if name == "predictions" else 1 for name in SCHEMAS}
 
 
 def test_unknown_column_is_named_with_its_neighbour(tmp_path: Path) -> None:
@@ -198,6 +199,35 @@ def test_predictions_of_one_model_and_part_replace_each_other_as_a_whole(tmp_pat
     assert before["predicted"].to_pylist() == [4.0, 5.0, 6.0, 7.0]
     assert parts(tmp_path, "predictions") == ["part-000005.parquet"]
     assert read(tmp_path, "predictions").equals(before)
+
+
+def test_predictions_of_one_model_are_read_without_the_others(tmp_path: Path) -> None:
+    columns = ["time", "predicted"]
+    with ResultsWriter(tmp_path) as writer:
+        writer.predictions(predictions("naive", [1.0, 2.0, 3.0]))
+        both = [pa.table(predictions("lstm", [4.0, 5.0], trial=3)), pa.table(predictions("lstm", [6.0], trial=4))]
+        writer.predictions(pa.concat_tables([table.cast(SCHEMAS["predictions"]) for table in both]))
+        writer.predictions(predictions("naive", [7.0]))
+        for _ in range(2):  # as parts, and then compacted
+            assert set(results.predicted(tmp_path)) == {
+                (None, "naive", "test"),
+                (3, "lstm", "test"),
+                (4, "lstm", "test"),
+            }
+            for what, expected in (((None, "naive"), [7.0]), ((3, "lstm"), [4.0, 5.0]), ((4, "lstm"), [6.0])):
+                table = results.read_predictions(tmp_path, (*what, "test"), columns)
+                assert table.column_names == columns and table["predicted"].to_pylist() == expected
+            assert results.read_predictions(tmp_path, (5, "lstm", "test"), columns).num_rows == 0
+            writer.close()
+    with pytest.raises(StorageError, match="holds no results"):
+        results.predicted(tmp_path / "nowhere")
+
+
+def test_tables_that_an_older_program_did_not_know_are_empty(tmp_path: Path) -> None:
+    ResultsWriter(tmp_path).close()
+    for name in ("search", "predictions"):
+        (tmp_path / "results" / name).rmdir()
+    assert read(tmp_path, "search").num_rows == 0 and results.predicted(tmp_path) == []
 
 
 def test_compaction_cut_short_leaves_nothing_twice(tmp_path: Path) -> None:

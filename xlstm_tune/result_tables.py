@@ -42,6 +42,26 @@ class Kind:
 
 
 KINDS = {
+    # The search itself, so that a report needs these tables alone.
+    "search": Kind(
+        {
+            "name": _TEXT,
+            "spec": _TEXT,  # JSON: the search file as it was frozen, without passwords
+            "environment": _TEXT,  # JSON: versions, hardware and commit
+            "data": _TEXT,  # JSON: what the models were given; search/record.py lists its keys
+            "concurrent": _INT,  # trials at a time
+            "cpus_per_trial": _REAL,
+            "gpus_per_trial": _REAL,
+            "status": _TEXT,  # running (or killed), completed, interrupted
+            "reason": _TEXT,  # why it stopped before its last trial; null where it did not
+            "started": _TIME,  # of its first part
+            "resumed": _TIME,  # when its latest part began; null where that is the first
+            "ended": _TIME,
+            "seconds": _REAL,  # that it has run, over all its parts, without the pauses between them
+        },
+        key=("name",),
+        json=("spec", "environment", "data"),
+    ),
     "trials": Kind(
         {
             "trial": _INT,  # Optuna's number

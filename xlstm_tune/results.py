@@ -1,4 +1,6 @@
-"""The tables of a search (trials, members, epochs, predictions, baselines, scores), as Parquet in `<folder>/results`.
+"""The tables of a search (its own row, trials, members, epochs, predictions, baselines, scores), as Parquet.
+
+They lie in `<folder>/results`.
 
 Rows go to a pending file first (one append, which survives the process being killed), then in bulk to new part
 files `results/<table>/part-000012.parquet`, each written under a temporary name, synced and renamed. `read` puts
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +65,10 @@ class ResultsWriter:
             if not self._buffers[name].rows:
                 os.ftruncate(self._pending[name], 0)  # half a line at most
         self.flush()
+
+    def search(self, row: Mapping[str, Any]) -> None:
+        """The search itself, as it stands now."""
+        self._add("search", row)
 
     def trial(self, row: Mapping[str, Any]) -> None:
         """A trial that has ended."""
@@ -197,6 +203,84 @@ def read(folder: Path, table: str) -> pa.Table:
     return pa.concat_tables([SCHEMAS[table].empty_table(), *tables])
 
 
+Predicted = tuple[int | None, str, str]
+"""Trial (None for a baseline), model and part: what predictions are of."""
+
+
+def predicted(folder: Path) -> list[Predicted]:
+    """All (trial, model, part) that have predictions, found without reading these. Raises as `read` does."""
+    if not (folder / "results").is_dir():
+        read(folder, "predictions")
+    return list(_steady(lambda: _prediction_places(folder)))
+
+
+def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Table:
+    """The predictions of one (trial, model, part), in the order of writing; text columns are dictionary-encoded.
+
+    Much faster than `read` of all of them. Empty where there are none.
+    """
+
+    def load() -> pa.Table:
+        path, groups = _prediction_places(folder).get(what, (None, []))
+        if path is None:
+            return SCHEMAS["predictions"].empty_table().select(columns)
+        texts = [name for name in columns if SCHEMAS["predictions"].field(name).type == pa.string()]
+        key = list(KINDS["predictions"].key)
+        with _open(path, texts) as file:
+            tables = []
+            for group in groups:
+                table = file.read_row_group(group, columns)
+                if len(_keys_of(file, group)) > 1:
+                    rows = file.read_row_group(group, key).to_pylist()
+                    table = table.filter(pa.array([tuple(row.values()) == what for row in rows]))
+                tables.append(table)
+        return pa.concat_tables(tables).unify_dictionaries()
+
+    return _steady(load)
+
+
+def _steady(look: Callable[[], Any]) -> Any:
+    """What `look` finds, begun again where the writer compacts the parts meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return look()
+        except FileNotFoundError:
+            continue
+    return look()
+
+
+def _prediction_places(folder: Path) -> dict[Predicted, tuple[Path, list[int]]]:
+    """The part file and its row groups that hold the predictions of each; a later part replaces earlier ones."""
+    places: dict[Predicted, tuple[Path, list[int]]] = {}
+    for path in _parts(folder, "predictions"):
+        own: dict[Predicted, tuple[Path, list[int]]] = {}
+        with _open(path) as file:
+            for group in range(file.num_row_groups):
+                for key in _keys_of(file, group):
+                    own.setdefault(key, (path, []))[1].append(group)
+        places |= own
+    return places
+
+
+def _keys_of(file: pq.ParquetFile, group: int) -> list[Predicted]:
+    """The keys in a row group: from its statistics where there is one, which is the usual case."""
+    key = list(KINDS["predictions"].key)
+    about = file.metadata.row_group(group)
+    found: list[Any] = []
+    for index in range(about.num_columns):
+        column = about.column(index)
+        if column.path_in_schema in key and (seen := column.statistics) is not None:
+            if seen.null_count == about.num_rows:
+                found.append(None)
+            elif seen.has_min_max and seen.min == seen.max and seen.null_count == 0:
+                found.append(seen.min)
+    if len(found) == len(key):
+        trial, model, part = found
+        return [(trial, model, part)]
+    table = file.read_row_group(group, key)
+    return [tuple(row.values()) for row in table.group_by(key, use_threads=False).aggregate([]).select(key).to_pylist()]
+
+
 def _survivors(name: str, parts: list[Path], newest: pa.Table | None = None) -> Iterator[pa.Table]:
     """The rows of all parts, oldest first, without those that a later part (or row of the same part) replaces."""
     kind = KINDS[name]
@@ -271,8 +355,8 @@ def _parts(folder: Path, name: str) -> list[Path]:
     return sorted(place.glob("part-*.parquet"), key=_part_number)
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    file = pq.ParquetFile(path)
+def _open(path: Path, as_dictionaries: list[str] | None = None) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, read_dictionary=as_dictionaries)
     _check_version(path, int((file.schema_arrow.metadata or {}).get(VERSION_KEY, b"0")))
     return file
 

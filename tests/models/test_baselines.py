@@ -11,7 +11,7 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.models import baselines as module
-from xlstm_tune.models.baselines import Baseline, baselines, best_possible
+from xlstm_tune.models.baselines import Baseline, baselines, best_possible, mase_scale
 
 ETTH1 = Path(__file__).parents[3] / "shared" / "data" / "ETTh1.csv"
 
@@ -356,3 +356,23 @@ def test_etth1_baselines_match_the_literature() -> None:
     for name in ("nlinear", "dlinear"):
         mse, mae = errors(found[name])
         assert 0.36 < mse < 0.38 and 0.385 < mae < 0.405
+
+
+def test_mase_scale_is_the_mean_seasonal_change_of_the_rows_that_training_forecasts() -> None:
+    values = np.random.default_rng(0).normal(5, 2, (80, 2))
+    data = forecast([values[:50], values[50:]], lookback=4, horizon=3, season=7)
+    offsets = np.array([0, 50, 80])
+    aimed = {int(row) for end in data.ends[data.parts["train"]] for row in range(end, end + 3)}
+    pairs = [row for row in aimed if row - 7 >= (0 if row < 50 else 50)]
+    assert len(pairs) < len(aimed)
+    expected = np.mean([np.abs(values[row] - values[row - 7]) for row in pairs], axis=0)
+    np.testing.assert_allclose(np.array(mase_scale(data, offsets), dtype=float), expected, rtol=1e-5)
+
+
+def test_mase_scale_is_missing_where_nothing_changes_or_no_season_fits() -> None:
+    periodic = np.tile(np.arange(7.0), 10)[:, None]
+    assert mase_scale(forecast([periodic], lookback=4, horizon=3, season=7), np.array([0, 70])) == [None]
+    short = np.random.default_rng(0).normal(size=(40, 1))
+    assert mase_scale(forecast([short], lookback=4, horizon=3, season=50), np.array([0, 40])) == [None]
+    data = regression(np.zeros((40, 1)), np.arange(10.0)[:, None], np.full(10, 4), 4, None)
+    assert mase_scale(data, np.arange(0, 41, 4)) is None

@@ -187,6 +187,18 @@ def test_run_scores_the_best_of_each_family_on_the_test_part_only_once(finished:
         assert np.sqrt(((mine["predicted"] - mine["actual"]) ** 2).mean()) == pytest.approx(row["rmse"], rel=1e-6)
 
 
+def test_run_records_itself(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    (row,) = read(folder / "searches" / "wave", "search").to_pylist()
+    assert (row["name"], row["status"], row["reason"]) == ("wave", "completed", None)
+    assert json.loads(row["data"])["mase_scale"][0] > 0 and row["seconds"] > 0
+    assert "on test is" in output or "too small to say" in output
+    parent, _ = runs_of(folder)
+    figures = parent.data.metrics
+    assert figures["gain_test_percent_low"] < figures["gain_test_percent"] < figures["gain_test_percent_high"]
+    assert figures["cpu_hours"] > 0 and figures["gpu_hours"] >= 0 and figures["trials_per_hour"] > 0
+
+
 def test_run_logs_params_curves_and_artifacts_to_mlflow(finished: tuple[Path, str]) -> None:
     import mlflow
 

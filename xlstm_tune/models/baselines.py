@@ -75,6 +75,29 @@ def best_possible(data: Prepared) -> dict[str, float] | None:
     return {part: float(np.sqrt(np.mean(error[index] ** 2))) for part, index in data.parts.items() if len(index)}
 
 
+def mase_scale(data: Prepared, offsets: Index) -> list[float | None] | None:
+    """What MASE divides the mean absolute error by: mean |y_t − y_{t−m}| per target, in its own units.
+
+    m is the season (1 where none is known), t every row that a training sample forecasts, each once, and both rows of
+    one series; all series are pooled, so those with more rows weigh more. Source: Hyndman & Koehler 2006, "Another look
+    at measures of forecast accuracy". offsets: int64 [S + 1], the first row of each series, and R.
+    None for a regression, whose sequences do not follow each other; of a target, where no such pair of rows exists or
+    none of them differ.
+    """
+    if data.task != "forecast":
+        return None
+    aimed_at = np.zeros(len(data.targets), dtype=bool)
+    for step in range(data.horizon):
+        aimed_at[data.ends[data.parts["train"]] + step] = True
+    rows = np.flatnonzero(aimed_at)
+    first = offsets[np.searchsorted(offsets, rows, side="right") - 1]
+    rows = rows[rows - data.season >= first]
+    if not len(rows):
+        return [None] * len(data.target_names)
+    changes = np.abs(data.targets[rows].astype(np.float64) - data.targets[rows - data.season]).mean(0) * data.target_std
+    return [float(change) if change > 0 else None for change in changes]
+
+
 def _own_units(data: Prepared, standardised: NDArray[np.floating]) -> Array:
     """[…, K] from units of the training part's deviation to the target's own."""
     return np.asarray(standardised.astype(np.float64) * data.target_std + data.target_mean)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_tune.report.cost import cost
+from xlstm_tune.report.differences import Difference
+from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
+from xlstm_tune.report.resampling import ENOUGH
 from xlstm_tune.results import read
 
 SHOWN = 10
@@ -54,6 +59,20 @@ class Leaderboard:
     baselines: list[Entry]
     counts: dict[str, int]
     """Trials by how they ended."""
+    evidence: Evidence | None = None
+    """What the predictions say; None where nothing has any."""
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """cpu_hours, gpu_hours, trials_per_hour, as far as they are known."""
+
+    @property
+    def lead(self) -> Difference | None:
+        """The winner's RMSE against that of the best baseline on the test part; None before that is looked at."""
+        seen = self.evidence
+        if seen is None or seen.part != "test" or seen.winner is None or seen.best_baseline is None:
+            return None
+        if not (self.winner and self.baselines) or seen.winner.trial != self.winner.trial:
+            return None
+        return seen.difference(seen.winner, seen.best_baseline)
 
     @property
     def winner(self) -> Entry | None:
@@ -78,8 +97,12 @@ class Leaderboard:
         return table
 
     def summary(self) -> dict[str, float]:
-        """Figures for the parent run: the winner's, the best baseline's, the gain in per cent, trials by end."""
+        """Figures for the parent run: the winner's, the best baseline's, the gain in per cent, trials by end, cost.
+
+        gain_test_percent_low and _high: the 95 % interval of the gain in RMSE on the test part.
+        """
         figures: dict[str, float] = {f"trials_{status}": float(count) for status, count in self.counts.items()}
+        figures |= self.cost
         if self.winner is None:
             return figures
         best = self.baselines[0] if self.baselines else None
@@ -93,6 +116,8 @@ class Leaderboard:
             if mine is not None and theirs:
                 figures[f"baseline_{name}_{self.metric}"] = theirs
                 figures[f"gain_{name}_percent"] = 100 * (1 - mine / theirs)
+        if (lead := self.lead) and math.isfinite(lead.low_percent):
+            figures["gain_test_percent_low"], figures["gain_test_percent_high"] = lead.low_percent, lead.high_percent
         return figures
 
 
@@ -104,7 +129,8 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
         if row["part"] == "test":
             tested[row["trial"]] = row
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", "duplicate"), 0)
-    for row in read(folder, "trials").to_pylist():
+    rows = read(folder, "trials").to_pylist()
+    for row in rows:
         counts[row["status"]] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
@@ -124,7 +150,8 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
                 )
             )
     trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
-    return Leaderboard(metric, trials, _baselines(folder, metric), counts)
+    costs = cost(rows, search_row(folder))
+    return Leaderboard(metric, trials, _baselines(folder, metric), counts, gather(folder, objective), costs)
 
 
 def best_baseline(folder: Path, objective: str) -> tuple[str, float] | None:
@@ -200,6 +227,8 @@ def verdict(board: Leaderboard) -> str:
         text += f", {number(winner.test.get(metric), winner.test_error)} on test"
     if board.baselines:
         text += f". {_against(winner, board.baselines[0], metric)}"
+    if board.evidence and (lead := board.lead):
+        text += f". {how_sure(lead, board.evidence)}"
     return f"{text}. Trials: {ends}."
 
 
@@ -213,6 +242,23 @@ def _against(winner: Entry, baseline: Entry, metric: str) -> str:
     parts = [f"{abs(gain):.1f}% {'lower' if gain >= 0 else 'higher'} on {part}" for part, gain in gains.items()]
     lead = "Against the best baseline" if gains.get("validation", 0) > 0 else "No trial beat the best baseline"
     return f"{lead}, {baseline.model}: {' and '.join(parts)}"
+
+
+def how_sure(lead: Difference, seen: Evidence) -> str:
+    """Whether a difference on the test part is real, in a sentence without its full stop.
+
+    seen: what the difference is part of.
+    """
+    whose = "lead" if lead.gain >= 0 else "lag"
+    spread = f"95% interval {lead.low_percent:.1f}% to {lead.high_percent:.1f}% of the RMSE of {lead.b.name}"
+    if not math.isfinite(lead.low_percent) or seen.blocks < ENOUGH:
+        return f"The test part is too small to say whether the {whose} on it is real"
+    if lead.real:
+        return f"The {whose} on test is a real difference: {spread}"
+    if lead.low > 0 or lead.high < 0:
+        count = len(seen.differences)
+        return f"The {whose} on test is not distinguishable from chance when {count} comparisons are made: {spread}"
+    return f"The {whose} on test is not distinguishable from chance at this size: {spread}"
 
 
 def _baselines(folder: Path, metric: str) -> list[Entry]:

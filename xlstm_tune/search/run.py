@@ -27,6 +27,7 @@ from xlstm_tune.search.lock import locked
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.progress import Progress, ProgressView
+from xlstm_tune.search.record import SearchRecord
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
@@ -151,11 +152,18 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
         with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
-            judge = Judge(plan.table, plan.data)
-            _record_start(plan, judge, spool, results)
-            outcome = _search(plan, placement, journal, spool, results, stopping, console)
-            if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
-                _score_finalists(plan, judge, placement, outcome, results, spool)
+            record = SearchRecord(plan, placement, results)
+            record.begin()
+            try:
+                judge = Judge(plan.table, plan.data)
+                _record_start(plan, judge, spool, results)
+                outcome = _search(plan, placement, journal, spool, results, stopping, console)
+                if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
+                    _score_finalists(plan, judge, placement, outcome, results, spool)
+            except KeyboardInterrupt:
+                record.end(INTERRUPTED)
+                raise
+            record.end(outcome.cut, outcome.exhausted)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         _record_end(plan, spool, board, outcome)
     return board, outcome

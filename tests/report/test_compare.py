@@ -1,0 +1,90 @@
+"""Searches side by side, and the reasons why some cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_tables import forecast_labels, write_search
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.report.compare import comparable, compare
+
+
+def two(folder: Path, one: dict[str, Any], other: dict[str, Any]) -> list[Path]:
+    """Two searches, `first` and `second`, written with these arguments."""
+    folders = [folder / "first", folder / "second"]
+    for place, arguments in zip(folders, (one, other), strict=True):
+        write_search(place, name=place.name, labels=forecast_labels(150), horizon=1, **arguments)
+    return folders
+
+
+def test_searches_of_the_same_data_are_compared_in_pairs(tmp_path: Path) -> None:
+    folders = two(tmp_path, {"families": {"lstm": 2.0}, "shared": 0.0}, {"families": {"xlstm": 1.0}, "shared": 0.0})
+    assert comparable(folders) == []
+    found = compare(folders)
+    assert [one.name for one in found.searches] == ["second", "first"]
+    best = found.searches[0]
+    assert best.winner is not None and best.winner.name == "xlstm d32"
+    assert (best.validation["rmse"], best.test["rmse"], best.trials, best.seconds) == (1.0, 1.0, 5, 3600.0)
+    (lead,) = found.differences
+    assert (lead.a.name, lead.b.name) == ("second: xlstm d32", "first: lstm d32")
+    assert lead.real and 0 < lead.low < lead.gain < lead.high and found.blocks > 10 and found.notes == []
+
+
+def test_searches_that_are_equally_good_are_not_told_apart(tmp_path: Path) -> None:
+    folders = two(tmp_path, {"families": {"lstm": 1.0}}, {"families": {"xlstm": 1.0}, "seed": 0, "shared": 0.6})
+    (lead,) = compare(folders).differences
+    assert not lead.real
+
+
+def test_search_without_test_predictions_is_listed_alone(tmp_path: Path) -> None:
+    folders = two(tmp_path, {}, {"parts": ("validation",)})
+    found = compare(folders)
+    assert found.differences == [] and found.blocks == 0
+    assert found.notes == ["second has no test predictions of its best trial yet."]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"task": "regression"}, "differ in task (forecast in first, regression in second)"),
+        ({"targets": ["deaths"]}, "differ in targets (cases in first, deaths in second)"),
+        ({"horizon": 2}, "differ in horizon (1 in first, 2 in second)"),
+        (
+            {"fingerprint": "other", "lookback": 56, "max_lookback": 56},
+            "the same data were cut for another lookback, which leaves other windows: the largest is 28 in first",
+        ),
+        ({"fingerprint": "other", "table_fingerprint": "other"}, "the values in their tables differ"),
+        ({"fingerprint": None}, "nothing in second says which data it was given"),
+    ],
+)
+def test_what_differs_is_named(tmp_path: Path, data: dict[str, Any], reason: str) -> None:
+    folders = two(tmp_path, {}, {"data": data})
+    (found,) = comparable(folders)
+    assert reason in found and "first and second cannot be compared" in found
+    with pytest.raises(StorageError, match="cannot be compared"):
+        compare(folders)
+
+
+def test_objectives_that_differ_are_named(tmp_path: Path) -> None:
+    folders = two(tmp_path, {}, {"objective": "val_mae"})
+    assert "objective (val_rmse in first, val_mae in second)" in comparable(folders)[0]
+
+
+def test_searches_without_a_row_are_known_by_their_environment(tmp_path: Path) -> None:
+    folders = two(tmp_path, {"row": False}, {"row": False})
+    assert "nothing in first says" in comparable(folders)[0]
+    for folder in folders:
+        (folder / "environment.json").write_text(json.dumps({"data_fingerprint": "f" * 64}))
+    assert comparable(folders) == []
+    assert any("taken for such" in note for note in compare(folders).notes)
+    (folders[1] / "environment.json").write_text(json.dumps({"data_fingerprint": "other"}))
+    assert "the data, or how they are cut, differ" in comparable(folders)[0]
+
+
+def test_compare_takes_two(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="two or more searches, got 1"):
+        compare([tmp_path])

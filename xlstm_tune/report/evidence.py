@@ -1,0 +1,176 @@
+"""What the finalists' predictions say: every figure of every model, and which differences are real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlstm_tune.report import scores
+from xlstm_tune.report.differences import Difference as Difference
+from xlstm_tune.report.differences import compare_pairs
+from xlstm_tune.report.predictions import Facts, Judged, facts, groups_of, predicted_parts, read_predictions
+from xlstm_tune.report.predictions import Model as Model
+from xlstm_tune.results import read
+
+OBJECTIVE = "val_rmse"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Finalists and baselines on one part."""
+
+    part: str
+    """`test`; `validation` where no finalist has test predictions yet."""
+    models: list[Model]
+    """Best first by RMSE on this part."""
+    winner: Model | None
+    """The finalist that is best by the objective on validation; None where only baselines have predictions."""
+    best_baseline: Model | None
+    """By the objective on validation."""
+    metrics: dict[Model, dict[str, float | None]]
+    """Figures of scores.METRICS."""
+    by_step: dict[Model, list[float]]
+    """RMSE of each step of the horizon."""
+    by_group: dict[Model, dict[str, float]]
+    """RMSE of each series, or of each first key of a regression's sequences; {} where there is one."""
+    by_target: dict[Model, dict[str, float]]
+    """RMSE of each target; {} where there is one."""
+    differences: list[Difference]
+    """Of the winner to every other finalist and every baseline, and of the other finalists to the best baseline."""
+    unit: str
+    """What was drawn anew: `windows` or `sequences`."""
+    samples: int
+    """Windows or sequences that the figures are made of."""
+    block: int
+    """Windows of a series in a row that are drawn together; 1 for sequences."""
+    blocks: float
+    """Independent blocks, or groups of sequences, that there are; 0 where nothing was compared."""
+    resampled: str
+    """In words: what was drawn together, and how that was chosen."""
+    notes: list[str]
+    """Sentences that a reader of the figures has to know."""
+
+    def difference(self, a: Model | None, b: Model | None) -> Difference | None:
+        """The difference of these two, if it is among those shown."""
+        return next((one for one in self.differences if (one.a, one.b) == (a, b)), None)
+
+
+def search_row(folder: Path) -> dict[str, Any] | None:
+    """The search's own row, its JSON columns as values; None in searches that were written without one."""
+    rows = read(folder, "search").to_pylist()
+    if not rows:
+        return None
+    return {**rows[-1], **{name: json.loads(rows[-1][name] or "null") for name in ("spec", "environment", "data")}}
+
+
+def objective_of(row: Mapping[str, Any] | None) -> str:
+    """What a search was to make small, with its `val_`; val_rmse where its row does not say."""
+    return str(((row or {}).get("spec") or {}).get("search", {}).get("objective") or OBJECTIVE)
+
+
+def gather(folder: Path, objective: str | None = None) -> Evidence | None:
+    """From the tables of a search folder; None where nothing has predictions yet.
+
+    objective: with its `val_`; None = as the search's row says. Of each family the best trial that has predictions
+    counts. Test data chose nothing, so test figures need no correction for the winner being the best of many.
+    Raises StorageError if the folder holds no results.
+    """
+    row = search_row(folder)
+    objective = objective or objective_of(row)
+    seen, trials = facts(row["data"] if row else None), read(folder, "trials").to_pylist()
+    parts = predicted_parts(folder)
+    finalists, notes = _finalists(trials, parts, objective)
+    baselines = _baselines(folder, parts, objective)
+    part = "validation"
+    if any("test" in parts[one.trial, one.family or ""] for one in finalists):
+        part = "test"
+    named = [(model.family or model.name, model) for model in (*finalists, *baselines)]
+    judged = read_predictions(folder, part, named)
+    if judged is None:
+        return None
+    finalists = [one for one in finalists if one in judged.predicted]
+    baselines = [one for one in baselines if one in judged.predicted]
+    winner, best = (models[0] if models else None for models in (finalists, baselines))
+    pairs = [(winner, other) for other in (*finalists[1:], *baselines)] if winner else []
+    if best:
+        pairs += [(other, best) for other in finalists[1:]]
+    compared = compare_pairs(judged, pairs, seen)
+    notes += [*judged.left_out, *_notes(judged, seen, trials, winner, objective), *compared.notes]
+    groups = groups_of(judged, seen)
+    figures = {
+        model: scores.metrics(predicted, judged.actual, seen.target_std, seen.mase_scale)
+        for model, predicted in judged.predicted.items()
+    }
+    return Evidence(
+        part=part,
+        models=sorted(figures, key=lambda model: (figures[model]["rmse"], model.name)),
+        winner=winner,
+        best_baseline=best,
+        metrics=figures,
+        by_step={model: scores.by_step(values, judged.actual) for model, values in judged.predicted.items()},
+        by_group={model: scores.by_group(values, judged.actual, groups) for model, values in judged.predicted.items()},
+        by_target={
+            model: scores.by_target(values, judged.actual, judged.targets) for model, values in judged.predicted.items()
+        },
+        differences=compared.differences,
+        unit=compared.unit,
+        samples=len(judged.time),
+        block=compared.block,
+        blocks=compared.blocks,
+        resampled=compared.resampled,
+        notes=notes,
+    )
+
+
+def _finalists(
+    trials: list[dict[str, Any]], parts: Mapping[tuple[int | None, str], set[str]], objective: str
+) -> tuple[list[Model], list[str]]:
+    """The best trial of each family among those with predictions, best first on validation."""
+    scored = [row for row in trials if row["status"] in ("completed", "pruned") and row[objective] is not None]
+    scored.sort(key=lambda row: (row[objective], row["trial"]))
+    best: dict[str, Model] = {}
+    for row in scored:
+        if (row["trial"], row["family"]) in parts:
+            best.setdefault(row["family"], Model(row["name"] or row["family"], row["family"], row["trial"]))
+    models, notes = list(best.values()), []
+    if models and scored[0]["trial"] != models[0].trial:
+        notes.append(
+            f"Trial {scored[0]['trial']} is better on validation than trial {models[0].trial}, but has no "
+            "predictions yet."
+        )
+    return models, notes
+
+
+def _baselines(folder: Path, parts: Mapping[tuple[int | None, str], set[str]], objective: str) -> list[Model]:
+    metric = objective.removeprefix("val_")
+    values = {row["name"]: row[metric] for row in read(folder, "baselines").to_pylist() if row["part"] == "validation"}
+    names = [name for trial, name in parts if trial is None]
+    names.sort(key=lambda name: (values.get(name) is None, values.get(name) or 0.0))
+    return [Model(name, None, None) for name in names]
+
+
+def _notes(
+    judged: Judged, seen: Facts, trials: list[dict[str, Any]], winner: Model | None, objective: str
+) -> list[str]:
+    notes = []
+    if judged.part == "validation" and winner:
+        notes.append(
+            "The winner was chosen on the validation part, so its lead there is flattered; test figures come when the "
+            "search has ended."
+        )
+    if objective != OBJECTIVE:
+        notes.append(f"The winner was chosen by {objective}; the differences shown are those of RMSE.")
+    total, kept = (seen.samples or {}).get(judged.part), len(judged.time)
+    if total is not None and kept < total:
+        notes.append(
+            f"Figures here are made of {kept:,} of the {total:,} samples, spread evenly; the leaderboard's of all."
+        )
+    members = {row["trial"]: row["members"] for row in trials}
+    if any(model.trial is not None and members.get(model.trial) for model in judged.predicted):
+        notes.append("Predictions of a population are those of its best seed; the leaderboard has means over seeds.")
+    if len(judged.targets) > 1:
+        notes.append("Figures pool all targets in their own units, so the one with the largest numbers weighs most.")
+    return notes
