@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Ray gives way to everything else on a machine, so that of two tests side by side one would wait for the other's end.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (
     "tracked",
