@@ -23,7 +23,7 @@ search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
-	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

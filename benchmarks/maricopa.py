@@ -4,9 +4,9 @@
 
 Weekly cases in Maricopa County, Arizona, from 2006 on, with 27 columns of soil, weather and air beside them. Each
 horizon is one search over LSTM, sLSTM, mLSTM and mixed xLSTM stacks, through the command as a user runs it. Validation
-chooses the best trial; on the test part, the last 15 % of the weeks, the best xLSTM's RMSE is compared with each rival's
-over the same windows: 95 % intervals by the report's own block bootstrap, Holm's correction over all differences of a
-horizon. The report page of each search is left in its folder.
+chooses the best trial; on the test part, the last 15 % of the weeks, the best xLSTM's RMSE is compared with that of
+each rival over the same windows: 95 % intervals by the report's own block bootstrap, Holm's correction over all
+differences of a horizon. The report page of each search is left in its folder.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run_search(folder: Path, horizon: int, data: Path, trials: int) -> Path:
 
 
 def compared(folder: Path) -> tuple[Judged, Model, list[Difference], str]:
-    """The test part: predictions, the xLSTM that validation chose, its differences to the rivals, how they were drawn."""
+    """Predictions of the test part, the xLSTM that validation chose, its differences to the rivals, how they were drawn."""
     evidence, row = gather(folder), search_row(folder)
     assert evidence is not None and evidence.part == "test" and row is not None
     rivals = [one for one in evidence.models if one.name in RIVALS or one.family == "lstm"]

@@ -105,7 +105,7 @@ class Search:
         past = read_journal(self.folder).trials if self.folder.exists() else {}
         return sum(len(one.rows) for one in past.values() if number in (None, one.number))
 
-    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 240.0) -> Any:
         """What the condition says once that is true, while the search runs."""
         deadline = time.monotonic() + seconds
         while not (answer := condition()):

@@ -17,6 +17,8 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, check_tracking_uri, sync
 from xlstm_tune.tracking.sender import Sender
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]
+
 
 class Proxy(http.server.ThreadingHTTPServer):
     """In front of the server: passes everything on, but can swallow the answers to some requests."""
@@ -57,7 +59,6 @@ class _Forward(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
 def test_lost_answers_make_nothing_twice(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
@@ -79,7 +80,6 @@ def test_lost_answers_make_nothing_twice(server: Server, tmp_path: Path) -> None
     check_search(stored(server.uri, folder), 2)
 
 
-@pytest.mark.slow
 def test_real_server_is_accepted_and_a_foreign_host_name_explained(server: Server) -> None:
     check_tracking_uri(server.uri)
     proxy = Proxy(server.port)
@@ -91,7 +91,6 @@ def test_real_server_is_accepted_and_a_foreign_host_name_explained(server: Serve
     proxy.server_close()
 
 
-@pytest.mark.slow
 def test_server_away_in_the_middle_and_back_delivers_everything_once(server: Server, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
