@@ -73,7 +73,7 @@ def run_search(folder: Path, horizon: int, data: Path, trials: int) -> Path:
 
 
 def compared(folder: Path) -> tuple[Judged, Model, list[Difference], str]:
-    """Predictions of the test part, the xLSTM that validation chose, its differences to the rivals, how they were drawn."""
+    """Test predictions, the xLSTM that validation chose, its differences to the rivals, and how they were drawn."""
     evidence, row = gather(folder), search_row(folder)
     assert evidence is not None and evidence.part == "test" and row is not None
     rivals = [one for one in evidence.models if one.name in RIVALS or one.family == "lstm"]
