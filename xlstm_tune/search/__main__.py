@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import SpecError, UserError
+from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import SearchSpec
@@ -86,7 +86,7 @@ def search(
             raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
         _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
     except UserError as error:
-        Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -115,14 +115,6 @@ def _go(
     from xlstm_tune.search.run import run
 
     raise typer.Exit(run(plan, console))
-
-
-def _plain(error: Exception) -> str:
-    """The message on one line, with rich's markup switched off and what a terminal would obey written out."""
-    from rich.markup import escape
-
-    line = " ".join(str(error).split())
-    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
 
 
 def main() -> None:
