@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Seconds of MLflow at the end of every search; tests/predict has searches that register their winner.
+os.environ.setdefault("XLSTM_TUNE_REGISTER", "off")
+
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (
     "tracked",

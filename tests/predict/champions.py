@@ -113,7 +113,8 @@ def yields(folder: Path, fields: int = 30) -> Path:
 
 YIELDS: dict[str, Any] = {
     "task": "regression", "sequence": ["field", "year"], "time": {"column": "day"}, "target": "t",
-    "static": ["soil", "area"], "categories": ["soil", "sky"], "split": {"by": ["field"], "validation": 0.2, "test": 0.2},
+    "static": ["soil", "area"], "categories": ["soil", "sky"],
+    "split": {"by": ["field"], "validation": 0.2, "test": 0.2},
 }  # fmt: skip
 
 
