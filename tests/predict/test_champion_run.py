@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from champions import SEVERAL, reported, several
 from tracked import MlflowClient
 from typer.testing import CliRunner
 
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import prepare
 from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.search.__main__ import app as search_app
+from xlstm_tune.search_file import load_spec
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +51,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     before = os.environ.get("XLSTM_TUNE_REGISTER")
     os.environ["XLSTM_TUNE_REGISTER"] = "on"
     try:
-        return folder, search(folder, str(folder / "shop.yaml"))
+        return folder, search(folder, str(folder / "shop.yaml"), "--refit")
     finally:
         os.environ["XLSTM_TUNE_REGISTER"] = before or "on"
 
@@ -68,10 +73,8 @@ def test_the_winner_is_kept_and_registered_under_the_searchs_name(shop: tuple[Pa
     assert parent.info.run_name == "shop" and parent.info.status == "FINISHED"
 
 
-def test_the_command_predicts_what_the_search_reported(shop: tuple[Path, str]) -> None:
-    import pyarrow.parquet as pq
-
-    folder, _ = shop
+def check_reported(folder: Path) -> None:
+    """The command on the search's own table gives the first steps that the search reported of its winner."""
     place = folder / "out.parquet"
     arguments = ["shop", str(folder / "several.csv"), "--storage", str(folder / "searches"), "--output", str(place)]
     result = CliRunner().invoke(predict_app, [*arguments, "--all"])
@@ -83,6 +86,37 @@ def test_the_command_predicts_what_the_search_reported(shop: tuple[Path, str]) -
     assert checked
     for row in checked:
         assert made[row["series"].removeprefix("shop="), row["time"], 1] == pytest.approx(row["predicted"], rel=1e-6)
+
+
+def test_the_winner_that_was_trained_again_is_scored_once_and_keeps_its_intervals(shop: tuple[Path, str]) -> None:
+    folder, output = shop
+    about = read_about(folder / "searches" / "shop" / "champion")
+    assert about["refit"] is True and about["refit_note"] is None
+    assert "Trained again on training and validation part" in output
+    client, found = versions(folder)
+    metrics = client.get_run(found[0].run_id).data.metrics
+    assert metrics["refit_test_rmse"] == pytest.approx(about["refit_scores"]["test"]["rmse"])
+    assert about["refit_scores"]["test"]["rmse"] != about["scores"]["test"]["rmse"]
+    spec = load_spec(str(folder / "searches" / "shop" / "spec.yaml"))
+    data = prepare(load_table(spec.data), spec.data, refit=True)
+    assert data.scaling is not None
+    assert about["inputs"]["mean"] == data.scaling.inputs.mean.tolist(), "the statistics are those of both parts"
+    assert about["intervals"]["samples"] == len(
+        [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
+    )
+    assert "before it was trained again" in about["intervals_note"]
+
+
+def test_a_champion_made_later_predicts_what_the_search_reported(shop: tuple[Path, str]) -> None:
+    folder, _ = shop
+    kept = folder / "searches" / "shop" / "champion"
+    kept.rename(folder / "kept")
+    try:
+        check_reported(folder)
+        assert read_about(kept)["refit"] is False
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+        (folder / "kept").rename(kept)
 
 
 def test_a_finished_search_is_not_registered_again(shop: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:

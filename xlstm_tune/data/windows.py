@@ -18,7 +18,7 @@ from xlstm_tune.data.clock import season_of
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.cut import PARTS
 from xlstm_tune.data.scaling import Scaling, fit_scaling
-from xlstm_tune.data.split import Split, check_no_leak, split
+from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
 
 
@@ -84,23 +84,26 @@ class Batch(NamedTuple):
     """[B, C]; None without static inputs."""
 
 
-def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -> Prepared:
+def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, refit: bool = False) -> Prepared:
     """Split the table, and standardise it by its training part alone.
 
-    `max_lookback` is the largest lookback that any trial may ask for; None means the search file's own. Raises
-    DataError when a part has no sample or a target is constant in the training part.
+    `max_lookback` is the largest lookback that any trial may ask for; None means the search file's own. `refit`: the
+    training part holds the validation part too, which then says nothing about a model any more. Raises DataError when a
+    part has no sample or a target is constant in the training part.
     """
     lookback = config.lookback or int(np.diff(table.offsets).max())
     largest = max(lookback, max_lookback or 0)
     result = split(table, config, largest)
     check_no_leak(table, result, config)
+    if refit:
+        result = with_validation(result, 1 if config.task == "regression" else config.stride)
     notes = [*table.notes, *result.notes]
 
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     train = result.parts["train"]
     scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
     digest = hashlib.sha256(table.fingerprint.encode())
-    digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}".encode())
+    digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}{' refit' if refit else ''}".encode())
     return _assemble(
         table,
         scaling,

@@ -49,6 +49,17 @@ class Winner:
     row: dict[str, Any]
     """Of the trials table."""
     member: int | None
+    epochs: int
+    """Its best epoch, from 1."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its point of the space, with what the best member of a population has of its own."""
+        settings: dict[str, Any] = json.loads(self.row["params"])
+        if self.row["setting"]:
+            settings |= json.loads(self.row["setting"])
+            settings["training.seed"] = json.loads(self.row["config"])["training.seed"]
+        return settings
 
     def folder(self, search_folder: Path) -> Path:
         """Where its best weights lie."""
@@ -64,13 +75,16 @@ def find_winner(folder: Path, objective: str) -> Winner | None:
         return None
     best = min(scored, key=lambda row: (row[objective], row["trial"]))
     members = [
-        (row[objective], row["member"])
+        (row[objective], row["member"], row["best_epoch"])
         for row in read(folder, "members").to_pylist()
         if row["trial"] == best["trial"]
         and best["setting"]
         and json.loads(row["setting"]) == json.loads(best["setting"])
     ]
-    return Winner(best, min(members)[1] if members else None)
+    if members:
+        _, member, epochs = min(members)
+        return Winner(best, member, epochs)
+    return Winner(best, None, best["best_epoch"])
 
 
 def make_champion(
@@ -89,7 +103,7 @@ def make_champion(
     if "test" not in scores:
         return None
     assert data.scaling is not None
-    config = spec.resolve(_settings(winner.row))
+    config = spec.resolve(winner.settings)
     shape = shape_of(data, config)
     scaling = data.scaling if refit is None else refit.scaling
     recipe = _recipe(spec.data, table, shape.lookback)
@@ -161,15 +175,6 @@ def champion_of(folder: Path) -> Path:
             f"search by python -m xlstm_tune.search --resume {folder.name}"
         )
     return made
-
-
-def _settings(row: dict[str, Any]) -> dict[str, Any]:
-    """The winner's point of the space, with what the best member of a population has of its own."""
-    settings: dict[str, Any] = json.loads(row["params"])
-    if row["setting"]:
-        settings |= json.loads(row["setting"])
-        settings["training.seed"] = json.loads(row["config"])["training.seed"]
-    return settings
 
 
 def _recipe(config: DataConfig, table: Table, lookback: int) -> DataConfig:

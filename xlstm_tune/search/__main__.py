@@ -60,6 +60,10 @@ def search(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; `auto` finds one. None: this machine.")
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Train the winner again on training and validation part, and keep that model."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")
     ] = False,
@@ -84,7 +88,7 @@ def search(
         spec = load_spec(file, overrides or (), name=name, search__trials=trials)
         if resume is not None and spec.name != resume:
             raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
-        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
+        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, refit, console)
     except UserError as error:
         Console(stderr=True).print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -97,6 +101,7 @@ def _go(
     address: str | None,
     dry_run: bool,
     resume: bool,
+    refit: bool,
     console: Console,
 ) -> None:
     # Imported here: the space and the search file are checked before torch and Ray are loaded.
@@ -106,7 +111,7 @@ def _go(
     from xlstm_tune.search.plan import make_plan
 
     with console.status("reading the data"):
-        plan = make_plan(spec, space, storage, tracking_uri, address, resume)
+        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
 from xlstm_tune.layout import CHAMPION
-from xlstm_tune.predict.make import make_champion
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.champion import keep_champion
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, score_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
@@ -32,9 +32,6 @@ from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, hide_credentials, python_command, ui_command
-
-REGISTER = "XLSTM_TUNE_REGISTER"
-"""Environment variable: `off` leaves the winner out of MLflow's model registry; its folder is made all the same."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
             outcome = _search(plan, placement, journal, spool, results, stopping, console)
             if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
                 _score_finalists(plan, judge, placement, outcome, results, spool)
-                _keep_champion(plan, spool, console)
+                keep_champion(plan, judge, placement, spool, console)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         _record_end(plan, spool, board, outcome)
     return board, outcome
@@ -325,17 +322,6 @@ def _score_finalists(
                     if row["trial"] == one.number and row["member"] in tested:
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
-
-
-def _keep_champion(plan: Plan, spool: Spool, console: Console) -> None:
-    """The winner as a folder that predicts, and as a version of a registered model."""
-    try:
-        made = make_champion(plan.folder, plan.spec, plan.table, plan.data)
-    except UserError as error:  # all else of the search stands
-        console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
-        return
-    if made is not None and os.environ.get(REGISTER, "on") != "off":
-        spool.model(made, plan.spec.name)
 
 
 def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) -> None:
