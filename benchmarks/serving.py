@@ -43,6 +43,8 @@ def search(folder: Path) -> None:
 def environment(folder: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
+        # MLflow calls uvicorn by its name, as it is found where the environment has been entered.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "XLSTM_TUNE_REGISTER": "on",

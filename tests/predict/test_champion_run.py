@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def search(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A search with a population, whose winner is trained again."""
+    """A search with a population."""
     folder = tmp_path_factory.mktemp("shop")
     spec = {
         "name": "shop",
@@ -51,7 +50,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     before = os.environ.get("XLSTM_TUNE_REGISTER")
     os.environ["XLSTM_TUNE_REGISTER"] = "on"
     try:
-        return folder, search(folder, str(folder / "shop.yaml"), "--refit")
+        return folder, search(folder, str(folder / "shop.yaml"))
     finally:
         os.environ["XLSTM_TUNE_REGISTER"] = before or "on"
 
@@ -88,35 +87,8 @@ def check_reported(folder: Path) -> None:
         assert made[row["series"].removeprefix("shop="), row["time"], 1] == pytest.approx(row["predicted"], rel=1e-6)
 
 
-def test_the_winner_that_was_trained_again_is_scored_once_and_keeps_its_intervals(shop: tuple[Path, str]) -> None:
-    folder, output = shop
-    about = read_about(folder / "searches" / "shop" / "champion")
-    assert about["refit"] is True and about["refit_note"] is None
-    assert "Trained again on training and validation part" in output
-    client, found = versions(folder)
-    metrics = client.get_run(found[0].run_id).data.metrics
-    assert metrics["refit_test_rmse"] == pytest.approx(about["refit_scores"]["test"]["rmse"])
-    assert about["refit_scores"]["test"]["rmse"] != about["scores"]["test"]["rmse"]
-    spec = load_spec(str(folder / "searches" / "shop" / "spec.yaml"))
-    data = prepare(load_table(spec.data), spec.data, refit=True)
-    assert data.scaling is not None
-    assert about["inputs"]["mean"] == data.scaling.inputs.mean.tolist(), "the statistics are those of both parts"
-    assert about["intervals"]["samples"] == len(
-        [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
-    )
-    assert "before it was trained again" in about["intervals_note"]
-
-
-def test_a_champion_made_later_predicts_what_the_search_reported(shop: tuple[Path, str]) -> None:
-    folder, _ = shop
-    kept = folder / "searches" / "shop" / "champion"
-    kept.rename(folder / "kept")
-    try:
-        check_reported(folder)
-        assert read_about(kept)["refit"] is False
-    finally:
-        shutil.rmtree(kept, ignore_errors=True)
-        (folder / "kept").rename(kept)
+def test_the_command_predicts_what_the_search_reported(shop: tuple[Path, str]) -> None:
+    check_reported(shop[0])
 
 
 def test_a_finished_search_is_not_registered_again(shop: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,3 +130,29 @@ def test_the_registered_model_holds_no_pickle_and_loads_without_ray_and_optuna(s
     made = json.loads(answer.stdout.partition("made:")[2])
     assert [row["step"] for row in made] == [1, 2, 3, 4]
     assert all(row["lower"] < row["predicted"] < row["upper"] for row in made)
+
+
+def test_the_winner_that_is_trained_again_is_another_version_with_the_same_intervals(
+    shop: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = shop
+    monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
+    output = search(folder, "--resume", "shop", "--refit")
+    about = read_about(folder / "searches" / "shop" / "champion")
+    assert about["refit"] is True and about["refit_note"] is None
+    assert "Trained again on training and validation part" in output
+    client, found = versions(folder)
+    assert len(found) == 2 and str(client.get_model_version_by_alias("shop", "champion").version) == "2"
+    run = client.get_run(found[0].run_id)
+    assert run.info.status == "FINISHED"
+    metrics = run.data.metrics
+    assert metrics["refit_test_rmse"] == pytest.approx(about["refit_scores"]["test"]["rmse"])
+    assert about["refit_scores"]["test"]["rmse"] != about["scores"]["test"]["rmse"]
+    spec = load_spec(str(folder / "searches" / "shop" / "spec.yaml"))
+    data = prepare(load_table(spec.data), spec.data, refit=True)
+    assert data.scaling is not None
+    assert about["inputs"]["mean"] == data.scaling.inputs.mean.tolist(), "the statistics are those of both parts"
+    assert about["intervals"]["samples"] == len(
+        [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
+    )
+    assert "before it was trained again" in about["intervals_note"]

@@ -110,6 +110,8 @@ def address(registered: Registered, tmp_path_factory: pytest.TempPathFactory) ->
             env=os.environ
             | {
                 "PYTHONPATH": str(ROOT),
+                # MLflow calls uvicorn by its name, as it is found where the environment has been entered.
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
                 "MLFLOW_TRACKING_URI": registered.uri,
                 "MLFLOW_REGISTRY_URI": registered.uri,
                 "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

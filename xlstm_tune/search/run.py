@@ -83,6 +83,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
                 highlight=False,
             )
             print_leaderboard(build_leaderboard(plan.folder, plan.spec.search.objective), console, plan.best_possible)
+            if plan.refit:
+                _refit_later(plan, stopping, console)
             return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
@@ -132,6 +134,16 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if outcome.cut == INTERRUPTED:
         return stopping.exit_code
     return 0 if board.winner and outcome.cut != DISK_FULL else 1
+
+
+def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
+    """Train the winner of a finished search again."""
+    with (
+        Spool(plan.folder, plan.tracking_uri) as spool,
+        tracked(plan, spool, stopping, console),
+        ray_session(plan) as placement,
+    ):
+        keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
 
 def _resume_words(plan: Plan, why: str) -> str:

@@ -7,9 +7,12 @@ version carries the digest of `champion.json`; before one is made the registry i
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
+import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +81,22 @@ def _log(
     mlflow.set_experiment(experiment_id=client.get_run(run).info.experiment_id)
     serving = about["serving"]
     example = json.loads((folder / EXAMPLE).read_bytes())["dataframe_split"]
-    made = Model.log(
-        artifact_path=None,
-        name=ALIAS,
-        flavor=mlflow.pyfunc,
-        registered_model_name=name,
-        run_id=run,
-        tags=tags,
-        python_model=str(CODE),
-        artifacts={"champion": str(folder)},
-        signature=signature_of(serving),
-        input_example=_frame(example, serving["inputs"]),
-        pip_requirements=serving["requirements"],
-    )
+    # MLflow tells each step on stderr, and advises type hints, by which it would check every request a second time.
+    with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Model.log(
+            artifact_path=None,
+            name=ALIAS,
+            flavor=mlflow.pyfunc,
+            registered_model_name=name,
+            run_id=run,
+            tags=tags,
+            python_model=str(CODE),
+            artifacts={"champion": str(folder)},
+            signature=signature_of(serving),
+            input_example=_frame(example, serving["inputs"]),
+            pip_requirements=serving["requirements"],
+        )
     return str(made.registered_model_version)
 
 
