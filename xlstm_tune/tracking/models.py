@@ -35,13 +35,15 @@ ABOUT, EXAMPLE = "champion.json", "example.json"
 CODE = Path(xlstm_tune.__file__).parent / "predict" / "served.py"
 
 
-def register(client: MlflowClient, uri: str, run: str, search: str, folder: Path, name: str) -> None:
+def register(uri: str, run: str, search: str, folder: Path, name: str) -> None:
     """Make the champion in `folder` a version of the registered model `name`, logged by the run, and its champion.
 
-    search: the tag's value that tells this search from others of its name. A version of this champion that exists
-    already is kept, and gets the alias. Raises what MLflow's client raises, OSError and ValueError for a folder that
-    cannot be read.
+    uri: of the tracking store, which is the registry too, whatever MLFLOW_REGISTRY_URI says.
+    search: the tag's value that tells this search from others of its name.
+    A version of this champion that exists already is kept, and gets the alias. Raises what MLflow's client raises,
+    OSError and ValueError for a folder that cannot be read.
     """
+    client = MlflowClient(uri, uri)
     content = (folder / ABOUT).read_bytes()
     about: dict[str, Any] = json.loads(content)
     tags = {SEARCH_TAG: search, DIGEST_TAG: hashlib.sha256(content).hexdigest()}

@@ -181,9 +181,8 @@ class Sender:
             register,  # MLflow's model code takes a second, and most gathers have none
         )
 
-        client = self.connect()
         try:
-            self._guarded(run, 1, partial(register, client, self._uri, run.id, self._address.search, folder, name))
+            self._guarded(run, 1, partial(register, self._uri, run.id, self._address.search, folder, name))
         except (MlflowException, requests.RequestException, ConnectionError, TimeoutError):
             raise
         except Exception as error:
