@@ -5,6 +5,7 @@ The registered model holds code, JSON and safetensors, nothing pickled; whoever 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import mlflow.models
@@ -39,6 +40,8 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         except UserError as error:
             # MLflow answers HTTP 400 with this sentence; anything else would be a server's fault.
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
+        for note in made.notes:
+            logging.getLogger("xlstm_tune.predict").warning(note)
         return made.table.to_pandas()
 
 
