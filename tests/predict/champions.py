@@ -80,7 +80,7 @@ def several(folder: Path, days: int = 90) -> Path:
     for shop, size in (("a", 1.0), ("b", 2.0), ("c", 6.0)):
         for day in range(days):
             weather = ["sun", "rain", "snow"][int(rng.integers(3))]
-            if weather == "snow" and day < days // 2:
+            if weather == "snow" and day < days * 2 // 3:  # in the test part alone
                 weather = "sun"
             sold = f"{50 * size + 5 * np.sin(day / 4) + rng.normal():.3f}" if day % 17 != 16 else ""
             rows.append((shop, str(start + day), size, weather, sold))

@@ -141,7 +141,7 @@ def test_columns_that_the_model_does_not_know_change_nothing(shops: Case) -> Non
 
 def test_a_value_that_was_not_learnt_from_is_zero_in_every_input_and_noted(shops: Case) -> None:
     table = shops.arrow()
-    assert "weather=snow" not in shops.champion.scaling.inputs.names, "it falls in the second half alone"
+    assert "weather=snow" not in shops.champion.scaling.inputs.names, "it falls in the test part alone"
     index = table.column_names.index("weather")
     hail, fog = (
         table.set_column(index, "weather", pa.array([word] * table.num_rows, pa.string())) for word in ("hail", "fog")
