@@ -19,6 +19,8 @@ if not torch.cuda.is_available():
 
 # Ray gives way to everything else on a machine, so that of two tests side by side one would wait for the other's end.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Seconds of MLflow at the end of every search; tests/predict has searches that register their winner.
+os.environ.setdefault("XLSTM_TUNE_REGISTER", "off")
 
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (
@@ -31,6 +33,7 @@ HELPERS = (
     "report_tables",
     "wave_search",
     "fault_search",
+    "champions",
 )
 pytest.register_assert_rewrite(*HELPERS)
 

@@ -20,7 +20,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-PROGRAMS = ("cpu_step", "search_speed", "accuracy", "overhead", "population", "grid", "chaos", "saving")
+PROGRAMS = ("cpu_step", "search_speed", "accuracy", "overhead", "population", "grid", "chaos", "saving", "serving")
 EXPLAIN = f"""
 import contextlib, io, json, runpy, sys
 sys.path.insert(0, sys.argv[1])

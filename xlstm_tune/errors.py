@@ -34,3 +34,11 @@ class BackendUnavailable(UserError):
 
 class CheckpointError(UserError):
     """A saved run or a weights file is missing, damaged, newer than this program, or belongs to something else."""
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line for rich, with its markup switched off and what a terminal would obey written out."""
+    from rich.markup import escape
+
+    line = " ".join(str(error).split())
+    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))

@@ -30,8 +30,10 @@ class Roles:
     """Columns without a name, which `all` leaves out."""
 
 
-def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()) -> Roles:
+def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = (), judged: bool = True) -> Roles:
     """Check every name that the search file uses and expand `all`. `hidden` columns do not exist for the user.
+
+    judged: False where the table need not hold a regression's targets.
 
     Raises DataError for an unknown or repeated name, and for a column in two roles that exclude each other.
     """
@@ -44,7 +46,7 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
     lists: dict[str, Sequence[str]] = {
         "data.time.column": [time] if time is not None else [],
         key_list: keys,
-        "data.target": [] if config.target == ["all"] else config.target,
+        "data.target": [] if config.target == ["all"] or not (judged or forecast) else config.target,
         "data.features": [name for name in config.features if name != "all"],
         "data.exclude": config.exclude,
         "data.categories": config.categories,

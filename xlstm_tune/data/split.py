@@ -7,7 +7,7 @@ literature has it. A regression's sample is a whole sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Split:
     train_rows: np.ndarray
     """bool [R]: rows whose values the scaling statistics may use."""
     notes: tuple[str, ...]
+    validation_rows: np.ndarray = field(default_factory=lambda: np.array([], dtype=bool))
+    """bool [R]: rows of the validation part, which those statistics may use when a model is trained on both."""
 
 
 def split(table: Table, config: DataConfig, lookback: int | None) -> Split:
@@ -59,6 +61,16 @@ def split(table: Table, config: DataConfig, lookback: int | None) -> Split:
         else:
             part = own
     return _windows(table, config, lookback, part, notes)
+
+
+def with_validation(result: Split, stride: int) -> Split:
+    """The split with the validation part in the training part as well, thinned as that is; the test part is the same.
+
+    Windows that would begin in one and end in the other are in neither, as before.
+    """
+    train, validation = result.parts["train"], result.parts["validation"]
+    parts = result.parts | {"train": np.concatenate([train, validation[::stride]])}
+    return replace(result, parts=parts, train_rows=result.train_rows | result.validation_rows)
 
 
 def _criteria(table: Table, config: DataConfig) -> tuple[bool, list[str]]:
@@ -137,8 +149,8 @@ def _sequences(table: Table, config: DataConfig, by_time: bool, groups: list[str
             raise DataError(
                 f"data.split leaves no sequence for the {NOUNS[name]} part, of {len(part)} sequences; change data.split"
             )
-    train_rows = np.repeat(part == 0, np.diff(table.offsets))
-    return Split(parts, table.offsets[:-1].copy(), table.offsets[1:].copy(), train_rows, tuple(notes))
+    rows = np.repeat(part, np.diff(table.offsets))
+    return Split(parts, table.offsets[:-1].copy(), table.offsets[1:].copy(), rows == 0, tuple(notes), rows == 1)
 
 
 def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, notes: list[str]) -> Split:
@@ -182,7 +194,7 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
     ends = np.concatenate(chosen)
     borders = np.cumsum([0, *map(len, chosen)])
     parts = {name: np.arange(borders[number], borders[number + 1]) for number, name in enumerate(PARTS)}
-    return Split(parts, first[ends], ends, part == 0, tuple(notes))
+    return Split(parts, first[ends], ends, part == 0, tuple(notes), part == 1)
 
 
 def _check_length(table: Table, config: DataConfig, lookback: int) -> None:

@@ -16,12 +16,15 @@ from xlstm_tune.data.clock import Kind, cell, gaps_note, modal_step, parse_time,
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.missing import fill
-from xlstm_tune.data.read import read_source
+from xlstm_tune.data.read import Source, read_source
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
 from xlstm_tune.data.static import Static, read_static
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import DataError
+
+SAMPLE_ROWS = 4096
+"""Of a table that are kept as they were read."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Table:
     """One-sentence observations for the user."""
     fingerprint: str
     """SHA-256 of all that a model could see."""
+    sample: pa.Table
+    """The last rows of the first series as they were read, every column that was used, at most `SAMPLE_ROWS`."""
 
     def time_label(self, row: int) -> str:
         """The time of a row as the user wrote it; the row number of the file in row order."""
@@ -80,8 +85,16 @@ def load_table(config: DataConfig) -> Table:
 
     Raises DataError with one sentence for anything that cannot be used.
     """
-    source = read_source(config.source, config.sample)
-    roles = assign_roles(source.table, config, source.oracle.values())
+    return make_table(read_source(config.source, config.sample), config)
+
+
+def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table:
+    """Check, order and clean a table that has been read, as `load_table` does.
+
+    judged: whether the targets are known. Of a regression whose targets are not, no target column is looked at, and
+    they are 0 and not observed; a forecast's are inputs, so it needs them in either case.
+    """
+    roles = assign_roles(source.table, config, source.oracle.values(), judged)
     notes: list[str] = []
     if roles.unnamed:
         notes.append("a column without a name (a row index?) was left out")
@@ -91,7 +104,10 @@ def load_table(config: DataConfig) -> Table:
         stamps, kind = parse_time(source, config.time)
     rows = arrange(source, roles, config.task == "forecast", stamps, notes)
     oracle: np.ndarray | None = None
-    if config.task == "regression":
+    if config.task == "regression" and not judged:
+        targets = np.zeros((len(rows.keys), len(roles.targets)))
+        observed = np.zeros(targets.shape, dtype=bool)
+    elif config.task == "regression":
         targets, rows = _sequence_targets(rows, roles, config.missing, notes)
         observed = np.ones(targets.shape, dtype=bool)
         if source.oracle and all(name in source.oracle for name in roles.targets):
@@ -135,10 +151,18 @@ def load_table(config: DataConfig) -> Table:
         oracle=oracle,
         notes=(),
         fingerprint="",
+        sample=_sample(source, rows, roles),
     )
     # A sequence of a regression is looked at whole: no window can run across a gap.
     gaps = gaps_note(time, rows.offsets, kind, table.time_label) if config.task == "forecast" else None
     return replace(table, notes=(*notes, *([gaps] if gaps else [])), fingerprint=_fingerprint(table))
+
+
+def _sample(source: Source, rows: Rows, roles: Roles) -> pa.Table:
+    """`Table.sample`."""
+    first = rows.order[max(0, int(rows.offsets[1]) - SAMPLE_ROWS) : int(rows.offsets[1])]
+    used = [*([] if roles.time is None else [roles.time]), *roles.keys, *roles.features, *roles.static]
+    return source.table.select(list(dict.fromkeys(used))).take(pa.array(first))
 
 
 def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -> tuple[np.ndarray, Rows]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +17,9 @@ from torch import Tensor
 from xlstm_tune.data.clock import season_of
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.cut import PARTS
-from xlstm_tune.data.split import Split, check_no_leak, split
+from xlstm_tune.data.scaling import Scaling, fit_scaling
+from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
-from xlstm_tune.data.words import listing
-from xlstm_tune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,8 @@ class Prepared:
     """C names."""
     series: np.ndarray | None = None
     """int64 [N]: the row of `static` for each sample; None without static inputs."""
+    scaling: Scaling | None = None
+    """What the columns were standardised by; None for arrays that were made by hand."""
 
     @property
     def shortest(self) -> int:
@@ -83,138 +84,100 @@ class Batch(NamedTuple):
     """[B, C]; None without static inputs."""
 
 
-def prepare(table: Table, config: DataConfig, max_lookback: int | None = None) -> Prepared:
+def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, refit: bool = False) -> Prepared:
     """Split the table, and standardise it by its training part alone.
 
-    `max_lookback` is the largest lookback that any trial may ask for; None means the search file's own. Raises
-    DataError when a part has no sample or a target is constant in the training part.
+    `max_lookback` is the largest lookback that any trial may ask for; None means the search file's own. `refit`: the
+    training part holds the validation part too, which then says nothing about a model any more. Raises DataError when a
+    part has no sample or a target is constant in the training part.
     """
     lookback = config.lookback or int(np.diff(table.offsets).max())
     largest = max(lookback, max_lookback or 0)
     result = split(table, config, largest)
     check_no_leak(table, result, config)
-    forecast = config.task == "forecast"
+    if refit:
+        result = with_validation(result, 1 if config.task == "regression" else config.stride)
     notes = [*table.notes, *result.notes]
 
-    seen = result.train_rows if forecast else result.parts["train"]
-    mean, std = _target_statistics(table, seen)
-    targets = ((table.targets - mean) / std).astype(np.float32)
-    columns = _columns(table, result, notes)
-    names = tuple(table.features[column] for column in columns)
-    target_columns = tuple(names.index(name) for name in table.target_names) if forecast else ()
-    features = np.empty((len(table.values), len(columns)), dtype=np.float32)
-    constant = []
-    for position, column in enumerate(columns):
-        if position in target_columns:
-            # The same numbers as the target, so that "last value" means the same in both.
-            features[:, position] = targets[:, target_columns.index(position)]
-            continue
-        # One column at a time: float64 of the whole table would take twice its memory.
-        cells = table.values[:, column].astype(np.float64)
-        low, high = cells[result.train_rows].min(), cells[result.train_rows].max()
-        center, spread = (low, 1.0) if low == high else _moments(cells[result.train_rows])
-        features[:, position] = (cells - center) / spread
-        if low == high and column not in table.one_hot:
-            constant.append(names[position])
-    if constant:
-        what = "input is" if len(constant) == 1 else "inputs are"
-        notes.append(f"{len(constant)} {what} constant in the training part: {listing(constant, 'input')}")
-    static, static_names, series = _static(table, result, notes)
-    given = () if static is None or series is None else (static, series)
-    for array in (features, targets, mean, std, result.starts, result.ends, *result.parts.values(), *given):
-        array.flags.writeable = False
+    series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
+    train = result.parts["train"]
+    scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
     digest = hashlib.sha256(table.fingerprint.encode())
-    digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}".encode())
-    return Prepared(
+    digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}{' refit' if refit else ''}".encode())
+    return _assemble(
+        table,
+        scaling,
+        result,
+        series,
         task=config.task,
+        horizon=config.horizon,
+        lookback=lookback,
+        season=config.season or season_of(table.step, table.time_kind),
+        notes=tuple(notes),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def prepare_to_predict(table: Table, scaling: Scaling, result: Split, horizon: int, lookback: int) -> Prepared:
+    """A new table as inputs, by the statistics of the training that `scaling` holds.
+
+    result: its parts train and validation may be empty. A forecast's horizon may lie behind the last row of its series:
+    what stands there of the targets means nothing.
+    """
+    series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
+    task = "forecast" if scaling.forecast else "regression"
+    prepared = _assemble(
+        table, scaling, result, series, task, horizon, lookback, season=1, notes=(), fingerprint=table.fingerprint
+    )
+    if not scaling.forecast:
+        return prepared
+    behind = np.zeros((horizon, len(table.target_names)), dtype=np.float32)
+    return replace(prepared, targets=np.concatenate([prepared.targets, behind]))
+
+
+def _assemble(
+    table: Table,
+    scaling: Scaling,
+    result: Split,
+    series: np.ndarray,
+    task: str,
+    horizon: int,
+    lookback: int,
+    season: int,
+    notes: tuple[str, ...],
+    fingerprint: str,
+) -> Prepared:
+    """series: int64 [N], of each sample."""
+    targets = scaling.standardised_targets(table)
+    features = scaling.standardised_inputs(table, targets)
+    static = scaling.standardised_static(table)
+    given = () if static is None else (static, series)
+    moments = (scaling.targets.mean, scaling.targets.std)
+    for array in (features, targets, *moments, result.starts, result.ends, *result.parts.values(), *given):
+        array.flags.writeable = False
+    return Prepared(
+        task=task,
         features=features,
         targets=targets,
         starts=result.starts,
         ends=result.ends,
         parts=result.parts,
-        target_mean=mean,
-        target_std=std,
-        target_columns=target_columns,
-        feature_names=names,
+        target_mean=scaling.targets.mean,
+        target_std=scaling.targets.std,
+        target_columns=scaling.target_columns,
+        feature_names=scaling.inputs.names,
         target_names=table.target_names,
-        horizon=config.horizon,
+        horizon=horizon,
         lookback=lookback,
-        season=config.season or season_of(table.step, table.time_kind),
+        season=season,
         oracle=table.oracle,
-        notes=tuple(notes),
-        fingerprint=digest.hexdigest(),
+        notes=notes,
+        fingerprint=fingerprint,
         static=static,
-        static_names=static_names,
-        series=series,
+        static_names=scaling.static.names,
+        series=None if static is None else series,
+        scaling=scaling,
     )
-
-
-def _target_statistics(table: Table, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[K] mean and [K] deviation of the observed targets of the training part. `seen`: rows or samples of it."""
-    moments = []
-    for column, name in enumerate(table.target_names):
-        cells = table.targets[seen, column][table.observed[seen, column]]
-        if not len(cells):
-            raise DataError(f"the target '{name}' has no value in the training part; change data.split")
-        if cells.min() == cells.max():
-            raise DataError(
-                f"the target '{name}' is constant in the training part ({cells[0]:g} in all {len(cells)} "
-                f"{'values' if len(cells) > 1 else 'value'}), so there is nothing to learn; "
-                f"predict another column or change data.split"
-            )
-        moments.append(_moments(cells))
-    mean, std = (np.array(values) for values in zip(*moments, strict=True))
-    return mean, std
-
-
-def _moments(cells: np.ndarray) -> tuple[float, float]:
-    """Mean and deviation of float64 cells; deviation 1 where rounding leaves none."""
-    std = float(cells.std())
-    return float(cells.mean()), std if std > 0 else 1.0
-
-
-def _columns(table: Table, result: Split, notes: list[str]) -> list[int]:
-    """Columns to keep: values of categories that never occur in the training part say nothing there."""
-    unseen = {column for column in table.one_hot if not table.values[result.train_rows, column].any()}
-    if unseen:
-        names = [table.features[column] for column in sorted(unseen)]
-        verb = "occurs" if len(unseen) == 1 else "occur"
-        notes.append(
-            f"{listing(names, 'value')} {verb} only outside the training part and cannot be learnt from, so left out"
-        )
-    columns = [column for column in range(len(table.features)) if column not in unseen]
-    if not columns:
-        raise DataError("no input is left: every value of the categories occurs only outside the training part")
-    return columns
-
-
-def _static(
-    table: Table, result: Split, notes: list[str]
-) -> tuple[np.ndarray | None, tuple[str, ...], np.ndarray | None]:
-    """Static inputs [S, C] standardised by the training series, their names, and each sample's row [N] of them."""
-    if not table.static.names:
-        return None, (), None
-    series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
-    seen = table.static.values[np.unique(series[result.parts["train"]])]
-    kept: list[int] = []
-    columns: list[np.ndarray] = []
-    for column, cells in enumerate(table.static.values.T):
-        if column in table.static.one_hot and not seen[:, column].any():
-            notes.append(f"{table.static.names[column]} occurs only outside the training part, so it was left out")
-            continue
-        low, high = seen[:, column].min(), seen[:, column].max()
-        center, spread = (low, 1.0) if low == high else _moments(seen[:, column])
-        kept.append(column)
-        columns.append((cells - center) / spread)
-        if low == high and column not in table.static.one_hot:
-            notes.append(f"the static input '{table.static.names[column]}' is constant in the training part")
-    if not kept:
-        raise DataError(
-            "no static input is left: every value of its categories occurs only outside the training part; "
-            "change data.static or data.split"
-        )
-    names = tuple(table.static.names[column] for column in kept)
-    return np.stack(columns, axis=1).astype(np.float32), names, series
 
 
 class Windows:

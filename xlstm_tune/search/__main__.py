@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import SpecError, UserError
+from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import SearchSpec
@@ -60,6 +60,10 @@ def search(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; `auto` finds one. None: this machine.")
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Train the winner again on training and validation part, and keep that model."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the sizes, train nothing.")
     ] = False,
@@ -84,9 +88,9 @@ def search(
         spec = load_spec(file, overrides or (), name=name, search__trials=trials)
         if resume is not None and spec.name != resume:
             raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
-        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, console)
+        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, refit, console)
     except UserError as error:
-        Console(stderr=True).print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -97,6 +101,7 @@ def _go(
     address: str | None,
     dry_run: bool,
     resume: bool,
+    refit: bool,
     console: Console,
 ) -> None:
     # Imported here: the space and the search file are checked before torch and Ray are loaded.
@@ -106,7 +111,7 @@ def _go(
     from xlstm_tune.search.plan import make_plan
 
     with console.status("reading the data"):
-        plan = make_plan(spec, space, storage, tracking_uri, address, resume)
+        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
 
@@ -115,14 +120,6 @@ def _go(
     from xlstm_tune.search.run import run
 
     raise typer.Exit(run(plan, console))
-
-
-def _plain(error: Exception) -> str:
-    """The message on one line, with rich's markup switched off and what a terminal would obey written out."""
-    from rich.markup import escape
-
-    line = " ".join(str(error).split())
-    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
 
 
 def main() -> None:

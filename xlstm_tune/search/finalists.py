@@ -145,6 +145,10 @@ class Judge:
         self._truth = {part: actual(data, part) for part in JUDGED}
         self._labels = {part: sample_labels(table, data, part) for part in JUDGED}
 
+    def truth(self, part: str) -> Array:
+        """What happened in a part, in the target's own units, [n, H, K]."""
+        return self._truth[part]
+
     def metrics(self, part: str, predicted: Array) -> dict[str, float]:
         """Scores of predictions [n, H, K] in the target's own units."""
         return score_units(predicted, self._truth[part], self._data.target_std)

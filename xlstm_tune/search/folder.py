@@ -18,32 +18,24 @@ import yaml
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import CONFIG as CONFIG
+from xlstm_tune.layout import ENVIRONMENT as ENVIRONMENT
+from xlstm_tune.layout import SPEC as SPEC
+from xlstm_tune.layout import WEIGHTS as WEIGHTS
+from xlstm_tune.layout import member_folder as member_folder
+from xlstm_tune.layout import trial_folder as trial_folder
 from xlstm_tune.lines import sync
 from xlstm_tune.search.resources import cpus
 from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking import hide_credentials
 
-SPEC = "spec.yaml"
-ENVIRONMENT = "environment.json"
-WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 HUNG = "hung.txt"
 """In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
 STOPPED = "stopped"
 """An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-def trial_folder(search_folder: str | Path, number: int) -> Path:
-    """Where a trial keeps its config and best weights."""
-    return Path(search_folder) / "trials" / f"{number:05d}"
-
-
-def member_folder(folder: str | Path, member: int) -> Path:
-    """Where a member of a population keeps its own, below its trial's folder or checkpoint."""
-    return Path(folder) / "members" / f"{member:04d}"
 
 
 def check_folder(storage: str, name: str) -> Path:

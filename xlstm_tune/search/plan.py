@@ -42,6 +42,8 @@ class Plan:
     """None: it depends on the cluster at `address`."""
     resume: bool = False
     """The folder holds an earlier part of this search."""
+    refit: bool = False
+    """The winner is trained again on training and validation part."""
 
     @property
     def trials(self) -> int:
@@ -64,6 +66,7 @@ def make_plan(
     tracking_uri: str | None,
     address: str | None,
     resume: bool = False,
+    refit: bool = False,
 ) -> Plan:
     """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
 
@@ -99,6 +102,7 @@ def make_plan(
         address=address,
         placement=placement,
         resume=resume,
+        refit=refit,
     )
 
 

@@ -15,9 +15,11 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
+from xlstm_tune.layout import CHAMPION
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.champion import keep_champion
 from xlstm_tune.search.duplicates import never_begun
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
@@ -84,6 +86,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
                 highlight=False,
             )
             _print_board(plan, build_leaderboard(plan.folder, plan.spec.search.objective), console)
+            if plan.refit:
+                _refit_later(plan, stopping, console)
             return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
@@ -118,6 +122,15 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
         console.print(_resume_words(plan, outcome.cut), highlight=False, markup=False, soft_wrap=True)
+    if (plan.folder / CHAMPION).is_dir():
+        storage = shlex.quote(str(plan.folder.parent))
+        console.print(
+            f"\nForecast with the winner: {python_command()} -m xlstm_tune.predict {plan.spec.name} TABLE "
+            f"--storage {storage}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     address = ui_command(plan.tracking_uri, plan.folder.parent)
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
@@ -131,6 +144,16 @@ def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
     print_leaderboard(board, console, plan.best_possible)
     if plan.spec.search.costs and board.winner:
         print_front(read(plan.folder, "trials").to_pylist(), plan.spec.search.goals, console)
+
+
+def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
+    """Train the winner of a finished search again."""
+    with (
+        Spool(plan.folder, plan.tracking_uri) as spool,
+        tracked(plan, spool, stopping, console),
+        ray_session(plan) as placement,
+    ):
+        keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
 
 def _resume_words(plan: Plan, why: str) -> str:
@@ -160,6 +183,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
                     _score_finalists(plan, judge, placement, outcome, results, spool)
+                    keep_champion(plan, judge, placement, spool, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)
                 raise

@@ -19,6 +19,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "trial_ended": _TRIAL | {"status": str, "reason": str, "metrics": dict, "tags": dict, "artifacts": list},
     "metrics": {"metrics": dict, "tags": dict},
     "artifact": {"artifacts": list, "where": str},
+    "model": {"name": str, "where": str},
     "table": {"name": str, "columns": list, "rows": list},
     "search_ended": {"status": str, "metrics": dict, "artifacts": list},
 }

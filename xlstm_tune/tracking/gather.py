@@ -33,6 +33,7 @@ class Pending:
     step: int = -1  # the last step of the curves, with what is in `metrics`
     files: list[tuple[str, str]] = field(default_factory=list)  # path, artifact folder
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)  # registered name: the champion's folder
     status: str | None = None
     ended: int | None = None  # ms since 1970
     events: int = 0
@@ -60,6 +61,8 @@ def gather(events: Iterable[Mapping[str, Any]], last_step: Callable[[int | None]
             pending.tags["status"] = event["status"]
             if event.get("reason"):
                 pending.tags["reason"] = event["reason"]
+        elif kind == "model":
+            pending.models[event["name"]] = event["where"]  # of several the last
         elif kind == "table":
             pending.tables[event["name"]] = {"columns": event["columns"], "data": event["rows"]}
         step = event.get("step")

@@ -1,6 +1,6 @@
 """From the spool to MLflow: sends what was gathered in few calls, and remembers how far it came.
 
-This and gather.py are all of tracking that imports MLflow; only the writer process and `sync` import them.
+This, gather.py and models.py are all of tracking that imports MLflow; only the writer process and `sync` import them.
 
 Why nothing arrives twice. Progress is the byte offset of the spool up to which everything has arrived
 (`mlflow/state.json`); a gather of events that failed half-way is sent again as a whole. That is harmless:
@@ -154,6 +154,8 @@ class Sender:
             self._guarded(run, sum(map(len, batch)), partial(self.connect().log_batch, run.id, *batch))
         run.params = run.params or pending.started is not None
         self._upload(run, pending)
+        for name, where in pending.models.items():
+            self._register(run, name, self._folder / where)
         if pending.status is not None:
             self._finish(run, pending.status, pending.ended)
         run.step = pending.step
@@ -182,6 +184,19 @@ class Sender:
         except (OSError, ValueError) as error:
             return self._refuse(1, str(error))
         self._guarded(run, 1, partial(self.connect().log_text, run.id, picture, "forecast.svg"))
+
+    def _register(self, run: Run, name: str, folder: Path) -> None:
+        """The champion as a version of a registered model. What is wrong with it for good must not stop the rest."""
+        # MLflow's code for models takes a second, and most gathers have none.
+        from xlstm_tune.tracking.models import register
+
+        try:
+            self._guarded(run, 1, partial(register, self._uri, run.id, self._address.search, folder, name))
+        except (MlflowException, requests.RequestException, ConnectionError, TimeoutError):
+            raise
+        except Exception as error:
+            log.warning("the model %s cannot be registered", name, exc_info=True)
+            self._refuse(1, f"the model {name} cannot be registered ({type(error).__name__}: {error})")
 
     def _finish(self, run: Run, status: str, ended: int | None) -> None:
         self._guarded(run, 0, partial(self.connect().set_terminated, run.id, _MLFLOW_STATUS[status], ended))

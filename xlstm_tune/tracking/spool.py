@@ -126,6 +126,13 @@ class Spool:
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         self._add("table", number=trial, name=name, columns=list(columns), rows=rows)
 
+    def model(self, path: Path, name: str) -> None:
+        """A champion's folder, to be registered as a new version of the model `name`, which becomes its champion.
+
+        Said again of the same champion, it changes nothing. The folder must stay until it is sent.
+        """
+        self._add("model", name=name, where=self._paths([path])[0])
+
     def search_ended(
         self, status: str, metrics: Mapping[str, float] | None = None, artifacts: Iterable[Path] = ()
     ) -> None:

@@ -1,0 +1,136 @@
+"""What lies in a champion's folder, and what is said when it is damaged or the command asks for nonsense."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from champions import SINGLE, finish, single
+from typer.testing import CliRunner
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import ENVIRONMENT
+from xlstm_tune.predict.__main__ import app
+from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.make import champion_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a finished search with a champion."""
+    place = tmp_path_factory.mktemp("folder")
+    search = finish(place / "searches", "single", SINGLE | {"source": str(single(place))})
+    champion_of(search)
+    return search
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder / "champion", tmp_path / "champion"))
+
+
+def test_the_folder_says_all_there_is_to_say(folder: Path) -> None:
+    about = json.loads((folder / "champion" / "champion.json").read_text())
+    assert about["inputs"]["names"] == ["y", "z", "x"] and len(about["inputs"]["std"]) == 3
+    assert about["targets"]["names"] == ["y", "z"] and about["targets"]["mean"] == about["inputs"]["mean"][:2]
+    assert (about["lookback"], about["shape"]["horizon"]) == (8, 3)
+    assert (about["trial"], about["member"], about["refit"]) == (0, None, False)
+    assert set(about["scores"]) == {"validation", "test"}
+    widths = about["intervals"]["half_widths"]
+    assert widths["0.99"] == [[None, None]] * 3, "validation is too small for it"
+    assert len(widths["0.9"]) == 3 and widths["0.5"][0][0] < widths["0.9"][0][0]
+    assert {path.name for path in (folder / "champion").iterdir()} == {
+        "champion.json", "weights.safetensors", "residuals.safetensors", "example.json"
+    }  # fmt: skip
+
+
+def test_a_champion_made_again_is_the_same_to_the_byte(folder: Path) -> None:
+    before = (folder / "champion" / "champion.json").read_bytes()
+    shutil.rmtree(folder / "champion")
+    assert (champion_of(folder) / "champion.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": "1"}', '{"schema": 1}', '{"schema": 99}', "null"])
+def test_a_damaged_description_is_one_sentence(copy: Path, content: str) -> None:
+    (copy / "champion.json").write_text(content)
+    with pytest.raises(StorageError) as caught:
+        load_champion(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["model", "training", "lookback", "data", "shape", "inputs", "targets", "time"])
+@pytest.mark.parametrize("value", [None, {"what": 1}, [], "x"])
+def test_a_description_with_a_wrong_part_is_one_sentence(copy: Path, key: str, value: Any) -> None:
+    about = json.loads((copy / "champion.json").read_text())
+    (copy / "champion.json").write_text(json.dumps(about | {key: value}))
+    with pytest.raises(StorageError, match="is damaged") as caught:
+        load_champion(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "residuals.safetensors"])
+def test_a_damaged_or_missing_file_is_one_sentence(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StorageError, match="its checksum differs"):
+        load_champion(copy)
+    (copy / name).unlink()
+    with pytest.raises(StorageError, match=f"lacks its file {name}"):
+        load_champion(copy)
+
+
+def test_no_champion_is_made_of_other_data(folder: Path, tmp_path: Path) -> None:
+    search = Path(shutil.copytree(folder, tmp_path / "single"))
+    shutil.rmtree(search / "champion")
+    before = json.loads((search / ENVIRONMENT).read_text())
+    (search / ENVIRONMENT).write_text(json.dumps(before | {"data_fingerprint": "another"}))
+    with pytest.raises(StorageError, match="have changed since"):
+        champion_of(search)
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_command_writes_csv_and_says_who_predicts(folder: Path, tmp_path: Path) -> None:
+    table, place = folder.parents[1] / "single.csv", tmp_path / "out.csv"
+    code, output = command("single", str(table), "--storage", str(folder.parent), "--output", str(place))
+    assert code == 0, output
+    assert "6 rows in" in output and "by trial 0" in output and "intervals at 90 %" in output
+    lines = place.read_text().splitlines()
+    assert lines[0] == '"origin","step","target","predicted","lower","upper"' and len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "sngle"}, "holds no search 'sngle'; did you mean 'single'?"),
+        ({"name": "../single"}, "is that of a search, which is no path"),
+        ({"output": "out.xlsx"}, "--output must end in .parquet or .csv"),
+        ({"output": "/nowhere/out.csv"}, "which is no folder; make it first"),
+        ({"table": "nothing.csv"}, "'nothing.csv' does not exist"),
+        ({"level": "90"}, "must lie between 0 and 1, got 90"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(
+    folder: Path, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    given = {"name": "single", "table": str(folder.parents[1] / "single.csv"), "level": "0.9"} | change
+    place = change.get("output", str(tmp_path / "out.csv"))
+    code, output = command(
+        given["name"], given["table"], "--storage", str(folder.parent), "--output", place, "--level", given["level"]
+    )
+    assert code == 2 and said in output and "Traceback" not in output
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Path) -> None:
+    search = Path(shutil.copytree(folder, tmp_path / "single"))
+    shutil.rmtree(search / "champion")
+    shutil.rmtree(search / "results" / "scores")
+    with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end"):
+        champion_of(search)

@@ -1,0 +1,158 @@
+"""One whole search: its winner is kept, registered once, loads without Ray, and predicts what was reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from champions import SEVERAL, reported, several
+from tracked import MlflowClient
+from typer.testing import CliRunner
+
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import prepare
+from xlstm_tune.predict.__main__ import app as predict_app
+from xlstm_tune.predict.champion import read_about
+from xlstm_tune.search.__main__ import app as search_app
+from xlstm_tune.search_file import load_spec
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def search(folder: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(search_app, [*arguments, "--storage", str(folder / "searches")])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A search with a population."""
+    folder = tmp_path_factory.mktemp("shop")
+    spec = {
+        "name": "shop",
+        "data": SEVERAL | {"source": str(several(folder))},
+        "search": {"trials": 2, "seed": 1, "scheduler": "none"},
+        "space": {"model.hidden_size": {"choice": [4, 8]}},
+        "population": {"seeds": 2},
+        "model": {"family": "lstm", "layers": 1},
+        "training": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01},
+    }
+    (folder / "shop.yaml").write_text(yaml.safe_dump(spec))
+    before = os.environ.get("XLSTM_TUNE_REGISTER")
+    os.environ["XLSTM_TUNE_REGISTER"] = "on"
+    try:
+        return folder, search(folder, str(folder / "shop.yaml"))
+    finally:
+        os.environ["XLSTM_TUNE_REGISTER"] = before or "on"
+
+
+def versions(folder: Path) -> tuple[MlflowClient, list[Any]]:
+    client = MlflowClient(f"sqlite:///{folder / 'searches' / 'mlflow.db'}")
+    return client, client.search_model_versions("name = 'shop'")
+
+
+def test_the_winner_is_kept_and_registered_under_the_searchs_name(shop: tuple[Path, str]) -> None:
+    folder, output = shop
+    assert "-m xlstm_tune.predict shop TABLE" in output
+    about = read_about(folder / "searches" / "shop" / "champion")
+    assert about["search"] == "shop" and about["member"] in (0, 1)
+    client, found = versions(folder)
+    assert len(found) == 1
+    assert str(client.get_model_version_by_alias("shop", "champion").version) == str(found[0].version)
+    parent = client.get_run(found[0].run_id)
+    assert parent.info.run_name == "shop" and parent.info.status == "FINISHED"
+
+
+def check_reported(folder: Path) -> None:
+    """The command on the search's own table gives the first steps that the search reported of its winner."""
+    place = folder / "out.parquet"
+    arguments = ["shop", str(folder / "several.csv"), "--storage", str(folder / "searches"), "--output", str(place)]
+    result = CliRunner().invoke(predict_app, [*arguments, "--all"])
+    assert result.exit_code == 0, result.output
+    made = {(row["shop"], row["day"], row["step"]): row["predicted"] for row in pq.read_table(place).to_pylist()}
+    firsts = [row for row in reported(folder / "searches" / "shop") if row["step"] == 1]
+    winner = read_about(folder / "searches" / "shop" / "champion")["trial"]
+    checked = [row for row in firsts if row["trial"] == winner]
+    assert checked
+    for row in checked:
+        assert made[row["series"].removeprefix("shop="), row["time"], 1] == pytest.approx(row["predicted"], rel=1e-6)
+
+
+def test_the_command_predicts_what_the_search_reported(shop: tuple[Path, str]) -> None:
+    check_reported(shop[0])
+
+
+def test_a_finished_search_is_not_registered_again(shop: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = shop
+    monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
+    assert "is finished" in search(folder, "--resume", "shop")
+    assert len(versions(folder)[1]) == 1
+
+
+LOAD = """
+import sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "optuna"):
+            raise ImportError(f"{name} is not to be imported")
+sys.meta_path.insert(0, Refused())
+import json, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_registry_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/shop@champion")
+made = model.predict(model.input_example, params={"level": 0.5})
+print("made:" + made.to_json(orient="records"))
+"""
+
+
+def test_the_registered_model_holds_no_pickle_and_loads_without_ray_and_optuna(shop: tuple[Path, str]) -> None:
+    folder, _ = shop
+    files = [path.name for path in (folder / "searches" / "mlflow-artifacts").rglob("*") if path.is_file()]
+    assert "champion.json" in files and "served.py" in files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib", ".pt", ".pth"))]
+    answer = subprocess.run(
+        [sys.executable, "-c", LOAD, f"sqlite:///{folder / 'searches' / 'mlflow.db'}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert answer.returncode == 0, answer.stderr
+    made = json.loads(answer.stdout.partition("made:")[2])
+    assert [row["step"] for row in made] == [1, 2, 3, 4]
+    assert all(row["lower"] < row["predicted"] < row["upper"] for row in made)
+
+
+def test_the_winner_that_is_trained_again_is_another_version_with_the_same_intervals(
+    shop: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = shop
+    monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
+    output = search(folder, "--resume", "shop", "--refit")
+    about = read_about(folder / "searches" / "shop" / "champion")
+    assert about["refit"] is True and about["refit_note"] is None
+    assert "Trained again on training and validation part" in output
+    client, found = versions(folder)
+    assert len(found) == 2 and str(client.get_model_version_by_alias("shop", "champion").version) == "2"
+    run = client.get_run(found[0].run_id)
+    assert run.info.status == "FINISHED"
+    metrics = run.data.metrics
+    assert metrics["refit_test_rmse"] == pytest.approx(about["refit_scores"]["test"]["rmse"])
+    assert about["refit_scores"]["test"]["rmse"] != about["scores"]["test"]["rmse"]
+    spec = load_spec(str(folder / "searches" / "shop" / "spec.yaml"))
+    data = prepare(load_table(spec.data), spec.data, refit=True)
+    assert data.scaling is not None
+    assert about["inputs"]["mean"] == data.scaling.inputs.mean.tolist(), "the statistics are those of both parts"
+    assert about["intervals"]["samples"] == len(
+        [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
+    )
+    assert "before it was trained again" in about["intervals_note"]

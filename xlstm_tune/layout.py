@@ -1,0 +1,22 @@
+"""Where things lie in a search folder. Imports nothing of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SPEC = "spec.yaml"
+ENVIRONMENT = "environment.json"
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+CHAMPION = "champion"
+"""The folder of the winner, ready to be served."""
+
+
+def trial_folder(search_folder: str | Path, number: int) -> Path:
+    """Where a trial keeps its config and best weights."""
+    return Path(search_folder) / "trials" / f"{number:05d}"
+
+
+def member_folder(folder: str | Path, member: int) -> Path:
+    """Where a member of a population keeps its own, below its trial's folder or checkpoint."""
+    return Path(folder) / "members" / f"{member:04d}"

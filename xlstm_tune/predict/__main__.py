@@ -1,0 +1,101 @@
+"""The command line: a search's name and a table → forecasts in a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from xlstm_tune.errors import StorageError, UserError, one_line
+from xlstm_tune.layout import SPEC
+from xlstm_tune.spec import NAME
+from xlstm_tune.strict import did_you_mean
+
+ENDINGS = (".parquet", ".csv")
+SHOWN = 8
+"""Rows on the terminal; the file holds all."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.command(help="Forecast from a table with the winner of a finished search, in the table's own columns and units.")
+def predict(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The search.")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="CSV, Parquet or Arrow with the columns of the search's data.")
+    ],
+    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder that holds searches.")] = "searches",
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="Where the forecasts go: .parquet or .csv.")
+    ] = "forecasts.parquet",
+    level: Annotated[float, typer.Option(help="Of the intervals: how often they shall hold what comes.")] = 0.9,
+    every: Annotated[
+        bool, typer.Option("--all", help="Forecast from every row with enough rows before it, not from the end alone.")
+    ] = False,
+) -> None:
+    """See `help` above."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    try:
+        place = Path(output)
+        if place.suffix not in ENDINGS:
+            raise StorageError(f"--output must end in {' or '.join(ENDINGS)}, got '{output}'")
+        if not place.absolute().parent.is_dir():
+            raise StorageError(f"--output names a file in {place.absolute().parent}, which is no folder; make it first")
+        folder = find_search(storage, name)
+        with console.status("reading"):
+            _go(folder, table, place, level, every, console)
+    except UserError as error:
+        Console(stderr=True).print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def find_search(storage: str, name: str) -> Path:
+    """The folder of a search. Raises StorageError when there is none, with the nearest name."""
+    root = Path(os.path.expanduser(storage)).absolute()
+    if not re.fullmatch(NAME, name):
+        raise StorageError(f"NAME is that of a search, which is no path, got '{name}'; give its folder with --storage")
+    if not (root / name / SPEC).is_file():
+        known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if root.is_dir() else []
+        hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
+        raise StorageError(f"{root} holds no search '{name}'; {hint}")
+    return root / name
+
+
+def _go(folder: Path, table: str, place: Path, level: float, every: bool, console: Console) -> None:
+    # Imported here: what is wrong with the command itself is said before torch is loaded.
+    from xlstm_tune.data.read import read_source
+    from xlstm_tune.predict.champion import load_champion
+    from xlstm_tune.predict.forecasts import forecasts
+    from xlstm_tune.predict.make import champion_of
+    from xlstm_tune.predict.write import print_rows, write_table
+
+    champion = load_champion(champion_of(folder))
+    made = forecasts(champion, read_source([table], {}), level, every)
+    for note in made.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    write_table(made.table, place)
+    print_rows(made.table, SHOWN, console)
+    about = "trained again on training and validation part" if champion.about["refit"] else "as it was searched"
+    console.print(
+        f"{made.table.num_rows:,} rows in {place}, by trial {champion.trial} ({champion.title}; {about}); intervals at "
+        f"{100 * level:g} %",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Entry point of `python -m xlstm_tune.predict`."""
+    app(prog_name="python -m xlstm_tune.predict" if sys.argv[0].endswith("__main__.py") else None)
+
+
+if __name__ == "__main__":
+    main()

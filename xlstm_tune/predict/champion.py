@@ -1,0 +1,237 @@
+"""The champion's folder: `champion.json` says everything about the model and its data, two files hold the tensors.
+
+H horizon steps, K targets, n validation samples that the intervals come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xlstm_tune import __version__
+from xlstm_tune.data.clock import Kind
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.scaling import Columns, Scaling
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import WEIGHTS
+from xlstm_tune.lines import sync
+from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
+from xlstm_tune.training.config import TrainingConfig, TrialConfig
+
+SCHEMA = 1
+ABOUT = "champion.json"
+RESIDUALS = "residuals.safetensors"
+EXAMPLE = "example.json"
+"""A request that a server of the model answers: rows of the user's table."""
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Of the interval widths that `champion.json` shows; any other comes from the residuals themselves."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A model and all that turns a table into its inputs and its outputs into the target's units."""
+
+    search: str
+    trial: int
+    title: str
+    data: DataConfig
+    """With every column by name; `source` means nothing."""
+    config: TrialConfig
+    """`lookback` is the L that the model was built for, of a regression the longest sequence of the search."""
+    shape: Shape
+    scaling: Scaling
+    time_kind: Kind
+    step: int | None
+    """The commonest time step in the search's data, as `Table.step`."""
+    model: Forecaster
+    """On the CPU."""
+    residuals: Array
+    """[n, H, K], absolute ones on validation in the target's units, rising along n."""
+    about: dict[str, Any]
+    """All of `champion.json`."""
+
+    def half_width(self, level: float) -> Array:
+        """[H, K], NaN where n is too small for the level: see `conformal`."""
+        return conformal(self.residuals, level)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Columns of the forecasts, in order."""
+        return [column["name"] for column in self.about["serving"]["outputs"]]
+
+
+def conformal(residuals: Array, level: float) -> Array:
+    """Half the width of intervals that hold a new value with probability `level` (split conformal prediction).
+
+    residuals: absolute, [n, H, K], rising along n. The ⌈(n + 1) · level⌉-th smallest, which makes the promise hold for
+    finite n where old and new samples are exchangeable (Vovk et al. 2005; Lei et al. 2018). Returns [H, K], NaN where n
+    is too small to promise so much.
+    """
+    rank = int(np.ceil((len(residuals) + 1) * level - 1e-9))
+    if rank > len(residuals):
+        return np.full(residuals.shape[1:], np.nan)
+    return np.asarray(residuals[max(rank, 1) - 1])
+
+
+def save_champion(
+    folder: Path,
+    about: dict[str, Any],
+    config: TrialConfig,
+    data: DataConfig,
+    shape: Shape,
+    scaling: Scaling,
+    weights: dict[str, torch.Tensor],
+    residuals: Array,
+    example: dict[str, Any],
+) -> None:
+    """Write the folder, whole or not at all; a champion that lies there already is replaced.
+
+    about: what is not derived from the other arguments. Raises OSError when it cannot be written.
+    """
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        save_weights(unfinished / WEIGHTS, weights)
+        save_weights(unfinished / RESIDUALS, {"residuals": torch.from_numpy(residuals)})
+        widths = {str(level): _plain(conformal(residuals, level)) for level in LEVELS}
+        record = {
+            "schema": SCHEMA,
+            "program": f"xlstm_tune {__version__}",
+            **about,
+            "model": config.model.model_dump(),
+            "training": config.training.model_dump(),
+            "lookback": config.lookback,
+            "data": data.model_dump(exclude={"source", "sample", "split", "exclude", "season", "stride"}),
+            "shape": {"horizon": shape.horizon, "targets": shape.targets, "varying": shape.varying},
+            "inputs": _columns(scaling.inputs),
+            "targets": _columns(scaling.targets),
+            "static": _columns(scaling.static),
+            "intervals": {"method": "split conformal", "samples": len(residuals), "half_widths": widths},
+            "files": {name: sha256_of(unfinished / name) for name in (WEIGHTS, RESIDUALS)},
+        }
+        (unfinished / ABOUT).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        (unfinished / EXAMPLE).write_text(json.dumps(example, allow_nan=False) + "\n")
+        for path in (unfinished / ABOUT, unfinished / EXAMPLE, unfinished):
+            sync(path)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def load_champion(folder: Path | str) -> Champion:
+    """Read what `save_champion` wrote.
+
+    Raises StorageError when there is none, it is damaged or of a newer program.
+    """
+    folder = Path(folder)
+    about = read_about(folder)
+    for name in (WEIGHTS, RESIDUALS):
+        if not (folder / name).is_file():
+            raise StorageError(f"the champion {folder} lacks its file {name}; remove the folder to have it made anew")
+        if sha256_of(folder / name) != about["files"].get(name):
+            raise StorageError(
+                f"{folder / name} is damaged (its checksum differs); remove {folder} to have it made anew"
+            )
+    try:
+        config = TrialConfig(
+            ModelConfig.parse(about["model"], "model"),
+            TrainingConfig.parse(about["training"], "training"),
+            about["lookback"],
+        )
+        data = DataConfig.parse(about["data"] | {"source": "the table"}, "data")
+        forecast = data.task == "forecast"
+        inputs, targets, static = (_read_columns(about[name]) for name in ("inputs", "targets", "static"))
+        scaling = Scaling(inputs, targets, static, forecast)
+        shape = Shape(
+            features=len(scaling.inputs.names),
+            lookback=about["lookback"],
+            target_columns=scaling.target_columns,
+            statics=len(scaling.static.names),
+            quantiles=config.training.levels,
+            **about["shape"],
+        )
+        model = build_model(config.model, shape)
+        model.load_state_dict(load_weights(folder / WEIGHTS))
+        model.eval()
+        residuals = load_weights(folder / RESIDUALS)["residuals"].numpy()
+        return Champion(
+            search=about["search"],
+            trial=about["trial"],
+            title=about["title"],
+            data=data,
+            config=config,
+            shape=shape,
+            scaling=scaling,
+            time_kind=about["time"]["kind"],
+            step=about["time"]["step"],
+            model=model,
+            residuals=residuals,
+            about=about,
+        )
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"the champion {folder / ABOUT} is damaged ({type(error).__name__}: {reason}); remove {folder} to have it "
+            "made anew"
+        ) from None
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """`champion.json` of a folder. Raises StorageError as `load_champion`."""
+    path = folder / ABOUT
+    try:
+        about: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StorageError(f"there is no champion in {folder}: it has no {ABOUT}") from None
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"the champion {path} is damaged: {error}; remove {folder} to have it made anew") from None
+    if not isinstance(about, dict) or not isinstance(schema := about.get("schema"), int):
+        raise StorageError(f"{path} is not a champion: it names no schema")
+    if schema > SCHEMA:
+        raise StorageError(
+            f"the champion {folder} has schema {schema} of {about.get('program')}, this program reads up to {SCHEMA}; "
+            "use the program that wrote it"
+        )
+    if not isinstance(about.get("files"), dict):
+        raise StorageError(f"the champion {path} is damaged: it names no files; remove {folder} to have it made anew")
+    return about
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 that tells one champion from another: of `champion.json`, which holds those of the other files."""
+    return hashlib.sha256((folder / ABOUT).read_bytes()).hexdigest()
+
+
+def _columns(columns: Columns) -> dict[str, Any]:
+    return {"names": list(columns.names), "mean": columns.mean.tolist(), "std": columns.std.tolist()}
+
+
+def _read_columns(raw: dict[str, Any]) -> Columns:
+    mean, std = (np.array(raw[key], dtype=np.float64) for key in ("mean", "std"))
+    if not len(raw["names"]) == len(mean) == len(std):
+        raise ValueError("names, mean and std of columns differ in number")
+    return Columns(tuple(raw["names"]), mean, std)
+
+
+def _plain(array: Array) -> list[Any]:
+    """Nested lists with None for NaN."""
+    return [[None if np.isnan(cell) else float(cell) for cell in row] for row in array]

@@ -1,0 +1,217 @@
+"""From a table in the user's columns to forecasts in the user's columns and units.
+
+N samples, H horizon steps, K targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xlstm_tune.data.clock import describe_step
+from xlstm_tune.data.future import later_stamps, written
+from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
+from xlstm_tune.data.read import Source
+from xlstm_tune.data.table import Table, make_table
+from xlstm_tune.data.windows import Prepared, Windows, prepare_to_predict
+from xlstm_tune.data.words import listing
+from xlstm_tune.errors import DataError
+from xlstm_tune.predict.champion import Array, Champion
+from xlstm_tune.training.judge import eval_batch, predict
+from xlstm_tune.training.loop import autocast_dtype, pick_device
+
+DEFAULT_LEVEL = 0.9
+_WORDS = 60
+"""Labels that show how the user writes times."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """What a model says of a table."""
+
+    table: pa.Table
+    """The columns of `columns.output_columns`. A forecast has a row for each series, step and target, a regression
+    one for each sequence and target; `lower` and `upper` are null where validation was too small for the level."""
+    notes: tuple[str, ...]
+    """One-sentence observations for the user."""
+
+
+def source_of(table: pa.Table, name: str = "the table") -> Source:
+    """An Arrow table as one that has been read from a file called `name`."""
+    if not table.num_rows:
+        raise DataError(f"{name} has no rows")
+    return Source(table, (name,), np.array([table.num_rows]), {})
+
+
+def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, every: bool = False) -> Forecasts:
+    """Predict what follows each series of a table, or the value of each sequence.
+
+    level: of the intervals, between 0 and 1. every: from every row that has enough rows before it, not from the end
+    alone (forecasts only). Raises DataError for a table that the model cannot use, or a level that is none.
+    """
+    if not 0 < level < 1:
+        raise DataError(f"the level of the intervals must lie between 0 and 1, got {level:g}")
+    _check_columns(champion, source)
+    table = make_table(source, champion.data, judged=False)
+    forecast = champion.scaling.forecast
+    notes = [*table.notes, *_unknown(champion, table)]
+    length = champion.shape.lookback
+    if forecast:
+        samples = forecast_origins(table, length, every)
+        _note_step(champion, table, notes)
+    else:
+        samples = sequences(table, length, not champion.shape.varying)
+    data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length)
+    notes += samples.notes
+    predicted = _predict(champion, data)
+    half = champion.half_width(level)
+    if np.isnan(half).any():
+        n = len(champion.residuals)
+        notes.append(
+            f"there are no intervals: {n} validation samples are too few for a level of {level:g}, which needs "
+            f"{_needed(level)}"
+        )
+    columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
+    columns += [predicted.reshape(-1), *(_bound(predicted + sign * half) for sign in (-1, 1))]
+    made = pa.table(dict(zip(champion.outputs, map(_arrow, columns), strict=True)))
+    return Forecasts(_with_key_types(made, source.table, table.key_names), tuple(notes))
+
+
+def _predict(champion: Champion, data: Prepared) -> Array:
+    """[N, H, K] in the targets' units."""
+    device = pick_device()
+    dtype = autocast_dtype(champion.config.training.precision, device)
+    model = champion.model.to(device)
+    windows = Windows(data, PREDICTED, champion.shape.lookback, device)
+    size = min(eval_batch(champion.config, data, device), 256)
+    standardised = predict(model, windows, size, dtype).double().numpy()
+    if not np.isfinite(standardised).all():
+        sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2)))[0])
+        raise DataError(
+            f"the model's forecast is not a finite number for sample {sample + 1}; look for extreme values in its rows"
+        )
+    return np.asarray(standardised * champion.scaling.targets.std + champion.scaling.targets.mean)
+
+
+def _check_columns(champion: Champion, source: Source) -> None:
+    needed = [column["name"] for column in champion.about["serving"]["inputs"]]
+    lacking = [f"'{name}'" for name in needed if name not in source.table.column_names]
+    if lacking:
+        raise DataError(
+            f"{source.name} lacks {'the column' if len(lacking) == 1 else 'columns'} {', '.join(lacking)}, which the "
+            f"model of the search '{champion.search}' was trained with; add "
+            f"{'it' if len(lacking) == 1 else 'them'}"
+        )
+
+
+def _unknown(champion: Champion, table: Table) -> list[str]:
+    """A note for each category whose values here were not among those that the model learnt from."""
+    notes = []
+    groups = (
+        (table.features, table.one_hot, champion.scaling.inputs),
+        (table.static.names, table.static.one_hot, champion.scaling.static),
+    )
+    for names, one_hot, known in groups:
+        new = [names[column] for column in one_hot if names[column] not in known.names]
+        if new:
+            verb = "was" if len(new) == 1 else "were"
+            notes.append(
+                f"{listing(new, 'value')} {verb} not in what the model learnt from: it sees none of the values it "
+                "knows there"
+            )
+    return notes
+
+
+def _note_step(champion: Champion, table: Table, notes: list[str]) -> None:
+    """Calendar months and years differ by days, so only a clear difference is told."""
+    if table.step is None or champion.step is None or 0.85 < table.step / champion.step < 1.15:
+        return
+    here, there = (describe_step(step, table.time_kind) for step in (table.step, champion.step))
+    notes.append(f"the rows are {here} apart, and the model learnt from rows {there} apart")
+
+
+def _needed(level: float) -> str:
+    return f"at least {int(np.ceil(level / (1 - level) - 1e-9)):,}"
+
+
+def _forecast_columns(champion: Champion, table: Table, data: Prepared) -> list[Any]:
+    """Keys, time where rows have one, origin, step and target, each N · H · K long."""
+    horizon, targets = champion.shape.horizon, champion.shape.targets
+    series = np.searchsorted(table.offsets, data.ends - 1, side="right") - 1
+    each = horizon * targets
+    columns: list[Any] = [
+        pa.array([key[column] for key in table.keys]).take(pa.array(np.repeat(series, each)))
+        for column in range(len(table.key_names))
+    ]
+    labels = _labels(table)
+    if table.labels is not None:
+        columns.append(_step_times(champion, table, data, series, labels))
+    columns.append(labels.take(pa.array(np.repeat(data.ends - 1, each))))
+    columns.append(np.tile(np.repeat(np.arange(1, horizon + 1), targets), len(data.ends)))
+    columns.append(np.tile(np.array(table.target_names, dtype=object), len(data.ends) * horizon))
+    return columns
+
+
+def _labels(table: Table) -> pa.Array:
+    """The time of each row as the user wrote it; its number in the file, from 1, in row order."""
+    if table.labels is None:
+        return pa.array([str(row + 1) for row in table.file_rows.tolist()])
+    return pa.array([table.time_label(row) for row in range(len(table.time))])
+
+
+def _step_times(
+    champion: Champion, table: Table, data: Prepared, series: npt.NDArray[np.int64], labels: pa.Array
+) -> pa.Array:
+    """The time of each forecast step: of the row that stands there, else as many time steps behind the series' end."""
+    horizon = champion.shape.horizon
+    rows = data.ends[:, None] + np.arange(horizon)  # [N, H]
+    ends = table.offsets[series + 1][:, None]
+    behind = np.unique(series[(rows >= ends).any(axis=1)])
+    step = champion.step if champion.step is not None else table.step
+    made: list[str | None] = []
+    for one in behind:
+        last = int(table.offsets[one + 1]) - 1
+        if step is None or champion.data.time is None:
+            made += [None] * horizon
+            continue
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon)
+        shown = labels.slice(max(int(table.offsets[one]), last + 1 - _WORDS), _WORDS)
+        examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
+        made += written(stamps, table.time_kind, champion.data.time, examples)
+    place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
+    index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)
+    words = pa.concat_arrays([labels, pa.array(made, pa.string())])
+    return words.take(pa.array(np.repeat(index.reshape(-1), champion.shape.targets)))
+
+
+def _sequence_columns(table: Table, data: Prepared) -> list[Any]:
+    """Keys and target, each N · K long."""
+    targets = len(table.target_names)
+    columns: list[Any] = [
+        np.repeat(np.array([key[column] for key in table.keys], dtype=object), targets)
+        for column in range(len(table.key_names))
+    ]
+    return [*columns, np.tile(np.array(table.target_names, dtype=object), len(data.ends))]
+
+
+def _bound(values: Array) -> pa.Array:
+    return pa.array(values.reshape(-1), from_pandas=True)  # NaN as null
+
+
+def _arrow(column: Any) -> pa.Array:
+    return column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
+
+
+def _with_key_types(made: pa.Table, given: pa.Table, keys: tuple[str, ...]) -> pa.Table:
+    """Keys that were whole numbers in the table are whole numbers again."""
+    for name in keys:
+        kind = given.schema.field(name).type
+        if pa.types.is_integer(kind):
+            index = made.column_names.index(name)
+            made = made.set_column(index, name, pc.cast(made.column(name), kind))
+    return made

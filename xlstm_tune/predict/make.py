@@ -1,0 +1,257 @@
+"""From a finished search to its champion's folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.scaling import Scaling
+from xlstm_tune.data.table import Table, load_table
+from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import CHAMPION, ENVIRONMENT, SPEC, WEIGHTS, member_folder, trial_folder
+from xlstm_tune.predict.champion import ABOUT, Array, save_champion
+from xlstm_tune.predict.columns import output_columns
+from xlstm_tune.results import read
+from xlstm_tune.search_file import load_spec
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.loop import shape_of
+
+PACKAGES = ("torch", "numpy", "numba", "pyarrow", "safetensors", "pydantic", "PyYAML", "epiweeks", "pandas", "mlflow")
+"""What predicting needs besides this package, pinned for whoever serves the model."""
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The winner trained again on training and validation part together."""
+
+    weights: Path
+    scaling: Scaling
+    epochs: int
+    test: dict[str, float]
+    """Every metric on the test part."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best trial of a search, and of a population the best seed of its best setting."""
+
+    row: dict[str, Any]
+    """Of the trials table."""
+    member: int | None
+    epochs: int
+    """Its best epoch, from 1."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its point of the space, with what the best member of a population has of its own."""
+        settings: dict[str, Any] = json.loads(self.row["params"])
+        if self.row["setting"]:
+            settings |= json.loads(self.row["setting"])
+            settings["training.seed"] = json.loads(self.row["config"])["training.seed"]
+        return settings
+
+    def folder(self, search_folder: Path) -> Path:
+        """Where its best weights lie."""
+        place = trial_folder(search_folder, self.row["trial"])
+        return place if self.member is None else member_folder(place, self.member)
+
+
+def find_winner(folder: Path, objective: str) -> Winner | None:
+    """The trial that the leaderboard has first; None when none was scored. Raises StorageError without results."""
+    rows = read(folder, "trials").to_pylist()
+    scored = [row for row in rows if row["status"] in ("completed", "pruned") and row[objective] is not None]
+    if not scored:
+        return None
+    best = min(scored, key=lambda row: (row[objective], row["trial"]))
+    members = [
+        (row[objective], row["member"], row["best_epoch"])
+        for row in read(folder, "members").to_pylist()
+        if row["trial"] == best["trial"]
+        and best["setting"]
+        and json.loads(row["setting"]) == json.loads(best["setting"])
+    ]
+    if members:
+        _, member, epochs = min(members)
+        return Winner(best, member, epochs)
+    return Winner(best, None, best["best_epoch"])
+
+
+def make_champion(
+    folder: Path, spec: SearchSpec, table: Table, data: Prepared, refit: Refit | None = None, note: str | None = None
+) -> Path | None:
+    """Write `<folder>/champion` and return it; None where no trial has been scored on the test part.
+
+    table, data: what the search was run on. note: why there is no refit though one was wanted. Raises OSError when the
+    folder cannot be written, CheckpointError when the winner's weights are gone.
+    """
+    winner = find_winner(folder, spec.search.objective)
+    if winner is None:
+        return None
+    number = winner.row["trial"]
+    scores = {row["part"]: row for row in read(folder, "scores").to_pylist() if row["trial"] == number}
+    if "test" not in scores:
+        return None
+    assert data.scaling is not None
+    config = spec.resolve(winner.settings)
+    shape = shape_of(data, config)
+    scaling = data.scaling if refit is None else refit.scaling
+    recipe = _recipe(spec.data, table, shape.lookback)
+    inputs = _input_columns(table.sample, recipe)
+    example = _example(table.sample, inputs, recipe, shape.lookback)
+    about = {
+        "search": spec.name,
+        "trial": number,
+        "member": winner.member,
+        "title": winner.row["name"],
+        "objective": spec.search.objective,
+        "data_fingerprint": data.fingerprint,
+        "time": {"kind": table.time_kind, "step": table.step},
+        "refit": refit is not None,
+        "refit_note": note,
+        "scores": {
+            part: {name: row[name] for name in ("rmse", "mae", "mse_standardised", "mae_standardised")}
+            for part, row in scores.items()
+        },
+        "serving": {
+            "inputs": inputs,
+            "outputs": output_columns(recipe),
+            "requirements": [f"xlstm-tune=={_version('xlstm-tune')}", *_pins()],
+        },
+    }
+    if refit is not None:
+        about["refit_epochs"], about["refit_scores"] = refit.epochs, {"test": refit.test}
+        about["intervals_note"] = "from the validation residuals of the winner before it was trained again"
+    place = folder / CHAMPION
+    weights = load_weights(winner.folder(folder) / WEIGHTS if refit is None else refit.weights)
+    residuals = _residuals(folder, number, shape.horizon, data.target_names)
+    config = replace(config, lookback=shape.lookback)
+    save_champion(place, about, config, recipe, shape, scaling, weights, residuals, example)
+    return place
+
+
+def champion_of(folder: Path) -> Path:
+    """The champion's folder of a search, made now if the search has none.
+
+    Raises StorageError when the search has not come to its end, or its data have changed since.
+    """
+    place = folder / CHAMPION
+    if (place / ABOUT).exists():
+        return place
+    spec = load_spec(str(folder / SPEC))
+    if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
+        raise StorageError(
+            f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
+            f"python -m xlstm_tune.search --resume {folder.name}"
+        )
+    table = load_table(spec.data)
+    data = prepare(table, spec.data, spec.max_lookback())
+    try:
+        before = json.loads((folder / ENVIRONMENT).read_bytes())["data_fingerprint"]
+    except (OSError, ValueError, TypeError, KeyError):
+        before = None
+    if before != data.fingerprint:
+        raise StorageError(
+            f"the search '{folder.name}' has no champion yet, and the data that one would be made with have changed "
+            "since; bring the old data back"
+        )
+    try:
+        made = make_champion(folder, spec, table, data)
+    except OSError as error:
+        raise StorageError(f"the champion {place} cannot be written ({error.strerror or error})") from None
+    if made is None:
+        raise StorageError(
+            f"the best trial of the search '{folder.name}' has not been scored on the test part yet; go on with the "
+            f"search by python -m xlstm_tune.search --resume {folder.name}"
+        )
+    return made
+
+
+def _recipe(config: DataConfig, table: Table, lookback: int) -> DataConfig:
+    """The data section with every column by name."""
+    inputs = [
+        name
+        for name in table.sample.column_names
+        if name in table.features or (name in config.categories and name not in config.static)
+    ]
+    return config.model_copy(
+        update={
+            "target": list(table.target_names),
+            "features": inputs,
+            "exclude": [],
+            "lookback": lookback if config.task == "forecast" else config.lookback,
+        }
+    )
+
+
+def _input_columns(sample: pa.Table, recipe: DataConfig) -> list[dict[str, str]]:
+    """The user's columns and how a server is given them: text, numbers, truths."""
+    keys = recipe.series if recipe.task == "forecast" else recipe.sequence
+    time = recipe.time
+    columns = []
+    for name in sample.column_names:
+        kind = sample.schema.field(name).type
+        if time is not None and name == time.column:
+            epoch = time.format == "epoch"
+            told = ("long" if pa.types.is_integer(kind) else "double") if epoch else "string"
+        elif name in keys or name in recipe.categories:
+            told = "string"
+        else:
+            told = "boolean" if pa.types.is_boolean(kind) else "double"
+        columns.append({"name": name, "type": told})
+    return columns
+
+
+def _example(sample: pa.Table, columns: list[dict[str, str]], recipe: DataConfig, lookback: int) -> dict[str, Any]:
+    """A request with the last rows of the first series: at least as many as the model looks at."""
+    start = max(0, sample.num_rows - lookback) if recipe.task == "forecast" else 0
+    while start and any(sample.column(name)[start].as_py() is None for name in sample.column_names):
+        start -= 1  # a blank that `forward_fill` has to fill from the row before
+    rows = sample.slice(start)
+    told = {column["name"]: column["type"] for column in columns}
+    cells = [[_cell(value, told[name]) for value in rows.column(name).to_pylist()] for name in rows.column_names]
+    return {"dataframe_split": {"columns": rows.column_names, "data": [list(row) for row in zip(*cells, strict=True)]}}
+
+
+def _cell(value: Any, told: str) -> Any:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return None
+    if told == "string":
+        return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else str(value)
+    if told == "double":
+        try:
+            return float(value)
+        except (TypeError, ValueError):  # a blank cell spelled as text
+            return None
+    return value
+
+
+def _residuals(folder: Path, number: int, horizon: int, targets: tuple[str, ...]) -> Array:
+    """[n, H, K] absolute ones on the validation part, rising along n: from the predictions that the search kept."""
+    kept = read(folder, "predictions")
+    rows = kept.filter(pc.and_(pc.equal(kept["trial"], number), pc.equal(kept["part"], "validation")))
+    errors = np.abs(rows["actual"].to_numpy() - rows["predicted"].to_numpy())
+    return np.sort(errors.reshape(-1, horizon, len(targets)), axis=0)
+
+
+def _pins() -> list[str]:
+    return [f"{name}=={version}" for name in PACKAGES if (version := _version(name))]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name).partition("+")[0]  # 2.13.0+cpu: which build is for whoever installs it
+    except metadata.PackageNotFoundError:
+        from xlstm_tune import __version__
+
+        return __version__ if name == "xlstm-tune" else ""

@@ -1,0 +1,48 @@
+"""The champion as an MLflow model. MLflow keeps this file beside the champion's folder, and runs it to load the model.
+
+The registered model holds code, JSON and safetensors, nothing pickled; whoever loads it needs the package xlstm-tune.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import mlflow.models
+import mlflow.pyfunc
+
+
+class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A table in the user's columns to forecasts in the user's units, as `python -m xlstm_tune.predict` makes them."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the champion's folder."""
+        from xlstm_tune.predict.champion import load_champion
+
+        self.champion = load_champion(context.artifacts["champion"])
+
+    # Without type hints: MLflow would check every request against them, once more than by the signature.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """model_input: a pandas DataFrame. params: `level` of the intervals, and `all` for every origin."""
+        import pyarrow as pa
+
+        from xlstm_tune.errors import DataError, UserError
+        from xlstm_tune.predict.forecasts import DEFAULT_LEVEL, forecasts, source_of
+
+        asked = params or {}
+        try:
+            try:
+                table = pa.Table.from_pandas(model_input, preserve_index=False)
+            except (pa.ArrowException, TypeError, AttributeError) as error:
+                raise DataError(f"the request is no table ({str(error).splitlines()[0]}); mend its cells") from None
+            source = source_of(table, "the request")
+            made = forecasts(self.champion, source, asked.get("level", DEFAULT_LEVEL), bool(asked.get("all", False)))
+        except UserError as error:
+            # MLflow answers HTTP 400 with this sentence; anything else would be a server's fault.
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
+        for note in made.notes:
+            logging.getLogger("xlstm_tune.predict").warning(note)
+        return made.table.to_pandas()
+
+
+mlflow.models.set_model(ChampionModel())

@@ -1,0 +1,59 @@
+"""What a search hands over: its winner as a folder that predicts, and as a version of a registered model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from xlstm_tune.data.words import count
+from xlstm_tune.errors import UserError
+from xlstm_tune.predict.make import find_winner, make_champion
+from xlstm_tune.report.leaderboard import number
+from xlstm_tune.search.finalists import Judge
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.refit import refit_remotely
+from xlstm_tune.search.resources import Placement
+from xlstm_tune.tracking import Spool
+
+REGISTER = "XLSTM_TUNE_REGISTER"
+"""Environment variable: `off` leaves the winner out of MLflow's model registry; its folder is made all the same."""
+
+
+def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console) -> None:
+    """The winner as a folder that predicts, trained again if that is wanted, and as a version of a registered model."""
+    try:
+        made = make_champion(plan.folder, plan.spec, plan.table, plan.data)
+        if made is not None and plan.refit:
+            made = _refit(plan, judge, placement, spool, console)
+    except UserError as error:  # all else of the search stands
+        console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
+        return
+    if made is not None and os.environ.get(REGISTER, "on") != "off":
+        spool.model(made, plan.spec.name)
+
+
+def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console) -> Path | None:
+    """The champion made anew of the winner that has been trained again; as it was, with a note, where that failed."""
+    winner = find_winner(plan.folder, plan.spec.search.objective)
+    assert winner is not None
+    with console.status("training the winner again on training and validation part"):
+        refit = refit_remotely(plan, winner, placement, judge.truth("test"))
+    if isinstance(refit, str):
+        console.print(
+            f"note: the winner stays as it was searched: training it again on both parts failed ({refit})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return make_champion(plan.folder, plan.spec, plan.table, plan.data, note=refit)
+    spool.metrics({f"refit_test_{name}": value for name, value in refit.test.items()})
+    console.print(
+        f"Trained again on training and validation part for {count(refit.epochs, 'epoch')}, the winner has a test rmse "
+        f"of {number(refit.test['rmse'])}.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return make_champion(plan.folder, plan.spec, plan.table, plan.data, refit)

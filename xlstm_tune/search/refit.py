@@ -1,0 +1,68 @@
+"""The winner trained again on training and validation part together, before it is put to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.layout import WEIGHTS
+from xlstm_tune.predict.make import Refit, Winner
+from xlstm_tune.search.finalists import Array
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.resources import Placement
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.checkpoint import save_weights
+from xlstm_tune.training.judge import predict
+from xlstm_tune.training.loop import Diverged, autocast_dtype, pick_device, train
+from xlstm_tune.training.metrics import score_units
+
+REFIT = "refit"
+"""Folder of the new weights, below the winner's."""
+
+
+def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Array) -> Refit | str:
+    """Train the winner's configuration again as a Ray task with a trial's resources.
+
+    With the statistics of both parts, the same seed, and as many epochs as the winner's best one: nothing is left to
+    choose a better number by. The number is kept, not scaled by the size of the data: an epoch over more samples makes
+    more steps already, and the learning rate follows the schedule of the whole run up to the same epoch.
+    truth: [n, H, K] of the test part in the targets' units. Returns a sentence where it did not work.
+    """
+    import ray
+
+    data = prepare(plan.table, plan.spec.data, plan.spec.max_lookback(), refit=True)
+    place = winner.folder(plan.folder) / REFIT
+    task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_refit_task)
+    raw = plan.spec.model_dump(by_alias=True)
+    try:
+        answer = ray.get(task.remote(str(place), raw, winner.settings, winner.epochs, ray.put(data)))
+    except ray.exceptions.RayError as error:
+        return f"the worker was lost ({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
+    if isinstance(answer, str):
+        return answer
+    assert data.scaling is not None
+    test = score_units(answer, truth, plan.data.target_std)
+    return Refit(place / WEIGHTS, data.scaling, winner.epochs, test)
+
+
+def _refit_task(place: str, raw: dict[str, Any], settings: dict[str, Any], epochs: int, data: Prepared) -> Array | str:
+    """Predictions of the test part, [n, H, K] in the targets' units; why there are none otherwise."""
+    config = SearchSpec.parse(raw).resolve(settings)
+    device = pick_device()
+    try:
+        for result in train(config, data, device=device):
+            if result.epoch == epochs:
+                break
+        model = result.state.model
+        windows = Windows(data, "test", config.lookback, device)
+        made = predict(model, windows, dtype=autocast_dtype(config.training.precision, device)).double().numpy()
+        Path(place).mkdir(parents=True, exist_ok=True)
+        save_weights(Path(place) / WEIGHTS, model.state_dict())
+    except Diverged as reason:
+        return f"it diverged: {reason}"
+    except Exception as error:  # whatever it was, the winner that there is stays
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return np.asarray(made * data.target_std + data.target_mean)
