@@ -26,6 +26,7 @@ HELPERS = (
     "trial_data",
     "wave_search",
     "fault_search",
+    "page_tables",
 )
 pytest.register_assert_rewrite(*HELPERS)
 

@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"models", "kernels"},
     "training": {"training", "models", "data", "kernels"},
     "tracking": {"tracking"},
-    "report": {"report", "results"},
+    "report": {"report", "results", "result_tables"},
     "search": {"search", "tracking", "training", "data", "models", "results", "report", "spec", "search_file"},
     "results": {"result_tables"},
     "result_tables": set(),

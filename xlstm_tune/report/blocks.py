@@ -33,10 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title, and whether it holds numbers, which stand on the right."""
+    """A column's title, whether it holds numbers, which stand on the right, or longer text, which gets room."""
 
     title: str
     numeric: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def _facts(record: Record) -> list[str]:
-    state = {"running": "not ended", "completed": "ended", "interrupted": "interrupted"}
-    facts = [f"minimises {metric_title(record.metric)} on validation", state.get(record.status, record.status)]
-    if record.ended:
-        facts.append(f"{'last trial' if record.running else 'ended'} {record.ended:%Y-%m-%d %H:%M} UTC")
+    words = {"running": "not ended; last trial", "completed": "ended", "interrupted": "interrupted"}
+    state = words.get(record.status, record.status)
+    when = f" {record.ended:%Y-%m-%d %H:%M} UTC" if record.ended else ""
+    facts = [f"minimises {metric_title(record.metric)} on validation", state + when if when else state.partition(";")[0]]
     return [*facts, f"page built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"]
 
 

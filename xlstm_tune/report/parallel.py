@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from xlstm_tune.report.blocks import Figure, Sentences, label
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.study import Rebuilt
-from xlstm_tune.report.style import GRID, MUTED, Trace, family_name, layout, metric_title
+from xlstm_tune.report.style import GRID, Trace, family_name, layout, metric_title
 
 BEST = 0.1
 """Share of the trials that stands out."""
@@ -39,7 +39,6 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
             chosen = [row for row in group if family_name(row["family"]) == family]
             data.append(_lines(chosen, keys, scales, score, record, family, stands_out))
     width = len(keys)
-    data.append(_ticks([*(scales[key] for key in keys), score]))
     x: dict[str, Any] = {
         "range": [-0.35, width + 0.55],
         "tickvals": list(range(width + 1)),
@@ -55,9 +54,15 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
     caption = (
         f"Each line is a trial, from its settings to its {metric_title(record.metric)} on the right; the best {top} of "
         f"{len(rows)} stand out. {_common(rows[:top], keys)}"
-        + (" A line that dips below an axis belongs to a trial without that setting." if missing else "")
+        + (" A line that goes through `none` belongs to a trial without that setting." if missing else "")
     )
-    shape = layout(x, y, margin={"l": 8, "r": 8, "t": 36, "b": 8}, legend={"orientation": "h", "x": 0, "y": -0.02})
+    shape = layout(
+        x,
+        y,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        legend={"orientation": "h", "x": 0, "y": -0.02},
+        annotations=_ticks([*(scales[key] for key in keys), score]),
+    )
     return Figure("parallel", "Settings of all trials", caption, data, shape, 480, max(640, 110 * (width + 1)))
 
 
@@ -72,12 +77,14 @@ class _Scale:
             if all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in self._choices):
                 self._choices.sort()
             self.ticks = [(self.height(one), str(one)) for one in self._choices[:12]]
+            self.ticks += [(ABSENT, "none")] if None in values else []
             return
         known = [float(value) for value in values if value is not None]
         self._log = (wide or bool(getattr(distribution, "log", False))) and min(known) > 0
         self._low, self._high = self._plain(min(known)), self._plain(max(known))
         heights = (0.0, 1 / 3, 2 / 3, 1.0) if self._high > self._low else (0.5,)
         self.ticks = [(height, self._written(height)) for height in heights]
+        self.ticks += [(ABSENT, "none")] if None in values else []
 
     def height(self, value: Any) -> float:
         if value is None:
@@ -127,21 +134,24 @@ def _lines(
     }
 
 
-def _ticks(scales: Sequence[_Scale]) -> Trace:
-    """The axes' labels, on the right of each axis."""
-    marks = [(place, height, text) for place, scale in enumerate(scales) for height, text in scale.ticks]
-    return {
-        "type": "scatter",
-        "mode": "markers+text",
-        "x": [place for place, _, _ in marks],
-        "y": [height for _, height, _ in marks],
-        "text": [label(f" {text}", 14) for _, _, text in marks],
-        "textposition": "middle right",
-        "textfont": {"size": 11},
-        "marker": {"symbol": "line-ew-open", "size": 7, "color": MUTED},
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
+def _ticks(scales: Sequence[_Scale]) -> list[dict[str, Any]]:
+    """The axes' labels, on the right of each axis, on a ground that lines do not shine through."""
+    return [
+        {
+            "x": place,
+            "y": height,
+            "text": label(text, 14),
+            "showarrow": False,
+            "xanchor": "left",
+            "xshift": 5,
+            "bgcolor": "var(--page)",
+            "opacity": 0.85,
+            "borderpad": 1,
+            "font": {"size": 11},
+        }
+        for place, scale in enumerate(scales)
+        for height, text in scale.ticks
+    ]
 
 
 def _common(best: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:

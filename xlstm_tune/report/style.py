@@ -61,7 +61,8 @@ class Palette:
         return [one for one in self.families if one in found]
 
     def _index(self, family: str | None) -> int:
-        return self.families.index(family_name(family))
+        name = family_name(family)
+        return self.families.index(name) if name in self.families else len(self.families)
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": TEXT}},
         "hoverlabel": {"bgcolor": SURFACE, "bordercolor": GRID, "font": {"color": TEXT}},
         "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": TEXT},
     }
     return base | more
 

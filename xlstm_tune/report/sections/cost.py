@@ -22,19 +22,19 @@ from xlstm_tune.report.style import (
 )
 
 COSTS = (
-    ("seconds", "Training seconds"),
-    ("parameters", "Parameters"),
-    ("peak_memory_mib", "Peak memory, MiB"),
+    ("seconds", "Training seconds", "seconds"),
+    ("parameters", "Parameters", "parameters"),
+    ("peak_memory_mib", "Peak memory, MiB", "MiB"),
 )
 
 
 def cost(record: Record) -> Section | None:
     """One figure for each cost that is known, with the trials that nothing cheaper beats joined by a line."""
     figures = []
-    for column, title in COSTS:
+    for column, title, unit in COSTS:
         rows = [row for row in record.scored if finite(row[column])]
         if len(rows) > 1:
-            figures.append(_figure(record, rows, column, title))
+            figures.append(_figure(record, rows, column, title, unit))
     if not figures:
         return None
     lead = "The line joins the trials that no cheaper one beats. Trials stopped early (hollow) cost less for that reason."
@@ -50,10 +50,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return chosen
 
 
-def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, title: str) -> Figure:
+def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, title: str, unit: str) -> Figure:
     data: list[Trace] = []
     for family in record.palette.present(row["family"] for row in rows):
         chosen = [row for row in rows if family_name(row["family"]) == family]
+        chosen.sort(key=lambda row: row["status"] == "pruned")  # the legend has the first one's symbol
         symbol = record.palette.symbol(family)
         data.append(
             {
@@ -90,11 +91,11 @@ def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, titl
     cheapest, best = kept[0], kept[-1]
     name = title.partition(",")[0].lower()
     caption = f"{title}: {counted(len(kept), 'trial')} of {len(rows)} on the front. "
-    caption += f"The best, trial {best['trial']}, has {number(best[record.objective])} for {best[column]:,.4g} {name}"
+    caption += f"The best, trial {best['trial']}, has {number(best[record.objective])} for {number(best[column])} {unit}"
     if cheapest is not best:
         caption += (
             f"; the cheapest, trial {cheapest['trial']}, {number(cheapest[record.objective])} for "
-            f"{cheapest[column]:,.4g}"
+            f"{number(cheapest[column])}"
         )
     x = axis(title, **({"type": "log"} if is_wide([10 * one for one in costs]) or max(costs) > 8 * min(costs) > 0 else {}))
     y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide([row[record.objective] for row in rows]))

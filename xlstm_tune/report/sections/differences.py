@@ -88,8 +88,8 @@ def _table(evidence: Any, pairs: list[Any]) -> Table:
             )
         )
     columns = [
-        Column("Model"),
-        Column("Against"),
+        Column("Model", wide=True),
+        Column("Against", wide=True),
         Column("RMSE lower by, %", True),
         Column("95 % interval", True),
         Column("p, adjusted", True),
@@ -119,7 +119,7 @@ def metrics(record: Record) -> Section | None:
             cells.append(Cell(number(value), value) if finite(value) else Cell("", float("inf")))
         baseline = getattr(model, "trial", None) is None
         rows.append(Row(cells, "baseline" if baseline else "winner" if place == 0 else ""))
-    columns = [Column("Model"), *(Column(_metric(name), True) for name in names)]
+    columns = [Column("Model", wide=True), *(Column(_metric(name), True) for name in names)]
     caption = f"{counted(len(rows), 'model')}, {evidence.part} part"
     return Section("metrics", "All the figures", blocks=[Table(caption, columns, rows)])
 

@@ -126,14 +126,15 @@ def residuals(
     drift = f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}." if half else ""
     caption = f"Predicted minus actual, averaged over a sample's steps, in order: {len(means):,} samples{shown}.{drift}"
     lines = [Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)]
-    edges = np.histogram_bin_edges(np.clip(made.error, *np.quantile(made.error, [0.001, 0.999])), BINS)
+    every = np.concatenate([made.error, found[against].error]) if against is not None else made.error
+    edges = np.linspace(*np.quantile(every, [0.003, 0.997]), BINS + 1)
     bars: list[Trace] = [_histogram(made, edges, label(mine.title), color, 0.75)]
-    spread = f"half of the model's errors lie between {_quartiles(made)}"
+    spread = f"the outermost 0.6 % are not drawn; half of the model's errors lie between {_quartiles(made)}"
     if against is not None:
         bars.insert(0, _histogram(found[against], edges, label(against.title), BASELINE, 0.6))
         spread += f", of {against.name}'s between {_quartiles(found[against])}"
     shape = layout(axis("Predicted minus actual"), axis("Share", tickformat=".0%"), barmode="overlay", bargap=0.05)
-    lines.append(Figure("histogram", "Spread of errors", f"{part.capitalize()} part: {spread}.", bars, shape, 300))
+    lines.append(Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300))
     return Figures(lines)
 
 
@@ -142,7 +143,7 @@ def _around_zero(x: dict[str, object], y: dict[str, object]) -> dict[str, object
 
 
 def _histogram(made: Forecasts, edges: np.ndarray, name: str, color: str, opacity: float) -> Trace:
-    counts, _ = np.histogram(np.clip(made.error, edges[0], edges[-1]), edges)
+    counts, _ = np.histogram(made.error, edges)
     return {
         "type": "bar",
         "x": (edges[:-1] + edges[1:]) / 2,

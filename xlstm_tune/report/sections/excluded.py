@@ -50,5 +50,5 @@ def _reasons(failed: list[dict[str, Any]]) -> Table:
         families = ", ".join(sorted({row["family"] or "unknown" for row in members}))
         cells = [Cell(str(len(members)), len(members)), Cell(reason), Cell(families), Cell(numbers + more)]
         rows.append(Row(cells))
-    columns = [Column("Trials", True), Column("Reason"), Column("Families"), Column("Numbers")]
+    columns = [Column("Trials", True), Column("Reason", wide=True), Column("Families"), Column("Numbers", wide=True)]
     return Table(f"{counted(len(failed), 'failed trial')} by reason", columns, rows, sortable=len(rows) > 1)

@@ -34,6 +34,7 @@ def progress(record: Record) -> Section | None:
     data = []
     for family in record.palette.present(row["family"] for row in rows):
         chosen = [row for row in rows if family_name(row["family"]) == family]
+        chosen.sort(key=lambda row: row["status"] == "pruned")  # the legend has the first one's symbol
         data.append(
             {
                 "type": "scatter",

@@ -120,7 +120,7 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
         choices = [label(repr(one).strip("'")) for one in distribution.choices]
         x |= {"type": "category", "categoryorder": "array", "categoryarray": choices}
     elif distribution.log:
-        x |= {"type": "log"}
+        x |= {"type": "log", "dtick": "D2"}
     y = axis(title, **log_if_wide([row[record.objective] for row in record.scored]))
     caption = f"{key}: the best of {len(rows)} trials had {shown}."
     return Figure(f"slice-{place}", f"Objective by {key}", caption, data, layout(x, y, showlegend=False), 260)

@@ -86,7 +86,7 @@ def leaderboard(record: Record) -> Section | None:
     title = metric_title(record.metric)
     columns = [
         Column("Rank", True),
-        Column("Model"),
+        Column("Model", wide=True),
         Column("Family"),
         Column(f"{title}, validation", True),
         Column(f"{title}, test", True),
