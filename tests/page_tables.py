@@ -123,7 +123,9 @@ def write_search(
     for number in range(trials):
         params = point(rng)
         final = 3.4 + abs(math.log10(params["training.learning_rate"]) + 2.6) + rng.random()
-        status = ("completed", "pruned", "pruned", "completed", "failed", "pruned", "completed", "duplicate")[number % 8]
+        status = ("completed", "pruned", "pruned", "completed", "failed", "pruned", "completed", "duplicate")[
+            number % 8
+        ]
         last = epochs if status == "completed" else 1 + number % epochs
         row = trial_row(number, params, final if status != "failed" else None, status=status, epochs=last)
         if status == "failed":
@@ -144,7 +146,9 @@ def write_search(
             best.setdefault(row["family"], row)
         for row in best.values():
             for part in ("validation", "test"):
-                writer.scores([{"model": row["family"], "trial": row["trial"], "part": part, **figures(row["val_rmse"])}])
+                writer.scores(
+                    [{"model": row["family"], "trial": row["trial"], "part": part, **figures(row["val_rmse"])}]
+                )
                 writer.predictions(forecasts(row["family"], row["trial"], part, row["val_rmse"] / 4, **more))
         writer.close()
     else:

@@ -80,7 +80,10 @@ def _facts(record: Record) -> list[str]:
     words = {"running": "not ended; last trial", "completed": "ended", "interrupted": "interrupted"}
     state = words.get(record.status, record.status)
     when = f" {record.ended:%Y-%m-%d %H:%M} UTC" if record.ended else ""
-    facts = [f"minimises {metric_title(record.metric)} on validation", state + when if when else state.partition(";")[0]]
+    facts = [
+        f"minimises {metric_title(record.metric)} on validation",
+        state + when if when else state.partition(";")[0],
+    ]
     return [*facts, f"page built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"]
 
 

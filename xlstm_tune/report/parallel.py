@@ -19,6 +19,8 @@ from xlstm_tune.report.style import GRID, Trace, family_name, layout, metric_tit
 
 BEST = 0.1
 """Share of the trials that stands out."""
+FEWEST = 3
+"""Trials that stand out at least, where there are twice as many."""
 ABSENT = -0.14
 """Where lines of trials without the setting go through."""
 
@@ -30,7 +32,7 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
     if len(rows) < 2 or not keys:
         return Sentences(["Parallel coordinates need two scored trials with different settings."])
     scales = {key: _Scale(rebuilt.distributions[key], [row["params"].get(key) for row in rows]) for key in keys}
-    top = max(1, math.ceil(BEST * len(rows)))
+    top = max(min(FEWEST, len(rows) // 2), math.ceil(BEST * len(rows)))
     scores = [row[record.objective] for row in rows]
     score = _Scale(None, scores, wide=scores[-1] > 30 * scores[0] > 0)
     data: list[Trace] = []
@@ -38,6 +40,10 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
         for family in record.palette.present(row["family"] for row in group):
             chosen = [row for row in group if family_name(row["family"]) == family]
             data.append(_lines(chosen, keys, scales, score, record, family, stands_out))
+    named = {trace["name"] for trace in data if trace["showlegend"]}
+    for trace in data:
+        if trace["name"] not in named:  # none of this family stands out
+            trace["showlegend"] = True
     width = len(keys)
     x: dict[str, Any] = {
         "range": [-0.35, width + 0.55],
@@ -52,9 +58,9 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
     y: dict[str, Any] = {"range": [-0.22, 1.06], "visible": False, "fixedrange": True}
     missing = any(key not in row["params"] for row in rows for key in keys)
     caption = (
-        f"Each line is a trial, from its settings to its {metric_title(record.metric)} on the right; the best {top} of "
-        f"{len(rows)} stand out. {_common(rows[:top], keys)}"
-        + (" A line that goes through `none` belongs to a trial without that setting." if missing else "")
+        f"Each line is a trial, from its settings to its {metric_title(record.metric)} on the right; of {len(rows)} the "
+        f"best{f' {top} stand' if top > 1 else ' stands'} out. {_common(rows[:top], keys)}"
+        + (" A line that goes through “none” belongs to a trial without that setting." if missing else "")
     )
     shape = layout(
         x,
@@ -130,7 +136,7 @@ def _lines(
         "legendgroup": family,
         "showlegend": stands_out,
         "line": {"color": record.palette.color(family), "width": 2 if stands_out else 1},
-        "opacity": 0.95 if stands_out else max(0.12, min(0.4, 12 / max(1, len(rows)))),
+        "opacity": 0.95 if stands_out else max(0.15, min(0.5, 12 / max(1, len(rows)))),
     }
 
 

@@ -118,12 +118,12 @@ def read_record(folder: Path) -> Record:
 
     Raises StorageError when it holds no results, or what it holds is damaged or newer than this program.
     """
-    row = _search_row(folder)
-    spec, text = _spec(folder, row)
-    objective = section(spec, "search").get("objective", OBJECTIVES[0])
-    if objective not in OBJECTIVES:
-        raise StorageError(f"{folder} searches for '{objective}', which this xlstm_tune does not know; update it")
     try:
+        row = _search_row(folder)
+        spec, text = _spec(folder, row)
+        objective = section(spec, "search").get("objective", OBJECTIVES[0])
+        if objective not in OBJECTIVES:
+            raise StorageError(f"{folder} searches for '{objective}', which this xlstm_tune does not know; update it")
         trials = sorted(read(folder, "trials").to_pylist(), key=lambda one: one["trial"])
         board = build_leaderboard(folder, objective)
         curves: dict[int, list[tuple[int, float | None]]] = {}

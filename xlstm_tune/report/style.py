@@ -24,7 +24,12 @@ BASELINE, LIMIT, BAD, ACCENT, ACTUAL = (
 )
 _KNOWN = ("lstm", "slstm", "mlstm", "xlstm")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
-_METRICS = {"rmse": "RMSE", "mae": "MAE", "mse_standardised": "standardised MSE", "mae_standardised": "standardised MAE"}
+_METRICS = {
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "mse_standardised": "standardised MSE",
+    "mae_standardised": "standardised MAE",
+}
 LOG_FROM = 30.0
 """Largest over smallest value from which an axis is logarithmic."""
 
@@ -75,8 +80,13 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
         "tickfont": {"color": MUTED},
     }
     if title:
-        base["title"] = {"text": title, "standoff": 10, "font": {"color": MUTED}}
+        base["title"] = {"text": title, "standoff": 10, "font": {"color": MUTED, "size": 13}}
     return base | more
+
+
+def whole(count: int) -> dict[str, Any]:
+    """Axis settings for whole numbers up to `count`: no fractions between few of them."""
+    return {"dtick": 1} if count <= 12 else {}
 
 
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -37,7 +37,9 @@ def cost(record: Record) -> Section | None:
             figures.append(_figure(record, rows, column, title, unit))
     if not figures:
         return None
-    lead = "The line joins the trials that no cheaper one beats. Trials stopped early (hollow) cost less for that reason."
+    lead = (
+        "The line joins the trials that no cheaper one beats. Trials stopped early (hollow) cost less for that reason."
+    )
     return Section("cost", "Cost against error", lead, [Figures(figures)])
 
 
@@ -91,12 +93,16 @@ def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, titl
     cheapest, best = kept[0], kept[-1]
     name = title.partition(",")[0].lower()
     caption = f"{title}: {counted(len(kept), 'trial')} of {len(rows)} on the front. "
-    caption += f"The best, trial {best['trial']}, has {number(best[record.objective])} for {number(best[column])} {unit}"
+    caption += (
+        f"The best, trial {best['trial']}, has {number(best[record.objective])} for {number(best[column])} {unit}"
+    )
     if cheapest is not best:
         caption += (
             f"; the cheapest, trial {cheapest['trial']}, {number(cheapest[record.objective])} for "
             f"{number(cheapest[column])}"
         )
-    x = axis(title, **({"type": "log"} if is_wide([10 * one for one in costs]) or max(costs) > 8 * min(costs) > 0 else {}))
+    x = axis(
+        title, **({"type": "log"} if is_wide([10 * one for one in costs]) or max(costs) > 8 * min(costs) > 0 else {})
+    )
     y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide([row[record.objective] for row in rows]))
     return Figure(f"cost-{column}", f"Error by {name}", f"{caption}.", data, layout(x, y), 340)

@@ -7,7 +7,18 @@ from typing import Any
 
 from xlstm_tune.report.blocks import Figure, Section, Sentences, label
 from xlstm_tune.report.record import Record, finite
-from xlstm_tune.report.style import BAD, Trace, axis, counted, family_name, layout, level, log_if_wide, metric_title
+from xlstm_tune.report.style import (
+    BAD,
+    Trace,
+    axis,
+    counted,
+    family_name,
+    layout,
+    level,
+    log_if_wide,
+    metric_title,
+    whole,
+)
 
 Curve = list[tuple[int, float]]
 MANY = 40
@@ -39,7 +50,7 @@ def learning_curves(record: Record) -> Section | None:
     if (limit := record.best_possible("validation")) is not None:
         data.append(level(limit, [1, last], "best possible"))
     values = [value for curve in curves.values() for _, value in curve]
-    x = axis("Epoch", rangemode="tozero")
+    x = axis("Epoch", rangemode="tozero", **whole(last))
     y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide(values))
     caption = _caption(record, curves, rows, last, best)
     return Section(
@@ -136,9 +147,7 @@ def _winner(curve: Curve, record: Record, row: Mapping[str, Any]) -> Trace:
     }
 
 
-def _caption(
-    record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], last: int, best: int | None
-) -> str:
+def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], last: int, best: int | None) -> str:
     shown = [rows[trial]["status"] for trial in curves if trial in rows]
     parts = [f"{counted(len(curves), 'trial')}, up to {counted(last, 'epoch')}."]
     if pruned := shown.count("pruned"):

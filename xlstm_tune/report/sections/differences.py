@@ -10,6 +10,7 @@ from typing import Any
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, finite
+from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title
 
 
@@ -29,7 +30,10 @@ def differences(record: Record) -> Section | None:
     real = [one for one in pairs if one.real]
     names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
     data: list[Trace] = []
-    for chosen, name, color, symbol in ((True, "real", ACCENT, "circle"), (False, "not told apart", BASELINE, "circle-open")):
+    for chosen, name, color, symbol in (
+        (True, "real", ACCENT, "circle"),
+        (False, "not told apart", BASELINE, "circle-open"),
+    ):
         kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.real) is chosen]
         if kept:
             data.append(
@@ -59,7 +63,9 @@ def differences(record: Record) -> Section | None:
         "intervals; where one crosses zero, the two models cannot be told apart."
     )
     blocks: list[Block] = [
-        Figure("differences-plot", "Differences with their intervals", caption, data, layout(x, y), 130 + 38 * len(pairs)),
+        Figure(
+            "differences-plot", "Differences with their intervals", caption, data, layout(x, y), 130 + 38 * len(pairs)
+        ),
         _table(evidence, pairs),
     ]
     notes = [str(note) for note in evidence.notes]
@@ -67,22 +73,24 @@ def differences(record: Record) -> Section | None:
         blocks.append(Sentences(notes))
     lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
     if evidence.block > 1:
-        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit} because neighbours resemble each other"
+        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit}, since neighbours resemble each other"
     return Section("differences", "Which differences are real", f"{lead}.", blocks)
 
 
 def _table(evidence: Any, pairs: list[Any]) -> Table:
     rows = []
     for one in pairs:
-        bounds = f"{one.low_percent:+.1f} … {one.high_percent:+.1f}"
+        known = finite(one.low_percent) and finite(one.high_percent)
+        bounds = f"{one.low_percent:+.1f} … {one.high_percent:+.1f}" if known else "not known"
+        gain = one.gain_percent if finite(one.gain_percent) else None
         rows.append(
             Row(
                 [
                     Cell(title_of(one.a)),
                     Cell(title_of(one.b)),
-                    Cell(f"{one.gain_percent:+.1f}", one.gain_percent),
-                    Cell(bounds, one.low_percent),
-                    Cell(f"{one.p_adjusted:.3f}" if one.p_adjusted >= 0.001 else "< 0.001", one.p_adjusted),
+                    Cell(f"{gain:+.1f}" if gain is not None else "not known", last(gain)),
+                    Cell(bounds, last(one.low_percent if known else None)),
+                    _p(one.p_adjusted),
                     Cell("real" if one.real else "not told apart"),
                 ]
             )
@@ -96,6 +104,12 @@ def _table(evidence: Any, pairs: list[Any]) -> Table:
         Column("Verdict"),
     ]
     return Table(f"Pairs of models, {evidence.part} part", columns, rows)
+
+
+def _p(value: float) -> Cell:
+    if not finite(value):
+        return Cell("not known", last(None))
+    return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
 
 
 def _short(model: Any) -> str:
@@ -116,7 +130,7 @@ def metrics(record: Record) -> Section | None:
         cells = [Cell(title_of(model))]
         for name in names:
             value = evidence.metrics[model].get(name)
-            cells.append(Cell(number(value), value) if finite(value) else Cell("", float("inf")))
+            cells.append(Cell(number(value), value) if finite(value) else Cell("", last(None)))
         baseline = getattr(model, "trial", None) is None
         rows.append(Row(cells, "baseline" if baseline else "winner" if place == 0 else ""))
     columns = [Column("Model", wide=True), *(Column(_metric(name), True) for name in names)]

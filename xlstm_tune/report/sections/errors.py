@@ -10,7 +10,7 @@ from xlstm_tune.report.blocks import Figure, Figures, label
 from xlstm_tune.report.forecasts import Forecasts, Model
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
-from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, counted, layout, thinned
+from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, counted, layout, thinned, whole
 
 MOMENTS = 600
 """Points of the residuals over time."""
@@ -54,7 +54,14 @@ def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figu
         f"RMSE of each step of the horizon on the {part} part; grey lines are baselines. At the last step {best} has the "
         f"lowest, {number(last[best])}."
     )
-    return Figure("by-step", "Error by step of the horizon", caption, data, layout(axis("Step"), axis("RMSE")), 420)
+    return Figure(
+        "by-step",
+        "Error by step of the horizon",
+        caption,
+        data,
+        layout(axis("Step", **whole(len(steps))), axis("RMSE")),
+        420,
+    )
 
 
 def by_series(
@@ -80,7 +87,9 @@ def by_series(
     color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
     data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
     shown = f"The {GROUPS} worst of {len(known)} series" if len(known) > GROUPS else counted(len(known), "series")
-    caption = f"{shown.replace('seriess', 'series')}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
+    caption = (
+        f"{shown.replace('seriess', 'series')}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
+    )
     shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
     return Figure("by-series", "Error by series", caption + better, data, shape, 120 + 20 * len(names))
 
@@ -123,9 +132,13 @@ def residuals(
     ]
     shown = "" if len(kept) == len(means) else f" ({len(kept):,} of them drawn, evenly)"
     half = len(means) // 2
-    drift = f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}." if half else ""
+    drift = (
+        f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}." if half else ""
+    )
     caption = f"Predicted minus actual, averaged over a sample's steps, in order: {len(means):,} samples{shown}.{drift}"
-    lines = [Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)]
+    lines = [
+        Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
+    ]
     every = np.concatenate([made.error, found[against].error]) if against is not None else made.error
     edges = np.linspace(*np.quantile(every, [0.003, 0.997]), BINS + 1)
     bars: list[Trace] = [_histogram(made, edges, label(mine.title), color, 0.75)]
@@ -134,7 +147,9 @@ def residuals(
         bars.insert(0, _histogram(found[against], edges, label(against.title), BASELINE, 0.6))
         spread += f", of {against.name}'s between {_quartiles(found[against])}"
     shape = layout(axis("Predicted minus actual"), axis("Share", tickformat=".0%"), barmode="overlay", bargap=0.05)
-    lines.append(Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300))
+    lines.append(
+        Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300)
+    )
     return Figures(lines)
 
 

@@ -16,6 +16,7 @@ from xlstm_tune.report.style import (
     level,
     log_if_wide,
     metric_title,
+    whole,
 )
 
 
@@ -43,7 +44,9 @@ def progress(record: Record) -> Section | None:
                 "x": [row["trial"] for row in chosen],
                 "y": [row[record.objective] for row in chosen],
                 "text": [
-                    label(f"trial {row['trial']}: {row['name']}{', stopped early' if row['status'] == 'pruned' else ''}")
+                    label(
+                        f"trial {row['trial']}: {row['name']}{', stopped early' if row['status'] == 'pruned' else ''}"
+                    )
                     for row in chosen
                 ],
                 "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
@@ -80,7 +83,7 @@ def progress(record: Record) -> Section | None:
         f"so far fell from {number(lowest[0])} to {number(lowest[-1])}, which trial {found} reached"
         f" ({_share(numbers, found)} of the way through)."
     )
-    x = axis("Trial")
+    x = axis("Trial", **whole(ends[1]))
     y = axis(title, **log_if_wide([row[record.objective] for row in rows]))
     return Section(
         "progress",

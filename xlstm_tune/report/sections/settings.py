@@ -47,7 +47,9 @@ def importances(rebuilt: Rebuilt) -> tuple[dict[str, float], Figure | Sentences]
     except REFUSALS as error:
         return {}, Sentences([f"The importance of settings cannot be told yet ({_reason(error)})."])
     if not weights or not sum(weights.values()):
-        return {}, Sentences(["The importance of settings cannot be told yet (too few scored trials, or no variation)."])
+        return {}, Sentences(
+            ["The importance of settings cannot be told yet (too few scored trials, or no variation)."]
+        )
     trace: Trace = {
         "type": "bar",
         "orientation": "h",
@@ -99,8 +101,10 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
                 "type": "scatter",
                 "mode": "markers",
                 "name": label(family),
-                "x": [label(points.x[index].strip("'")) if isinstance(points.x[index], str) else points.x[index]
-                      for index in chosen],
+                "x": [
+                    label(points.x[index].strip("'")) if isinstance(points.x[index], str) else points.x[index]
+                    for index in chosen
+                ],
                 "y": [points.y[index] for index in chosen],
                 "text": [f"trial {rows[index]['trial']}" for index in chosen],
                 "hovertemplate": "%{text}: %{x}, %{y:.4g}<extra></extra>",

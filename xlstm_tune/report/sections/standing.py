@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from xlstm_tune.report.blocks import Cell, Column, Row, Section, Sentences, Table, Tile, Tiles
 from xlstm_tune.report.leaderboard import Entry, number, verdict
 from xlstm_tune.report.record import Record
@@ -117,9 +115,9 @@ def _row(entry: Entry, rank: int | None, metric: str, others: list[str]) -> Row:
         _figure(entry.validation.get(metric), entry.validation_error),
         _figure(entry.test.get(metric), entry.test_error),
         *(_figure(entry.test.get(name)) for name in others),
-        Cell(f"{entry.parameters:,}" if entry.parameters else "", _last(entry.parameters)),
-        Cell(str(entry.epochs) if entry.epochs else "", _last(entry.epochs)),
-        Cell(f"{entry.seconds:,.1f}" if entry.seconds is not None else "", _last(entry.seconds)),
+        Cell(f"{entry.parameters:,}" if entry.parameters else "", last(entry.parameters)),
+        Cell(str(entry.epochs) if entry.epochs else "", last(entry.epochs)),
+        Cell(f"{entry.seconds:,.1f}" if entry.seconds is not None else "", last(entry.seconds)),
     ]
     return Row(cells, "baseline" if entry.status == "baseline" else "winner" if rank == 1 else "")
 
@@ -131,15 +129,9 @@ def _note(entry: Entry) -> str:
 
 
 def _figure(value: float | None, error: float | None = None) -> Cell:
-    return Cell(number(value, error), _last(value))
+    return Cell(number(value, error), last(value))
 
 
-def _last(value: float | None) -> float:
+def last(value: float | None) -> float:
     """Behind all others where there is no value."""
     return float("inf") if value is None else float(value)
-
-
-def family_counts(record: Record) -> Mapping[str, int]:
-    """Scored trials by family, in the page's order."""
-    families = [row["family"] or "unknown" for row in record.scored]
-    return {family: families.count(family) for family in record.palette.present(families)}

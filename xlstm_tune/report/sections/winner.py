@@ -44,7 +44,9 @@ def winner(record: Record) -> Section | None:
         blocks.append(_scatter(record, found[mine], part))
     else:
         blocks.append(Figures(_panels(record, found, mine, against, part)))
-    blocks += [block for block in (by_step(record, found, part), by_series(record, found, mine, against, part)) if block]
+    blocks += [
+        block for block in (by_step(record, found, part), by_series(record, found, mine, against, part)) if block
+    ]
     blocks.append(residuals(record, found, mine, against, part))
     lead = f"{best.model}, trial {best.trial}, on the {part} part" + (
         ", which no choice was made on." if part == "test" else "; its test predictions are not known."
