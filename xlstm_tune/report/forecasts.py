@@ -56,7 +56,8 @@ class Forecasts:
     def select(self, rows: npt.NDArray[Any]) -> Forecasts:
         """Only these rows, given as a mask or indices."""
         columns = (self.series, self.time, self.step, self.target, self.actual, self.predicted)
-        return Forecasts(*(column[rows] for column in columns), self.names, self.times, self.targets)
+        series, time, step, target, actual, predicted = (column[rows] for column in columns)
+        return Forecasts(series, time, step, target, actual, predicted, self.names, self.times, self.targets)
 
     def rmse(self) -> float:
         """Over all rows."""

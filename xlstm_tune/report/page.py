@@ -92,7 +92,7 @@ def _has_figures(section: Section) -> bool:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((files("xlstm_tune.report") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704
+    return Markup((files("xlstm_tune.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def _plotly() -> Markup:
@@ -101,4 +101,4 @@ def _plotly() -> Markup:
 
     source = get_plotlyjs()
     assert "</script" not in source.lower()
-    return Markup(source)  # noqa: S704
+    return Markup(source)

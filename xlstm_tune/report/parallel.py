@@ -58,8 +58,8 @@ def parallel_coordinates(record: Record, rebuilt: Rebuilt) -> Figure | Sentences
     y: dict[str, Any] = {"range": [-0.22, 1.06], "visible": False, "fixedrange": True}
     missing = any(key not in row["params"] for row in rows for key in keys)
     caption = (
-        f"Each line is a trial, from its settings to its {metric_title(record.metric)} on the right; of {len(rows)} the "
-        f"best{f' {top} stand' if top > 1 else ' stands'} out. {_common(rows[:top], keys)}"
+        f"Each line is a trial, from its settings to its {metric_title(record.metric)} on the right; of {len(rows)} "
+        f"the best{f' {top} stand' if top > 1 else ' stands'} out. {_common(rows[:top], keys)}"
         + (" A line that goes through “none” belongs to a trial without that setting." if missing else "")
     )
     shape = layout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -88,7 +89,7 @@ class Record:
         """The best RMSE that any model can have on a part, where simulated data tell; None for other objectives."""
         known = self.data.get("best_possible")
         value = known.get(part) if isinstance(known, Mapping) and self.metric == "rmse" else None
-        return float(value) if finite(value) else None
+        return float(value) if value is not None and finite(value) else None
 
 
 def finite(value: object) -> bool:
@@ -179,14 +180,10 @@ def _gathered(folder: Path, trials: list[dict[str, Any]], objective: str) -> tup
 
     evidence: Any = None
     budgets: Any = ()
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         evidence = import_module("xlstm_tune.report.evidence").gather(folder)
-    except ModuleNotFoundError:
-        pass
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         budgets = import_module("xlstm_tune.report.budget").equal_budget(trials, objective)
-    except ModuleNotFoundError:
-        pass
     return evidence, budgets
 
 

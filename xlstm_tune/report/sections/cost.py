@@ -14,7 +14,6 @@ from xlstm_tune.report.style import (
     axis,
     counted,
     family_name,
-    is_wide,
     layout,
     level,
     log_if_wide,
@@ -26,6 +25,8 @@ COSTS = (
     ("parameters", "Parameters", "parameters"),
     ("peak_memory_mib", "Peak memory, MiB", "MiB"),
 )
+WIDE = 8.0
+"""Largest over smallest cost from which that axis is logarithmic."""
 
 
 def cost(record: Record) -> Section | None:
@@ -101,8 +102,6 @@ def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, titl
             f"; the cheapest, trial {cheapest['trial']}, {number(cheapest[record.objective])} for "
             f"{number(cheapest[column])}"
         )
-    x = axis(
-        title, **({"type": "log"} if is_wide([10 * one for one in costs]) or max(costs) > 8 * min(costs) > 0 else {})
-    )
+    x = axis(title, **({"type": "log"} if max(costs) > WIDE * min(costs) > 0 else {}))
     y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide([row[record.objective] for row in rows]))
     return Figure(f"cost-{column}", f"Error by {name}", f"{caption}.", data, layout(x, y), 340)

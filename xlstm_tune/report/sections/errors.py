@@ -10,7 +10,7 @@ from xlstm_tune.report.blocks import Figure, Figures, label
 from xlstm_tune.report.forecasts import Forecasts, Model
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
-from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, counted, layout, thinned, whole
+from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, layout, thinned, whole
 
 MOMENTS = 600
 """Points of the residuals over time."""
@@ -51,8 +51,8 @@ def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figu
         )
     best = min(last, key=lambda name: last[name])
     caption = (
-        f"RMSE of each step of the horizon on the {part} part; grey lines are baselines. At the last step {best} has the "
-        f"lowest, {number(last[best])}."
+        f"RMSE of each step of the horizon on the {part} part; grey lines are baselines. At the last step {best} "
+        f"has the lowest, {number(last[best])}."
     )
     return Figure(
         "by-step",
@@ -86,10 +86,8 @@ def by_series(
         better = f" The model is better than {against.name} in {wins} of {len(known)}."
     color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
     data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
-    shown = f"The {GROUPS} worst of {len(known)} series" if len(known) > GROUPS else counted(len(known), "series")
-    caption = (
-        f"{shown.replace('seriess', 'series')}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
-    )
+    shown = f"The {GROUPS} worst of {len(known)} series" if len(known) > GROUPS else f"{len(known)} series"
+    caption = f"{shown}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
     shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
     return Figure("by-series", "Error by series", caption + better, data, shape, 120 + 20 * len(names))
 
@@ -140,7 +138,8 @@ def residuals(
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]
     every = np.concatenate([made.error, found[against].error]) if against is not None else made.error
-    edges = np.linspace(*np.quantile(every, [0.003, 0.997]), BINS + 1)
+    low, high = np.quantile(every, [0.003, 0.997])
+    edges = np.linspace(float(low), float(high), BINS + 1)
     bars: list[Trace] = [_histogram(made, edges, label(mine.title), color, 0.75)]
     spread = f"the outermost 0.6 % are not drawn; half of the model's errors lie between {_quartiles(made)}"
     if against is not None:

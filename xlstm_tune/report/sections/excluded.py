@@ -29,7 +29,7 @@ def excluded(record: Record) -> Section | None:
         )
     if split:
         texts.append(
-            f"{counted(len(split), 'trial')} ran out of memory and went on in smaller pieces, with the same mathematics."
+            f"{counted(len(split), 'trial')} ran out of memory and went on in smaller pieces, to the same effect."
         )
     notes = record.data.get("notes")
     texts += [str(note) for note in notes] if isinstance(notes, list) else []

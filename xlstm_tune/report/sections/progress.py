@@ -79,8 +79,8 @@ def progress(record: Record) -> Section | None:
         data.append(level(limit, ends, "best possible"))
     found = numbers[lowest.index(min(lowest))]
     caption = (
-        f"{counted(len(rows), 'scored trial')} in the order of their numbers; hollow marks were stopped early. The best "
-        f"so far fell from {number(lowest[0])} to {number(lowest[-1])}, which trial {found} reached"
+        f"{counted(len(rows), 'scored trial')} in the order of their numbers; hollow marks were stopped early. The "
+        f"best so far fell from {number(lowest[0])} to {number(lowest[-1])}, which trial {found} reached"
         f" ({_share(numbers, found)} of the way through)."
     )
     x = axis("Trial", **whole(ends[1]))

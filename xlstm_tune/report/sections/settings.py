@@ -47,9 +47,7 @@ def importances(rebuilt: Rebuilt) -> tuple[dict[str, float], Figure | Sentences]
     except REFUSALS as error:
         return {}, Sentences([f"The importance of settings cannot be told yet ({_reason(error)})."])
     if not weights or not sum(weights.values()):
-        return {}, Sentences(
-            ["The importance of settings cannot be told yet (too few scored trials, or no variation)."]
-        )
+        return {}, Sentences(["The importance of settings cannot be told yet (too few trials, or no variation)."])
     trace: Trace = {
         "type": "bar",
         "orientation": "h",
