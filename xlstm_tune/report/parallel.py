@@ -133,7 +133,7 @@ def _lines(
         "text": text,
         "hovertemplate": "%{text}<extra></extra>",
         "name": label(family),
-        "legendgroup": family,
+        "legendgroup": label(family),
         "showlegend": stands_out,
         "line": {"color": record.palette.color(family), "width": 2 if stands_out else 1},
         "opacity": 0.95 if stands_out else max(0.15, min(0.5, 12 / max(1, len(rows)))),

@@ -91,7 +91,7 @@ def _lines(
         "text": text,
         "hovertemplate": "%{text}<br>epoch %{x}: %{y:.4g}<extra></extra>",
         "name": "still running" if unknown else label(family),
-        "legendgroup": family,
+        "legendgroup": label(family),
         "showlegend": full or not any(_same(record, family)),
         "line": {
             "color": "var(--muted)" if unknown else record.palette.color(family),
