@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_page_is_well_formed_for_assistive_technology(tmp_path: Path) -> None:
         for name in ("aria-labelledby", "aria-describedby"):
             assert attrs.get(name) is None or attrs[name] in ids
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h[1-6]", tag)]
-    assert levels.count(1) == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert levels.count(1) == 1 and all(after - before <= 1 for before, after in pairwise(levels))
     figures_, captions = (sum(tag == name for tag, _ in parsed.tags) for name in ("figure", "figcaption"))
     assert figures_ == captions == len(parsed.data) > 10
 

@@ -130,14 +130,14 @@ def read_record(folder: Path) -> Record:
         curves: dict[int, list[tuple[int, float | None]]] = {}
         epochs = read(folder, "epochs").select(["trial", "epoch", objective]).to_pydict()
         predictions = read(folder, "predictions")
+        for one in trials:
+            one["params"] = json.loads(one["params"] or "{}")
     except (pa.ArrowInvalid, json.JSONDecodeError) as error:
         raise StorageError(f"the tables in {folder / 'results'} are damaged ({_line(error)})") from None
     for trial, epoch, value in zip(epochs["trial"], epochs["epoch"], epochs[objective], strict=True):
         curves.setdefault(trial, []).append((epoch, value))
     for curve in curves.values():
         curve.sort()
-    for one in trials:
-        one["params"] = json.loads(one["params"] or "{}")
     evidence, budgets = _gathered(folder, trials, objective)
     return Record(
         folder=folder,

@@ -63,7 +63,7 @@ class Palette:
     def present(self, families: Iterable[str | None]) -> list[str]:
         """The families of these, each once, in the page's order."""
         found = {family_name(one) for one in families}
-        return [one for one in self.families if one in found]
+        return [*(one for one in self.families if one in found), *sorted(found - set(self.families))]
 
     def _index(self, family: str | None) -> int:
         name = family_name(family)

@@ -63,9 +63,7 @@ def differences(record: Record) -> Section | None:
         "intervals; where one crosses zero, the two models cannot be told apart."
     )
     blocks: list[Block] = [
-        Figure(
-            "differences-plot", "Differences with their intervals", caption, data, layout(x, y), 130 + 38 * len(pairs)
-        ),
+        Figure("intervals", "Differences with their intervals", caption, data, layout(x, y), 130 + 38 * len(pairs)),
         _table(evidence, pairs),
     ]
     notes = [str(note) for note in evidence.notes]

@@ -14,6 +14,8 @@ from xlstm_tune.report.style import ACCENT, Trace, axis, family_name, layout, lo
 
 REFUSALS = (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError)
 """What Optuna raises when a study does not hold what a figure needs."""
+FEWEST = 5
+"""Scored trials from which an importance is shown."""
 SLICES = 16
 """Settings drawn, the most important first."""
 
@@ -39,6 +41,9 @@ def importances(rebuilt: Rebuilt) -> tuple[dict[str, float], Figure | Sentences]
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.visualization import plot_param_importances
 
+    points = [trial.params for trial in rebuilt.study.get_trials(deepcopy=False) if trial.value is not None]
+    if len(points) < FEWEST or all(point == points[0] for point in points):
+        return {}, Sentences([f"The importance of settings needs {FEWEST} scored trials with different settings."])
     try:
         with quiet():
             figure = plot_param_importances(rebuilt.study, evaluator=PedAnovaImportanceEvaluator())
