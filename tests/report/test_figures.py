@@ -264,7 +264,12 @@ def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None
     texts = [[cell.text for cell in row.cells] for row in table(made).rows]
     assert texts[0] == ["lstm×1 · 32, trial 4", "ms · 32, trial 7", "+2.0", "-2.0 … +6.0", "0.400", "not told apart"]
     assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "real"] and texts[2][2:5] == ["not known"] * 3
-    assert "few samples" in sentences(made) and made is not None and "blocks of 14 windows" in made.lead
+    assert (
+        "1 is real" in drawn.caption
+        and "few samples" in sentences(made)
+        and made is not None
+        and "blocks of 14 windows" in made.lead
+    )
     all_figures = table(metrics(dataclasses.replace(record, evidence=evidence)))
     assert [column.title for column in all_figures.columns] == ["Model", "RMSE"]  # nobody has a MAPE
     assert [row.style for row in all_figures.rows] == ["winner", "", "baseline"]

@@ -119,7 +119,7 @@ def test_pending_rows_are_in_the_page_and_new_ones_in_the_next(tmp_path: Path) -
     writer = ResultsWriter(tmp_path, rows=100, seconds=1000)
     write_baselines(writer)
     writer.trial(trial_row(0, {"model.hidden_size": 16}, 5.0))
-    assert "lstm · 16 (trial 0) won" in built(tmp_path).text
+    assert "As things stand, lstm · 16 (trial 0) won" in built(tmp_path).text
     writer.trial(trial_row(1, {"model.hidden_size": 64}, 4.0))
     writer.epoch({"trial": 2, "epoch": 1, **figures(6.0, "val_")})
     text = built(tmp_path).text

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_tables import write_search
 
 from xlstm_tune.report import __main__ as command
-from xlstm_tune.report import page
+from xlstm_tune.report import comparison, page
 from xlstm_tune.report.__main__ import main
 from xlstm_tune.results import ResultsWriter
 
@@ -97,15 +98,49 @@ def test_several_names_are_compared_where_that_is_there(
         main(["quickstart", "other", "--storage", str(storage)])
     assert stop.value.code == 2
     capsys.readouterr()
-    given: list[list[Path]] = []
     module = types.ModuleType("made_compare")
     module.__spec__ = types.SimpleNamespace(name="made_compare")  # type: ignore[assignment]
-    module.write_comparison = lambda folders, output: given.append(folders) or output  # type: ignore[attr-defined]
+    module.compare = compared  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "made_compare", module)
     monkeypatch.setattr(command, "COMPARE", "made_compare")
+    monkeypatch.setattr(comparison, "COMPARE", "made_compare")
     assert main(["quickstart", "other", "--storage", str(storage)]) == 0
-    assert given == [[storage / "quickstart", storage / "other"]]
     assert capsys.readouterr().out == f"{storage / 'comparison.html'}\n"
+    text = (storage / "comparison.html").read_text()
+    assert "quickstart has the lowest RMSE on validation, 3.000 (quickstart: lstm, trial 4)." in text
+    assert "no difference to it can be told from luck" in text and "not told apart" in text and "none yet" in text
+
+
+def compared(folders: list[Path]) -> Any:
+    """What the comparison of two searches looks like."""
+    one, two = (types.SimpleNamespace(name=f"{folder.name}: lstm", family="lstm", trial=4) for folder in folders)
+    nothing: dict[str, float | None] = {}
+    bounds = {"gain_percent": 2.0, "low_percent": -1.0, "high_percent": 5.0}
+    return types.SimpleNamespace(
+        objective="val_rmse",
+        searches=[
+            types.SimpleNamespace(
+                name=folders[0].name,
+                folder=folders[0],
+                winner=one,
+                validation={"rmse": 3.0},
+                test={"rmse": 3.1},
+                trials=4,
+                seconds=70.0,
+            ),
+            types.SimpleNamespace(
+                name=folders[1].name,
+                folder=folders[1],
+                winner=None,
+                validation=nothing,
+                test=nothing,
+                trials=2,
+                seconds=None,
+            ),
+        ],
+        differences=[types.SimpleNamespace(a=one, b=two, p_adjusted=0.3, real=False, **bounds)],
+        notes=["few samples"],
+    )
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from xlstm_tune.errors import StorageError, UserError
 
 COMPARE = "xlstm_tune.report.compare"
-"""Writes one page about several searches: `write_comparison(folders: list[Path], output: Path) -> Path`."""
+"""What tells several searches apart; without it, one at a time."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,10 +47,9 @@ def _write(names: list[str], storage: str, output: Path | None) -> Path:
         raise StorageError(f"--output must be a file, got the folder {output}; name a file in it")
     if len(folders) == 1:
         return write_page(folders[0], output)
-    from importlib import import_module
+    from xlstm_tune.report.comparison import write_comparison
 
-    path: Path = import_module(COMPARE).write_comparison(folders, output or Path(storage) / "comparison.html")
-    return path
+    return write_comparison(folders, output or Path(storage) / "comparison.html")
 
 
 if __name__ == "__main__":

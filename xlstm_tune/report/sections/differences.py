@@ -5,13 +5,14 @@ What is shown here is worked out elsewhere; without it the sections are left out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
-from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title
+from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title, whole
 
 
 def title_of(model: Any) -> str:
@@ -26,14 +27,21 @@ def differences(record: Record) -> Section | None:
     evidence = record.evidence
     if evidence is None or not evidence.differences:
         return None
-    pairs = list(evidence.differences)
-    real = [one for one in pairs if one.real]
+    blocks = pairs_of_models(list(evidence.differences), evidence.part)
+    notes = [str(note) for note in evidence.notes]
+    if notes:
+        blocks.append(Sentences(notes))
+    lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
+    if evidence.block > 1:
+        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit}, since neighbours resemble each other"
+    return Section("differences", "Which differences are real", f"{lead}.", blocks)
+
+
+def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
+    """Differences of the evidence as intervals and as a table."""
     names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
     data: list[Trace] = []
-    for chosen, name, color, symbol in (
-        (True, "real", ACCENT, "circle"),
-        (False, "not told apart", BASELINE, "circle-open"),
-    ):
+    for chosen, name, color in ((True, "real", ACCENT), (False, "not told apart", BASELINE)):
         kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.real) is chosen]
         if kept:
             data.append(
@@ -41,6 +49,7 @@ def differences(record: Record) -> Section | None:
                     "type": "scatter",
                     "mode": "markers",
                     "name": name,
+                    "showlegend": True,
                     "y": [title for title, _ in kept],
                     "x": [one.gain_percent for _, one in kept],
                     "error_x": {
@@ -52,30 +61,24 @@ def differences(record: Record) -> Section | None:
                         "thickness": 2,
                         "width": 5,
                     },
-                    "marker": {"color": color, "size": 10, "symbol": symbol},
+                    "marker": {"color": color, "size": 10, "symbol": "circle" if chosen else "circle-open"},
                     "hovertemplate": "%{y}: %{x:.2f} % lower<extra></extra>",
                 }
             )
-    x = axis("RMSE of the first is lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
+    x = axis("RMSE lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
+    real = sum(bool(one.real) for one in pairs)
     caption = (
-        f"{counted(len(pairs), 'comparison')} on the {evidence.part} part; {len(real)} of them real. Lines are 95 % "
-        "intervals; where one crosses zero, the two models cannot be told apart."
+        f"{counted(len(pairs), 'comparison')} on the {part} part: how much lower the RMSE of the first model is. "
+        f"Lines are 95 % intervals of each pair alone; {real} {'are' if real != 1 else 'is'} real, which is what still "
+        "holds once it is considered how many pairs are compared."
     )
-    blocks: list[Block] = [
-        Figure("intervals", "Differences with their intervals", caption, data, layout(x, y), 130 + 38 * len(pairs)),
-        _table(evidence, pairs),
-    ]
-    notes = [str(note) for note in evidence.notes]
-    if notes:
-        blocks.append(Sentences(notes))
-    lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
-    if evidence.block > 1:
-        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit}, since neighbours resemble each other"
-    return Section("differences", "Which differences are real", f"{lead}.", blocks)
+    title, height = "Differences with their intervals", 130 + 38 * len(pairs)
+    figure = Figure("intervals", title, caption, data, layout(x, y), height)
+    return [figure, _table(pairs, part)]
 
 
-def _table(evidence: Any, pairs: list[Any]) -> Table:
+def _table(pairs: Sequence[Any], part: str) -> Table:
     rows = []
     for one in pairs:
         known = finite(one.low_percent) and finite(one.high_percent)
@@ -101,7 +104,7 @@ def _table(evidence: Any, pairs: list[Any]) -> Table:
         Column("p, adjusted", True),
         Column("Verdict"),
     ]
-    return Table(f"Pairs of models, {evidence.part} part", columns, rows)
+    return Table(f"Pairs of models, {part} part", columns, rows)
 
 
 def _p(value: float) -> Cell:
@@ -143,7 +146,7 @@ def _metric(name: str) -> str:
 
 def equal_budget(record: Record) -> Section | None:
     """The families' expected best with the same number of trials: a family tried more often has had more luck."""
-    budgets = list(record.budgets)
+    budgets = [one for one in record.budgets if finite(one.expected_best)]
     if len(budgets) < 2:
         return None
     data: list[Trace] = []
@@ -152,7 +155,7 @@ def equal_budget(record: Record) -> Section | None:
         data.append(
             {
                 "type": "scatter",
-                "mode": "lines",
+                "mode": "lines+markers" if len(one.curve) < 2 else "lines",
                 "x": list(range(1, len(one.curve) + 1)),
                 "y": list(one.curve),
                 "name": family,
@@ -163,8 +166,8 @@ def equal_budget(record: Record) -> Section | None:
     best = min(budgets, key=lambda one: one.expected_best)
     k = budgets[0].k
     caption = (
-        f"The best {metric_title(record.metric)} to be expected of so many random trials of a family. Of {k} trials "
-        f"each, {best.family} has the lowest, {number(best.expected_best, best.std_error)}."
+        f"The best {metric_title(record.metric)} to be expected of so many random trials of a family. Of "
+        f"{counted(k, 'trial')} each, {best.family} has the lowest, {number(best.expected_best, best.std_error)}."
     )
     rows = [
         Row(
@@ -179,14 +182,15 @@ def equal_budget(record: Record) -> Section | None:
     ]
     columns = [
         Column("Family"),
-        Column("Scored trials", True),
+        Column("Trials", True),
         Column("Best of all", True),
         Column(f"Expected best of {k}", True),
     ]
-    x, y = axis("Trials of the family"), axis(f"Expected best {metric_title(record.metric)}, validation")
+    most = max(len(one.curve) for one in budgets)
+    x, y = axis("Trials of the family", **whole(most)), axis(f"Expected best {metric_title(record.metric)}, validation")
     blocks: list[Block] = [
         Figure("budget", "Expected best by number of trials", caption, data, layout(x, y), 380),
-        Table(f"Families, {k} trials each", columns, rows),
+        Table(f"Families, {counted(k, 'trial')} each", columns, rows),
     ]
     lead = "A sampler tries some families more often than others, and the best of many is better by luck alone."
     return Section("equal-budget", "Families at equal budget", lead, blocks)

@@ -13,7 +13,13 @@ ENDS = (("completed", "completed"), ("pruned", "stopped early"), ("failed", "fai
 
 def summary(record: Record) -> Section:
     """The verdict in a sentence, and the key figures."""
-    texts = [verdict(record.board)] if record.trials else ["No trial has ended yet, so nobody has won."]
+    texts = ["No trial has ended yet, so nobody has won."]
+    if record.trials:
+        texts = [
+            f"As things stand, {verdict(record.board)}"
+            if record.running and record.board.winner
+            else verdict(record.board)
+        ]
     texts += not_known_yet(record)
     return Section("summary", "Result", blocks=[Sentences(texts), Tiles(_tiles(record))])
 
