@@ -234,6 +234,7 @@ class FakeEvidence:
     samples: int = 279
     block: int = 14
     notes: list[str] = field(default_factory=list)
+    winner: FakeModel | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None
         FakeDifference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
     ]
     figures_ = {one: {"rmse": 3.0, "mape": None}, two: {"rmse": 3.1, "mape": None}, none: {"rmse": 3.5, "mape": None}}
-    evidence = FakeEvidence([one, two, none], figures_, pairs, notes=["few samples"])
+    evidence = FakeEvidence([one, two, none], figures_, pairs, notes=["few samples"], winner=two)
     made = differences(dataclasses.replace(record, evidence=evidence))
     drawn = figure(made, "intervals")
     real = next(trace for trace in drawn.data if trace["name"] == "real")
@@ -272,7 +273,7 @@ def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None
     )
     all_figures = table(metrics(dataclasses.replace(record, evidence=evidence)))
     assert [column.title for column in all_figures.columns] == ["Model", "RMSE"]  # nobody has a MAPE
-    assert [row.style for row in all_figures.rows] == ["winner", "", "baseline"]
+    assert [row.style for row in all_figures.rows] == ["", "winner", "baseline"]
     assert all_figures.rows[1].cells[1] == Cell("3.100", 3.1)
 
 

@@ -127,13 +127,14 @@ def metrics(record: Record) -> Section | None:
     names = list(dict.fromkeys(name for model in evidence.models for name in evidence.metrics[model]))
     names = [name for name in names if any(finite(evidence.metrics[model].get(name)) for model in evidence.models)]
     rows = []
-    for place, model in enumerate(evidence.models):
+    chosen = evidence.winner
+    for model in evidence.models:
         cells = [Cell(title_of(model))]
         for name in names:
             value = evidence.metrics[model].get(name)
             cells.append(Cell(number(value), value) if finite(value) else Cell("", last(None)))
         baseline = getattr(model, "trial", None) is None
-        rows.append(Row(cells, "baseline" if baseline else "winner" if place == 0 else ""))
+        rows.append(Row(cells, "baseline" if baseline else "winner" if model == chosen else ""))
     columns = [Column("Model", wide=True), *(Column(_metric(name), True) for name in names)]
     caption = f"{counted(len(rows), 'model')}, {evidence.part} part"
     return Section("metrics", "All the figures", blocks=[Table(caption, columns, rows)])
