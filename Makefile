@@ -4,6 +4,7 @@
 # make peers     the packages that benchmarks compare with, in .venv-peers
 # make gpu       check and time the kernels on a GPU, with the interpreter at hand that has torch; it installs nothing
 # make gpu-packages    for `make gpu`: numba and the packages that it compares with, in .gpu-packages
+# make report NAME=...    a page about a search below $(STORAGE), with every figure; also while it runs
 # make ui        the MLflow pages of every search below $(STORAGE), on 127.0.0.1
 
 STORAGE ?= searches
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 RUN = .venv/bin/python
 
-.PHONY: search test lint peers gpu gpu-packages ui clean
+.PHONY: search test lint peers gpu gpu-packages report ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -29,6 +30,10 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+report: .venv/ready
+	@test -n "$(NAME)" || { echo "Name the search: make report NAME=quickstart"; exit 2; }
+	$(RUN) -m xlstm_tune.report $(NAME) --storage $(STORAGE) $(ARGS)
 
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) -m mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \

@@ -43,7 +43,8 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.finalists import actual
 from xlstm_tune.search.plan import sample_groups
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
-from xlstm_tune.training.loop import begin, evaluate, train
+from xlstm_tune.training.judge import evaluate
+from xlstm_tune.training.loop import begin, train
 from xlstm_tune.training.metrics import score_units
 
 OUTBREAK_EPOCHS = 30

@@ -34,6 +34,7 @@ HELPERS = (
     "wave_search",
     "fault_search",
     "champions",
+    "page_tables",
 )
 pytest.register_assert_rewrite(*HELPERS)
 

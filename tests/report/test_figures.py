@@ -1,0 +1,315 @@
+"""Figures and sections one by one: what they draw, what they say, and what they do when they cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from page_tables import figures, trial_row, write_search
+
+from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, embedded, label, plain
+from xlstm_tune.report.forecasts import Model, forecasts_of, models_of
+from xlstm_tune.report.parallel import parallel_coordinates
+from xlstm_tune.report.record import Record, read_record
+from xlstm_tune.report.sections.cost import front
+from xlstm_tune.report.sections.curves import learning_curves
+from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
+from xlstm_tune.report.sections.settings import importances, settings
+from xlstm_tune.report.sections.standing import leaderboard
+from xlstm_tune.report.sections.winner import winner
+from xlstm_tune.report.study import rebuild
+from xlstm_tune.report.style import Palette, duration, is_wide
+from xlstm_tune.results import ResultsWriter
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    folder = tmp_path_factory.mktemp("search") / "made"
+    write_search(folder, 48, series=["north", "south"], samples=40)
+    return read_record(folder)
+
+
+def few(folder: Path, rows: list[dict[str, Any]]) -> Record:
+    with ResultsWriter(folder) as writer:
+        for row in rows:
+            writer.trial(row)
+    return read_record(folder)
+
+
+def figure(section: Section | None, name: str) -> Figure:
+    assert section is not None
+    found = [one for block in section.blocks for one in (block.figures if isinstance(block, Figures) else [block])]
+    return next(one for one in found if isinstance(one, Figure) and one.id == name)
+
+
+def table(section: Section | None) -> Table:
+    assert section is not None
+    return next(block for block in section.blocks if isinstance(block, Table))
+
+
+def sentences(section: Section | None) -> str:
+    assert section is not None
+    return " ".join(text for block in section.blocks if isinstance(block, Sentences) for text in block.texts)
+
+
+def test_embedded_json_can_end_no_script_and_keeps_its_values() -> None:
+    value = {"a": ["</script>", "&amp;\u2028"], "b": np.array([1.0, np.nan]), "c": math.inf, "d": 1 / 3, "e": (1, True)}
+    text = embedded(value)
+    assert not set("<>&\u2028") & set(text)
+    expected = {"a": ["</script>", "&amp;\u2028"], "b": [1.0, None], "c": None, "d": 0.333333, "e": [1, True]}
+    assert json.loads(text) == expected == plain(value)
+
+
+def test_label_shows_tags_and_shortens() -> None:
+    assert label("<b>&") == "&lt;b&gt;&amp;" and label("a\n b") == "a b"
+    assert label("x" * 100, 10) == "x" * 9 + "…"
+
+
+def test_duration_and_wide_axes() -> None:
+    assert [duration(value) for value in (None, 12.34, 200.0, 3900.0, 180_000.0)] == [
+        "", "12.3 s", "3 min 20 s", "1 h 5 min", "2 d 2 h",
+    ]  # fmt: skip
+    assert is_wide([0.1, 1.0, 100.0]) and not is_wide([1.0, 2.0]) and not is_wide([-1.0, 100.0]) and not is_wide([])
+    assert not is_wide([*[1.0] * 99, 1e9])  # one diverged trial
+
+
+def test_palette_gives_other_families_their_own_colours() -> None:
+    palette = Palette(["xlstm", "new", None])
+    names = ["lstm", "slstm", "mlstm", "xlstm", "new", "unknown"]
+    assert len({palette.color(name) for name in names}) == len({palette.symbol(name) for name in names}) == 6
+    assert palette.present(["new", "lstm", "new"]) == ["lstm", "new"] and palette.color("nobody")
+
+
+def test_front_joins_what_nothing_cheaper_beats() -> None:
+    assert front([(1, 5), (2, 6), (3, 4), (3, 3), (4, 3), (5, 1)]) == [0, 3, 5]
+
+
+def test_rebuilt_study_has_the_states_values_and_distributions_of_the_search(record: Record) -> None:
+    rebuilt = rebuild(record, pruned_count=False)
+    states = [trial.state for trial in rebuilt.study.trials]
+    told = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    assert states == [told[row["status"]] for row in record.trials if row["status"] != "duplicate"]
+    first = rebuilt.study.trials[0]
+    assert first.value == record.trials[0]["val_rmse"] and first.params == record.trials[0]["params"]
+    assert sorted(first.intermediate_values) == list(range(1, 13))
+    assert rebuilt.distributions["training.learning_rate"] == FloatDistribution(0.0005, 0.01, log=True)
+    assert rebuilt.distributions["model.pattern"] == CategoricalDistribution(("ms", "sm"))
+    counted = rebuild(record).study
+    assert counted.best_value == min(row["val_rmse"] for row in record.scored)
+
+
+def test_distributions_are_inferred_where_the_search_file_is_silent_or_does_not_fit(tmp_path: Path) -> None:
+    points = [{"a": 1, "b": 0.001, "c": "x", "d": True}, {"a": 5, "b": 1.0, "c": "y", "d": False}]
+    rebuilt = rebuild(few(tmp_path, [trial_row(n, one, 3.0 + n) for n, one in enumerate(points)]))
+    assert rebuilt.distributions == {
+        "a": IntDistribution(1, 5),
+        "b": FloatDistribution(0.001, 1.0, log=True),
+        "c": CategoricalDistribution(("x", "y")),
+        "d": CategoricalDistribution((True, False)),
+    }
+
+
+@pytest.mark.parametrize("points", [[{"a": 1}], [{"a": 1}] * 6, [{}, {}]])
+def test_figures_that_trials_do_not_allow_become_sentences(tmp_path: Path, points: list[dict[str, Any]]) -> None:
+    made = few(tmp_path, [trial_row(n, one, 3.0) for n, one in enumerate(points)])
+    rebuilt = rebuild(made)
+    assert isinstance(parallel_coordinates(made, rebuilt), Sentences)
+    assert isinstance(importances(rebuilt)[1], Sentences)
+    assert settings(made) is not None
+
+
+def test_parallel_coordinates_hold_every_scored_trial_in_few_traces(record: Record) -> None:
+    drawn = parallel_coordinates(record, rebuild(record))
+    assert isinstance(drawn, Figure)
+    assert len(drawn.data) <= 8
+    assert sum(trace["x"].count(None) for trace in drawn.data) == len(record.scored)
+    shown = [trace["name"] for trace in drawn.data if trace["showlegend"]]
+    assert len(shown) == len(set(shown)) == 4
+    heights = [one for trace in drawn.data for one in trace["y"] if one is not None]
+    assert min(heights) < 0 and max(heights) <= 1  # settings that a trial does not have lie below
+    assert f"of {len(record.scored)} the best" in drawn.caption
+
+
+def test_curves_mark_stopped_and_failed_trials(record: Record) -> None:
+    drawn = figure(learning_curves(record), "curves")
+    names = [trace["name"] for trace in drawn.data]
+    assert {"stopped early", "failed", "the winner"} <= set(names)
+    dashes = {trace["line"]["dash"] for trace in drawn.data if trace["mode"] == "lines"}
+    assert dashes == {"solid", "dot"}
+    stopped = next(trace for trace in drawn.data if trace["name"] == "stopped early")
+    assert len(stopped["x"]) == record.counts["pruned"]
+    assert f"{record.counts['pruned']} were stopped early" in drawn.caption
+
+
+def test_curves_of_a_wide_range_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path) as writer:
+        for epoch in range(1, 9):
+            writer.epoch({"trial": 0, "epoch": epoch, **figures(10.0 ** (4 - epoch), "val_")})
+            writer.epoch({"trial": 1, "epoch": epoch, "val_rmse": math.nan})
+    drawn = figure(learning_curves(read_record(tmp_path)), "curves")
+    assert drawn.layout["yaxis"]["type"] == "log" and drawn.data[0]["name"] == "still running"
+    assert drawn.caption.startswith("1 trial, up to 8 epochs")
+
+
+def test_winner_is_drawn_on_test_beside_the_best_baseline(record: Record) -> None:
+    made = winner(record)
+    assert made is not None and "on the test part" in made.lead
+    drawn = figure(made, "forecast-0")
+    assert [trace["name"] for trace in drawn.data][:2] == ["actual", "dlinear"]
+    assert len(figure(made, "by-step").data) == 7 and figure(made, "by-series").data[0]["y"]
+    expected = forecasts_of(record.predictions, "test", Model("dlinear", None))
+    assert expected is not None
+    steps, errors = expected.rmse_by_step()
+    first = [
+        (p - a) for p, a, step in zip(expected.predicted, expected.actual, expected.step, strict=True) if step == 1
+    ]
+    assert steps == [1, 2, 3, 4] and errors[0] == pytest.approx(np.sqrt(np.mean(np.square(first))))
+
+
+def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) -> None:
+    import pyarrow.compute as pc
+
+    only = record.predictions.filter(pc.equal(record.predictions["part"], "validation"))
+    assert {one.trial is None for one in models_of(only, "validation")} == {True, False}
+    made = winner(dataclasses.replace(record, predictions=only))
+    assert made is not None and "its test predictions are not known" in made.lead
+    assert "not known yet" in sentences(winner(dataclasses.replace(record, predictions=only.slice(0, 0))))
+
+
+def test_predictions_that_are_no_numbers_are_left_out(record: Record) -> None:
+    import pyarrow as pa
+
+    broken = record.predictions.set_column(8, "predicted", pa.array([math.nan] * record.predictions.num_rows))
+    assert "None of its predictions" in sentences(winner(dataclasses.replace(record, predictions=broken)))
+
+
+def test_leaderboard_sorts_by_value_and_marks_rows(record: Record) -> None:
+    made = table(leaderboard(record))
+    assert made.rows[0].style == "winner" and [row.style for row in made.rows][-3:] == ["baseline"] * 3
+    values = [row.cells[3].sort for row in made.rows[:-3]]
+    assert values == sorted(values) and any("stopped early" in row.cells[1].note for row in made.rows)
+    assert all(len(row.cells) == len(made.columns) for row in made.rows)
+
+
+@dataclass(frozen=True)
+class FakeModel:
+    name: str
+    family: str | None = None
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class FakeDifference:
+    a: FakeModel
+    b: FakeModel
+    gain: float
+    low: float
+    high: float
+    gain_percent: float
+    low_percent: float
+    high_percent: float
+    p: float
+    p_adjusted: float
+    real: bool
+
+
+@dataclass(frozen=True)
+class FakeEvidence:
+    models: list[FakeModel]
+    metrics: Mapping[FakeModel, Mapping[str, float | None]]
+    differences: list[FakeDifference]
+    part: str = "test"
+    unit: str = "windows"
+    samples: int = 279
+    block: int = 14
+    notes: list[str] = field(default_factory=list)
+    winner: FakeModel | None = None
+
+
+@dataclass(frozen=True)
+class FakeBudget:
+    family: str
+    trials: int
+    k: int
+    best: float
+    expected_best: float
+    std_error: float | None
+    curve: list[float]
+
+
+def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None:
+    one, two, none = FakeModel("lstm×1 · 32", "lstm", 4), FakeModel("ms · 32", "xlstm", 7), FakeModel("dlinear")
+    pairs = [
+        FakeDifference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False),
+        FakeDifference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True),
+        FakeDifference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
+    ]
+    figures_ = {one: {"rmse": 3.0, "mape": None}, two: {"rmse": 3.1, "mape": None}, none: {"rmse": 3.5, "mape": None}}
+    evidence = FakeEvidence([one, two, none], figures_, pairs, notes=["few samples"], winner=two)
+    made = differences(dataclasses.replace(record, evidence=evidence))
+    drawn = figure(made, "intervals")
+    real = next(trace for trace in drawn.data if trace["name"] == "real")
+    assert real["x"] == [11.0] and real["error_x"]["array"] == [4.0] and real["error_x"]["arrayminus"] == [4.0]
+    embedded([drawn.data, drawn.layout])
+    texts = [[cell.text for cell in row.cells] for row in table(made).rows]
+    assert texts[0] == ["lstm×1 · 32, trial 4", "ms · 32, trial 7", "+2.0", "-2.0 … +6.0", "0.400", "not told apart"]
+    assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "real"] and texts[2][2:5] == ["not known"] * 3
+    assert (
+        "1 is real" in drawn.caption
+        and "few samples" in sentences(made)
+        and made is not None
+        and "blocks of 14 windows" in made.lead
+    )
+    all_figures = table(metrics(dataclasses.replace(record, evidence=evidence)))
+    assert [column.title for column in all_figures.columns] == ["Model", "RMSE"]  # nobody has a MAPE
+    assert [row.style for row in all_figures.rows] == ["", "winner", "baseline"]
+    assert all_figures.rows[1].cells[1] == Cell("3.100", 3.1)
+
+
+def test_equal_budget_draws_a_curve_for_each_family(record: Record) -> None:
+    budgets = [
+        FakeBudget("lstm", 12, 5, 3.4, 3.6, 0.05, [4.0, 3.8, 3.7]),
+        FakeBudget("xlstm", 5, 5, 3.5, 3.5, None, [3.5]),
+    ]
+    made = equal_budget(dataclasses.replace(record, budgets=budgets))
+    assert len(figure(made, "budget").data) == 2 and "Of 5 trials each, xlstm" in figure(made, "budget").caption
+    assert [row.cells[0].text for row in table(made).rows] == ["xlstm", "lstm"]
+    assert table(made).rows[1].cells[3].text == "3.600 ± 0.05"
+    assert equal_budget(record) is None and differences(record) is None and metrics(record) is None
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two #rrggbb colours."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_of_both_modes_can_be_told_from_the_page() -> None:
+    css = (files("xlstm_tune.report") / "templates" / "page.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2]
+    for mode in (light, dark):
+        colors = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", mode))
+        for ground in (colors["page"], colors["surface"]):
+            for name in ("text", "muted", "accent", "limit", "bad"):
+                assert contrast(colors[name], ground) >= 4.5, name
+            for name in ("baseline", *(f"series-{place}" for place in range(1, 7))):
+                assert contrast(colors[name], ground) >= 3, name
+        assert contrast(colors["text"], colors["accent-soft"]) >= 4.5
+        assert contrast(colors["muted"], colors["accent-soft"]) >= 4.5

@@ -1,0 +1,56 @@
+"""`python -m xlstm_tune.report NAME` writes a page about a search, from its tables alone; also while it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from xlstm_tune.errors import StorageError, UserError
+
+COMPARE = "xlstm_tune.report.compare"
+"""What tells several searches apart; without it, one at a time."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a mistake that the user can mend."""
+    several = find_spec(COMPARE) is not None
+    parser = argparse.ArgumentParser(prog="python -m xlstm_tune.report", description=__doc__)
+    parser.add_argument(
+        "searches",
+        metavar="NAME",
+        nargs="+" if several else 1,
+        help="a search's name, or its folder" + ("; several are compared on one page" if several else ""),
+    )
+    parser.add_argument("--storage", metavar="FOLDER", default="searches", help="folder that holds searches (searches)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="where the page goes (report.html in the search's folder)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        path = _write(options.searches, options.storage, options.output)
+    except UserError as error:
+        print(" ".join(f"error: {error}".split()), file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+def _write(names: list[str], storage: str, output: Path | None) -> Path:
+    # Imported here: help and wrong arguments do not wait for Optuna.
+    from xlstm_tune.report.page import write_page
+    from xlstm_tune.report.record import find_search
+
+    folders = [find_search(name, storage) for name in names]
+    if output is not None and output.is_dir():
+        raise StorageError(f"--output must be a file, got the folder {output}; name a file in it")
+    if len(folders) == 1:
+        return write_page(folders[0], output)
+    from xlstm_tune.report.comparison import write_comparison
+
+    return write_comparison(folders, output or Path(storage) / "comparison.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

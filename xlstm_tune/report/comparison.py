@@ -1,0 +1,85 @@
+"""Several searches on one page: who won in each, and whether the best one's lead is real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
+from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.page import render, write_text
+from xlstm_tune.report.sections.differences import pairs_of_models, title_of
+from xlstm_tune.report.sections.standing import last
+from xlstm_tune.report.style import counted, duration, metric_title
+
+COMPARE = "xlstm_tune.report.compare"
+"""Its `compare(folders)` says what there is to say; this module lays it out."""
+
+
+def write_comparison(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page and return where it is.
+
+    Raises StorageError when the searches cannot be compared, or the file cannot be written.
+    """
+    compared = import_module(COMPARE).compare(folders)
+    names = [one.name for one in compared.searches]
+    facts = [
+        counted(len(names), "search").replace("searchs", "searches"),
+        f"page built {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    ]
+    made = sections(compared)
+    return write_text(output, render("Searches compared", ", ".join(names), "Searches compared", facts, made))
+
+
+def sections(compared: Any) -> list[Section]:
+    """compared: `compare.Comparison`, its searches best first."""
+    metric = compared.objective.removeprefix("val_")
+    first = compared.searches[0]
+    lead = "None of the searches has a scored trial."
+    if first.winner is not None:
+        lead = (
+            f"{first.name} has the lowest {metric_title(metric)} on validation, "
+            f"{number(first.validation.get(metric))} ({title_of(first.winner)})."
+        )
+        if any(one.real for one in compared.differences):
+            real = [one for one in compared.differences if one.real]
+            lead += f" On test, {len(real)} of {counted(len(compared.differences), 'difference')} to it are real."
+        elif compared.differences:
+            lead += " On test, no difference to it can be told from luck."
+    made = [Section("summary", "Result", blocks=[Sentences([lead]), _table(compared, metric)])]
+    blocks: list[Block] = []
+    if compared.differences:
+        blocks += pairs_of_models(list(compared.differences), "test")
+    if notes := [str(note) for note in compared.notes]:
+        blocks.append(Sentences(notes))
+    if blocks:
+        made.append(Section("differences", "Which differences are real", blocks=blocks))
+    return made
+
+
+def _table(compared: Any, metric: str) -> Table:
+    title = metric_title(metric)
+    rows = []
+    for place, one in enumerate(compared.searches):
+        mine, test = one.validation.get(metric), one.test.get(metric)
+        cells = [
+            Cell(one.name, note=str(one.folder)),
+            Cell(title_of(one.winner) if one.winner is not None else "none yet"),
+            Cell(number(mine), last(mine)),
+            Cell(number(test), last(test)),
+            Cell(f"{one.trials:,}", one.trials),
+            Cell(duration(one.seconds), last(one.seconds)),
+        ]
+        rows.append(Row(cells, "winner" if place == 0 and one.winner is not None else ""))
+    columns = [
+        Column("Search", wide=True),
+        Column("Winner", wide=True),
+        Column(f"{title}, validation", True),
+        Column(f"{title}, test", True),
+        Column("Trials", True),
+        Column("Time", True),
+    ]
+    return Table("Searches, best first on validation", columns, rows)

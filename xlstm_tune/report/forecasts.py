@@ -1,0 +1,107 @@
+"""The predictions table of one part as arrays: errors by step, by series, over time.
+
+Legend: n rows of one model, one for each sample, step and target, in the order of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Whose predictions they are; trial is None for a baseline."""
+
+    name: str
+    trial: int | None
+
+    @property
+    def title(self) -> str:
+        """As legends and tables have it."""
+        return self.name if self.trial is None else f"{self.name}, trial {self.trial}"
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """Predictions of one model on one part, in the targets' own units; rows without a finite error are left out."""
+
+    series: Ints
+    """Index into `names`, [n]."""
+    time: Ints
+    """Index into `times`, [n]."""
+    step: Ints
+    """From 1, [n]."""
+    target: Ints
+    """Index into `targets`, [n]."""
+    actual: Floats
+    predicted: Floats
+    names: list[str]
+    times: list[str]
+    targets: list[str]
+
+    @property
+    def error(self) -> Floats:
+        """Predicted minus actual, [n]."""
+        return self.predicted - self.actual
+
+    def select(self, rows: npt.NDArray[Any]) -> Forecasts:
+        """Only these rows, given as a mask or indices."""
+        columns = (self.series, self.time, self.step, self.target, self.actual, self.predicted)
+        series, time, step, target, actual, predicted = (column[rows] for column in columns)
+        return Forecasts(series, time, step, target, actual, predicted, self.names, self.times, self.targets)
+
+    def rmse(self) -> float:
+        """Over all rows."""
+        return float(np.sqrt(np.mean(self.error**2)))
+
+    def rmse_by_step(self) -> tuple[list[int], list[float]]:
+        """Steps, and the root of each one's mean squared error."""
+        return _rmse_by(self.step, self.error)
+
+    def rmse_by_series(self) -> tuple[list[int], list[float]]:
+        """Series as indices into `names`, and the root of each one's mean squared error."""
+        return _rmse_by(self.series, self.error)
+
+
+def models_of(predictions: pa.Table, part: str) -> list[Model]:
+    """Whose predictions of a part there are."""
+    found = predictions.filter(pc.equal(predictions["part"], part)).group_by(["model", "trial"]).aggregate([])
+    models = [Model(row["model"], row["trial"]) for row in found.to_pylist()]
+    return sorted(models, key=lambda one: (one.trial is None, one.trial or 0, one.name))
+
+
+def forecasts_of(predictions: pa.Table, part: str, model: Model) -> Forecasts | None:
+    """The rows of one model and part; None where there are none."""
+    trial = predictions["trial"]
+    same = pc.is_null(trial) if model.trial is None else pc.fill_null(pc.equal(trial, model.trial), False)
+    mask = pc.and_(pc.and_(same, pc.equal(predictions["model"], model.name)), pc.equal(predictions["part"], part))
+    table = predictions.filter(mask)
+    actual = table["actual"].to_numpy().astype(np.float64)
+    predicted = table["predicted"].to_numpy().astype(np.float64)
+    series, names = _coded(table["series"])
+    time, times = _coded(table["time"])
+    target, targets = _coded(table["target"])
+    step = table["step"].to_numpy().astype(np.int64)
+    found = Forecasts(series, time, step, target, actual, predicted, names, times, targets)
+    finite = np.isfinite(found.error)
+    return found.select(finite) if finite.any() else None
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
+    coded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
+    return coded.indices.to_numpy(zero_copy_only=False).astype(np.int64), coded.dictionary.to_pylist()
+
+
+def _rmse_by(key: Ints, error: Floats) -> tuple[list[int], list[float]]:
+    counts, sums = np.bincount(key), np.bincount(key, weights=error**2)
+    present = np.flatnonzero(counts)
+    return present.tolist(), np.sqrt(sums[present] / counts[present]).tolist()

@@ -1,0 +1,166 @@
+"""Learning curves: the validation objective of every trial by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xlstm_tune.report.blocks import Figure, Section, Sentences, label
+from xlstm_tune.report.record import Record, finite
+from xlstm_tune.report.style import (
+    BAD,
+    Trace,
+    axis,
+    counted,
+    family_name,
+    layout,
+    level,
+    log_if_wide,
+    metric_title,
+    whole,
+)
+
+Curve = list[tuple[int, float]]
+MANY = 40
+"""Trials from which lines are thin."""
+
+
+def learning_curves(record: Record) -> Section | None:
+    """All trials, in their families' colours; stopped ones dashed, with a mark where they were stopped."""
+    curves = {
+        trial: [(epoch, float(value)) for epoch, value in curve if value is not None and finite(value)]
+        for trial, curve in record.curves.items()
+    }
+    curves = {trial: curve for trial, curve in curves.items() if curve}
+    if not curves:
+        return Section("curves", "Learning curves", blocks=[Sentences(["No epoch has ended yet."])])
+    rows = {row["trial"]: row for row in record.trials}
+    thin = len(curves) > MANY
+    data: list[Trace] = []
+    for status in ("running", "pruned", "completed"):
+        chosen = [trial for trial in curves if _status(rows.get(trial)) == status]
+        for family in record.palette.present(_family(rows, trial) for trial in chosen):
+            lines = [trial for trial in chosen if family_name(_family(rows, trial)) == family]
+            data.append(_lines(record, {trial: curves[trial] for trial in lines}, rows, family, status, thin))
+    data += _ends(record, curves, rows)
+    best = record.board.winner.trial if record.board.winner else None
+    if best in curves:
+        data.append(_winner(curves[best], record, rows[best]))
+    last = max(curve[-1][0] for curve in curves.values())
+    if (limit := record.best_possible("validation")) is not None:
+        data.append(level(limit, [1, last], "best possible"))
+    values = [value for curve in curves.values() for _, value in curve]
+    x = axis("Epoch", rangemode="tozero", **whole(last))
+    y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide(values))
+    caption = _caption(record, curves, rows, last, best)
+    return Section(
+        "curves", "Learning curves", blocks=[Figure("curves", "Objective by epoch", caption, data, layout(x, y), 460)]
+    )
+
+
+def _status(row: Mapping[str, Any] | None) -> str:
+    """Failed trials are drawn like stopped ones, with another mark at their end."""
+    if row is None:
+        return "running"
+    return "completed" if row["status"] == "completed" else "pruned"
+
+
+def _family(rows: Mapping[int, Mapping[str, Any]], trial: int) -> str | None:
+    return rows[trial]["family"] if trial in rows else None
+
+
+def _lines(
+    record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], family: str, status: str, thin: bool
+) -> Trace:
+    """Curves of one family as one trace, with gaps between them."""
+    x: list[int | None] = []
+    y: list[float | None] = []
+    text: list[str | None] = []
+    for trial, curve in curves.items():
+        name = label(f"trial {trial}{': ' + rows[trial]['name'] if trial in rows and rows[trial]['name'] else ''}")
+        x += [*(epoch for epoch, _ in curve), None]
+        y += [*(value for _, value in curve), None]
+        text += [*([name] * len(curve)), None]
+    full = status == "completed"
+    unknown = family not in record.palette.families or (status == "running" and family == "unknown")
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x,
+        "y": y,
+        "text": text,
+        "hovertemplate": "%{text}<br>epoch %{x}: %{y:.4g}<extra></extra>",
+        "name": "still running" if unknown else label(family),
+        "legendgroup": label(family),
+        "showlegend": full or not any(_same(record, family)),
+        "line": {
+            "color": "var(--muted)" if unknown else record.palette.color(family),
+            "width": 1 if thin else 1.8,
+            "dash": "solid" if full or status == "running" else "dot",
+        },
+        "opacity": (0.6 if thin else 0.9) if full else (0.3 if thin else 0.5),
+    }
+
+
+def _same(record: Record, family: str) -> list[bool]:
+    """One entry per completed trial of the family that has a curve: it carries the family's legend."""
+    return [
+        True
+        for row in record.trials
+        if row["status"] == "completed" and family_name(row["family"]) == family and record.curves.get(row["trial"])
+    ]
+
+
+def _ends(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any]) -> list[Trace]:
+    """Marks where trials were stopped or failed."""
+    traces: list[Trace] = []
+    for status, name, symbol in (("pruned", "stopped early", "line-ns-open"), ("failed", "failed", "x")):
+        ended = [trial for trial in curves if trial in rows and rows[trial]["status"] == status]
+        if not ended:
+            continue
+        colors = [record.palette.color(rows[trial]["family"]) for trial in ended]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [curves[trial][-1][0] for trial in ended],
+                "y": [curves[trial][-1][1] for trial in ended],
+                "text": [label(f"trial {trial} {name}: {rows[trial]['reason'] or ''}", 90) for trial in ended],
+                "hovertemplate": "%{text}<extra></extra>",
+                "name": name,
+                "marker": {"symbol": symbol, "size": 9, "color": BAD if status == "failed" else colors},
+            }
+        )
+    return traces
+
+
+def _winner(curve: Curve, record: Record, row: Mapping[str, Any]) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [epoch for epoch, _ in curve],
+        "y": [value for _, value in curve],
+        "name": "the winner",
+        "hovertemplate": label(f"trial {row['trial']}") + ", epoch %{x}: %{y:.4g}<extra></extra>",
+        "line": {"color": record.palette.color(row["family"]), "width": 3.5},
+        "marker": {"size": 6, "symbol": record.palette.symbol(row["family"])},
+    }
+
+
+def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], last: int, best: int | None) -> str:
+    shown = [rows[trial]["status"] for trial in curves if trial in rows]
+    parts = [f"{counted(len(curves), 'trial')}, up to {counted(last, 'epoch')}."]
+    if pruned := shown.count("pruned"):
+        stops: Sequence[int] = sorted(curves[t][-1][0] for t in curves if t in rows and rows[t]["status"] == "pruned")
+        parts.append(
+            f"{pruned} were stopped early (dotted, ended by a bar), half of them by epoch {stops[len(stops) // 2]}."
+        )
+    if failed := shown.count("failed"):
+        parts.append(f"{failed} failed (crosses).")
+    unseen = sum(row["status"] == "failed" and row["trial"] not in curves for row in record.trials)
+    if unseen:
+        parts.append(f"{counted(unseen, 'failed trial')} ended before the first epoch and cannot be seen here.")
+    if best is not None and best in curves:
+        value, epoch = min((value, epoch) for epoch, value in curves[best])
+        parts.append(f"The winner, trial {best}, reached its best, {value:.4g}, in epoch {epoch}.")
+    return " ".join(parts)

@@ -1,0 +1,197 @@
+"""Which differences are real, every figure of the finalists, and the families at equal budget.
+
+What is shown here is worked out elsewhere; without it the sections are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
+from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.record import Record, finite
+from xlstm_tune.report.sections.standing import last
+from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title, whole
+
+
+def title_of(model: Any) -> str:
+    """A model of the evidence, with its trial: `lstm×1 · 32, trial 4`."""
+    trial = getattr(model, "trial", None)
+    name = str(getattr(model, "name", model))
+    return name if trial is None else f"{name}, trial {trial}"
+
+
+def differences(record: Record) -> Section | None:
+    """Each pair of models: by how much the first is better, within which bounds, and whether that is more than luck."""
+    evidence = record.evidence
+    if evidence is None or not evidence.differences:
+        return None
+    blocks = pairs_of_models(list(evidence.differences), evidence.part)
+    notes = [str(note) for note in evidence.notes]
+    if notes:
+        blocks.append(Sentences(notes))
+    lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
+    if evidence.block > 1:
+        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit}, since neighbours resemble each other"
+    return Section("differences", "Which differences are real", f"{lead}.", blocks)
+
+
+def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
+    """Differences of the evidence as intervals and as a table."""
+    names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
+    data: list[Trace] = []
+    for chosen, name, color in ((True, "real", ACCENT), (False, "not told apart", BASELINE)):
+        kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.real) is chosen]
+        if kept:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "showlegend": True,
+                    "y": [title for title, _ in kept],
+                    "x": [one.gain_percent for _, one in kept],
+                    "error_x": {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": [one.high_percent - one.gain_percent for _, one in kept],
+                        "arrayminus": [one.gain_percent - one.low_percent for _, one in kept],
+                        "color": color,
+                        "thickness": 2,
+                        "width": 5,
+                    },
+                    "marker": {"color": color, "size": 10, "symbol": "circle" if chosen else "circle-open"},
+                    "hovertemplate": "%{y}: %{x:.2f} % lower<extra></extra>",
+                }
+            )
+    x = axis("RMSE lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
+    y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
+    real = sum(bool(one.real) for one in pairs)
+    caption = (
+        f"{counted(len(pairs), 'comparison')} on the {part} part: how much lower the RMSE of the first model is. "
+        f"Lines are 95 % intervals of each pair alone; {real} {'are' if real != 1 else 'is'} real, which is what still "
+        "holds once it is considered how many pairs are compared."
+    )
+    title, height = "Differences with their intervals", 130 + 38 * len(pairs)
+    figure = Figure("intervals", title, caption, data, layout(x, y), height)
+    return [figure, _table(pairs, part)]
+
+
+def _table(pairs: Sequence[Any], part: str) -> Table:
+    rows = []
+    for one in pairs:
+        known = finite(one.low_percent) and finite(one.high_percent)
+        bounds = f"{one.low_percent:+.1f} … {one.high_percent:+.1f}" if known else "not known"
+        gain = one.gain_percent if finite(one.gain_percent) else None
+        rows.append(
+            Row(
+                [
+                    Cell(title_of(one.a)),
+                    Cell(title_of(one.b)),
+                    Cell(f"{gain:+.1f}" if gain is not None else "not known", last(gain)),
+                    Cell(bounds, last(one.low_percent if known else None)),
+                    _p(one.p_adjusted),
+                    Cell("real" if one.real else "not told apart"),
+                ]
+            )
+        )
+    columns = [
+        Column("Model", wide=True),
+        Column("Against", wide=True),
+        Column("RMSE lower by, %", True),
+        Column("95 % interval", True),
+        Column("p, adjusted", True),
+        Column("Verdict"),
+    ]
+    return Table(f"Pairs of models, {part} part", columns, rows)
+
+
+def _p(value: float) -> Cell:
+    if not finite(value):
+        return Cell("not known", last(None))
+    return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
+
+
+def _short(model: Any) -> str:
+    trial = getattr(model, "trial", None)
+    family = getattr(model, "family", None)
+    return str(getattr(model, "name", model)) if trial is None else f"{family or 'trial'} {trial}"
+
+
+def metrics(record: Record) -> Section | None:
+    """Every figure of every finalist and baseline."""
+    evidence = record.evidence
+    if evidence is None or not evidence.models:
+        return None
+    names = list(dict.fromkeys(name for model in evidence.models for name in evidence.metrics[model]))
+    names = [name for name in names if any(finite(evidence.metrics[model].get(name)) for model in evidence.models)]
+    rows = []
+    chosen = evidence.winner
+    for model in evidence.models:
+        cells = [Cell(title_of(model))]
+        for name in names:
+            value = evidence.metrics[model].get(name)
+            cells.append(Cell(number(value), value) if finite(value) else Cell("", last(None)))
+        baseline = getattr(model, "trial", None) is None
+        rows.append(Row(cells, "baseline" if baseline else "winner" if model == chosen else ""))
+    columns = [Column("Model", wide=True), *(Column(_metric(name), True) for name in names)]
+    caption = f"{counted(len(rows), 'model')}, {evidence.part} part"
+    return Section("metrics", "All the figures", blocks=[Table(caption, columns, rows)])
+
+
+def _metric(name: str) -> str:
+    known = {"mase": "MASE", "mape": "MAPE, %", "smape": "sMAPE, %", "r2": "R²", "bias": "bias"}
+    return known.get(name, metric_title(name))
+
+
+def equal_budget(record: Record) -> Section | None:
+    """The families' expected best with the same number of trials: a family tried more often has had more luck."""
+    budgets = [one for one in record.budgets if finite(one.expected_best)]
+    if len(budgets) < 2:
+        return None
+    data: list[Trace] = []
+    for one in budgets:
+        color, family = record.palette.color(one.family), label(one.family)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if len(one.curve) < 2 else "lines",
+                "x": list(range(1, len(one.curve) + 1)),
+                "y": list(one.curve),
+                "name": family,
+                "line": {"color": color, "width": 2},
+                "hovertemplate": "best of %{x}: %{y:.4g}<extra>" + family + "</extra>",
+            }
+        )
+    best = min(budgets, key=lambda one: one.expected_best)
+    k = budgets[0].k
+    caption = (
+        f"The best {metric_title(record.metric)} to be expected of so many random trials of a family. Of "
+        f"{counted(k, 'trial')} each, {best.family} has the lowest, {number(best.expected_best, best.std_error)}."
+    )
+    rows = [
+        Row(
+            [
+                Cell(one.family),
+                Cell(str(one.trials), one.trials),
+                Cell(number(one.best), one.best),
+                Cell(number(one.expected_best, one.std_error), one.expected_best),
+            ]
+        )
+        for one in sorted(budgets, key=lambda one: one.expected_best)
+    ]
+    columns = [
+        Column("Family"),
+        Column("Trials", True),
+        Column("Best of all", True),
+        Column(f"Expected best of {k}", True),
+    ]
+    most = max(len(one.curve) for one in budgets)
+    x, y = axis("Trials of the family", **whole(most)), axis(f"Expected best {metric_title(record.metric)}, validation")
+    blocks: list[Block] = [
+        Figure("budget", "Expected best by number of trials", caption, data, layout(x, y), 380),
+        Table(f"Families, {counted(k, 'trial')} each", columns, rows),
+    ]
+    lead = "A sampler tries some families more often than others, and the best of many is better by luck alone."
+    return Section("equal-budget", "Families at equal budget", lead, blocks)

@@ -1,0 +1,179 @@
+"""Where errors lie: by step of the horizon, by series, over time, and how they are spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from xlstm_tune.report.blocks import Figure, Figures, label
+from xlstm_tune.report.forecasts import Forecasts, Model
+from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.record import Record
+from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, layout, thinned, whole
+
+MOMENTS = 600
+"""Points of the residuals over time."""
+BINS = 40
+GROUPS = 30
+"""Series drawn, the worst first."""
+FEW = 3
+"""Rows of a series below which its error says nothing."""
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figure | None:
+    """RMSE of finalists and baselines by step of the horizon; None with a single step."""
+    if max(int(one.step.max()) for one in found.values()) == 1:
+        return None
+    data: list[Trace] = []
+    last: dict[str, float] = {}
+    baselines = 0
+    for model, made in found.items():
+        steps, errors = made.rmse_by_step()
+        mine = model.trial is not None
+        line = {"color": record.palette.color(model.name), "width": 2.5}
+        if not mine:
+            line = {"color": BASELINE, "width": 1.5, "dash": _DASHES[baselines % len(_DASHES)]}
+            baselines += 1
+        last[model.title] = errors[-1]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if mine else "lines",
+                "x": steps,
+                "y": errors,
+                "name": label(model.title),
+                "line": line,
+                "marker": {"symbol": record.palette.symbol(model.name), "size": 6} if mine else {},
+                "hovertemplate": "step %{x}: %{y:.4g}<extra>" + label(model.title) + "</extra>",
+            }
+        )
+    best = min(last, key=lambda name: last[name])
+    caption = (
+        f"RMSE of each step of the horizon on the {part} part; grey lines are baselines. At the last step {best} "
+        f"has the lowest, {number(last[best])}."
+    )
+    return Figure(
+        "by-step",
+        "Error by step of the horizon",
+        caption,
+        data,
+        layout(axis("Step", **whole(len(steps))), axis("RMSE")),
+        420,
+    )
+
+
+def by_series(
+    record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str
+) -> Figure | None:
+    """RMSE by series for the winner and the best baseline; None where there is one series, or none with enough rows."""
+    made = found[mine]
+    rows = np.bincount(made.series, minlength=len(made.names))
+    keys, errors = made.rmse_by_series()
+    known = {made.names[key]: error for key, error in zip(keys, errors, strict=True) if rows[key] >= FEW}
+    if len(known) < 2:
+        return None
+    order = sorted(known, key=lambda name: known[name])[-GROUPS:]
+    names = [label(name, 40) for name in order]
+    data: list[Trace] = []
+    better = ""
+    if against is not None:
+        their_keys, their_errors = found[against].rmse_by_series()
+        theirs = {found[against].names[key]: error for key, error in zip(their_keys, their_errors, strict=True)}
+        data.append(_dots(names, [theirs.get(name) for name in order], label(against.title), BASELINE, "circle-open"))
+        wins = sum(known[name] < theirs[name] for name in known if name in theirs)
+        better = f" The model is better than {against.name} in {wins} of {len(known)}."
+    color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
+    data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
+    shown = f"The {GROUPS} worst of {len(known)} series" if len(known) > GROUPS else f"{len(known)} series"
+    caption = f"{shown}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
+    shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
+    return Figure("by-series", "Error by series", caption + better, data, shape, 120 + 20 * len(names))
+
+
+def _dots(names: list[str], values: list[float | None], name: str, color: str, symbol: str) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": values,
+        "y": names,
+        "name": name,
+        "marker": {"color": color, "size": 9, "symbol": symbol},
+        "hovertemplate": "%{y}: %{x:.4g}<extra>" + name + "</extra>",
+    }
+
+
+def residuals(
+    record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str
+) -> Figures:
+    """The winner's errors in the order of time, and their distribution beside the best baseline's."""
+    made = found[mine]
+    color = record.palette.color(mine.name)
+    # Of a forecast of several steps the mean over its steps and targets: one point per sample.
+    sample = np.cumsum(np.r_[True, (np.diff(made.time) != 0) | (np.diff(made.series) != 0)]) - 1
+    means = np.bincount(sample, weights=made.error) / np.bincount(sample)
+    kept = np.arange(len(means))[thinned(len(means), MOMENTS)]
+    first = np.searchsorted(sample, kept)
+    text = [label(f"{made.names[made.series[row]]} {made.times[made.time[row]]}") for row in first]
+    over_time: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": kept + 1,
+            "y": means[kept],
+            "text": text,
+            "hovertemplate": "%{text}: %{y:.4g}<extra></extra>",
+            "marker": {"color": color, "size": 5, "opacity": 0.7, "symbol": record.palette.symbol(mine.name)},
+            "showlegend": False,
+        }
+    ]
+    shown = "" if len(kept) == len(means) else f" ({len(kept):,} of them drawn, evenly)"
+    half = len(means) // 2
+    drift = (
+        f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}." if half else ""
+    )
+    caption = f"Predicted minus actual, averaged over a sample's steps, in order: {len(means):,} samples{shown}.{drift}"
+    lines = [
+        Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
+    ]
+    every = np.concatenate([made.error, found[against].error]) if against is not None else made.error
+    low, high = np.quantile(every, [0.003, 0.997])
+    edges = np.linspace(float(low), float(high), BINS + 1)
+    bars: list[Trace] = [_histogram(made, edges, label(mine.title), color, 0.75)]
+    spread = f"the outermost 0.6 % are not drawn; half of the model's errors lie between {_quartiles(made)}"
+    if against is not None:
+        bars.insert(0, _histogram(found[against], edges, label(against.title), BASELINE, 0.6))
+        spread += f", of {against.name}'s between {_quartiles(found[against])}"
+    shape = layout(axis("Predicted minus actual"), axis("Share", tickformat=".0%"), barmode="overlay", bargap=0.05)
+    lines.append(
+        Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300)
+    )
+    return Figures(lines)
+
+
+def _around_zero(x: dict[str, object], y: dict[str, object]) -> dict[str, object]:
+    return layout(x, y | {"zeroline": True, "zerolinecolor": BASELINE, "zerolinewidth": 1})
+
+
+def _histogram(made: Forecasts, edges: np.ndarray, name: str, color: str, opacity: float) -> Trace:
+    counts, _ = np.histogram(made.error, edges)
+    return {
+        "type": "bar",
+        "x": (edges[:-1] + edges[1:]) / 2,
+        "y": counts / len(made.error),
+        "width": float(edges[1] - edges[0]) * 0.95,
+        "name": name,
+        "opacity": opacity,
+        "marker": {"color": color},
+        "hovertemplate": "%{x:.4g}: %{y:.1%}<extra>" + name + "</extra>",
+    }
+
+
+def _quartiles(made: Forecasts) -> str:
+    low, high = np.quantile(made.error, [0.25, 0.75])
+    return f"{low:+.3g} and {high:+.3g}"
+
+
+def _signed(values: np.ndarray) -> str:
+    return f"{values.mean():+.3g}"

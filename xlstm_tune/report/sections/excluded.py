@@ -1,0 +1,54 @@
+"""What was left out, and why: failed trials, duplicates, notes of the data and the space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
+from xlstm_tune.report.record import Record
+from xlstm_tune.report.style import counted
+
+NAMED = 8
+"""Trials listed by number for one reason."""
+
+
+def excluded(record: Record) -> Section | None:
+    """Failed trials by reason, how many points were tried twice, and what the search noted before it began."""
+    failed = [row for row in record.trials if row["status"] == "failed"]
+    double = [row for row in record.trials if row["status"] == "duplicate"]
+    split = [row for row in record.trials if row["micro_batch"] or row["members_at_once"]]
+    texts = []
+    if not failed:
+        texts.append("No trial failed.")
+    if double:
+        originals = len({row["duplicate_of"] for row in double})
+        texts.append(
+            f"{counted(len(double), 'proposal')} repeated {counted(originals, 'configuration')} that had been tried; "
+            "the known score was used, and the tables and figures here leave them out."
+        )
+    if split:
+        texts.append(
+            f"{counted(len(split), 'trial')} ran out of memory and went on in smaller pieces, to the same effect."
+        )
+    notes = record.data.get("notes")
+    texts += [str(note) for note in notes] if isinstance(notes, list) else []
+    blocks: list[Block] = [Sentences(texts)] if texts else []
+    if failed:
+        blocks.append(_reasons(failed))
+    return Section("excluded", "What was left out, and why", blocks=blocks)
+
+
+def _reasons(failed: list[dict[str, Any]]) -> Table:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in failed:
+        groups.setdefault(row["reason"] or "no reason was noted", []).append(row)
+    rows = []
+    for reason, members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        numbers = ", ".join(str(row["trial"]) for row in members[:NAMED])
+        more = f" and {len(members) - NAMED} more" if len(members) > NAMED else ""
+        families = ", ".join(sorted({row["family"] or "unknown" for row in members}))
+        cells = [Cell(str(len(members)), len(members)), Cell(reason), Cell(families), Cell(numbers + more)]
+        rows.append(Row(cells))
+    columns = [Column("Trials", True), Column("Reason", wide=True), Column("Families"), Column("Numbers", wide=True)]
+    return Table(f"{counted(len(failed), 'failed trial')} by reason", columns, rows, sortable=len(rows) > 1)
