@@ -19,8 +19,10 @@ if not torch.cuda.is_available():
 
 # Ray gives way to everything else on a machine, so that of two tests side by side one would wait for the other's end.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Seconds of MLflow at the end of every search; tests/predict has searches that register their winner.
+# Seconds at the end of every search; tests/predict has searches that register their winner, tests/search/test_run.py
+# one with a report.
 os.environ.setdefault("XLSTM_TUNE_REGISTER", "off")
+os.environ.setdefault("XLSTM_TUNE_REPORT", "off")
 
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (

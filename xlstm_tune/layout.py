@@ -8,6 +8,7 @@ SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+PAGE = "report.html"
 CHAMPION = "champion"
 """The folder of the winner, ready to be served."""
 

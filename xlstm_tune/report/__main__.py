@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from xlstm_tune.errors import StorageError, UserError
 
-COMPARE = "xlstm_tune.report.compare"
-"""What tells several searches apart; without it, one at a time."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a mistake that the user can mend."""
-    several = find_spec(COMPARE) is not None
     parser = argparse.ArgumentParser(prog="python -m xlstm_tune.report", description=__doc__)
     parser.add_argument(
         "searches",
         metavar="NAME",
-        nargs="+" if several else 1,
-        help="a search's name, or its folder" + ("; several are compared on one page" if several else ""),
+        nargs="+",
+        help="a search's name, or its folder; several are compared on one page",
     )
     parser.add_argument("--storage", metavar="FOLDER", default="searches", help="folder that holds searches (searches)")
     parser.add_argument(

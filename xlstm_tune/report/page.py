@@ -12,13 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import PAGE
 from xlstm_tune.report.blocks import Figure, Figures, Section
 from xlstm_tune.report.record import Record, read_record
 from xlstm_tune.report.sections import SECTIONS
 from xlstm_tune.report.style import metric_title
-
-FILE = "report.html"
-"""In the search folder."""
 
 
 def write_page(folder: Path, output: Path | None = None) -> Path:
@@ -26,7 +24,7 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
 
     Returns where it is. Raises StorageError when the folder holds no results, or the file cannot be written.
     """
-    path = output or folder / FILE
+    path = output or folder / PAGE
     return write_text(path, build_page(read_record(folder)))
 
 

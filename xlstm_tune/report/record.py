@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +17,10 @@ import pyarrow as pa
 import yaml
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.report.budget import FamilyBudget, equal_budget
+from xlstm_tune.report.evidence import Evidence
 from xlstm_tune.report.leaderboard import Leaderboard, build_leaderboard
 from xlstm_tune.report.style import Palette
-from xlstm_tune.result_tables import KINDS
 from xlstm_tune.results import read
 from xlstm_tune.strict import did_you_mean
 
@@ -53,9 +53,9 @@ class Record:
     """Why it was interrupted."""
     started: datetime | None = None
     ended: datetime | None = None
-    evidence: Any = None
+    evidence: Evidence | None = None
     """What differences are real (evidence.py); None when nobody can tell."""
-    budgets: Any = ()
+    budgets: Sequence[FamilyBudget] = ()
     """Families at equal budget (budget.py)."""
     palette: Palette = field(default_factory=lambda: Palette(()))
 
@@ -120,7 +120,8 @@ def read_record(folder: Path) -> Record:
     Raises StorageError when it holds no results, or what it holds is damaged or newer than this program.
     """
     try:
-        row = _search_row(folder)
+        rows = read(folder, "search").to_pylist()
+        row = rows[-1] if rows else {}
         spec, text = _spec(folder, row)
         objective = section(spec, "search").get("objective", OBJECTIVES[0])
         if objective not in OBJECTIVES:
@@ -138,7 +139,6 @@ def read_record(folder: Path) -> Record:
         curves.setdefault(trial, []).append((epoch, value))
     for curve in curves.values():
         curve.sort()
-    evidence, budgets = _gathered(folder, trials, objective)
     return Record(
         folder=folder,
         name=str(row.get("name") or spec.get("name") or folder.absolute().name),
@@ -155,8 +155,8 @@ def read_record(folder: Path) -> Record:
         reason=row.get("reason"),
         started=row.get("started") or min((t["started"] for t in trials if t["started"]), default=None),
         ended=row.get("ended") or max((t["ended"] for t in trials if t["ended"]), default=None),
-        evidence=evidence,
-        budgets=budgets,
+        evidence=board.evidence,
+        budgets=equal_budget(trials, objective),
         palette=Palette(one["family"] for one in trials),
     )
 
@@ -165,26 +165,6 @@ def section(spec: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A section of the search file; empty where there is none."""
     found = spec.get(name)
     return found if isinstance(found, Mapping) else {}
-
-
-# What two other modules and a table bring, as far as they are there.
-def _search_row(folder: Path) -> dict[str, Any]:
-    if "search" not in KINDS:
-        return {}
-    rows = read(folder, "search").to_pylist()
-    return dict(rows[-1]) if rows else {}
-
-
-def _gathered(folder: Path, trials: list[dict[str, Any]], objective: str) -> tuple[Any, Any]:
-    from importlib import import_module
-
-    evidence: Any = None
-    budgets: Any = ()
-    with contextlib.suppress(ModuleNotFoundError):
-        evidence = import_module("xlstm_tune.report.evidence").gather(folder)
-    with contextlib.suppress(ModuleNotFoundError):
-        budgets = import_module("xlstm_tune.report.budget").equal_budget(trials, objective)
-    return evidence, budgets
 
 
 def _spec(folder: Path, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -15,26 +14,25 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
-from xlstm_tune.layout import CHAMPION
+from xlstm_tune.layout import CHAMPION, PAGE
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
-from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.champion import keep_champion
 from xlstm_tune.search.duplicates import never_begun
-from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
-from xlstm_tune.search.folder import ENVIRONMENT, SPEC, create_folder, disk_full
+from xlstm_tune.search.finalists import Judge
+from xlstm_tune.search.folder import create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.lock import locked
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.population import population_params
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
+from xlstm_tune.search.recording import record_end, record_start, score_finalists
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
-from xlstm_tune.tracking import Spool, hide_credentials, python_command, ui_command
+from xlstm_tune.tracking import Spool, python_command, ui_command
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
         console.print(_resume_words(plan, outcome.cut), highlight=False, markup=False, soft_wrap=True)
+    if (page := plan.folder / PAGE).exists():
+        console.print(f"\nReport: {page}", highlight=False, soft_wrap=True, markup=False)
     if (plan.folder / CHAMPION).is_dir():
         storage = shlex.quote(str(plan.folder.parent))
         console.print(
@@ -179,17 +179,17 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
             record.begin()
             try:
                 judge = Judge(plan.table, plan.data)
-                _record_start(plan, judge, spool, results)
+                record_start(plan, judge, spool, results)
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
-                    _score_finalists(plan, judge, placement, outcome, results, spool)
+                    score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)
                 raise
             record.end(outcome.cut, outcome.exhausted)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
-        _record_end(plan, spool, board, outcome)
+        record_end(plan, spool, board, outcome.cut in (INTERRUPTED, DISK_FULL), console)
     return board, outcome
 
 
@@ -207,32 +207,6 @@ def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:
     return sum(
         row["status"] != "duplicate" and row["reason"] not in CUTS and not never_begun(row["reason"]) for row in rows
     )
-
-
-def _record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
-    """The parent run, the baselines' scores, and what was known before the first trial."""
-    spec, data = plan.spec, plan.data
-    params: dict[str, Any] = {
-        "task": data.task,
-        "targets": ", ".join(data.target_names),
-        "lookback": data.lookback,
-        "horizon": data.horizon,
-        "objective": ", ".join(spec.search.goals),
-        "algorithm": spec.search.algorithm,
-        "scheduler": spec.search.scheduler,
-        "trials": plan.trials,
-        "seed": spec.search.seed,
-        "data_fingerprint": data.fingerprint,
-        "source": hide_credentials(", ".join(spec.data.source)),
-        **population_params(spec.population),
-    } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
-    spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])
-    for baseline in plan.baselines:
-        for part, predicted in baseline.predictions.items():
-            row = {"name": baseline.name, "part": part, "settings": json.dumps(baseline.settings)}
-            results.baselines([row | judge.metrics(part, predicted)])
-            results.predictions(judge.columns(None, baseline.name, part, predicted))
-    results.flush()
 
 
 def _search(
@@ -330,54 +304,3 @@ def _search(
     cut = reason if left_out and not searcher.exhausted else None
     exhausted = searcher.exhausted if left_out else None
     return Outcome(rows, data, cut, exhausted, searcher.separated)
-
-
-def _score_finalists(
-    plan: Plan, judge: Judge, placement: Placement, outcome: Outcome, results: ResultsWriter, spool: Spool
-) -> None:
-    """Test figures for the best of each family: the one look at the test part.
-
-    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed.
-    """
-    members = read(plan.folder, "members").to_pylist()
-    chosen = finalists(outcome.rows, plan.spec, members)
-    if plan.address or placement.gpus:
-        scored = predict_remotely(chosen, plan.folder, plan.spec, outcome.data, placement)
-    else:
-        scored = predict_here(chosen, plan.folder, plan.spec, plan.data)
-    for one, predicted in scored:
-        for part in predicted[0]:
-            figures = [judge.metrics(part, parts[part]) for parts in predicted]
-            metrics = mean_scores(figures) if one.members else figures[0]
-            results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
-            results.predictions(judge.columns(one.number, one.family, part, predicted[0][part]))
-            if part == "test":
-                known = {f"test_{name}": value for name, value in metrics.items() if value is not None}
-                spool.metrics({name: value for name, value in known.items() if name != "test_seeds"}, trial=one.number)
-                tested = dict(zip(one.members, figures, strict=False))
-                for row in members:
-                    if row["trial"] == one.number and row["member"] in tested:
-                        mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
-                        results.members([row | mine])
-
-
-def _record_end(plan: Plan, spool: Spool, board: Leaderboard, outcome: Outcome) -> None:
-    """The leaderboard and the summary figures on the parent run."""
-    spool.table("leaderboard", board.columns())
-    if plan.spec.search.costs:
-        _record_front(plan, spool)
-    spool.search_ended(
-        "interrupted" if outcome.cut in (INTERRUPTED, DISK_FULL) else "completed",
-        board.summary(),
-        [plan.folder / "results"],
-    )
-
-
-def _record_front(plan: Plan, spool: Spool) -> None:
-    """The Pareto front, as a table of the parent run and as the tag `pareto_front` of its trials' runs."""
-    goals, rows = plan.spec.search.goals, {row["trial"]: row for row in read(plan.folder, "trials").to_pylist()}
-    front = pareto_front(list(rows.values()), goals)
-    columns = ("trial", "name", *goals)
-    spool.table("pareto_front", {name: [rows[number][name] for number in front] for name in columns})
-    for number in rows if plan.resume else front:  # one that was on it may have been beaten since
-        spool.metrics({}, trial=number, tags={"pareto_front": str(number in front).lower()})

@@ -147,7 +147,8 @@ def _metric(name: str) -> str:
 
 def equal_budget(record: Record) -> Section | None:
     """The families' expected best with the same number of trials: a family tried more often has had more luck."""
-    budgets = [one for one in record.budgets if finite(one.expected_best)]
+    expected = {one.family: one.expected_best for one in record.budgets if one.expected_best is not None}
+    budgets = sorted((one for one in record.budgets if one.family in expected), key=lambda one: expected[one.family])
     if len(budgets) < 2:
         return None
     data: list[Trace] = []
@@ -164,8 +165,8 @@ def equal_budget(record: Record) -> Section | None:
                 "hovertemplate": "best of %{x}: %{y:.4g}<extra>" + family + "</extra>",
             }
         )
-    best = min(budgets, key=lambda one: one.expected_best)
-    k = budgets[0].k
+    best = budgets[0]
+    k = best.k
     caption = (
         f"The best {metric_title(record.metric)} to be expected of so many random trials of a family. Of "
         f"{counted(k, 'trial')} each, {best.family} has the lowest, {number(best.expected_best, best.std_error)}."
@@ -179,7 +180,7 @@ def equal_budget(record: Record) -> Section | None:
                 Cell(number(one.expected_best, one.std_error), one.expected_best),
             ]
         )
-        for one in sorted(budgets, key=lambda one: one.expected_best)
+        for one in budgets
     ]
     columns = [
         Column("Family"),

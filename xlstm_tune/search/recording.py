@@ -1,0 +1,129 @@
+"""What is written of a search as a whole: when it begins, its finalists, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from xlstm_tune.report.leaderboard import Leaderboard
+from xlstm_tune.report.pareto import pareto_front
+from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
+from xlstm_tune.search.folder import ENVIRONMENT, SPEC
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.population import population_params
+from xlstm_tune.search.resources import Placement
+from xlstm_tune.tracking import Spool, hide_credentials, python_command
+
+REPORT = "XLSTM_TUNE_REPORT"
+"""Environment variable: `off` leaves the report page to be made later, by `python -m xlstm_tune.report`."""
+
+
+def record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
+    """The parent run, the baselines' scores, and what was known before the first trial."""
+    spec, data = plan.spec, plan.data
+    params: dict[str, Any] = {
+        "task": data.task,
+        "targets": ", ".join(data.target_names),
+        "lookback": data.lookback,
+        "horizon": data.horizon,
+        "objective": ", ".join(spec.search.goals),
+        "algorithm": spec.search.algorithm,
+        "scheduler": spec.search.scheduler,
+        "trials": plan.trials,
+        "seed": spec.search.seed,
+        "data_fingerprint": data.fingerprint,
+        "source": hide_credentials(", ".join(spec.data.source)),
+        **population_params(spec.population),
+    } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
+    spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])
+    for baseline in plan.baselines:
+        for part, predicted in baseline.predictions.items():
+            row = {"name": baseline.name, "part": part, "settings": json.dumps(baseline.settings)}
+            results.baselines([row | judge.metrics(part, predicted)])
+            results.predictions(judge.columns(None, baseline.name, part, predicted))
+    results.flush()
+
+
+def score_finalists(
+    plan: Plan,
+    judge: Judge,
+    placement: Placement,
+    rows: list[dict[str, Any]],
+    data: Any,
+    results: ResultsWriter,
+    spool: Spool,
+) -> None:
+    """Test figures for the best of each family: the one look at the test part.
+
+    rows: of the trials table; `params` as a dict. data: Ray's reference to the data.
+
+    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed.
+    """
+    members = read(plan.folder, "members").to_pylist()
+    chosen = finalists(rows, plan.spec, members)
+    if plan.address or placement.gpus:
+        scored = predict_remotely(chosen, plan.folder, plan.spec, data, placement)
+    else:
+        scored = predict_here(chosen, plan.folder, plan.spec, plan.data)
+    for one, predicted in scored:
+        for part in predicted[0]:
+            figures = [judge.metrics(part, parts[part]) for parts in predicted]
+            metrics = mean_scores(figures) if one.members else figures[0]
+            results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
+            results.predictions(judge.columns(one.number, one.family, part, predicted[0][part]))
+            if part == "test":
+                known = {f"test_{name}": value for name, value in metrics.items() if value is not None}
+                spool.metrics({name: value for name, value in known.items() if name != "test_seeds"}, trial=one.number)
+                tested = dict(zip(one.members, figures, strict=False))
+                for row in members:
+                    if row["trial"] == one.number and row["member"] in tested:
+                        mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
+                        results.members([row | mine])
+
+
+def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, console: Console) -> None:
+    """The leaderboard, the report and the summary figures on the parent run.
+
+    interrupted: there is no time, or no room, for a report.
+    """
+    spool.table("leaderboard", board.columns())
+    if plan.spec.search.costs:
+        _record_front(plan, spool)
+    files = [plan.folder / "results"]
+    if not interrupted and os.environ.get(REPORT, "on") != "off":
+        files += _write_report(plan, console)
+    spool.search_ended("interrupted" if interrupted else "completed", board.summary(), files)
+
+
+def _write_report(plan: Plan, console: Console) -> list[Path]:
+    """The report page, if it can be made: whatever is wrong with it, the search stands."""
+    from xlstm_tune.report.page import write_page
+
+    try:
+        with console.status("writing the report"):
+            return [write_page(plan.folder)]
+    except Exception as error:
+        console.print(
+            f"note: the report could not be made ({type(error).__name__}: {error}); the tables are whole, try "
+            f"{python_command()} -m xlstm_tune.report {shlex.quote(str(plan.folder))}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return []
+
+
+def _record_front(plan: Plan, spool: Spool) -> None:
+    """The Pareto front, as a table of the parent run and as the tag `pareto_front` of its trials' runs."""
+    goals, rows = plan.spec.search.goals, {row["trial"]: row for row in read(plan.folder, "trials").to_pylist()}
+    front = pareto_front(list(rows.values()), goals)
+    columns = ("trial", "name", *goals)
+    spool.table("pareto_front", {name: [rows[number][name] for number in front] for name in columns})
+    for number in rows if plan.resume else front:  # one that was on it may have been beaten since
+        spool.metrics({}, trial=number, tags={"pareto_front": str(number in front).lower()})
