@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from champions import SINGLE, finish, single
 from typer.testing import CliRunner
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT
 from xlstm_tune.predict.__main__ import app
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import conformal, load_champion
 from xlstm_tune.predict.make import champion_of
 
 
@@ -134,3 +135,20 @@ def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Pat
     shutil.rmtree(search / "results" / "scores")
     with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end"):
         champion_of(search)
+
+
+@pytest.mark.parametrize(
+    ("n", "level", "rank"), [(9, 0.9, 9), (9, 0.5, 5), (8, 0.9, None), (99, 0.99, 99), (19, 0.8, 16)]
+)
+def test_the_interval_is_the_rank_that_keeps_its_promise(n: int, level: float, rank: int | None) -> None:
+    width = conformal(np.arange(1.0, n + 1).reshape(n, 1, 1), level)
+    assert np.isnan(width[0, 0]) if rank is None else width[0, 0] == rank
+
+
+def test_intervals_hold_as_many_new_values_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        old, new = np.abs(rng.normal(size=(30, 1, 1))), np.abs(rng.normal(size=200))
+        held.append((new <= conformal(np.sort(old, axis=0), 0.8)[0, 0]).mean())
+    assert 0.79 < np.mean(held) < 0.82

@@ -1,0 +1,75 @@
+"""The winner trained again: on both parts, for as many epochs, and without harm where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.table import Table, load_table
+from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.layout import WEIGHTS
+from xlstm_tune.search.refit import _refit_task
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.loop import train
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> SearchSpec:
+    values = np.sin(np.arange(120) / 5) + np.arange(120) / 60
+    (tmp_path / "t.csv").write_text("y\n" + "\n".join(f"{value:.4f}" for value in values) + "\n")
+    return SearchSpec.parse(
+        {
+            "name": "t",
+            "data": {"source": str(tmp_path / "t.csv"), "target": "y", "lookback": 6, "horizon": 2, "stride": 2},
+            "model": {"family": "lstm", "layers": 1, "hidden_size": 4},
+            "training": {"epochs": 4, "learning_rate": 0.01, "seed": 3},
+        }
+    )
+
+
+def both(config: DataConfig) -> tuple[Table, Prepared, Prepared]:
+    table = load_table(config)
+    return table, prepare(table, config), prepare(table, config, refit=True)
+
+
+def test_prepare_for_a_refit_takes_samples_and_statistics_of_both_parts(spec: SearchSpec) -> None:
+    table, before, after = both(spec.data)
+    train_part, validation = before.parts["train"], before.parts["validation"]
+    assert after.parts["train"].tolist() == [*train_part, *validation[::2]], "thinned as training is"
+    assert after.parts["test"].tolist() == before.parts["test"].tolist()
+    seen = int(before.ends[before.parts["test"]].min())
+    assert after.target_mean[0] == pytest.approx(table.targets[:seen].mean())
+    assert after.target_mean[0] > before.target_mean[0] and after.fingerprint != before.fingerprint
+
+
+def test_refit_trains_as_many_epochs_with_the_same_seed_and_schedule(spec: SearchSpec, tmp_path: Path) -> None:
+    _, _, data = both(spec.data)
+    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), {}, 2, data)
+    assert not isinstance(answer, str)
+    assert answer.shape == (len(data.parts["test"]), 2, 1)
+    epochs = train(spec.resolve({}), data)
+    next(epochs)
+    wanted = next(epochs).state.model.state_dict()
+    made = load_weights(tmp_path / "refit" / WEIGHTS)
+    assert all(torch.equal(made[name], value) for name, value in wanted.items())
+
+
+def test_a_refit_that_diverges_says_so_and_leaves_no_weights(spec: SearchSpec, tmp_path: Path) -> None:
+    _, _, data = both(spec.data)
+    wild = {"training.learning_rate": 10.0, "training.optimiser": "sgd", "training.clip": 0.0, "training.warmup": 0.0}
+    wild |= {"training.loss_weight": 1e6}
+    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), wild, 4, data)
+    assert isinstance(answer, str) and answer.startswith("it diverged: ")
+    assert not (tmp_path / "refit").exists()
+
+
+def test_a_refit_that_breaks_says_why(spec: SearchSpec, tmp_path: Path) -> None:
+    _, _, data = both(spec.data)
+    (tmp_path / "refit").write_text("a file where a folder should be")
+    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), {}, 1, data)
+    assert isinstance(answer, str) and answer.startswith("FileExistsError: ")
