@@ -71,8 +71,9 @@ def by_series(
 
     Of a regression, whose series are sequences of one sample, by the groups that the evidence has.
     """
-    known, what = _errors_by_series(found[mine], FEW), "series"
-    theirs = _errors_by_series(found[against], FEW) if against is not None else {}
+    known: Mapping[str, float] = _errors_by_series(found[mine], FEW)
+    what = "series"
+    theirs: Mapping[str, float] = _errors_by_series(found[against], FEW) if against is not None else {}
     if len(known) < 2:
         groups = _groups(record, part)
         known, what = groups.get(mine.trial, {}), "groups"
