@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from page_tables import figures, trial_row, write_search
+from page_tables import SPEC, figures, trial_row, write_search
 
 from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, embedded, label, plain
 from xlstm_tune.report.forecasts import Model, forecasts_of, models_of
@@ -177,6 +177,20 @@ def test_winner_is_drawn_on_test_beside_the_best_baseline(record: Record) -> Non
     assert steps == [1, 2, 3, 4] and errors[0] == pytest.approx(np.sqrt(np.mean(np.square(first))))
 
 
+def test_errors_of_single_samples_are_shown_by_the_groups_of_the_evidence(tmp_path: Path) -> None:
+    sequences = [f"county={county}, year={year}" for county in "ab" for year in range(8)]
+    spec = {**SPEC, "data": {"task": "regression"}}
+    write_search(tmp_path / "made", 8, spec=spec, series=sequences, samples=1, horizon=1)
+    made = read_record(tmp_path / "made")
+    assert made.board.winner is not None
+    best, other = FakeModel("any", "any", made.board.winner.trial), FakeModel("dlinear")
+    by_group = {best: {"a": 1.0, "b": 2.0}, other: {"a": 2.0, "b": 1.5}, FakeModel("mean"): {"a": 9.0, "b": 9.0}}
+    evidence = FakeEvidence([best, other], {best: {}, other: {}}, [], best_baseline=other, by_group=by_group)
+    drawn = figure(winner(dataclasses.replace(made, evidence=evidence)), "by-series")
+    assert drawn.title == "Error by groups" and [list(trace["x"]) for trace in drawn.data] == [[2.0, 1.5], [1.0, 2.0]]
+    assert "better than dlinear in 1 of 2" in drawn.caption
+
+
 def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) -> None:
     import pyarrow.compute as pc
 
@@ -235,6 +249,8 @@ class FakeEvidence:
     block: int = 14
     notes: list[str] = field(default_factory=list)
     winner: FakeModel | None = None
+    best_baseline: FakeModel | None = None
+    by_group: Mapping[FakeModel, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,6 @@ def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, titl
             f"; the cheapest, trial {cheapest['trial']}, {number(cheapest[record.objective])} for "
             f"{number(cheapest[column])}"
         )
-    x = axis(title, **({"type": "log"} if max(costs) > WIDE * min(costs) > 0 else {}))
+    x = axis(title, **({"type": "log", "dtick": "D2"} if max(costs) > WIDE * min(costs) > 0 else {}))
     y = axis(f"{metric_title(record.metric)}, validation", **log_if_wide([row[record.objective] for row in rows]))
     return Figure(f"cost-{column}", f"Error by {name}", f"{caption}.", data, layout(x, y), 340)

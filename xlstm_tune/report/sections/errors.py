@@ -67,29 +67,52 @@ def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figu
 def by_series(
     record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str
 ) -> Figure | None:
-    """RMSE by series for the winner and the best baseline; None where there is one series, or none with enough rows."""
-    made = found[mine]
-    rows = np.bincount(made.series, minlength=len(made.names))
-    keys, errors = made.rmse_by_series()
-    known = {made.names[key]: error for key, error in zip(keys, errors, strict=True) if rows[key] >= FEW}
+    """RMSE by series for the winner and the best baseline; None where there is one series, or none with enough rows.
+
+    Of a regression, whose series are sequences of one sample, by the groups that the evidence has.
+    """
+    known: Mapping[str, float] = _errors_by_series(found[mine], FEW)
+    what = "series"
+    theirs: Mapping[str, float] = _errors_by_series(found[against], FEW) if against is not None else {}
+    if len(known) < 2:
+        groups = _groups(record, part)
+        known, what = groups.get(mine.trial, {}), "groups"
+        theirs = groups.get(None, {}) if against is not None else {}
     if len(known) < 2:
         return None
     order = sorted(known, key=lambda name: known[name])[-GROUPS:]
     names = [label(name, 40) for name in order]
     data: list[Trace] = []
     better = ""
-    if against is not None:
-        their_keys, their_errors = found[against].rmse_by_series()
-        theirs = {found[against].names[key]: error for key, error in zip(their_keys, their_errors, strict=True)}
+    if against is not None and theirs:
         data.append(_dots(names, [theirs.get(name) for name in order], label(against.title), BASELINE, "circle-open"))
         wins = sum(known[name] < theirs[name] for name in known if name in theirs)
         better = f" The model is better than {against.name} in {wins} of {len(known)}."
     color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
     data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
-    shown = f"The {GROUPS} worst of {len(known)} series" if len(known) > GROUPS else f"{len(known)} series"
+    shown = f"The {GROUPS} worst of {len(known)} {what}" if len(known) > GROUPS else f"{len(known)} {what}"
     caption = f"{shown}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
     shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
-    return Figure("by-series", "Error by series", caption + better, data, shape, 120 + 20 * len(names))
+    return Figure("by-series", f"Error by {what}", caption + better, data, shape, 120 + 20 * len(names))
+
+
+def _errors_by_series(made: Forecasts, few: int) -> dict[str, float]:
+    """RMSE of each series with at least so many rows."""
+    rows = np.bincount(made.series, minlength=len(made.names))
+    keys, errors = made.rmse_by_series()
+    return {made.names[key]: error for key, error in zip(keys, errors, strict=True) if rows[key] >= few}
+
+
+def _groups(record: Record, part: str) -> dict[int | None, Mapping[str, float]]:
+    """The evidence's RMSE by group, by trial; under None the best baseline's."""
+    evidence = record.evidence
+    if evidence is None or evidence.part != part:
+        return {}
+    return {
+        model.trial: errors
+        for model, errors in evidence.by_group.items()
+        if model.trial is not None or model == evidence.best_baseline
+    }
 
 
 def _dots(names: list[str], values: list[float | None], name: str, color: str, symbol: str) -> Trace:

@@ -93,6 +93,8 @@ def _panels(
             errors.append((f"the baseline {against.name}", theirs.rmse()))
         data.append(_line(times, kept.predicted, label(mine.title), record.palette.color(mine.name), 2))
         of = f"{name}, " if len(all_mine.names) > 1 else ""
+        if (others := len(all_mine.targets) - 1) > 0:
+            of += f"target {target} ({others} more {'is' if others == 1 else 'are'} not drawn), "
         ahead = f"{counted(step, 'step')} ahead" if last > 1 else "next value"
         total = int(np.sum(_mask(all_mine, name, target, step)))
         shown = f"the last {len(times)} of {total:,}" if total > len(times) else f"all {total}"
