@@ -159,3 +159,22 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     ballast.unlink()
     assert "won: rmse" in search.run("--resume", "wave")
     check_accounted(search.folder, undisturbed())
+
+
+def test_a_driver_killed_while_it_judges_the_finalists_has_them_judged_by_a_resume(
+    tmp_path: Path, undisturbed: Callable[..., Path]
+) -> None:
+    """All trials have ended by then, but the search has not."""
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)))
+    search.until(lambda: search.folder.exists() and '"e": "closed"' in (search.folder / JOURNAL).read_text())
+    search.kill()
+    judged = read(search.folder, "scores").num_rows
+    assert "won: rmse" in search.run("--resume", "wave")
+    check_accounted(search.folder, undisturbed())
+
+    def scores(folder: Path) -> dict[tuple[int, str], float]:
+        return {(row["trial"], row["part"]): row["rmse"] for row in read(folder, "scores").to_pylist()}
+
+    assert scores(search.folder) == pytest.approx(scores(undisturbed())), f"{judged} rows were there at the kill"
+    assert "is finished" in search.run("--resume", "wave")

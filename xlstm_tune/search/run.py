@@ -32,7 +32,7 @@ from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
-from xlstm_tune.tracking import Spool, python_command, ui_command
+from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
 
 
 def _finished(plan: Plan) -> bool:
-    """Every trial of an earlier part of this search has ended by itself, and is written down."""
-    if not (plan.folder / "results").is_dir():
+    """Every trial of an earlier part of this search has ended by itself, and so has the search: it said so last."""
+    if not (plan.folder / "results").is_dir() or not ended_in_order(plan.folder):
         return False
     return _ended_by_themselves(read(plan.folder, "trials").to_pylist()) >= plan.trials
 

@@ -8,7 +8,7 @@ MLflow is imported by the writer process alone (`sender.py`); importing this pac
 """
 
 from xlstm_tune.tracking.events import VALIDATION_END
-from xlstm_tune.tracking.spool import Spool
+from xlstm_tune.tracking.spool import Spool, ended_in_order
 from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, ui_command
 from xlstm_tune.tracking.writer import Unsent, Writer, remembered_uri, sync
 
@@ -19,6 +19,7 @@ __all__ = [
     "Writer",
     "check_tracking_uri",
     "default_uri",
+    "ended_in_order",
     "hide_credentials",
     "python_command",
     "remembered_uri",

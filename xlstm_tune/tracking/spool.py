@@ -208,6 +208,15 @@ def read_address(folder: Path) -> Address:
     )
 
 
+def ended_in_order(folder: Path) -> bool:
+    """Whether the last word of the search in this folder was that it has completed."""
+    try:
+        search = known_runs(spool_path(folder)).get(None)
+    except FileNotFoundError:
+        return False
+    return search is not None and search.ended == "completed"
+
+
 def try_lock(descriptor: int, patience: float = 0.0) -> bool:
     """Take the file for this process until it is closed or the process dies; False if another has it.
 
