@@ -74,7 +74,7 @@ def search_here(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) ->
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLSTM_TUNE_REPORT": "on"}
 
 
 def study_of(folder: Path, name: str = "wave") -> optuna.Study:
@@ -208,12 +208,13 @@ def test_run_logs_params_curves_and_artifacts_to_mlflow(finished: tuple[Path, st
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["trials_completed"] >= 4
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"spec.yaml", "environment.json", "leaderboard.json", "results"} <= names
+    assert {"spec.yaml", "environment.json", "leaderboard.json", "report.html", "results"} <= names
     completed = next(run for run in children if run.data.tags["status"] == "completed")
     assert completed.data.params["training.batch_size"] == "64"
     assert len(client.get_metric_history(completed.info.run_id, "val_rmse")) == 2
     files = {file.path for file in client.list_artifacts(completed.info.run_id)}
-    assert {"config.json", "weights.safetensors"} <= files
+    assert {"config.json", "weights.safetensors", "forecast.svg"} <= files
+    assert completed.data.metrics["system/process_memory_megabytes"] > 50
     failed = next(run for run in children if run.data.tags["status"] == "failed")
     assert failed.info.status == "FAILED" and "diverged" in failed.data.tags["reason"]
 
