@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,13 @@ from optuna.trial import TrialState
 from page_tables import SPEC, figures, trial_row, write_search
 
 from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, embedded, label, plain
+from xlstm_tune.report.budget import FamilyBudget
+from xlstm_tune.report.evidence import Difference, Evidence
+from xlstm_tune.report.evidence import Model as Rival
 from xlstm_tune.report.forecasts import Model, forecasts_of, models_of
 from xlstm_tune.report.parallel import parallel_coordinates
 from xlstm_tune.report.record import Record, read_record
-from xlstm_tune.report.sections.cost import front
+from xlstm_tune.report.sections.cost import cost
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
 from xlstm_tune.report.sections.settings import importances, settings
@@ -91,8 +92,15 @@ def test_palette_gives_other_families_their_own_colours() -> None:
     assert palette.present(["new", "lstm", "new"]) == ["lstm", "new"] and palette.color("nobody")
 
 
-def test_front_joins_what_nothing_cheaper_beats() -> None:
-    assert front([(1, 5), (2, 6), (3, 4), (3, 3), (4, 3), (5, 1)]) == [0, 3, 5]
+def test_a_search_for_several_objectives_lists_what_no_other_beats(tmp_path: Path) -> None:
+    spec = {**SPEC, "search": {**SPEC["search"], "costs": ["parameters"]}}
+    write_search(tmp_path / "made", 8, spec=spec)
+    record = read_record(tmp_path / "made")
+    made = table(cost(record))
+    assert made.caption.startswith("Pareto front: ") and len(made.rows) >= 1
+    errors, sizes = ([row.cells[place].sort for row in made.rows] for place in (1, 2))
+    assert errors == sorted(errors) and sizes == sorted(sizes, reverse=True)
+    assert min(errors) == min(row[record.objective] for row in record.scored)
 
 
 def test_rebuilt_study_has_the_states_values_and_distributions_of_the_search(record: Record) -> None:
@@ -177,15 +185,41 @@ def test_winner_is_drawn_on_test_beside_the_best_baseline(record: Record) -> Non
     assert steps == [1, 2, 3, 4] and errors[0] == pytest.approx(np.sqrt(np.mean(np.square(first))))
 
 
+def evidence_of(
+    metrics: dict[Rival, dict[str, float | None]], differences: list[Difference], **others: Any
+) -> Evidence:
+    """Of these models on a test part of 279 windows, drawn in blocks of 14."""
+    plain: dict[str, Any] = {
+        "part": "test",
+        "models": list(metrics),
+        "winner": None,
+        "best_baseline": None,
+        "by_step": {},
+        "by_group": {},
+        "by_target": {},
+        "unit": "windows",
+        "samples": 279,
+        "block": 14,
+        "blocks": 19.9,
+        "resampled": "",
+        "notes": [],
+    }
+    return Evidence(metrics=metrics, differences=differences, **plain | others)
+
+
 def test_errors_of_single_samples_are_shown_by_the_groups_of_the_evidence(tmp_path: Path) -> None:
     sequences = [f"county={county}, year={year}" for county in "ab" for year in range(8)]
     spec = {**SPEC, "data": {"task": "regression"}}
     write_search(tmp_path / "made", 8, spec=spec, series=sequences, samples=1, horizon=1)
     made = read_record(tmp_path / "made")
     assert made.board.winner is not None
-    best, other = FakeModel("any", "any", made.board.winner.trial), FakeModel("dlinear")
-    by_group = {best: {"a": 1.0, "b": 2.0}, other: {"a": 2.0, "b": 1.5}, FakeModel("mean"): {"a": 9.0, "b": 9.0}}
-    evidence = FakeEvidence([best, other], {best: {}, other: {}}, [], best_baseline=other, by_group=by_group)
+    best, other = Rival("any", "any", made.board.winner.trial), Rival("dlinear", None, None)
+    by_group = {
+        best: {"a": 1.0, "b": 2.0},
+        other: {"a": 2.0, "b": 1.5},
+        Rival("mean", None, None): {"a": 9.0, "b": 9.0},
+    }
+    evidence = evidence_of({best: {}, other: {}}, [], best_baseline=other, by_group=by_group)
     drawn = figure(winner(dataclasses.replace(made, evidence=evidence)), "by-series")
     assert drawn.title == "Error by groups" and [list(trace["x"]) for trace in drawn.data] == [[2.0, 1.5], [1.0, 2.0]]
     assert "better than dlinear in 1 of 2" in drawn.caption
@@ -216,63 +250,15 @@ def test_leaderboard_sorts_by_value_and_marks_rows(record: Record) -> None:
     assert all(len(row.cells) == len(made.columns) for row in made.rows)
 
 
-@dataclass(frozen=True)
-class FakeModel:
-    name: str
-    family: str | None = None
-    trial: int | None = None
-
-
-@dataclass(frozen=True)
-class FakeDifference:
-    a: FakeModel
-    b: FakeModel
-    gain: float
-    low: float
-    high: float
-    gain_percent: float
-    low_percent: float
-    high_percent: float
-    p: float
-    p_adjusted: float
-    real: bool
-
-
-@dataclass(frozen=True)
-class FakeEvidence:
-    models: list[FakeModel]
-    metrics: Mapping[FakeModel, Mapping[str, float | None]]
-    differences: list[FakeDifference]
-    part: str = "test"
-    unit: str = "windows"
-    samples: int = 279
-    block: int = 14
-    notes: list[str] = field(default_factory=list)
-    winner: FakeModel | None = None
-    best_baseline: FakeModel | None = None
-    by_group: Mapping[FakeModel, Mapping[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FakeBudget:
-    family: str
-    trials: int
-    k: int
-    best: float
-    expected_best: float
-    std_error: float | None
-    curve: list[float]
-
-
 def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None:
-    one, two, none = FakeModel("lstm×1 · 32", "lstm", 4), FakeModel("ms · 32", "xlstm", 7), FakeModel("dlinear")
+    one, two, none = Rival("lstm×1 · 32", "lstm", 4), Rival("ms · 32", "xlstm", 7), Rival("dlinear", None, None)
     pairs = [
-        FakeDifference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False),
-        FakeDifference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True),
-        FakeDifference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
+        Difference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False),
+        Difference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True),
+        Difference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
     ]
     figures_ = {one: {"rmse": 3.0, "mape": None}, two: {"rmse": 3.1, "mape": None}, none: {"rmse": 3.5, "mape": None}}
-    evidence = FakeEvidence([one, two, none], figures_, pairs, notes=["few samples"], winner=two)
+    evidence = evidence_of(figures_, pairs, notes=["few samples"], winner=two)
     made = differences(dataclasses.replace(record, evidence=evidence))
     drawn = figure(made, "intervals")
     real = next(trace for trace in drawn.data if trace["name"] == "real")
@@ -295,14 +281,15 @@ def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None
 
 def test_equal_budget_draws_a_curve_for_each_family(record: Record) -> None:
     budgets = [
-        FakeBudget("lstm", 12, 5, 3.4, 3.6, 0.05, [4.0, 3.8, 3.7]),
-        FakeBudget("xlstm", 5, 5, 3.5, 3.5, None, [3.5]),
+        FamilyBudget("lstm", 12, 5, 3.4, 3.6, 0.05, [4.0, 3.8, 3.7]),
+        FamilyBudget("xlstm", 5, 5, 3.5, 3.5, None, [3.5]),
     ]
     made = equal_budget(dataclasses.replace(record, budgets=budgets))
     assert len(figure(made, "budget").data) == 2 and "Of 5 trials each, xlstm" in figure(made, "budget").caption
     assert [row.cells[0].text for row in table(made).rows] == ["xlstm", "lstm"]
     assert table(made).rows[1].cells[3].text == "3.600 ± 0.05"
-    assert equal_budget(record) is None and differences(record) is None and metrics(record) is None
+    bare = dataclasses.replace(record, budgets=(), evidence=None)
+    assert equal_budget(bare) is None and differences(bare) is None and metrics(bare) is None
 
 
 def contrast(one: str, other: str) -> float:

@@ -172,11 +172,12 @@ def test_page_of_300_trials_is_one_file_within_its_size(tmp_path: Path, whole_pa
     assert "plotly.js v" in path.read_text(encoding="utf-8")
 
 
-def test_best_possible_is_a_row_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_possible_is_a_row_and_a_line(tmp_path: Path) -> None:
     write_search(tmp_path / "made", 16)
-    data = {"best_possible": {"validation": 1.25, "test": 1.5}, "notes": ["two rows were left out"]}
-    row = {"name": "known", "data": json.dumps(data), "status": "interrupted", "reason": "disk full"}
-    monkeypatch.setattr("xlstm_tune.report.record._search_row", lambda folder: row)
+    data = {"task": "forecast", "target_std": [1.0], "notes": ["two rows were left out"]}
+    data["best_possible"] = {"validation": 1.25, "test": 1.5}
+    with ResultsWriter(tmp_path / "made") as results:
+        results.search({"name": "known", "data": data, "status": "interrupted", "reason": "disk full"})
     parsed = built(tmp_path / "made")
     assert "best possible" in parsed.text and "1.250" in parsed.text and "1.500" in parsed.text
     assert "two rows were left out" in parsed.text and "The search was interrupted (disk full)" in parsed.text

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
+import report_tables
 from page_tables import write_search
 
-from xlstm_tune.report import __main__ as command
-from xlstm_tune.report import comparison, page
+from xlstm_tune.report import page
 from xlstm_tune.report.__main__ import main
 from xlstm_tune.results import ResultsWriter
 
@@ -89,58 +87,17 @@ def test_output_that_cannot_be_written_is_refused(
     assert "cannot be written" in refused(capsys, *place, str(tmp_path / "nowhere" / "page.html"))
 
 
-def test_several_names_are_compared_where_that_is_there(
-    storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_search(storage / "other", 2)
-    with pytest.raises(SystemExit) as stop:
-        monkeypatch.setattr(command, "COMPARE", "xlstm_tune.report.not_there")
-        main(["quickstart", "other", "--storage", str(storage)])
-    assert stop.value.code == 2
-    capsys.readouterr()
-    module = types.ModuleType("made_compare")
-    module.__spec__ = types.SimpleNamespace(name="made_compare")  # type: ignore[assignment]
-    module.compare = compared  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "made_compare", module)
-    monkeypatch.setattr(command, "COMPARE", "made_compare")
-    monkeypatch.setattr(comparison, "COMPARE", "made_compare")
-    assert main(["quickstart", "other", "--storage", str(storage)]) == 0
+def test_several_names_are_compared_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = tmp_path / "searches"
+    report_tables.write_search(storage / "first", name="first", families={"slstm": 2.0})
+    report_tables.write_search(storage / "second", name="second", families={"lstm": 3.0})
+    assert main(["first", "second", "--storage", str(storage)]) == 0
     assert capsys.readouterr().out == f"{storage / 'comparison.html'}\n"
     text = (storage / "comparison.html").read_text()
-    assert "quickstart has the lowest RMSE on validation, 3.000 (quickstart: lstm, trial 4)." in text
-    assert "no difference to it can be told from luck" in text and "not told apart" in text and "none yet" in text
-
-
-def compared(folders: list[Path]) -> Any:
-    """What the comparison of two searches looks like."""
-    one, two = (types.SimpleNamespace(name=f"{folder.name}: lstm", family="lstm", trial=4) for folder in folders)
-    nothing: dict[str, float | None] = {}
-    bounds = {"gain_percent": 2.0, "low_percent": -1.0, "high_percent": 5.0}
-    return types.SimpleNamespace(
-        objective="val_rmse",
-        searches=[
-            types.SimpleNamespace(
-                name=folders[0].name,
-                folder=folders[0],
-                winner=one,
-                validation={"rmse": 3.0},
-                test={"rmse": 3.1},
-                trials=4,
-                seconds=70.0,
-            ),
-            types.SimpleNamespace(
-                name=folders[1].name,
-                folder=folders[1],
-                winner=None,
-                validation=nothing,
-                test=nothing,
-                trials=2,
-                seconds=None,
-            ),
-        ],
-        differences=[types.SimpleNamespace(a=one, b=two, p_adjusted=0.3, real=False, **bounds)],
-        notes=["few samples"],
-    )
+    assert "first has the lowest RMSE on validation" in text and "difference to it are real" in text
+    report_tables.write_search(storage / "third", name="third", data={"fingerprint": "other"})
+    said = refused(capsys, "first", "third", "--storage", str(storage))
+    assert "cannot be compared" in said
 
 
 def test_help_needs_nothing_heavy() -> None:

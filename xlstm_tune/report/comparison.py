@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
+from xlstm_tune.report.compare import Comparison, compare
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.page import render, write_text
 from xlstm_tune.report.sections.differences import pairs_of_models, title_of
 from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import counted, duration, metric_title
-
-COMPARE = "xlstm_tune.report.compare"
-"""Its `compare(folders)` says what there is to say; this module lays it out."""
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
@@ -24,7 +21,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
 
     Raises StorageError when the searches cannot be compared, or the file cannot be written.
     """
-    compared = import_module(COMPARE).compare(folders)
+    compared = compare(folders)
     names = [one.name for one in compared.searches]
     facts = [
         counted(len(names), "search").replace("searchs", "searches"),
@@ -34,8 +31,8 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     return write_text(output, render("Searches compared", ", ".join(names), "Searches compared", facts, made))
 
 
-def sections(compared: Any) -> list[Section]:
-    """compared: `compare.Comparison`, its searches best first."""
+def sections(compared: Comparison) -> list[Section]:
+    """Of a comparison, its searches best first."""
     metric = compared.objective.removeprefix("val_")
     first = compared.searches[0]
     lead = "None of the searches has a scored trial."

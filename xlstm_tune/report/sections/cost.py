@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xlstm_tune.report.blocks import Figure, Figures, Section, label
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Figures, Row, Section, Table, label
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.report.record import Record, finite
+from xlstm_tune.report.pareto import pareto_front
+from xlstm_tune.report.record import Record, finite, section
 from xlstm_tune.report.style import (
     ACCENT,
     Trace,
@@ -24,6 +25,7 @@ COSTS = (
     ("seconds", "Training seconds", "seconds"),
     ("parameters", "Parameters", "parameters"),
     ("peak_memory_mib", "Peak memory, MiB", "MiB"),
+    ("latency_ms", "One forecast, ms", "ms"),
 )
 WIDE = 8.0
 """Largest over smallest cost from which that axis is logarithmic."""
@@ -41,16 +43,26 @@ def cost(record: Record) -> Section | None:
     lead = (
         "The line joins the trials that no cheaper one beats. Trials stopped early (hollow) cost less for that reason."
     )
-    return Section("cost", "Cost against error", lead, [Figures(figures)])
+    blocks: list[Block] = [Figures(figures)]
+    if costs := section(record.spec, "search").get("costs"):
+        blocks.insert(0, _weighed(record, costs))
+    return Section("cost", "Cost against error", lead, blocks)
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, error) pairs that no other pair beats in one without losing in the other, by cost."""
-    chosen: list[int] = []
-    for index in sorted(range(len(points)), key=lambda one: points[one]):
-        if not chosen or points[index][1] < points[chosen[-1]][1]:
-            chosen.append(index)
-    return chosen
+def _weighed(record: Record, costs: Sequence[str]) -> Table:
+    """What a search for several objectives found: the trials that no other beats in all of them."""
+    goals = [record.objective, *costs]
+    by_number = {row["trial"]: row for row in record.scored}
+    kept = [by_number[trial] for trial in pareto_front(record.scored, goals)]
+    rows = [Row([Cell(label(row["name"]), note=f"trial {row['trial']}"), *_figures(row, goals)]) for row in kept]
+    titles = {column: title for column, title, _ in COSTS}
+    columns = [Column("Model", wide=True), Column(f"{metric_title(record.metric)}, validation", True)]
+    columns += [Column(titles[name], True) for name in costs]
+    return Table(f"Pareto front: {counted(len(kept), 'trial')} that no other beats in all of these", columns, rows)
+
+
+def _figures(row: Mapping[str, Any], goals: Sequence[str]) -> list[Cell]:
+    return [Cell(number(row[goal]), row[goal]) for goal in goals]
 
 
 def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, title: str, unit: str) -> Figure:
@@ -76,7 +88,8 @@ def _figure(record: Record, rows: Sequence[Mapping[str, Any]], column: str, titl
                 },
             }
         )
-    kept = [rows[index] for index in front([(row[column], row[record.objective]) for row in rows])]
+    by_number = {row["trial"]: row for row in rows}
+    kept = [by_number[trial] for trial in pareto_front(rows, [column, record.objective])]
     data.append(
         {
             "type": "scatter",
