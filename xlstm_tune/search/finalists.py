@@ -70,13 +70,14 @@ def finalists(
 
 
 def predict_parts(
-    place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared, device: torch.device
+    place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared, device: torch.device | None = None
 ) -> dict[str, Array]:
     """Forecasts of the weights in a trial's or member's folder for the judged parts.
 
+    device: None = the GPU where there is one, else the CPU.
     Returns the validation and test part in the target's own units, [n, H, K].
     """
-    config = spec.resolve(params)
+    config, device = spec.resolve(params), pick_device(device)
     dtype = autocast_dtype(config.training.precision, device)
     model = build_model(config.model, shape_of(data, config))
     model.load_state_dict(load_weights(place / WEIGHTS))
@@ -186,11 +187,11 @@ def predict_remotely(
 
 
 def _predict_task(folder: str, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
-    return _predict(Path(folder), one, SearchSpec.parse(raw), data, pick_device())
+    return _predict(Path(folder), one, SearchSpec.parse(raw), data)
 
 
 def _predict(
-    folder: Path, one: Finalist, spec: SearchSpec, data: Prepared, device: torch.device
+    folder: Path, one: Finalist, spec: SearchSpec, data: Prepared, device: torch.device | None = None
 ) -> list[dict[str, Array]]:
     place = trial_folder(folder, one.number)
     places = [member_folder(place, member) for member in one.members] or [place]
