@@ -13,13 +13,12 @@ import torch
 from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.config import FAMILIES
 from xlstm_tune.training.config import TrialConfig
+from xlstm_tune.training.judge import evaluate, predict
 from xlstm_tune.training.loop import (
     Diverged,
     EpochResult,
     autocast_dtype,
     begin,
-    evaluate,
-    predict,
     shape_of,
     train,
 )
