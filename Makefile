@@ -24,7 +24,7 @@ search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
-	$(RUN) -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

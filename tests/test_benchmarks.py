@@ -47,7 +47,6 @@ def explained() -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("benchmarks")
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_program_explains_itself(program: str, explained: dict[str, str]) -> None:
     assert f"Usage: {program}.py" in explained[program] and "--help" in explained[program]

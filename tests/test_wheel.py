@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 SPACES = ("quickstart", "xlstm_forecast", "long_horizon", "lstm_vs_xlstm", "grid_xlstm", "grid_lstm")
 

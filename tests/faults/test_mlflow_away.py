@@ -21,7 +21,7 @@ from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.events import KnownRun, known_runs
 from xlstm_tune.tracking.spool import spool_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]
+pytestmark = pytest.mark.slow
 
 
 def known(search: Search) -> dict[int | None, KnownRun]:

@@ -14,7 +14,7 @@ import pytest
 import xlstm_tune
 
 pytest.importorskip("triton")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("triton_compiles")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from xlstm_tune.data.windows import prepare
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.loop import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fused_run")]
+pytestmark = pytest.mark.slow
 RATE = "training.learning_rate"
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from wave_search import rows, runs, search, write_wave
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("population_run")]
+pytestmark = pytest.mark.slow
 RATE = "training.learning_rate"
 
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("run")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 

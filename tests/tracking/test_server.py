@@ -17,7 +17,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, check_tracking_uri, sync
 from xlstm_tune.tracking.sender import Sender
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("server")]
+pytestmark = pytest.mark.slow
 
 
 class Proxy(http.server.ThreadingHTTPServer):
