@@ -14,18 +14,20 @@ from markupsafe import Markup
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import PAGE
 from xlstm_tune.report.blocks import Figure, Figures, Section
+from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.record import Record, read_record
 from xlstm_tune.report.sections import SECTIONS
 from xlstm_tune.report.style import metric_title
 
 
-def write_page(folder: Path, output: Path | None = None) -> Path:
+def write_page(folder: Path, output: Path | None = None, board: Leaderboard | None = None) -> Path:
     """Build the page of a search and put it in its folder, or at `output`; a reader sees the old or the new one, whole.
 
+    board: as for `read_record`.
     Returns where it is. Raises StorageError when the folder holds no results, or the file cannot be written.
     """
     path = output or folder / PAGE
-    return write_text(path, build_page(read_record(folder)))
+    return write_text(path, build_page(read_record(folder, board)))
 
 
 def build_page(record: Record) -> str:

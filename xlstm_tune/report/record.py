@@ -17,15 +17,15 @@ import pyarrow as pa
 import yaml
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import ENVIRONMENT, SPEC
 from xlstm_tune.report.budget import FamilyBudget, equal_budget
 from xlstm_tune.report.evidence import Evidence
-from xlstm_tune.report.leaderboard import Leaderboard, build_leaderboard
+from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboard
 from xlstm_tune.report.style import Palette
 from xlstm_tune.results import read
 from xlstm_tune.strict import did_you_mean
 
-SPEC, ENVIRONMENT = "spec.yaml", "environment.json"
-OBJECTIVES = ("val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised")
+OBJECTIVES = tuple(f"val_{name}" for name in METRICS)
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,10 @@ def find_search(name: str, storage: str) -> Path:
     raise StorageError(f"{storage} holds no search '{name}'; {hint}")
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, board: Leaderboard | None = None) -> Record:
     """Read a search folder, also while the search runs.
 
+    board: the leaderboard of these tables, where the caller has made it already.
     Raises StorageError when it holds no results, or what it holds is damaged or newer than this program.
     """
     try:
@@ -127,7 +128,7 @@ def read_record(folder: Path) -> Record:
         if objective not in OBJECTIVES:
             raise StorageError(f"{folder} searches for '{objective}', which this xlstm_tune does not know; update it")
         trials = sorted(read(folder, "trials").to_pylist(), key=lambda one: one["trial"])
-        board = build_leaderboard(folder, objective)
+        board = board or build_leaderboard(folder, objective)
         curves: dict[int, list[tuple[int, float | None]]] = {}
         epochs = read(folder, "epochs").select(["trial", "epoch", objective]).to_pydict()
         predictions = read(folder, "predictions")

@@ -26,11 +26,6 @@ class Goals:
         self._limits = search.constraints
         self._data = data
 
-    @property
-    def times_forecasts(self) -> bool:
-        """Whether trials have to measure `latency_ms`."""
-        return times_forecasts(self.costs, self._limits.max_latency_ms)
-
     def sizes(self, config: TrialConfig) -> dict[str, float]:
         """Of what is limited: `parameters`, and `memory_gib` to train it, by the estimate that `--dry-run` prints."""
         found: dict[str, float] = {}
@@ -63,9 +58,9 @@ class Goals:
         )
 
 
-def times_forecasts(costs: tuple[Cost, ...] | list[Cost], max_latency_ms: float | None) -> bool:
-    """Whether a search wants to know how long a forecast takes."""
-    return "latency_ms" in costs or max_latency_ms is not None
+def times_forecasts(search: SearchConfig) -> bool:
+    """Whether trials have to measure `latency_ms`."""
+    return "latency_ms" in search.costs or search.constraints.max_latency_ms is not None
 
 
 def too_slow(spec: SearchSpec, latency_ms: float) -> str | None:

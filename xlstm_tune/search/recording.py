@@ -97,17 +97,17 @@ def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, 
         _record_front(plan, spool)
     files = [plan.folder / "results"]
     if not interrupted and os.environ.get(REPORT, "on") != "off":
-        files += _write_report(plan, console)
+        files += _write_report(plan, board, console)
     spool.search_ended("interrupted" if interrupted else "completed", board.summary(), files)
 
 
-def _write_report(plan: Plan, console: Console) -> list[Path]:
+def _write_report(plan: Plan, board: Leaderboard, console: Console) -> list[Path]:
     """The report page, if it can be made: whatever is wrong with it, the search stands."""
     from xlstm_tune.report.page import write_page
 
     try:
         with console.status("writing the report"):
-            return [write_page(plan.folder)]
+            return [write_page(plan.folder, board=board)]
     except Exception as error:
         console.print(
             f"note: the report could not be made ({type(error).__name__}: {error}); the tables are whole, try "
