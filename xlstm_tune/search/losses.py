@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
@@ -50,6 +54,27 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its Tuner, and never needs the copy."""
         return {}
+
+
+@contextmanager
+def every_loss_told() -> Iterator[None]:
+    """Tune hears of every lost worker as of a lost worker.
+
+    When a machine's memory runs out, Ray ends workers and says so by an error that is neither of the two that Tune
+    expects: it would end the whole search (Ray 2.60).
+    """
+    as_ray_has_it = RayActorManager._actor_task_failed
+
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+            exception = RayActorError(error_msg=str(exception))
+        as_ray_has_it(self, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = as_ray_has_it
 
 
 class Watch(tune.Callback):  # type: ignore[misc]

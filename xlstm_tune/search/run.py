@@ -224,7 +224,7 @@ def _search(
 
     from xlstm_tune.search.driver import Driver
     from xlstm_tune.search.goals import Goals
-    from xlstm_tune.search.losses import Losses, Watch
+    from xlstm_tune.search.losses import Losses, Watch, every_loss_told
     from xlstm_tune.search.referee import Referee
     from xlstm_tune.search.schedulers import make_scheduler
     from xlstm_tune.search.searcher import OptunaSearcher
@@ -283,7 +283,7 @@ def _search(
     with ProgressView(console, progress):
         began, budget = time.monotonic(), spec.search.time_budget
         try:
-            with stopping.searching():
+            with stopping.searching(), every_loss_told():
                 tuner.fit()
         except KeyboardInterrupt:
             pass  # stop at once, and write down what there is
