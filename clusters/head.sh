@@ -43,6 +43,7 @@ answers() {
 
 start_mlflow() {
     local code=0 tries server
+    "$venv/bin/python" "$project/clusters/place_for_artifacts.py" "$artifacts"
     answers || code=$?
     if [ "$code" = 0 ]; then
         return
