@@ -34,7 +34,8 @@ RSYNC = """#!/usr/bin/env bash
 printf 'rsync ' >>{log}
 printf '%q ' "$@" >>{log}
 echo >>{log}
-case "${{@: -2:1}}" in *ray-bootstrap-*) cp "${{@: -2:1}}" {config} ;; esac
+target=${{@: -1}}
+case $target in */ray_bootstrap_*) cp "${{@: -2:1}}" "{head}/${{target##*/}}" ;; esac
 """
 
 
@@ -114,15 +115,20 @@ class Home:
         return self.path / "asked"
 
     @property
+    def head(self) -> Path:
+        """What would be the home of the head: the file with which Ray runs the cluster there, and the key to workers."""
+        return self.path / "head"
+
+    @property
     def head_config(self) -> Path:
-        """The file with which Ray on the head would run the cluster."""
-        return self.path / "ray_bootstrap_config.yaml"
+        return self.head / "ray_bootstrap_config.yaml"
 
     def make(self) -> None:
         tools = self.path / "bin"
         tools.mkdir(parents=True)
+        self.head.mkdir()
         for name, text in (("ssh", SSH), ("rsync", RSYNC)):
-            (tools / name).write_text(text.format(log=self.log, config=self.head_config))
+            (tools / name).write_text(text.format(log=self.log, head=self.head))
             (tools / name).chmod(0o755)
 
     def ray(self, region: Region, *words: str) -> subprocess.CompletedProcess[str]:

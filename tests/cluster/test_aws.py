@@ -6,16 +6,15 @@ to the head, on the other. The simulation does not look images up by their SSM p
 
 from __future__ import annotations
 
-import time
+import json
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from simulated_ec2 import ACCOUNT, IMAGE, REGION, ROOT, Home, Region, prepare_account, simulated_region, wait_for
+from simulated_ec2 import ACCOUNT, IMAGE, REGION, Home, Region, prepare_account, simulated_region, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +43,12 @@ def head(region: Region, home: Home) -> dict[str, Any]:
     """The one machine that `ray up` starts."""
     (machine,) = region.machines()
     return machine
+
+
+@pytest.fixture
+def at_the_head(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ray up` sent to the head's home is in this process's home."""
+    monkeypatch.setenv("HOME", str(home.head))
 
 
 def tags(machine: dict[str, Any]) -> dict[str, str]:
@@ -112,18 +117,47 @@ def test_nothing_but_what_an_installation_needs_leaves_the_machine(home: Home) -
     assert key.stat().st_mode & 0o777 == 0o600
 
 
+def permitted(region: Region, role: str) -> dict[str, list[dict[str, Any]]]:
+    """The statements of a role's policies, as the stack left them, by policy."""
+    iam = region.client("iam")
+    found = {}
+    for policy in iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
+        version = iam.get_policy(PolicyArn=policy["PolicyArn"])["Policy"]["DefaultVersionId"]
+        document = iam.get_policy_version(PolicyArn=policy["PolicyArn"], VersionId=version)["PolicyVersion"]["Document"]
+        found[policy["PolicyName"]] = document["Statement"]
+    return found
+
+
+def stand_in(region: Region) -> str:
+    """A role with the head's actions, on whatever resource."""
+    iam = region.client("iam")
+    try:
+        return str(iam.get_role(RoleName="stand-in")["Role"]["Arn"])
+    except iam.exceptions.NoSuchEntityException:
+        role = iam.create_role(RoleName="stand-in", AssumeRolePolicyDocument="{}")["Role"]
+    for name, statements in permitted(region, "xlstm-tune-head").items():
+        wide = [{"Effect": "Allow", "Action": item["Action"], "Resource": "*"} for item in statements]
+        document = json.dumps({"Version": "2012-10-17", "Statement": wide})
+        iam.put_role_policy(RoleName="stand-in", PolicyName=name, PolicyDocument=document)
+    return str(role["Arn"])
+
+
 @contextmanager
 def as_the_head(region: Region, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process takes the head's role, and the simulation holds everyone to what their role permits."""
+    """This process may do what the head's role permits, and the simulation refuses all else.
+
+    It tells no EC2 resource from another, so a role with the same actions on everything stands in for the head's; which
+    resources those are is read in test_head_acts_on_its_own_cluster_alone.
+    """
     from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 
     def permit(requests: str) -> None:
+        plain = {"Content-Type": "text/plain"}
         place = f"{region.environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
-        with urllib.request.urlopen(urllib.request.Request(place, data=requests.encode(), method="POST")):
+        with urllib.request.urlopen(urllib.request.Request(place, data=requests.encode(), headers=plain)):
             pass
 
-    role = f"arn:aws:iam::{ACCOUNT}:role/xlstm-tune-head"
-    taken = region.client("sts").assume_role(RoleArn=role, RoleSessionName="head")["Credentials"]
+    taken = region.client("sts").assume_role(RoleArn=stand_in(region), RoleSessionName="head")["Credentials"]
     for name, value in region.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", taken["AccessKeyId"])
@@ -183,14 +217,17 @@ def wanted(home: Home, demands: list[dict[str, float]]) -> dict[str, int]:
     [(0, {}), (1, {"gpu": 1}), (3, {"gpu": 3}), (200, {"gpu": 4})],
     ids=["no trial", "one", "three", "more than max_workers"],
 )
+@pytest.mark.usefixtures("at_the_head")
 def test_gpu_machines_come_with_the_trials(home: Home, waiting: int, machines: dict[str, int]) -> None:
     assert wanted(home, [GPU] * waiting) == machines
 
 
+@pytest.mark.usefixtures("at_the_head")
 def test_trials_that_share_a_gpu_share_a_machine(home: Home) -> None:
     assert wanted(home, [{"GPU": 0.25, "CPU": 1.0}] * 8) == {"gpu": 2}
 
 
+@pytest.mark.usefixtures("at_the_head")
 def test_head_may_start_and_end_spot_machines_and_nothing_more(
     region: Region, home: Home, head: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +269,28 @@ def test_head_may_start_and_end_spot_machines_and_nothing_more(
         adapter.terminate([machine["InstanceId"] for machine in workers], request_id="idle")
         wait_for(lambda: adapter.poll_errors() or len(adapter.get_non_terminated()) == 1)
     assert [machine["InstanceId"] for machine in region.machines()] == [head["InstanceId"]]
+
+
+def test_head_acts_on_its_own_cluster_alone(region: Region) -> None:
+    statements = permitted(region, "xlstm-tune-head")["xlstm-tune-workers"]
+    assert all(item["Effect"] == "Allow" for item in statements)
+    everywhere = [item["Action"] for item in statements if item["Resource"] == "*"]
+    assert everywhere == ["ec2:DescribeInstances"]
+    machines = f"arn:aws:ec2:{REGION}:{ACCOUNT}:instance/*"
+    for item in statements:
+        if item["Resource"] == machines:
+            ((_, condition),) = item["Condition"]["StringEquals"].items()
+            assert condition in ("xlstm-tune", "RunInstances")
+    (passed,) = [item for item in statements if item["Action"] == "iam:PassRole"]
+    assert passed["Resource"] == f"arn:aws:iam::{ACCOUNT}:role/xlstm-tune-worker"
+
+
+def test_workers_reach_the_bucket_and_nothing_else(region: Region) -> None:
+    permissions = permitted(region, "xlstm-tune-worker")
+    assert list(permissions) == ["xlstm-tune-bucket"]
+    for item in permissions["xlstm-tune-bucket"]:
+        assert item["Resource"].split("/")[0] == "arn:aws:s3:::results-of-ours"
+        assert all(action.startswith("s3:") and "*" not in action for action in item["Action"])
 
 
 def test_workers_get_the_token_before_they_are_set_up(home: Home) -> None:
