@@ -66,6 +66,7 @@ END
         --backend-store-uri "sqlite:///$state/mlflow/mlflow.db" --artifacts-destination "$artifacts" \
         >>"$state/mlflow/server.log" 2>&1 </dev/null &
     server=$!
+    echo "$server" >"$state/mlflow/server.pid"
     for ((tries = 0; tries < 180; tries++)); do
         sleep 1
         kill -0 "$server" 2>/dev/null || break

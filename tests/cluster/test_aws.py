@@ -250,7 +250,7 @@ def test_head_may_start_and_end_spot_machines_and_nothing_more(
             lambda: boto3.client("iam").create_user(UserName="someone"),
             lambda: boto3.client("s3").list_buckets(),
         ):
-            with pytest.raises(ClientError, match="not authorized|AccessDenied"):
+            with pytest.raises(ClientError, match=r"not authorized|AccessDenied"):
                 forbidden()
         boto3.client("s3").put_object(Bucket="results-of-ours", Key="searches/one", Body=b"")
     assert sorted(node.node_type for node in seen.values()) == ["gpu", "gpu", "head"]
