@@ -73,7 +73,9 @@ def test_defaults_of_ray_install_nothing_of_their_own(cluster: dict[str, Any]) -
     from ray.autoscaler._private.util import prepare_config
 
     prepared = prepare_config(cluster)
-    assert [command for kind in ("setup", "head_setup", "worker_setup") for command in prepared[f"{kind}_commands"]] == [
+    assert [
+        command for kind in ("setup", "head_setup", "worker_setup") for command in prepared[f"{kind}_commands"]
+    ] == [
         "bash ~/xlstm_tune/clusters/node.sh cpu",
         "bash ~/xlstm_tune/clusters/node.sh",
     ]
@@ -102,7 +104,9 @@ def test_ray_reads_the_kubernetes_cluster_as_it_is_meant(kubernetes: dict[str, d
     assert (described["apiVersion"], described["spec"]["rayVersion"]) == ("ray.io/v1", pin("ray"))
     assert described["spec"]["authOptions"] == {"mode": "token"}
     assert described["spec"]["enableInTreeAutoscaling"] is True
-    config = _derive_autoscaling_config_from_ray_cr({**described, "metadata": {**described["metadata"], "namespace": "x"}})
+    config = _derive_autoscaling_config_from_ray_cr(
+        {**described, "metadata": {**described["metadata"], "namespace": "x"}}
+    )
     head, gpu = (config["available_node_types"][name] for name in ("headgroup", "gpu"))
     assert (head["resources"]["CPU"], head["max_workers"]) == (0, 0)
     assert (gpu["min_workers"], gpu["max_workers"], gpu["resources"]["GPU"]) == (0, 4, 1)

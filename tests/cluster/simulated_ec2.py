@@ -147,7 +147,7 @@ class Home:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     def asked(self) -> list[str]:
@@ -155,7 +155,7 @@ class Home:
         return [" ".join(shlex.split(line)) for line in self.log.read_text().splitlines()]
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

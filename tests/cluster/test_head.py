@@ -53,7 +53,7 @@ class Machine:
         }
         # A umask under which careless files would be everyone's to read.
         return subprocess.run(
-            ["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, umask=0o022
+            ["bash", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, umask=0o022
         )
 
     def file(self, name: str) -> str:
@@ -103,7 +103,11 @@ def test_shells_learn_where_mlflow_is_and_that_ray_wants_a_token(head: Machine) 
     assert any(line.startswith(f"PATH={head.home}/venv/bin:") for line in shown)
 
 
-PATHS = ["/", "/api/2.0/mlflow/experiments/search?max_results=1", "/ajax-api/2.0/mlflow/experiments/search?max_results=1"]
+PATHS = [
+    "/",
+    "/api/2.0/mlflow/experiments/search?max_results=1",
+    "/ajax-api/2.0/mlflow/experiments/search?max_results=1",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
