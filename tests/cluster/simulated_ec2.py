@@ -116,7 +116,7 @@ class Home:
 
     @property
     def head(self) -> Path:
-        """What would be the home of the head: the file with which Ray runs the cluster there, and the key to workers."""
+        """What would be the head's home: the file with which Ray runs the cluster there, and the key to workers."""
         return self.path / "head"
 
     @property

@@ -1,4 +1,4 @@
-"""cluster.yaml on a simulated EC2: what `ray up` starts, what the head asks for when trials wait, and what `ray down` leaves.
+"""cluster.yaml on a simulated EC2: what `ray up` starts, what the head asks for, and what `ray down` leaves.
 
 Ray is real throughout: its command line on one side, its scheduler and AWS provider, with the file that `ray up` sends
 to the head, on the other. The simulation does not look images up by their SSM parameter, so a test follows it by hand.
@@ -100,8 +100,8 @@ def test_head_is_installed_then_gets_its_secrets_then_starts_ray(head: dict[str,
     order = [
         max(shipped),
         place("clusters/node.sh cpu"),
-        place("ray stop"),
         place("clusters/head.sh s3://"),
+        place("ray stop"),
         place("clusters/node.sh token && . ~/.xlstm_tune/env && ulimit -n 65536 && ray start --head"),
     ]
     assert order == sorted(order)
@@ -241,7 +241,7 @@ def test_head_may_start_and_end_spot_machines_and_nothing_more(
     with as_the_head(region, monkeypatch):
         provider = _get_node_provider(config.get_config("provider"), config.get_config("cluster_name"))
         adapter = NodeProviderAdapter(provider, reader)
-        # EC2 starts as many as it can between Ray's minimum of one and what it wants; the simulation starts the minimum.
+        # EC2 starts as many as it can between Ray's minimum of one and what it wants; the simulation, the minimum.
         for request in ("one trial", "another"):
             adapter.launch(shape={"gpu": 1}, request_id=request)
         wait_for(lambda: adapter.poll_errors() or len(adapter.get_non_terminated()) == 3)

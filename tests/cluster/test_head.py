@@ -1,4 +1,4 @@
-"""What clusters/head.sh and clusters/node.sh leave on a machine: secrets for their owner alone, a server with a password.
+"""What clusters/head.sh and node.sh leave on a machine: secrets for their owner alone, a server with a password.
 
 The scripts run as they are, in a home of their own whose ~/venv is this environment. Nothing is installed: a venv that
 says that it has what is wanted is taken at its word, which is also how a second `ray up` takes seconds.
