@@ -203,7 +203,7 @@ class Stock:
         """A worker's result."""
         value = curve(self._trials[trial_id].config, epoch)
         best = min(value, self._last.get(trial_id, {}).get("best", math.inf))
-        self._last[trial_id] = {"epoch": epoch, "val_rmse": value, "best": best, "done": epoch == EPOCHS}
+        self._last[trial_id] = {"epoch": epoch, "best": best, "done": epoch == EPOCHS, "training_iteration": epoch}
         return best
 
     def result(self, trial_id: str) -> bool:
