@@ -1,11 +1,15 @@
 """One side of scale.py: a driver's own objects, told of simulated trials in the order in which Ray Tune tells them.
 
-    python benchmarks/scale_driver.py SIDE TRIALS SLOTS FOLDER
+    python benchmarks/scale_driver.py SIDE TRIALS SLOTS WINDOW FOLDER
 
 Prints JSON. Started by scale.py, once for each side, so that its memory is one side's alone.
 
 The clock is simulated: an epoch ends when its slot has had it for its seconds, and the driver handles one event after
 the other. What it takes for each (processor time, and the time that it waits in fsync) passes on the clock too.
+
+WINDOW: the sampler proposes this many trials before each of the moments at which figures are taken, and what they cost
+is what is told; the trials between are drawn at random through the same objects, since 10,000 suggestions of a sampler
+that is not thinned take an hour and more. 0 = the sampler proposes all.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scale_space import EPOCHS, SPACE, curve, define_by_run, pace
+from optuna.samplers import RandomSampler
+from scale_space import EPOCHS, SPACE, curve, define_by_run, pace, worker_result
 
 MOMENTS = (100, 1_000, 3_000, 10_000)
 """Ended trials at which figures are taken."""
@@ -33,7 +38,7 @@ EPOCH_SECONDS = 60.0
 class Ours:
     """The searcher, the referee with its scheduler, and the driver's callback, with all that they write."""
 
-    def __init__(self, trials: int, folder: Path) -> None:
+    def __init__(self, trials: int, folder: Path, epochs: int = EPOCHS, scheduler: str = "asha") -> None:
         from xlstm_tune.results import ResultsWriter
         from xlstm_tune.search.driver import Driver
         from xlstm_tune.search.folder import trial_folder
@@ -51,22 +56,22 @@ class Ours:
         raw = {
             "name": "scale",
             "data": {"source": "x.csv", "target": "y", "lookback": 10},
-            "search": {"algorithm": "tpe", "scheduler": "asha", "trials": trials, "seed": 1},
+            "search": {"algorithm": "tpe", "scheduler": scheduler, "trials": trials, "seed": 1},
             "space": SPACE,
             "model": {"heads": 4},
-            "training": {"epochs": EPOCHS},
+            "training": {"epochs": epochs},
         }
         spec = SearchSpec.parse(raw)
         self.folder, self._trial_folder = folder, trial_folder
         self.results, self._spool, journal = ResultsWriter(folder), Spool(folder, "sqlite:///nowhere"), Journal(folder)
         progress = Progress(trials, spec.search.objective, None)
-        self._driver = Driver(spec, folder, self.results, self._spool, progress)
-        self._losses = Losses(folder)
-        scheduler = make_scheduler(spec.search, spec.max_epochs())
-        self._referee = Referee(scheduler, folder, journal, Stopping(lambda words: None))
-        self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, journal, on_end=self._driver.on_end)
+        self.driver = Driver(spec, folder, self.results, self._spool, progress)
+        self.losses = Losses(folder)
+        judge = make_scheduler(spec.search, spec.max_epochs())
+        self.referee = Referee(judge, folder, journal, Stopping(lambda words: None))
+        self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, journal, on_end=self.driver.on_end)
+        self.study = self.searcher.study
         self._trials: dict[str, _Trial] = {}
-        self._best: dict[str, float] = {}
         self._last: dict[str, dict[str, Any]] = {}
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | None:
@@ -85,45 +90,14 @@ class Ours:
 
     def start(self, trial_id: str) -> None:
         """A worker took the trial."""
-        self._driver.on_trial_start(0, [], self._trials[trial_id])
+        self.driver.on_trial_start(0, [], self._trials[trial_id])
 
     def report(self, trial_id: str, epoch: int) -> float:
         """What the worker does: a result, with rows as SearchTrial makes them. Returns the best error so far."""
         trial = self._trials[trial_id].config["trials"][0]
-        value = curve(trial["params"], epoch)
-        best = self._best[trial_id] = min(value, self._best.get(trial_id, math.inf))
-        names = ("rmse", "mae", "mse_standardised", "mae_standardised")
-        finished = epoch == EPOCHS
-        row = {
-            "number": trial["number"],
-            "worker": "1",
-            "epoch": epoch,
-            "train_loss": value,
-            **{f"val_{name}": value for name in names},
-            **{f"best_val_{name}": best for name in names},
-            "best_epoch": epoch,
-            "learning_rate": 1e-3,
-            "epoch_seconds": 60.0,
-            "sequences_per_s": 1000.0,
-            "peak_memory_mib": None,
-            "micro_batch": None,
-            "members_at_once": None,
-            "parameters": 12345,
-            "backend": "reference",
-            "status": "completed" if finished else "running",
-            "finished": finished,
-            "done": finished,
-            "system": {"cpu_percent": 50.0, "memory_mib": 400.0},
-        }
-        self._last[trial_id] = {
-            "epoch": epoch,
-            "best_val_rmse": best,
-            "numbers": [trial["number"]],
-            "rows": [row],
-            "done": finished,
-            "trial_id": trial_id,
-        }
-        return best
+        best = self._last[trial_id]["best_val_rmse"] if trial_id in self._last else math.inf
+        self._last[trial_id] = worker_result(trial, epoch, EPOCHS, best) | {"trial_id": trial_id}
+        return float(self._last[trial_id]["best_val_rmse"])
 
     def result(self, trial_id: str) -> bool:
         """An epoch has ended: stopper, scheduler, searcher, callbacks. True when the trial stops."""
@@ -131,13 +105,13 @@ class Ours:
 
         trial = self._trials[trial_id]
         result = self._last[trial_id]
-        stop = self._referee(trial_id, result) or result["done"]
+        stop = self.referee(trial_id, result) or result["done"]
         flat = flatten_dict(result)
         if not stop:
-            self._losses.on_trial_result(None, trial, flat)
+            self.losses.on_trial_result(None, trial, flat)
             self.searcher.on_trial_result(trial_id, flat)
-        self._driver.on_trial_result(0, [], trial, result)
-        self._referee.stop_all()
+        self.driver.on_trial_result(0, [], trial, result)
+        self.referee.stop_all()
         return bool(stop)
 
     def complete(self, trial_id: str) -> None:
@@ -145,15 +119,14 @@ class Ours:
         from ray.tune.utils.util import flatten_dict
 
         trial, result = self._trials.pop(trial_id), self._last.pop(trial_id)
-        del self._best[trial_id]
-        self._losses.on_trial_complete(None, trial, result)
+        self.losses.on_trial_complete(None, trial, result)
         self.searcher.on_trial_complete(trial_id, result=flatten_dict(result))
-        self._driver.on_trial_complete(0, [], trial)
+        self.driver.on_trial_complete(0, [], trial)
 
     def close(self) -> None:
         """The search has ended."""
         self.searcher.close("time budget")
-        self._driver.close()
+        self.driver.close()
         self.results.close()
         self._spool.close()
 
@@ -177,6 +150,7 @@ class Stock:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._left = trials
         self._search = OptunaSearch(define_by_run, metric="best", mode="min", seed=1)
+        self.study = self._search._ot_study
         self._asha = AsyncHyperBandScheduler(
             time_attr="epoch", metric="best", mode="min", max_t=EPOCHS, grace_period=1, reduction_factor=3
         )
@@ -243,7 +217,7 @@ class Moment:
     """In fsync."""
     rss_mib: float
     suggest_p50_ms: float
-    """Of the latest suggestions: a hundred, or a tenth of all where that is more."""
+    """Of the sampler's latest suggestions: WINDOW, or a hundred, or a tenth of all where that is more."""
     suggest_p99_ms: float
     result_ms: float
     """Mean of the latest results."""
@@ -292,7 +266,9 @@ class Clock:
         return value, cpu + self.waited - waited
 
 
-def drive(side: Ours | Stock, trials: int, slots: int) -> tuple[list[Moment], list[int], list[float], list[float], float]:
+def drive(
+    side: Ours | Stock, trials: int, slots: int, window: int
+) -> tuple[list[Moment], list[int], list[float], list[float], float]:
     """Run all trials on the simulated clock."""
     clock, now, ended, results, given, best = Clock(), 0.0, 0, 0, 0, math.inf
     events: list[tuple[float, int, str]] = []  # when which epoch of which trial ends
@@ -303,17 +279,22 @@ def drive(side: Ours | Stock, trials: int, slots: int) -> tuple[list[Moment], li
     paces: list[float] = []
     costs: list[float] = []
     moments: list[Moment] = []
+    sampler, anything = side.study.sampler, RandomSampler(seed=1)
+    proposes = [range(0, 100)] + [range(moment - window, moment) for moment in MOMENTS if window]
 
     def give() -> bool:
         """Give a free slot its next trial."""
         nonlocal now, given
         trial_id = f"t{given}"
+        asked = not window or any(ended in part for part in proposes)
+        side.study.sampler = sampler if asked else anything
         params, cost = clock.call(side.suggest, trial_id)
         now += cost
         if params is None:
             return False
         given += 1
-        suggestions.append(cost)
+        if asked:
+            suggestions.append(cost)
         side.prepare(trial_id)
         _, begun = clock.call(side.start, trial_id)
         now += begun
@@ -344,8 +325,8 @@ def drive(side: Ours | Stock, trials: int, slots: int) -> tuple[list[Moment], li
         rest[index] += cost
         ended += 1
         if ended in MOMENTS or ended == trials:
-            window = max(100, ended // 10)
-            latest = 1000 * np.array(suggestions[-window:])
+            last = max(100, ended // 10)
+            latest = 1000 * np.array(suggestions[-(window or last) :])
             moment = Moment(
                 ended,
                 results,
@@ -354,8 +335,8 @@ def drive(side: Ours | Stock, trials: int, slots: int) -> tuple[list[Moment], li
                 rss_mib(),
                 float(np.percentile(latest, 50)),
                 float(np.percentile(latest, 99)),
-                1000 * float(np.mean(result_costs[-window:])),
-                1000 * float(np.mean(rest[-window - slots : -slots] or rest)),
+                1000 * float(np.mean(result_costs[-last:])),
+                1000 * float(np.mean(rest[-last - slots : -slots] or rest)),
                 best,
             )
             moments.append(moment)
@@ -371,13 +352,13 @@ def rss_mib() -> float:
 
 
 def main() -> None:
-    side, trials, slots, folder = sys.argv[1:]
+    side, trials, slots, window, folder = sys.argv[1:]
     from xlstm_tune.search.session import quiet
 
     quiet()
     driven = SIDES[side](int(trials), Path(folder))
     began = rss_mib()
-    found = drive(driven, int(trials), int(slots))
+    found = drive(driven, int(trials), int(slots), int(window))
     driven.close()
     print(json.dumps(asdict(Report(side, began, *found))))
 

@@ -62,6 +62,35 @@ def pace(params: Mapping[str, Any]) -> float:
     return 0.5 + _draws(params, 0)
 
 
+def worker_result(trial: Mapping[str, Any], epoch: int, epochs: int, best: float) -> dict[str, Any]:
+    """What a worker of ours tells of an epoch, as SearchTrial makes it. best: before this epoch."""
+    value = curve(trial["params"], epoch)
+    best, finished = min(value, best), epoch == epochs
+    names = ("rmse", "mae", "mse_standardised", "mae_standardised")
+    row = {
+        "number": trial["number"],
+        "worker": "1",
+        "epoch": epoch,
+        "train_loss": value,
+        **{f"val_{name}": value for name in names},
+        **{f"best_val_{name}": best for name in names},
+        "best_epoch": epoch,
+        "learning_rate": 1e-3,
+        "epoch_seconds": 60.0,
+        "sequences_per_s": 1000.0,
+        "peak_memory_mib": None,
+        "micro_batch": None,
+        "members_at_once": None,
+        "parameters": 12345,
+        "backend": "reference",
+        "status": "completed" if finished else "running",
+        "finished": finished,
+        "done": finished,
+        "system": {"cpu_percent": 50.0, "memory_mib": 400.0},
+    }
+    return {"epoch": epoch, "best_val_rmse": best, "numbers": [trial["number"]], "rows": [row], "done": finished}
+
+
 def _draws(params: Mapping[str, Any], what: int) -> float:
     """A number in [0, 1) that belongs to the configuration."""
     return zlib.crc32(repr((sorted(params.items()), what)).encode()) / 2**32
