@@ -279,14 +279,14 @@ def drive(
     paces: list[float] = []
     costs: list[float] = []
     moments: list[Moment] = []
-    sampler, anything = side.study.sampler, RandomSampler(seed=1)
+    sampler, anything = side.study.sampler, RandomSampler(seed=20261)
     proposes = [range(0, 100)] + [range(moment - window, moment) for moment in MOMENTS if window]
 
     def give() -> bool:
         """Give a free slot its next trial."""
         nonlocal now, given
         trial_id = f"t{given}"
-        asked = not window or any(ended in part for part in proposes)
+        asked = not window or any(given in part for part in proposes)
         side.study.sampler = sampler if asked else anything
         params, cost = clock.call(side.suggest, trial_id)
         now += cost
