@@ -30,6 +30,7 @@ Exit code 1 when the utilisation at epochs of a minute is below 95 %.
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import os
 import subprocess
@@ -120,8 +121,8 @@ def utilisation(
 def driver_lines(reports: dict[str, dict[str, Any]], ray: tuple[float, float]) -> list[str]:
     """The main table."""
     lines = [
-        "| trials | side | suggestion p50, ms | p99, ms | a result, ms | start and end of a trial, ms | of it fsync, ms "
-        "| results/s, driver alone | results/s, with Ray's controller | memory, MiB |",
+        "| trials | side | suggestion p50, ms | p99, ms | a result, ms | start and end of a trial, ms "
+        "| fsync a trial, ms | results/s, driver alone | results/s, with Ray's controller | memory, MiB |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for place in range(len(reports[SIDES[0]]["moments"])):
@@ -143,7 +144,7 @@ def quality_lines(found: list[dict[str, Any]]) -> list[str]:
     """Regret with the whole history and with a thinned one, over seeds."""
     about = found[0]
     lines = [
-        f"| after trials | whole history | thinned to {about['most']} | thinned less whole, ± standard error | random |",
+        f"| trials | whole history | thinned to {about['most']} | thinned less whole, ± standard error | random |",
         "|--:|--:|--:|--:|--:|",
     ]
     for share in (25, 50, 75, 100):
@@ -187,30 +188,30 @@ def main(
             parts.get(f"quality-{seed}", "scale_quality.py", 1000, seed, 250, 50)[0] for seed in range(1, seeds + 1)
         ]
     ray = ray_costs(one, many, 10)
+    began = {side: report["began_rss_mib"] for side, report in reports.items()}
+    each = {side: 1024 * (report["moments"][-1]["rss_mib"] - began[side]) / trials for side, report in reports.items()}
+    with_ray = 1024 * (one[-1]["rss_mib"] - one[0]["rss_mib"]) / (one[-1]["trials"] - one[0]["trials"])
+    growth = ", ".join(
+        f"{ray_share(a, b):.1f} ms from trial {a['trials']:,.0f} to {b['trials']:,.0f}"
+        for a, b in itertools.pairwise(one)
+    )
     lines = [
-        describe(("ray", "optuna")) + ".",
+        describe(("ray", "optuna")) + f". Load average {os.getloadavg()[2]:.0f} on its cores: others used the machine.",
         "",
-        "## The driver, 512 simulated GPUs",
+        "Simulated are the workers, their epochs and the clock; the driver's objects and files, and the run of Ray's "
+        "controller, are real (benchmarks/scale.py says how).",
+        "",
+        f"## The driver, {slots} simulated GPUs",
         "",
         *driver_lines(reports, ray),
-    ]
-    began = {side: report["began_rss_mib"] for side, report in reports.items()}
-    grown = {side: reports[side]["moments"][-1]["rss_mib"] - began[side] for side in SIDES}
-    lines += [
         "",
         f"Memory before the first trial: {began['xlstm_tune']:.0f} MiB (xlstm_tune) and {began['stock']:.0f} MiB "
-        f"(stock). A trial adds {1024 * grown['xlstm_tune'] / trials:.1f} and {1024 * grown['stock'] / trials:.1f} KiB.",
+        f"(stock). A trial adds {each['xlstm_tune']:.1f} and {each['stock']:.1f} KiB, without what Ray keeps of it.",
         "",
         "## Ray's own controller, in a real run",
         "",
-        f"{ray[0]:.1f} ms of the driver's thread a trial, {ray[1]:.2f} ms a result ({ACTORS} workers). For a trial of "
-        "one epoch: "
-        + ", ".join(
-            f"{ray_share(a, b):.1f} ms from trial {a['trials']:.0f} to {b['trials']:.0f}"
-            for a, b in zip(one, one[1:], strict=False)
-        )
-        + f". Memory with Ray's records: {1024 * (one[-1]['rss_mib'] - one[0]['rss_mib']) / (one[-1]['trials'] - one[0]['trials']):.1f} "
-        "KiB a trial.",
+        f"{ray[0]:.1f} ms of the driver's thread a trial and {ray[1]:.2f} ms a result, with {ACTORS} workers. For a "
+        f"trial of one epoch: {growth}. Memory with Ray's records: {with_ray:.1f} KiB a trial.",
         "",
         "## Utilisation of the simulated GPUs",
         "",
@@ -238,7 +239,7 @@ def main(
         "## What thinning costs in quality",
         "",
         "Lowest error found, less the lowest possible. The search thins past 1,000 ended trials; here the sampler sees "
-        "250 of 1,000, a quarter too, because a run of 4,000 with the whole history takes half an hour.",
+        "250 of 1,000, as few as of 4,000 in a search: a run of these with the whole history takes half an hour.",
         "",
         *quality_lines(quality),
     ]
