@@ -15,9 +15,10 @@ ASHA. Stock's loggers, and with them everything that would remain of a search, a
 
 Real too: Ray's controller (scale_ray.py) in a run with few workers that answer at once. Subtracting a run of one epoch
 a trial from one of ten tells a trial's cost from a result's. Both are added to the driver's own in the utilisation.
+With --ray-once the second run is left out, and what a trial of one epoch costs is counted for every result: too much.
 
-Costs are processor time of the driver's process, since others use the machine; what it waits for the disk in fsync is
-told beside it. A busy machine lengthens processor times too: figures of one table were measured side by side.
+Costs are processor time of the driver's process, since others use the machine, and what it waits for the disk in fsync:
+once in a suggestion, once at a trial's end. A busy machine lengthens both.
 
 Utilisation: the recorded trials (epochs and pace of each) are played again on the simulated slots. A slot waits after
 each epoch until the serial driver has handled its result, and after each trial until it has its next one: the dearest
@@ -174,20 +175,21 @@ def main(
         int, typer.Option(min=0, help="Suggestions of the sampler at each moment, others being random; 0 = all.")
     ] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Of the comparison of histories.")] = 8,
+    ray_once: Annotated[bool, typer.Option("--ray-once", help="One run of Ray instead of two.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Where parts are kept.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the tables to results/scale.md.")] = False,
 ) -> None:
     """Measure the parts that are missing, and print the tables."""
     with tempfile.TemporaryDirectory(prefix="scale-parts-") as scratch:
         parts = Parts(keep or Path(scratch))
-        (one,) = parts.get("ray-1", "scale_ray.py", 1000, 1, ACTORS, Path, gpu=True)
-        (many,) = parts.get("ray-10", "scale_ray.py", 100, 10, ACTORS, Path, gpu=True)
+        (one,) = parts.get("ray-1", "scale_ray.py", 200, 1, ACTORS, Path, gpu=True)
+        many = None if ray_once else parts.get("ray-10", "scale_ray.py", 100, 10, ACTORS, Path, gpu=True)[0]
         reports = {side: parts.get(side, "scale_driver.py", side, trials, slots, window, Path)[-1] for side in SIDES}
-        suggestions = parts.get("suggest", "scale_suggest.py", slots, 12)
+        suggestions = parts.get("suggest", "scale_suggest.py", slots, 8)
         quality = [
             parts.get(f"quality-{seed}", "scale_quality.py", 1000, seed, 250, 50)[0] for seed in range(1, seeds + 1)
         ]
-    ray = ray_costs(one, many, 10)
+    ray = ray_costs(one, many, 10) if many else (0.0, ray_share(one[0], one[-1]))
     began = {side: report["began_rss_mib"] for side, report in reports.items()}
     each = {side: 1024 * (report["moments"][-1]["rss_mib"] - began[side]) / trials for side, report in reports.items()}
     with_ray = 1024 * (one[-1]["rss_mib"] - one[0]["rss_mib"]) / (one[-1]["trials"] - one[0]["trials"])
@@ -205,13 +207,20 @@ def main(
         "",
         *driver_lines(reports, ray),
         "",
+        "Suggestions, starts and ends with their wait for the disk. Results/s: what one driver can take.",
+        "",
         f"Memory before the first trial: {began['xlstm_tune']:.0f} MiB (xlstm_tune) and {began['stock']:.0f} MiB "
         f"(stock). A trial adds {each['xlstm_tune']:.1f} and {each['stock']:.1f} KiB, without what Ray keeps of it.",
         "",
         "## Ray's own controller, in a real run",
         "",
-        f"{ray[0]:.1f} ms of the driver's thread a trial and {ray[1]:.2f} ms a result, with {ACTORS} workers. For a "
-        f"trial of one epoch: {growth}. Memory with Ray's records: {with_ray:.1f} KiB a trial.",
+        (
+            f"{ray[0]:.1f} ms of the driver's thread a trial and {ray[1]:.2f} ms a result"
+            if many
+            else f"{ray[1]:.1f} ms of the driver's thread for a trial of one epoch, here counted for each result"
+        )
+        + f", with {ACTORS} workers. For a trial of one epoch: {growth}. Memory with Ray's records: {with_ray:.1f} KiB "
+        "a trial.",
         "",
         "## Utilisation of the simulated GPUs",
         "",
