@@ -183,7 +183,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="scale-parts-") as scratch:
         parts = Parts(keep or Path(scratch))
         (one,) = parts.get("ray-1", "scale_ray.py", 200, 1, ACTORS, Path, gpu=True)
-        many = None if ray_once else parts.get("ray-10", "scale_ray.py", 100, 10, ACTORS, Path, gpu=True)[0]
+        many = None if ray_once else parts.get("ray-10", "scale_ray.py", 60, 10, ACTORS, Path, gpu=True)[0]
         reports = {side: parts.get(side, "scale_driver.py", side, trials, slots, window, Path)[-1] for side in SIDES}
         suggestions = parts.get("suggest", "scale_suggest.py", slots, 8)
         quality = [
@@ -201,7 +201,13 @@ def main(
         describe(("ray", "optuna")) + f". Load average {os.getloadavg()[2]:.0f} on its cores: others used the machine.",
         "",
         "Simulated are the workers, their epochs and the clock; the driver's objects and files, and the run of Ray's "
-        "controller, are real (benchmarks/scale.py says how).",
+        "controller, are real (benchmarks/scale.py says how). "
+        + (
+            f"The samplers proposed the first 100 trials and the {window} before each moment, whose costs are told; those "
+            "between were drawn at random."
+            if window
+            else ""
+        ),
         "",
         f"## The driver, {slots} simulated GPUs",
         "",
