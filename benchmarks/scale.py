@@ -203,8 +203,8 @@ def main(
         "Simulated are the workers, their epochs and the clock; the driver's objects and files, and the run of Ray's "
         "controller, are real (benchmarks/scale.py says how). "
         + (
-            f"The samplers proposed the first 100 trials and the {window} before each moment, whose costs are told; those "
-            "between were drawn at random."
+            f"The samplers proposed the first 100 trials and the {window} before each moment, whose costs are told; "
+            "those between were drawn at random."
             if window
             else ""
         ),
