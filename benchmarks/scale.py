@@ -1,6 +1,6 @@
 """What a search's driver costs at 512 GPUs and 10,000 trials, and what Ray's OptunaSearch costs beside it.
 
-    python benchmarks/scale.py --write                  an hour on two quiet cores
+    python benchmarks/scale.py --write                  all parts
     python benchmarks/scale.py --keep FOLDER --write    goes on with the parts that FOLDER holds from an earlier start
 
 512 worker processes do not fit on a small machine, so this is partly simulated.
@@ -254,7 +254,7 @@ def main(
         "## What thinning costs in quality",
         "",
         "Lowest error found, less the lowest possible. The search thins past 1,000 ended trials; here the sampler sees "
-        "250 of 1,000, as few as of 4,000 in a search: a run of these with the whole history takes half an hour.",
+        "250 of 1,000, as few as of 4,000 in a search: such a run with the whole history was too long here.",
         "",
         *quality_lines(quality),
     ]

@@ -9,7 +9,7 @@ the other. What it takes for each (processor time, and the time that it waits in
 
 WINDOW: the sampler proposes this many trials before each of the moments at which figures are taken, and what they cost
 is what is told; the trials between are drawn at random through the same objects, since 10,000 suggestions of a sampler
-that is not thinned take an hour and more. 0 = the sampler proposes all.
+that is not thinned would take too long. 0 = the sampler proposes all.
 """
 
 from __future__ import annotations
