@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from xlstm_tune.search.schedulers import make_scheduler
 from xlstm_tune.spec import SearchConfig
@@ -123,3 +124,61 @@ def test_none_stops_nobody() -> None:
 def test_a_grace_period_longer_than_the_training_stops_nobody(name: str) -> None:
     scheduler = make(name, grace_epochs=11)
     assert all(STOP not in feed(scheduler, number, [float(number)] * 10) for number in range(6))
+
+
+def rays(name: str, epochs: int, grace: int, factor: float) -> TrialScheduler:
+    """Ray's own scheduler with the same settings."""
+    if name == "median":
+        return MedianStoppingRule(
+            time_attr="epoch", metric="best_val_rmse", mode="min", grace_period=grace, min_time_slice=math.inf
+        )
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric="best_val_rmse",
+        mode="min",
+        max_t=epochs,
+        grace_period=grace,
+        reduction_factor=factor,
+        stop_last_trials=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("seed", range(12))
+def test_decisions_are_those_of_rays_scheduler(name: str, seed: int) -> None:
+    """Trials side by side, with ties, flat curves and missing values, each told of its epochs in turn."""
+    draw = random.Random(seed)
+    epochs, factor = draw.choice([1, 9, 10, 27]), draw.choice([2, 3, 4])
+    grace = draw.randint(1, epochs)
+    ours = make(name, epochs=epochs, grace_epochs=grace, reduction_factor=factor)
+    theirs = rays(name, epochs, grace, factor)
+    live: dict[int, tuple[int, float]] = {}
+    begun, stopped, decided = 0, 0, 0
+    while begun < 80 or live:
+        if begun < 80 and (not live or draw.random() < 0.3):
+            live[begun] = (0, math.nan if draw.random() < 0.05 else 9.0)
+            for scheduler in (ours, theirs):
+                scheduler.on_trial_add(Controller(), Trial(str(begun)))
+            begun += 1
+            continue
+        number = draw.choice(sorted(live))
+        epoch, best = live[number][0] + 1, min(live[number][1], draw.choice([draw.random(), 0.5, 0.75, 9.0]))
+        trial, result = Trial(str(number)), {"epoch": epoch, "best_val_rmse": best}
+        live[number] = epoch, best
+        if epoch == epochs:
+            del live[number]
+            if math.isfinite(best):  # the referee tells of no others
+                for scheduler in (ours, theirs):
+                    scheduler.on_trial_complete(Controller(), trial, result)
+            continue
+        decision, other = (scheduler.on_trial_result(Controller(), trial, result) for scheduler in (ours, theirs))
+        assert decision == other, (number, epoch)
+        decided += 1
+        if decision == STOP:
+            stopped += 1
+            del live[number]
+            if name == "asha":  # Ray's median rule counts a last value twice when it is told of it again
+                theirs.on_trial_complete(Controller(), trial, result)
+            ours.on_trial_complete(Controller(), trial, result)
+    assert epochs == 1 or decided > 80
+    assert stopped or grace > epochs // 2

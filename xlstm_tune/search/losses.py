@@ -47,6 +47,13 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
         found = (meaning for words, meaning in _WORDS.items() if words in text)
         self._reasons[trial.trial_id] = next(found, "worker died")
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None in particular: Ray then begins its pending trials in their order, of which it keeps a list.
+
+        FIFOScheduler looks for the first of them among all trials that there have ever been, at each step.
+        """
+        return None
+
     def why(self, trial_id: str) -> str:
         """Why Ray's trial lost its worker."""
         return self._reasons.get(trial_id, "worker died")

@@ -19,6 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.lines import cut_torn_line
+from xlstm_tune.search.study_memory import StudyMemory
+from xlstm_tune.search.thinning import GP, TPE, ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
 from xlstm_tune.tracking import hide_credentials
 
@@ -75,6 +77,10 @@ def make_sampler(config: SearchConfig, told: int = 0) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
+_THINNED: dict[str, Thinning] = {"tpe": TPE, "gp": GP}
+"""Samplers that take longer with every trial that they see."""
+
+
 def open_study(
     name: str, config: SearchConfig, folder: Path, resume: bool = False
 ) -> tuple[optuna.Study, BaseStorage, Callable[[], None]]:
@@ -103,8 +109,12 @@ def open_study(
     except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
         reason = hide_credentials(str(error).partition("\n")[0])
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
-    study.sampler = make_sampler(config, len(study.get_trials(deepcopy=False)))
-    return study, storage, sync
+    memory = StudyMemory(storage, storage.get_study_id_from_name(study.study_name))
+    sampler = make_sampler(config, len(memory))
+    if thinning := _THINNED.get(config.algorithm):
+        view = ThinnedStudy(memory, thinning, objectives=len(study.directions))
+        sampler = ThinnedSampler(sampler, view, study.study_name)
+    return optuna.load_study(study_name=study.study_name, storage=memory, sampler=sampler), memory, sync
 
 
 def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[], None]]:
