@@ -14,7 +14,11 @@ from types import FrameType
 
 INTERRUPTED = "interrupted"
 DISK_FULL = "disk full"
+STORAGE_AWAY = "storage away"
 TIME_BUDGET = "time budget"
+TAKEN_OVER = "taken over by another driver"
+STOPS = (INTERRUPTED, DISK_FULL, STORAGE_AWAY, TAKEN_OVER)
+"""Reasons for which a search stops before its end, and is gone on with later."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
