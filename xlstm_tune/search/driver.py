@@ -29,7 +29,7 @@ from xlstm_tune.search.population_records import (
     winner_tags,
 )
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.stopping import STOPS, TIME_BUDGET
+from xlstm_tune.search.stopping import CUTS as CUTS
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
@@ -39,8 +39,6 @@ from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""
-CUTS = (TIME_BUDGET, *STOPS)
-"""Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
 LAST = (
     *("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "latency_ms"),
     *("micro_batch", "members_at_once", "backend"),

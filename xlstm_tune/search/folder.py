@@ -28,8 +28,8 @@ from xlstm_tune.layout import trial_folder as trial_folder
 from xlstm_tune.lines import sync
 from xlstm_tune.search.resources import cpus
 from xlstm_tune.spec import NAME, SearchSpec
-from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at, local_root, read_cut
-from xlstm_tune.storage.objects import Objects, check_reachable, is_uri
+from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at, local_root
+from xlstm_tune.storage.objects import Objects, check_reachable, holds, is_uri
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking import hide_credentials
 
@@ -50,7 +50,7 @@ def check_folder(storage: str, name: str) -> Path:
     if is_uri(storage):
         where = Objects(storage)
         check_reachable(where)
-        if read_cut(where / name) is not None:
+        if holds(where / name):
             raise StorageError(
                 f"the name '{name}' is already used at {where.shown}; continue that search with --resume {name}, or "
                 "choose another with --name"

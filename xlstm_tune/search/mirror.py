@@ -25,11 +25,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from xlstm_tune.errors import SpecError, StorageError
-from xlstm_tune.layout import SPEC
+from xlstm_tune.layout import CHECKPOINTS, SPEC, trial_folder
+from xlstm_tune.results import read
 from xlstm_tune.search.owner import Owner
-from xlstm_tune.search.stopping import TAKEN_OVER, Stopping
+from xlstm_tune.search.stopping import CUTS, TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote, looks
-from xlstm_tune.storage.copy import CUT, JOURNALS, KEPT_AT, OWNER, STOPPED, VERSION, as_json, remember
+from xlstm_tune.storage.copy import CUT, JOURNALS, KEPT_AT, OWNER, STOPPED, VERSION, as_json, is_checkpoint, remember
 from xlstm_tune.storage.objects import at_once
 
 PERIOD = "XLSTM_TUNE_MIRROR_SECONDS"
@@ -62,11 +63,15 @@ class Mirror:
 
     def start(self) -> None:
         """Make the first copy, and go on in a thread. Raises StorageError."""
+        before: set[str] = set()
         try:
+            before = set(self._objects.names())
             self._owner.claim()
             self._there = {name: () for name in self._objects.names() if _copied(name)}
             self._copy()
         except (OSError, pa.ArrowException) as error:
+            if not before:
+                self._clear()
             raise StorageError(
                 f"the search cannot be copied to {self._objects.shown} ({self._objects.reason(error)}); mend that, or "
                 "choose another --storage"
@@ -78,26 +83,40 @@ class Mirror:
         """The last copy, of everything. Returns what to tell the user where it could not be made."""
         self._ended.set()
         self._thread.join()
-        if self._stopping.reason == TAKEN_OVER:
-            return f"the search at {self._objects.shown} has been taken over by another driver; go on with it there"
         until = time.monotonic() + (_LAST_SECONDS_STOPPED if self._stopping.reason else _LAST_SECONDS)
         while True:
             try:
+                if self._owner.lost() is not None:
+                    return f"another driver has taken over the search at {self._objects.shown}; go on with it there"
                 self._copy()
+                self._tidy()
                 self._owner.give_up()
                 return None
             except (OSError, pa.ArrowException) as error:
                 if time.monotonic() > until:
                     return (
-                        f"the copy at {self._objects.shown} is not complete ({self._objects.reason(error)}); "
-                        f"{self._folder} has everything"
+                        f"the copy at {self._objects.shown} is not complete ({self._objects.reason(error)}), but "
+                        f"{self._folder} is; --resume brings the copy up to date"
                     )
                 time.sleep(1.0)
+
+    def _tidy(self) -> None:
+        """Away with what is of use only while trials run: marks, and checkpoints of workers that ended late."""
+        self._objects.remove_folder(STOPPED)
+        if not (self._folder / "results").is_dir():
+            return
+        over = {row["trial"] for row in read(self._folder, "trials").to_pylist() if row["reason"] not in CUTS}
+        left = {name.rpartition(f"/{CHECKPOINTS}/")[0] for name in self._objects.names("trials") if is_checkpoint(name)}
+        places = {trial_folder("", number).as_posix() for number in over}
+        at_once(lambda place: self._objects.remove_folder(f"{place}/{CHECKPOINTS}"), left & places)
 
     def remove(self) -> None:
         """Of a search that never began nothing stays."""
         self._ended.set()
         self._thread.join()
+        self._clear()
+
+    def _clear(self) -> None:
         with suppress(OSError, pa.ArrowException):
             self._objects.remove_folder()
 

@@ -248,7 +248,9 @@ def _search(
         for left in plan.folder.glob("ray-*"):  # of a driver that was killed
             shutil.rmtree(left, ignore_errors=True)
     fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback)
-    losses = Losses(plan.folder)
+    timeout = spec.resources.trial_timeout
+    watch = Watch(timeout, plan.folder) if isinstance(timeout, float) else None
+    losses = Losses(plan.folder, watch.silent) if watch and plan.kept else Losses(plan.folder)
     referee = Referee(make_scheduler(spec.search, spec.max_epochs()), store, journal, stopping)
     searcher = OptunaSearcher(
         spec,
@@ -261,7 +263,6 @@ def _search(
         why_lost=losses.why,
         goals=Goals(spec.search, plan.data),
     )
-    timeout = spec.resources.trial_timeout
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
     trainable = tune.with_resources(
@@ -283,7 +284,7 @@ def _search(
             name=scratch.name,
             storage_path=str(plan.folder),
             stop=referee,
-            callbacks=[driver, *([Watch(timeout, plan.folder)] if isinstance(timeout, float) else [])],
+            callbacks=[driver, *([watch] if watch else [])],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.layout import CHECKPOINTS
+from xlstm_tune.layout import CHECKPOINTS, SPEC
 from xlstm_tune.search.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.scratch import scratch_folder
 from xlstm_tune.storage.copy import is_checkpoint
@@ -227,8 +227,14 @@ class Remote(Shared):
 
     def _listed(self, places: Sequence[str]) -> list[str]:
         names: list[str] = []
-        at_once(lambda place: names.extend(self._steadily(lambda: self.objects.names(place))), places)
+        at_once(lambda place: names.extend(self._steadily(lambda: self._names(place))), places)
         return names
+
+    def _names(self, place: str) -> list[str]:
+        found = list(self.objects.names(place))
+        if not found and SPEC not in self.objects.names():  # as a folder that is no longer mounted
+            raise OSError("it holds the search no longer")
+        return found
 
     def _fetch(self, name: str) -> None:
         path = self.folder / name

@@ -189,6 +189,16 @@ def check_reachable(objects: Objects) -> None:
         ) from None
 
 
+def holds(objects: Objects) -> bool:
+    """Whether anything lies there. Raises StorageError."""
+    import pyarrow as pa
+
+    try:
+        return bool(objects.names())
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{objects.shown} cannot be looked at ({objects.reason(error)}); try again") from None
+
+
 def _copy(file: IO[bytes], out: Any, size: int | None) -> None:
     left = size
     while left is None or left > 0:
