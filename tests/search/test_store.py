@@ -112,7 +112,7 @@ def test_rows_that_the_driver_has_not_heard_are_told_by_the_next_worker(
 ) -> None:
     alone = undisturbed(data, tmp_path / "alone")
     store = driver(here, tmp_path)
-    trial, place = begun(worker(store), data)
+    trial, _ = begun(worker(store), data)
     for _ in range(3):
         trial.step()
     trial, _ = begun(worker(store), data, known=1)

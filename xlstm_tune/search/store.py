@@ -232,8 +232,11 @@ class Remote(Shared):
 
     def _names(self, place: str) -> list[str]:
         found = list(self.objects.names(place))
-        if not found and SPEC not in self.objects.names():  # as a folder that is no longer mounted
-            raise OSError("it holds the search no longer")
+        if not found:
+            try:
+                self.objects.get(SPEC)
+            except FileNotFoundError:  # as in a folder that is no longer mounted
+                raise OSError("it holds the search no longer") from None
         return found
 
     def _fetch(self, name: str) -> None:
