@@ -20,6 +20,7 @@ from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.referee import Referee
 from xlstm_tune.search.schedulers import make_scheduler
 from xlstm_tune.search.stopping import DISK_FULL, Stopping
+from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchConfig
 
 STOP = TrialScheduler.STOP
@@ -66,7 +67,7 @@ class Game:
         if not self.journal.history.trials:
             self.journal.began(list(range(numbers)), [{}] * numbers)
         self.stopping = Stopping(lambda words: None)
-        self.referee = Referee(make(name), folder, self.journal, self.stopping)
+        self.referee = Referee(make(name), Shared(folder), self.journal, self.stopping)
 
     def show(self, *rows: dict[str, Any]) -> tuple[bool, list[dict[str, Any]]]:
         """What the referee says, and the rows that it leaves."""
