@@ -278,6 +278,7 @@ def measure_stock(folder: Path, trials: int) -> Measured:
     from xlstm_tune.data.windows import prepare
     from xlstm_tune.search.resources import local_resources, place
     from xlstm_tune.search.single_trial import SingleTrial
+    from xlstm_tune.search.store import Shared
     from xlstm_tune.search.trainable import SearchTrial
     from xlstm_tune.training.checkpoint import save
 
@@ -323,7 +324,7 @@ def measure_stock(folder: Path, trials: int) -> Measured:
     here = local_resources()
     concurrent = place(spec.resources, here).concurrent
     ray.init(address="local", num_cpus=int(here["CPU"]), include_dashboard=False)  # never a cluster that runs here
-    settings = {"spec": spec.model_dump(by_alias=True), "folder": str(folder / "kept"), "data": [ray.put(prepared)]}
+    settings = {"spec": spec.model_dump(by_alias=True), "store": Shared(folder / "kept"), "data": [ray.put(prepared)]}
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     # Tune calls its callbacks in order: one before MLflow's to see it begin, one after it to see it end.
     before, after = Watch(), Watch()

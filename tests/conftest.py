@@ -12,6 +12,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from buckets import S3
     from tracked import Server
 
 if not torch.cuda.is_available():
@@ -37,6 +38,7 @@ HELPERS = (
     "fault_search",
     "champions",
     "page_tables",
+    "buckets",
 )
 pytest.register_assert_rewrite(*HELPERS)
 
@@ -58,5 +60,17 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
     shutil.copy(empty_database, place / "mlflow.db")
     server = Server(place)
     server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server with an empty bucket `searches`."""
+    from buckets import S3
+    from tracked import free_port
+
+    server = S3(tmp_path_factory.mktemp("s3"), free_port())
+    server.make("searches")
     yield server
     server.stop()

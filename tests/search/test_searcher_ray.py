@@ -21,6 +21,7 @@ from xlstm_tune.search.schedulers import make_scheduler
 from xlstm_tune.search.searcher import TRIES, OptunaSearcher
 from xlstm_tune.search.space import Space
 from xlstm_tune.search.stopping import Stopping
+from xlstm_tune.search.store import Shared
 
 
 @pytest.mark.slow
@@ -66,7 +67,7 @@ def test_a_real_ray_run_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.
     journal, losses, stopping = Journal(tmp_path), Losses(tmp_path), Stopping(print)
     for number in range(200):  # what a worker makes first
         trial_folder(tmp_path, number).mkdir(parents=True)
-    referee = Referee(make_scheduler(spec.search, EPOCHS), tmp_path, journal, stopping)
+    referee = Referee(make_scheduler(spec.search, EPOCHS), Shared(tmp_path), journal, stopping)
     space = Space.from_spec(spec)
     searcher = OptunaSearcher(spec, space, tmp_path, journal, on_end=ends.append, why_lost=losses.why)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -29,7 +29,7 @@ def predict(
     table: Annotated[
         str, typer.Argument(metavar="TABLE", help="CSV, Parquet or Arrow with the columns of the search's data.")
     ],
-    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder that holds searches.")] = "searches",
+    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder or URI that holds searches.")] = "searches",
     output: Annotated[
         str, typer.Option(metavar="FILE", help="Where the forecasts go: .parquet or .csv.")
     ] = "forecasts.parquet",
@@ -58,6 +58,11 @@ def predict(
 
 def find_search(storage: str, name: str) -> Path:
     """The folder of a search. Raises StorageError when there is none, with the nearest name."""
+    if "://" in storage and re.fullmatch(NAME, name):
+        # Imported here: a folder needs no file systems of others.
+        from xlstm_tune.storage.copy import local_storage
+
+        storage = local_storage(storage, name)
     root = Path(os.path.expanduser(storage)).absolute()
     if not re.fullmatch(NAME, name):
         raise StorageError(f"NAME is that of a search, which is no path, got '{name}'; give its folder with --storage")

@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         help="a search's name, or its folder; several are compared on one page",
     )
-    parser.add_argument("--storage", metavar="FOLDER", default="searches", help="folder that holds searches (searches)")
+    parser.add_argument(
+        "--storage", metavar="FOLDER", default="searches", help="folder or URI that holds searches (searches)"
+    )
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="where the page goes (report.html in the search's folder)"
     )
@@ -36,7 +38,9 @@ def _write(names: list[str], storage: str, output: Path | None) -> Path:
     # Imported here: help and wrong arguments do not wait for Optuna.
     from xlstm_tune.report.page import write_page
     from xlstm_tune.report.record import find_search
+    from xlstm_tune.storage.copy import local_storage
 
+    storage = local_storage(storage, *names)
     folders = [find_search(name, storage) for name in names]
     if output is not None and output.is_dir():
         raise StorageError(f"--output must be a file, got the folder {output}; name a file in it")

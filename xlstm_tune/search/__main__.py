@@ -46,7 +46,9 @@ def search(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the search; its results lie in STORAGE/NAME.")
     ] = None,
-    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder that holds searches.")] = "searches",
+    storage: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder that holds searches, or a URI: s3://, gs://, abfs://.")
+    ] = "searches",
     tracking_uri: Annotated[
         str | None, typer.Option(metavar="URI", help="MLflow server or database. None: sqlite in the storage folder.")
     ] = None,

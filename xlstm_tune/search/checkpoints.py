@@ -20,6 +20,7 @@ from typing import Any
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.lines import sync
 from xlstm_tune.search.folder import CHECKPOINTS
+from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.training.checkpoint import sha256_of
 
 ROWS = "epochs.jsonl"
@@ -32,10 +33,10 @@ _FIRST_SECONDS = 0.1
 
 
 class Checkpoints:
-    """Writes and finds the checkpoints of one trial. folder: the trial's."""
+    """Writes and finds the checkpoints of one trial. folder: the trial's. store: where other workers find them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / CHECKPOINTS
+    def __init__(self, folder: Path, store: Shared = HERE) -> None:
+        self._folder, self._store = folder / CHECKPOINTS, store
         self.cost = _FIRST_SECONDS
         """Seconds that a save takes."""
         self.trained = 0.0
@@ -71,6 +72,7 @@ class Checkpoints:
         sync(self._folder)
         for old in self._places()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+        self._store.push(self._folder.parent, checkpoints=True)
         self.cost, self.trained, self._saved = time.perf_counter() - started, 0.0, epoch
 
     def whole(self, known: int) -> Iterator[tuple[int, Path, list[dict[str, Any]]]]:

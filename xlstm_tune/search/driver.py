@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from ray import tune
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.duplicates import TrialEnd, never_begun
-from xlstm_tune.search.folder import CHECKPOINTS, CONFIG, HUNG, WEIGHTS, trial_folder
+from xlstm_tune.search.folder import CONFIG, HUNG, WEIGHTS, trial_folder
 from xlstm_tune.search.journal import History
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_records import (
@@ -30,7 +29,8 @@ from xlstm_tune.search.population_records import (
     winner_tags,
 )
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET
+from xlstm_tune.search.stopping import CUTS as CUTS
+from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig
@@ -39,8 +39,6 @@ from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""
-CUTS = (TIME_BUDGET, INTERRUPTED, DISK_FULL)
-"""Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
 LAST = (
     *("best_epoch", "parameters", "sequences_per_s", "peak_memory_mib", "latency_ms"),
     *("micro_batch", "members_at_once", "backend"),
@@ -48,6 +46,8 @@ LAST = (
 """Columns of the trials table that the last epoch's result fills."""
 
 
+SETTLE_SECONDS = 60.0
+"""How long the end of the trials waits for their last files, where these come from elsewhere."""
 FILES = (CONFIG, WEIGHTS, VALIDATION_END, "error.txt", HUNG)
 """Of a trial's folder, which its MLflow run gets where they exist."""
 
@@ -58,8 +58,10 @@ class Driver(tune.Callback):  # type: ignore[misc]
     A Ray trial may train several configurations; to everything written here each is a trial, by its number.
     """
 
-    def __init__(self, spec: SearchSpec, folder: Any, results: ResultsWriter, spool: Spool, progress: Progress) -> None:
-        self._spec, self._folder = spec, folder
+    def __init__(
+        self, spec: SearchSpec, store: Shared, results: ResultsWriter, spool: Spool, progress: Progress
+    ) -> None:
+        self._spec, self._store, self._folder = spec, store, store.folder
         self._results, self._spool, self._progress = results, spool, progress
         self._ends: dict[int, TrialEnd] = {}
         self._last: dict[int, dict[str, Any]] = {}
@@ -182,6 +184,10 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """A trial's worker died."""
         self.on_trial_complete(iteration, trials, trial)
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray comes by ten times a second."""
+        self._store.settle()
+
     def on_end(self, end: TrialEnd) -> None:
         """The searcher's word on how a trial ended; the trial's last epoch reaches this object after it."""
         if self._is_over(end.number):
@@ -194,10 +200,14 @@ class Driver(tune.Callback):  # type: ignore[misc]
             # The original has just ended too, and its row is not written yet.
             self._followers.setdefault(end.duplicate_of, []).append(end)
 
-    def close(self) -> None:
-        """Write the trials that ended without Ray's word: cut by a time budget or an interruption."""
+    def close(self) -> bool:
+        """Write the trials that ended without Ray's word: cut by a time budget or an interruption.
+
+        Returns whether the files of all trials are here.
+        """
         for number in sorted(self._ends):
             self._finish(number)
+        return self._store.settle(SETTLE_SECONDS)
 
     def _finish(self, number: int) -> None:
         end = self._ends.pop(number, None)
@@ -258,7 +268,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self.rows[number] = row
         self._progress.ended_trial(number, None if end.reason in CUTS else _counted(end.status, end.reason))
         if end.reason not in CUTS:
-            shutil.rmtree(trial_folder(self._folder, number) / CHECKPOINTS, ignore_errors=True)
+            self._store.drop_checkpoints(trial_folder(self._folder, number))
         if config:
             if first is None:  # a duplicate, or cut before a worker took it
                 self._begin_run(number, config)
@@ -270,21 +280,30 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._spool.trial_started(number, title, params, {"family": config.model.family})
 
     def _track(self, number: int, row: dict[str, Any], tags: dict[str, str]) -> None:
+        """The trial's run in MLflow ends, with its files, when they are here."""
         folder = trial_folder(self._folder, number)
         figures = {f"best_val_{name}": row[f"val_{name}"] for name in METRICS}
         figures[f"best_{self._spec.search.objective}_std_error"] = row["std_error"]
         figures |= {
             name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib", "latency_ms")
         }
-        self._spool.trial_ended(
-            number,
-            row["status"],
-            row["reason"] or "",
-            metrics={name: float(value) for name, value in figures.items() if value is not None},
-            tags=tags
-            | {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]},
-            artifacts=[path for name in FILES if (path := folder / name).exists()],
-        )
+
+        facts = {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]}
+
+        def end() -> None:
+            self._spool.trial_ended(
+                number,
+                row["status"],
+                row["reason"] or "",
+                metrics={name: float(value) for name, value in figures.items() if value is not None},
+                tags=tags | facts,
+                artifacts=[path for name in FILES if (path := folder / name).exists()],
+            )
+
+        if row["duplicate_of"] is None:
+            self._store.ended(folder, end)
+        else:
+            end()
 
 
 def _counted(status: str, reason: str | None) -> str:

@@ -22,6 +22,7 @@ from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import build_model
 from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.judge import predict
@@ -171,23 +172,27 @@ def predict_here(chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, dat
 
 
 def predict_remotely(
-    chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Any, placement: Placement
+    chosen: Sequence[Finalist], store: Shared, spec: SearchSpec, data: Any, placement: Placement
 ) -> Iterator[Scored]:
     """Predict by Ray tasks with a trial's own resources: on a GPU, or where the driver's machine is not the trials'.
 
-    data: Ray's reference to the Prepared data that the trials used.
+    data: Ray's reference to the Prepared data that the trials used. store: of the search's files.
     """
     import ray
 
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_predict_task)
     raw = spec.model_dump(by_alias=True)
-    waiting = [task.remote(str(folder), one, raw, data) for one in chosen]
+    waiting = [task.remote(store, one, raw, data) for one in chosen]
     for one, answer in zip(chosen, waiting, strict=True):
         yield one, ray.get(answer)
 
 
-def _predict_task(folder: str, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
-    return _predict(Path(folder), one, SearchSpec.parse(raw), data)
+def _predict_task(store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
+    store.pull(trial_folder(store.folder, one.number))
+    try:
+        return _predict(store.folder, one, SearchSpec.parse(raw), data)
+    finally:
+        store.leave()
 
 
 def _predict(

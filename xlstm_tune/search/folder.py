@@ -18,6 +18,7 @@ import yaml
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import CHECKPOINTS as CHECKPOINTS
 from xlstm_tune.layout import CONFIG as CONFIG
 from xlstm_tune.layout import ENVIRONMENT as ENVIRONMENT
 from xlstm_tune.layout import SPEC as SPEC
@@ -27,10 +28,11 @@ from xlstm_tune.layout import trial_folder as trial_folder
 from xlstm_tune.lines import sync
 from xlstm_tune.search.resources import cpus
 from xlstm_tune.spec import NAME, SearchSpec
+from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at, local_root
+from xlstm_tune.storage.objects import Objects, check_reachable, holds, is_uri
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking import hide_credentials
 
-CHECKPOINTS = "checkpoints"
 HUNG = "hung.txt"
 """In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
 STOPPED = "stopped"
@@ -41,14 +43,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def check_folder(storage: str, name: str) -> Path:
     """The folder that a new search `name` will use. Creates nothing but the storage folder itself.
 
-    Raises StorageError when it cannot be written or the name is taken.
+    storage: a folder that every machine of the search can write, or a URI; the search then works in `searches` below
+    the current folder. Raises StorageError when it cannot be written or the name is taken.
     """
-    if "://" in storage:
-        raise StorageError(
-            f"--storage must be a folder that every machine of the search can write, got the address '{storage}'; "
-            "give a local or shared folder"
-        )
     root = _root(storage)
+    if is_uri(storage):
+        where = Objects(storage)
+        check_reachable(where)
+        if holds(where / name):
+            raise StorageError(
+                f"the name '{name}' is already used at {where.shown}; continue that search with --resume {name}, or "
+                "choose another with --name"
+            )
     folder = root / name
     if os.path.lexists(folder):
         raise StorageError(
@@ -80,6 +86,13 @@ def find_folder(storage: str, name: str) -> Path:
             f"--resume takes the name of a search, which is no path, got '{name}'; give the folder that it lies in "
             "with --storage"
         )
+    if is_uri(storage):
+        return bring(Objects(storage), name, root)
+    if (where := kept_at(folder)) is not None:
+        raise StorageError(
+            f"the search '{name}' is kept at {where}, where its checkpoints lie; go on with it there, with --storage "
+            f"{where}, or remove {folder / KEPT_AT} to go on without them"
+        )
     if not os.path.isfile(folder / SPEC):
         known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if os.path.isdir(root) else []
         hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
@@ -93,7 +106,7 @@ def find_folder(storage: str, name: str) -> Path:
 
 
 def _root(storage: str) -> Path:
-    return Path(os.path.expanduser(storage)).absolute()
+    return local_root() if is_uri(storage) else Path(os.path.expanduser(storage)).absolute()
 
 
 def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
-from xlstm_tune.search.folder import STOPPED
 from xlstm_tune.search.single_trial import epoch_row, last_state
+from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.training.checkpoint import save
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import TrainingState, begin, pick_device
@@ -34,14 +34,14 @@ class Fused:
 class FusedTrial:
     """Trains configurations that differ in `members.SHAPE_PRESERVING` alone, an epoch of all a step.
 
-    objective: of `metrics.METRICS`.
+    objective: of `metrics.METRICS`. store: as for `SingleTrial`; it tells too which of them the scheduler has stopped.
     """
 
-    def __init__(self, runs: Sequence[Fused], data: Prepared, objective: str) -> None:
-        self._runs, self._data, self._objective = runs, data, objective
+    def __init__(self, runs: Sequence[Fused], data: Prepared, objective: str, store: Shared = HERE) -> None:
+        self._runs, self._data, self._objective, self._store = runs, data, objective, store
         self._out: set[int] = set()
         """Places of configurations that have failed or were stopped."""
-        self._checkpoints = [Checkpoints(run.folder) for run in runs]
+        self._checkpoints = [Checkpoints(run.folder, store) for run in runs]
         self._untold: list[dict[str, Any]] = []
         """Rows of earlier workers that the driver does not know."""
         self._states = self._take_up()
@@ -54,7 +54,8 @@ class FusedTrial:
         if self._untold:
             rows, self._untold = self._untold, []
             return rows
-        self._out |= {place for place, run in enumerate(self._runs) if (run.folder / STOPPED).exists()}
+        stopped = self._store.marked(run.folder for run in self._runs)
+        self._out |= {place for place, run in enumerate(self._runs) if run.folder in stopped}
         rows = [self._row(each) for each in next(self._epochs, ())]
         going_on = [self._checkpoints[place] for place in self._states if place not in self._out]
         if going_on and worth_saving(going_on):

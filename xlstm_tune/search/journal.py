@@ -26,11 +26,11 @@ from typing import Any
 
 from xlstm_tune import __version__
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import SEARCH_JOURNAL as JOURNAL
 from xlstm_tune.lines import append_line, cut_torn_line
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.space import Params
 
-JOURNAL = "search.journal"
 SCHEMA = 1
 
 

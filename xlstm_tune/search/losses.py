@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,21 @@ FIRST_EPOCH = 60.0
 
 
 class Losses(FIFOScheduler):  # type: ignore[misc]
-    """Ray tells its scheduler first that a worker is lost; this one keeps why. folder: of the search."""
+    """Ray tells its scheduler first that a worker is lost; this one keeps why. folder: of the search.
 
-    def __init__(self, folder: Path) -> None:
+    silent: whether Ray's trial of this id has said nothing for `resources.trial_timeout`: what a worker that hangs
+    writes down stays on its own machine where that shares no disk with this one.
+    """
+
+    def __init__(self, folder: Path, silent: Callable[[str], bool] = lambda trial_id: False) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._silent = folder, silent
         self._reasons: dict[str, str] = {}
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A worker is lost."""
         hung = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
-        if hung.exists() and hung.stat().st_size:
+        if (hung.exists() and hung.stat().st_size) or self._silent(trial.trial_id):
             self._reasons[trial.trial_id] = "hung: no epoch within resources.trial_timeout"
             return
         text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
@@ -91,8 +96,13 @@ class Watch(tune.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, seconds: float, folder: Path) -> None:
+        self._timeout = seconds
         self._seconds, self._folder = seconds + max(2.0, min(30.0, seconds / 10)), folder
         self._heard: dict[str, float] = {}
+
+    def silent(self, trial_id: str) -> bool:
+        """Whether a trial, once it had its first epoch, said nothing for as long as none may take."""
+        return time.monotonic() - self._heard.get(trial_id, math.inf) >= self._timeout
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its Tuner, and never needs the copy."""

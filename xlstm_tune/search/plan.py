@@ -19,8 +19,11 @@ from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_o
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
 from xlstm_tune.search.resume import check_same_search
 from xlstm_tune.search.space import Space
+from xlstm_tune.search.store import Remote, Shared, make_store
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
+from xlstm_tune.storage.copy import kept_at
 from xlstm_tune.tracking import check_tracking_uri, default_uri, remembered_uri
+from xlstm_tune.tracking.uri import sqlite_path
 from xlstm_tune.training.loop import shape_of
 
 
@@ -44,6 +47,15 @@ class Plan:
     """The folder holds an earlier part of this search."""
     refit: bool = False
     """The winner is trained again on training and validation part."""
+    storage: str = ""
+    """As it was given, without credentials; empty = the folder's parent."""
+    kept: Remote | None = None
+    """How machines hand each other the search's files; None = they all see the folder."""
+
+    @property
+    def store(self) -> Shared:
+        """How machines hand each other the search's files."""
+        return self.kept or Shared(self.folder)
 
     @property
     def trials(self) -> int:
@@ -80,8 +92,8 @@ def make_plan(
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     if resume:
         check_same_search(folder, spec)
-    tracked = resume and (folder / "mlflow").is_dir()
-    uri = tracking_uri or (remembered_uri(folder) if tracked else default_uri(folder.parent))
+    kept = make_store(storage, folder, spec.resources.trial_timeout)
+    uri = tracking_uri or _tracked_at(folder, resume)
     check_tracking_uri(uri)
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
@@ -103,7 +115,19 @@ def make_plan(
         placement=placement,
         resume=resume,
         refit=refit,
+        storage=kept.where.shown if kept else "",
+        kept=kept,
     )
+
+
+def _tracked_at(folder: Path, resume: bool) -> str:
+    """Where the runs of a search go that says nothing of it: where they went before, where that is."""
+    here = default_uri(folder.parent)
+    if not resume or not (folder / "mlflow").is_dir():
+        return here
+    uri = remembered_uri(folder)
+    # A database on another machine's disk; all runs are made again here, from the spool.
+    return here if uri.startswith("sqlite") and not sqlite_path(uri).exists() and kept_at(folder) else uri
 
 
 def wanted_trials(spec: SearchSpec, space: Space) -> int:

@@ -18,6 +18,7 @@ from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS, member_folder
 from xlstm_tune.search.single_trial import save_end
+from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.loop import EpochResult, TrainingState
 from xlstm_tune.training.members import Member, Score, score_of
@@ -53,10 +54,18 @@ class Record:
 class PopulationTrial:
     """Trains the members of one trial, an epoch of all a step; keeps the best weights of each in the trial's folder.
 
-    objective, known: as `SingleTrial`.
+    objective, known, store: as `SingleTrial`.
     """
 
-    def __init__(self, members: Sequence[Member], data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        data: Prepared,
+        folder: Path,
+        objective: str,
+        known: int = 0,
+        store: Shared = HERE,
+    ) -> None:
         self._members, self._data, self._folder, self._objective = members, data, folder, objective
         self._configs = [member.config for member in members]
         self._records = [Record() for _ in members]
@@ -64,7 +73,7 @@ class PopulationTrial:
         self._epoch = 0
         self._about: dict[str, Any] = {"parameters": None, "backend": None}
         self._saved: tuple[int, int] | None = None  # member and epoch whose weights stand for the trial
-        self._checkpoints = Checkpoints(folder)
+        self._checkpoints = Checkpoints(folder, store)
         self._untold = self._take_up(known)
         resume = self._states if self._epoch else None
         self._epochs: Iterator[list[MemberEpoch]] = train_population(self._configs, data, resume, objective=objective)

@@ -13,7 +13,7 @@ from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.folder import ENVIRONMENT, disk_full, frozen
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement
-from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED
+from xlstm_tune.search.stopping import STOPS
 
 
 class SearchRecord:
@@ -50,7 +50,7 @@ class SearchRecord:
         """
         now = datetime.now(UTC)
         row = self._row | {
-            "status": "interrupted" if cut in (INTERRUPTED, DISK_FULL) else "completed",
+            "status": "interrupted" if cut in STOPS else "completed",
             "reason": cut or why,
             "ended": now,
             "seconds": self._row["seconds"] + (now - self._began).total_seconds(),

@@ -68,7 +68,7 @@ def score_finalists(
     members = read(plan.folder, "members").to_pylist()
     chosen = finalists(rows, plan.spec, members)
     if plan.address or placement.gpus:
-        scored = predict_remotely(chosen, plan.folder, plan.spec, data, placement)
+        scored = predict_remotely(chosen, plan.store, plan.spec, data, placement)
     else:
         scored = predict_here(chosen, plan.folder, plan.spec, plan.data)
     for one, predicted in scored:

@@ -2,8 +2,8 @@
 
 Ray asks its stopper before anybody else about each result, so this is one. The scheduler judges each configuration as
 if it were a trial of its own, also where several share a Ray trial and after a worker has died. One that is stopped
-while others of its Ray trial go on is marked by an empty file in its folder, which the trial reads before its next
-epoch: Ray knows no way to tell a running trial anything.
+while others of its Ray trial go on is marked in the search's store, where the trial looks before its next epoch: Ray
+knows no way to tell a running trial anything.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from xlstm_tune.search.folder import STOPPED, disk_full, trial_folder
+from xlstm_tune.search.folder import disk_full, trial_folder
 from xlstm_tune.search.journal import Journal
-from xlstm_tune.search.stopping import DISK_FULL, Stopping
+from xlstm_tune.search.stopping import DISK_FULL, STORAGE_AWAY, Stopping
+from xlstm_tune.search.store import Shared
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class _Trial:
 
 
 class Referee(tune.Stopper):  # type: ignore[misc]
-    """Judges by `scheduler`, one of `schedulers.make_scheduler`. folder: of the search.
+    """Judges by `scheduler`, one of `schedulers.make_scheduler`. store: of the search's files.
 
     What the journal holds has been judged already: the scheduler is shown it again, which brings its rungs back.
     """
 
-    def __init__(self, scheduler: TrialScheduler, folder: Path, journal: Journal, stopping: Stopping) -> None:
-        self._scheduler, self._folder, self._journal, self._stopping = scheduler, folder, journal, stopping
+    def __init__(self, scheduler: TrialScheduler, store: Shared, journal: Journal, stopping: Stopping) -> None:
+        self._scheduler, self._store, self._journal, self._stopping = scheduler, store, journal, stopping
         self._known: dict[int, int] = {}
         """The last epoch of each configuration."""
         self._over: set[int] = set()
@@ -47,8 +47,10 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on."""
         if "disk_full" in result:
             self._stopping.request(DISK_FULL)
+        if "storage_away" in result:
+            self._stopping.request(STORAGE_AWAY)
         rows: list[dict[str, Any]] = result["rows"]
-        new = []
+        new, stopped = [], []
         for row in rows:
             if row["number"] in self._over or not self._is_new(row):
                 continue
@@ -62,10 +64,13 @@ class Referee(tune.Stopper):  # type: ignore[misc]
                 break
             if stop:
                 row["done"] = True
-                (trial_folder(self._folder, row["number"]) / STOPPED).touch()
+                stopped.append(trial_folder(self._store.folder, row["number"]))
             new.append(row)
         rows[:] = new
-        return all(number in self._over for number in result["numbers"])
+        over = all(number in self._over for number in result["numbers"])
+        if not over:  # else Ray ends it
+            self._store.mark(stopped)
+        return over
 
     def stop_all(self) -> bool:
         """Ray asks after every event."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights
 from xlstm_tune.training.judge import predict
@@ -35,21 +35,28 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
 
     data = prepare(plan.table, plan.spec.data, plan.spec.max_lookback(), refit=True)
     place = winner.folder(plan.folder) / REFIT
+    name = place.relative_to(plan.folder).as_posix()
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_refit_task)
     raw = plan.spec.model_dump(by_alias=True)
     try:
-        answer = ray.get(task.remote(str(place), raw, winner.settings, winner.epochs, ray.put(data)))
+        answer = ray.get(task.remote(plan.store, name, raw, winner.settings, winner.epochs, ray.put(data)))
     except ray.exceptions.RayError as error:
         return f"the worker was lost ({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
     if isinstance(answer, str):
         return answer
+    plan.store.pull(place)
     assert data.scaling is not None
     test = score_units(answer, truth, plan.data.target_std)
     return Refit(place / WEIGHTS, data.scaling, winner.epochs, test)
 
 
-def _refit_task(place: str, raw: dict[str, Any], settings: dict[str, Any], epochs: int, data: Prepared) -> Array | str:
-    """Predictions of the test part, [n, H, K] in the targets' units; why there are none otherwise."""
+def _refit_task(
+    store: Shared, name: str, raw: dict[str, Any], settings: dict[str, Any], epochs: int, data: Prepared
+) -> Array | str:
+    """Predictions of the test part, [n, H, K] in the targets' units; why there are none otherwise.
+
+    name: of the folder of the new weights, below the search's.
+    """
     config = SearchSpec.parse(raw).resolve(settings)
     device = pick_device()
     try:
@@ -59,10 +66,14 @@ def _refit_task(place: str, raw: dict[str, Any], settings: dict[str, Any], epoch
         model = result.state.model
         windows = Windows(data, "test", config.lookback, device)
         made = predict(model, windows, dtype=autocast_dtype(config.training.precision, device)).double().numpy()
-        Path(place).mkdir(parents=True, exist_ok=True)
-        save_weights(Path(place) / WEIGHTS, model.state_dict())
+        place = store.folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        save_weights(place / WEIGHTS, model.state_dict())
+        store.push(place)
     except Diverged as reason:
         return f"it diverged: {reason}"
     except Exception as error:  # whatever it was, the winner that there is stays
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    finally:
+        store.leave()
     return np.asarray(made * data.target_std + data.target_mean)

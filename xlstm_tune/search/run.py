@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from xlstm_tune.search.folder import create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.lock import locked
+from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
@@ -31,7 +33,7 @@ from xlstm_tune.search.recording import record_end, record_start, score_finalist
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import quiet, ray_session, tracked
-from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, TIME_BUDGET, Stopping
+from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 
 
@@ -60,9 +62,15 @@ def run(plan: Plan, console: Console) -> int:
     if not plan.resume:
         create_folder(plan.folder, plan.spec, plan.data.fingerprint)
     stopping = Stopping(lambda words: console.print(words, highlight=False, markup=False))
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with locked(plan.folder), stopping.watching():
         try:
-            return _run_alone(plan, stopping, console)
+            with mirrored(plan.kept, stopping, say):
+                return _run_alone(plan, stopping, console)
+        except UserError:
+            if not plan.resume and not read_journal(plan.folder).trials:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+            raise
         except KeyboardInterrupt:
             console.print(_resume_words(plan, INTERRUPTED), highlight=False, markup=False, soft_wrap=True)
             return stopping.exit_code
@@ -136,7 +144,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
     if outcome.cut == INTERRUPTED:
         return stopping.exit_code
-    return 0 if board.winner and outcome.cut != DISK_FULL else 1
+    return 0 if board.winner and outcome.cut not in STOPS else 1
 
 
 def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
@@ -158,7 +166,7 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
 
 def _resume_words(plan: Plan, why: str) -> str:
     """Why the search stopped, and the command that goes on with it."""
-    storage = shlex.quote(str(plan.folder.parent))
+    storage = shlex.quote(plan.storage or str(plan.folder.parent))
     command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
@@ -181,7 +189,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 judge = Judge(plan.table, plan.data)
                 record_start(plan, judge, spool, results)
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
-                if outcome.cut not in (INTERRUPTED, DISK_FULL):  # the one look at the test part is for the end
+                if outcome.cut not in STOPS:  # the one look at the test part is for the end
                     score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
             except KeyboardInterrupt:
@@ -189,7 +197,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 raise
             record.end(outcome.cut, outcome.exhausted)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
-        record_end(plan, spool, board, outcome.cut in (INTERRUPTED, DISK_FULL), console)
+        record_end(plan, spool, board, outcome.cut in STOPS, console)
     return board, outcome
 
 
@@ -233,14 +241,17 @@ def _search(
     spec = plan.spec
     objective = spec.search.objective
     progress = Progress(plan.trials, objective, best_baseline(plan.folder, objective))
-    driver = Driver(spec, plan.folder, results, spool, progress)
+    store = plan.store
+    driver = Driver(spec, store, results, spool, progress)
     if plan.resume:
         driver.recall(journal.history)
         for left in plan.folder.glob("ray-*"):  # of a driver that was killed
             shutil.rmtree(left, ignore_errors=True)
     fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback)
-    losses = Losses(plan.folder)
-    referee = Referee(make_scheduler(spec.search, spec.max_epochs()), plan.folder, journal, stopping)
+    timeout = spec.resources.trial_timeout
+    watch = Watch(timeout, plan.folder) if isinstance(timeout, float) else None
+    losses = Losses(plan.folder, watch.silent) if watch and plan.kept else Losses(plan.folder)
+    referee = Referee(make_scheduler(spec.search, spec.max_epochs()), store, journal, stopping)
     searcher = OptunaSearcher(
         spec,
         plan.space,
@@ -252,12 +263,11 @@ def _search(
         why_lost=losses.why,
         goals=Goals(spec.search, plan.data),
     )
-    timeout = spec.resources.trial_timeout
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
     trainable = tune.with_resources(
         # A reference inside a list is passed on as it is: the data stay in the object store, once per node.
-        tune.with_parameters(SearchTrial, data=[data], spec=spec.model_dump(by_alias=True), folder=str(plan.folder)),
+        tune.with_parameters(SearchTrial, data=[data], spec=spec.model_dump(by_alias=True), store=store),
         tune.PlacementGroupFactory([{"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})]),
     )
     tuner = tune.Tuner(
@@ -274,7 +284,7 @@ def _search(
             name=scratch.name,
             storage_path=str(plan.folder),
             stop=referee,
-            callbacks=[driver, *([Watch(timeout, plan.folder)] if isinstance(timeout, float) else [])],
+            callbacks=[driver, *([watch] if watch else [])],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -298,9 +308,11 @@ def _search(
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
             if reason != DISK_FULL:  # else there is no room to write it down; a resume does
                 searcher.close(reason)
-                driver.close()
+                if not driver.close():
+                    stopping.request(STORAGE_AWAY)
+                    reason = STORAGE_AWAY
     rows = list(driver.rows.values())
-    left_out = _ended_by_themselves(rows) < plan.trials
+    left_out = _ended_by_themselves(rows) < plan.trials or reason == STORAGE_AWAY
     cut = reason if left_out and not searcher.exhausted else None
     exhausted = searcher.exhausted if left_out else None
     return Outcome(rows, data, cut, exhausted, searcher.separated)

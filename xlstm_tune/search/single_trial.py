@@ -12,6 +12,7 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS
+from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training.checkpoint import load, save, save_weights
 from xlstm_tune.training.config import TrialConfig
@@ -23,12 +24,20 @@ class SingleTrial:
 
     state: after the last epoch; None before the first.
     objective: of `metrics.METRICS`. known: epochs that the driver knows of an earlier worker; those that only the
-    folder knows are told by the first step.
+    folder knows are told by the first step. store: where other workers find the checkpoints.
     """
 
-    def __init__(self, config: TrialConfig, data: Prepared, folder: Path, objective: str, known: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: Prepared,
+        folder: Path,
+        objective: str,
+        known: int = 0,
+        store: Shared = HERE,
+    ) -> None:
         self._folder, self._data = folder, data
-        self._checkpoints = Checkpoints(folder)
+        self._checkpoints = Checkpoints(folder, store)
         self.state, self._untold = last_state(self._checkpoints, known, config, data)
         self._epochs = train(config, data, resume=self.state, objective=objective)
 

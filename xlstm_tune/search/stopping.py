@@ -14,7 +14,13 @@ from types import FrameType
 
 INTERRUPTED = "interrupted"
 DISK_FULL = "disk full"
+STORAGE_AWAY = "storage away"
 TIME_BUDGET = "time budget"
+TAKEN_OVER = "taken over by another driver"
+STOPS = (INTERRUPTED, DISK_FULL, STORAGE_AWAY, TAKEN_OVER)
+"""Reasons for which a search stops before its end, and is gone on with later."""
+CUTS = (TIME_BUDGET, *STOPS)
+"""Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

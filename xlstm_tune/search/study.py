@@ -18,14 +18,13 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.search.study_memory import StudyMemory
 from xlstm_tune.search.thinning import GP, TPE, ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
 from xlstm_tune.tracking import hide_credentials
 
-JOURNAL = "optuna.journal"
-"""File name of the study below the search folder."""
 LOCK_SECONDS = 10
 """A lock left by a killed driver is taken over after this long without a write."""
 

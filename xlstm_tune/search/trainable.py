@@ -14,6 +14,7 @@ import platform
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,13 +22,14 @@ import torch
 from ray import tune
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.folder import CONFIG, HUNG, STOPPED, disk_full, trial_folder
+from xlstm_tune.search.folder import CONFIG, HUNG, disk_full, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.goals import times_forecasts, too_slow
 from xlstm_tune.search.losses import FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.single_trial import SingleTrial
+from xlstm_tune.search.store import Shared, StorageAway
 from xlstm_tune.search.system import SystemMetrics
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.allocator import keep_freed_memory
@@ -40,13 +42,14 @@ from xlstm_tune.training.micro import out_of_memory
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
     """Trains one configuration, a population of them, or several that are trials of their own, an epoch a step."""
 
-    def setup(self, config: dict[str, Any], data: list[Any], spec: dict[str, Any], folder: str) -> None:
+    def setup(self, config: dict[str, Any], data: list[Any], spec: dict[str, Any], store: Shared) -> None:
         """config: `trials` from the searcher. data: Ray's reference to the Prepared data, in a list.
 
-        The data come to a node once and are mapped by its trials without copies.
+        The data come to a node once and are mapped by its trials without copies. store: of the search's files.
         """
         self._data: Prepared = ray.get(data[0])
-        self._spec, self._folder = SearchSpec.parse(spec), folder
+        self._spec, self._store = SearchSpec.parse(spec), store
+        self._folder = store.folder
         self._extra = FIRST_EPOCH
         self._system = SystemMetrics()
         self._worker = f"process {os.getpid()} on {platform.node()}"
@@ -73,22 +76,24 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """The trial, made when it is first needed: inside step(), where failures become outcomes."""
         if self._trial is None:
             objective = self._spec.search.objective.removeprefix("val_")
+            self._store.begin(self._places())
             runs = [self._settle(one["number"], one["params"]) for one in self._trials]
             first = runs[0]
             if len(runs) > 1:
-                self._trial = FusedTrial(runs, self._data, objective)
+                self._trial = FusedTrial(runs, self._data, objective, self._store)
             elif members := trial_members(self._spec, first.config):
-                self._trial = PopulationTrial(members, self._data, first.folder, objective, first.known)
+                self._trial = PopulationTrial(members, self._data, first.folder, objective, first.known, self._store)
             else:
-                self._trial = SingleTrial(first.config, self._data, first.folder, objective, first.known)
+                self._trial = SingleTrial(first.config, self._data, first.folder, objective, first.known, self._store)
         return self._trial
+
+    def _places(self) -> list[Path]:
+        return [trial_folder(self._folder, one["number"]) for one in self._trials]
 
     def _settle(self, number: int, params: dict[str, Any]) -> Fused:
         """A configuration's folder, with all that is known of it before it is trained."""
         config = self._spec.resolve(params)
         folder = trial_folder(self._folder, number)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STOPPED).unlink(missing_ok=True)
         settled: dict[str, Any] = {"params": params, "config": config.flat()}
         if members := trial_members(self._spec, config):
             settled["members"] = [member.setting | {"training.seed": member.seed} for member in members]
@@ -100,8 +105,11 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         try:
             with self._watched():
                 rows = self._started().step()
+            self._hand_over()
         except Diverged as reason:
             return self._all_failed(f"diverged: {reason}")
+        except StorageAway as error:  # as below
+            return self._result([], done=True) | {"storage_away": str(error)}
         except Exception as error:
             if out_of_memory(error):
                 return self._all_failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
@@ -120,6 +128,11 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             self._known[row["number"]] = row["epoch"]
         return self._result(rows, done=all(row["done"] for row in rows))
 
+    def _hand_over(self) -> None:
+        """What the driver is about to hear of is there for it: the best weights first of all."""
+        for place in self._places():
+            self._store.push(place)
+
     def _timed(self, number: int) -> dict[str, Any]:
         """How long a forecast takes, where the search asks; too long is a failure."""
         if not times_forecasts(self._spec.search):
@@ -132,7 +145,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         reason = too_slow(self._spec, latency)
         if reason is None:
             return {"latency_ms": latency}
-        (trial_folder(self._folder, number) / STOPPED).touch()  # others that it is trained with go on without it
+        self._store.mark([trial_folder(self._folder, number)])  # others that it is trained with go on without it
         return {"latency_ms": latency, "status": "failed", "reason": reason}
 
     @contextmanager
@@ -165,6 +178,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 folder.mkdir(parents=True, exist_ok=True)
                 name = "error.txt" if len(self._trials) == 1 else "error-together.txt"
                 (folder / name).write_text(text)
+                self._store.push(folder)
 
     def _all_failed(self, reason: str) -> dict[str, Any]:
         """One configuration's failure; that of several together is no word on any of them, and leaves no rows."""
@@ -203,3 +217,4 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             with suppress(OSError):  # a full disk: the last checkpoint counts
                 self._trial.save()
         self._trial = None
+        self._store.leave()

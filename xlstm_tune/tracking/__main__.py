@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from xlstm_tune.errors import UserError
+from xlstm_tune.storage.copy import local_storage
 from xlstm_tune.tracking.writer import find_search, follow, set_up_logging, sync
 
 
@@ -16,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     parser_sync = commands.add_parser("sync", help="send what a search left unsent to MLflow")
     parser_sync.add_argument("search", metavar="NAME", help="the search's name, or its folder")
-    parser_sync.add_argument("--storage", metavar="FOLDER", help="folder that holds searches (default: searches)")
+    parser_sync.add_argument(
+        "--storage", metavar="FOLDER", help="folder or URI that holds searches (default: searches)"
+    )
     parser_sync.add_argument(
         "--tracking-uri", metavar="URI", help="another MLflow store than the one that the search used"
     )
@@ -28,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "follow":
             return follow(options.folder, options.parent)
-        left = sync(find_search(options.search, options.storage), options.tracking_uri)
+        storage = options.storage and local_storage(options.storage, options.search)
+        left = sync(find_search(options.search, storage), options.tracking_uri)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,180 @@
+"""The copy of a search at a URI, and how its folder is made again from it.
+
+Below URI/NAME lies what lies in the search's folder, and besides:
+
+* copy.json: how much of the two journals counts. They are written at one size each that belong together, since each is
+  copied by itself; what is behind is cut off when a folder is made from the copy.
+* owner.json: whose driver writes the copy.
+* stopped/00012: the scheduler has stopped this trial, while others that it is trained with go on.
+* trials/00012/checkpoints: of the worker, which the driver's folder never sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import CHECKPOINTS, ENVIRONMENT, OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
+from xlstm_tune.storage.objects import Objects, at_once, is_uri
+from xlstm_tune.strict import did_you_mean
+
+CUT = "copy.json"
+OWNER = "owner.json"
+STOPPED = "stopped"
+KEPT_AT = "storage.json"
+"""In the folder: where the copy of the search lies."""
+JOURNALS = (OPTUNA_JOURNAL, SEARCH_JOURNAL)
+LOCAL = "searches"
+"""Below the current folder: where searches that are kept at a URI work."""
+VERSION = 1
+
+
+def local_root() -> Path:
+    """Where the folder of a search lies while it runs that is kept at a URI."""
+    return Path(LOCAL).absolute()
+
+
+def local_storage(storage: str, *names: str) -> str:
+    """The folder that holds these searches: fetched from there, as far as needed, where `storage` is a URI.
+
+    Raises StorageError.
+    """
+    if not is_uri(storage):
+        return storage
+    for name in names:
+        if re.fullmatch(r"[\w.-]+", name):  # a path is a folder by itself
+            bring(Objects(storage), name, local_root())
+    return str(local_root())
+
+
+def bring(where: Objects, name: str, root: Path) -> Path:
+    """The folder of a search that is kept at a URI, made from the copy there unless it is here and has all of it.
+
+    where: the URI that holds searches. root: the folder that holds them here. Raises StorageError, when there is no
+    such search too, or when folder and copy have gone different ways.
+    """
+    folder, objects = root / name, where / name
+    try:
+        cut = read_cut(objects)
+        here = (folder / SPEC).is_file()
+        if cut is None and here and kept_at(folder) == where.shown:
+            return folder  # nothing had been copied yet
+        if cut is None:
+            known = [one for one in where.folders() if not one.startswith(".")]
+            hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
+            raise StorageError(f"{where.shown} holds no search '{name}'; {hint}")
+        if here:
+            ours = _whole_lines((folder / SEARCH_JOURNAL).read_bytes() if (folder / SEARCH_JOURNAL).exists() else b"")
+            theirs = _whole_lines(objects.get(SEARCH_JOURNAL)[: cut[SEARCH_JOURNAL]] if cut[SEARCH_JOURNAL] else b"")
+            if ours.startswith(theirs):
+                remember(folder, where)
+                _complete(objects, folder)
+                return folder
+            if not theirs.startswith(ours) or kept_at(folder) != where.shown:
+                raise StorageError(
+                    f"the folder {folder} and the search at {objects.shown} have gone different ways; rename the "
+                    "folder to go on with the copy, or start a new search with another --name"
+                )
+        _fetch(objects, where, folder, cut)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"the search '{name}' cannot be fetched from {where.shown} ({where.reason(error)}); mend that and try again"
+        ) from None
+    return folder
+
+
+def read_cut(objects: Objects) -> dict[str, int] | None:
+    """How much of the journals of a copy counts; None where there is no copy. Raises StorageError for a newer one."""
+    try:
+        content = json.loads(objects.get(CUT))
+        if content["version"] > VERSION:
+            raise StorageError(f"{objects.shown} was copied by a newer xlstm_tune; go on with the program that did it")
+        return {name: int(content["cut"][name]) for name in JOURNALS}
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"{objects.shown}/{CUT} is damaged ({error}); bring an older version of it back, or start a new search "
+            "with another --name"
+        ) from None
+
+
+def kept_at(folder: Path) -> str | None:
+    """Where the copy of the search in a folder lies, without credentials; None for a search of this folder alone."""
+    try:
+        return str(json.loads((folder / KEPT_AT).read_bytes())["storage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember(folder: Path, where: Objects) -> None:
+    """Note in a folder where its copy lies."""
+    if kept_at(folder) != where.shown:
+        (folder / KEPT_AT).write_text(json.dumps({"storage": where.shown}))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether an object belongs to a trial's checkpoints, which only workers need."""
+    return name.startswith("trials/") and f"/{CHECKPOINTS}/" in name
+
+
+def _complete(objects: Objects, folder: Path) -> None:
+    """Fetch what workers left of trials and the folder lacks, since the driver ended before it had come."""
+    names = [name for name in objects.names("trials") if not is_checkpoint(name)]
+    lacking = [name for name in names if not _inside(folder, name).exists()]
+    at_once(lambda name: objects.fetch(name, folder / name), lacking)
+
+
+def _fetch(objects: Objects, where: Objects, folder: Path, cut: dict[str, int]) -> None:
+    """Make the folder, whole or not at all; an older one is replaced."""
+    names = [name for name in objects.names() if not is_checkpoint(name) and name.partition("/")[0] != STOPPED]
+    wanted = [name for name in names if name not in (CUT, OWNER)]
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), wanted)
+        for name, size in cut.items():
+            path = unfinished / name
+            if size and (not path.exists() or path.stat().st_size < size):
+                raise StorageError(f"{objects.shown}/{name} is shorter than what was written; bring it back")
+            if path.exists():
+                os.truncate(path, size)
+        for name in (SPEC, ENVIRONMENT):
+            if not (unfinished / name).exists():
+                raise StorageError(f"{objects.shown} lacks {name}; bring it back")
+        remember(unfinished, where)
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Where an object goes: never out of the folder, whatever it is called."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"an object at the storage is called {name!r}, which is no name of a file of a search")
+    return folder.joinpath(*parts)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """For a small object."""
+    return json.dumps(content).encode()

@@ -1,0 +1,210 @@
+"""Files below a URI, on any file system that pyarrow knows: s3://, gs://, abfs://, hdfs://, file://."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from xlstm_tune.errors import StorageError
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+_AT_ONCE = 8
+"""Transfers side by side: objects are small, and each waits for its answer."""
+_BLOCK = 1 << 20
+_USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+
+
+def is_uri(storage: str) -> bool:
+    """Whether `--storage` names no folder but a place on some file system."""
+    return "://" in storage
+
+
+def without_secrets(uri: str) -> str:
+    """A URI as it may be shown: without the key and secret before its @. The container of an abfs address stays."""
+    head = _USERINFO.search(uri)
+    if head is None or (uri.startswith("abfs") and ":" not in head[0]):
+        return uri
+    return _USERINFO.sub("***@", uri)
+
+
+class Objects:
+    """What lies below a URI, by names relative to it, with `/` between their parts.
+
+    Every method raises OSError where the store does not answer, refuses, or has no such name (FileNotFoundError), some
+    seconds after the last of pyarrow's own tries. Safe to use from several threads; a pickled one opens anew.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.shown = uri.rstrip("/"), without_secrets(uri).rstrip("/")
+        self._opening = threading.Lock()
+        self._opened: tuple[Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["uri"])  # type: ignore[misc]
+
+    def __truediv__(self, name: str) -> Objects:
+        """Those below a name."""
+        address, found, query = self.uri.partition("?")
+        return Objects(f"{address.rstrip('/')}/{name}{found}{query}")
+
+    def reason(self, error: BaseException) -> str:
+        """An error's first line, without what is secret in the URI."""
+        line = str(error).strip().partition("\n")[0]
+        userinfo = _USERINFO.search(self.uri)
+        for secret in userinfo[0].rstrip("@").split(":") if userinfo and self.shown != self.uri else ():
+            line = line.replace(secret, "***") if secret else line
+        return line or type(error).__name__
+
+    def put(self, name: str, content: bytes | Path, size: int | None = None) -> None:
+        """Write an object, whole or not at all. content: bytes, or a file, of which the first `size` bytes count."""
+        system, root = self._open()
+        path = posixpath.join(root, name)
+        whole = system.type_name in _OBJECT_STORES
+        folder, last = posixpath.split(path)
+        target = path if whole else f"{folder}/.{last}.{os.getpid()}.{threading.get_ident()}"
+        if not whole:
+            system.create_dir(folder, recursive=True)
+        if isinstance(content, bytes):
+            with system.open_output_stream(target) as out:
+                out.write(content)
+        else:
+            with content.open("rb") as file, system.open_output_stream(target) as out:
+                _copy(file, out, size)
+        if not whole:
+            system.move(target, path)
+
+    def get(self, name: str) -> bytes:
+        """What an object holds."""
+        system, root = self._open()
+        with system.open_input_stream(posixpath.join(root, name)) as file:
+            return bytes(file.read())
+
+    def fetch(self, name: str, place: Path) -> None:
+        """Write an object to a local file, whole or not at all."""
+        system, root = self._open()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        try:
+            with system.open_input_stream(posixpath.join(root, name)) as file, temporary.open("wb") as out:
+                _copy(file, out, None)
+            temporary.replace(place)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def names(self, below: str = "") -> dict[str, datetime]:
+        """Every object below a name, and when it was written, by the store's own clock."""
+        from pyarrow.fs import FileSelector, FileType
+
+        system, root = self._open()
+        found = system.get_file_info(
+            FileSelector(posixpath.join(root, below).rstrip("/"), recursive=True, allow_not_found=True)
+        )
+        start = root.rstrip("/") + "/"
+        return {
+            one.path.removeprefix(start): one.mtime
+            for one in found
+            if one.type == FileType.File and not one.base_name.startswith(".")
+        }
+
+    def folders(self) -> list[str]:
+        """The names of the folders here."""
+        from pyarrow.fs import FileSelector, FileType
+
+        system, root = self._open()
+        found = system.get_file_info(FileSelector(root, allow_not_found=True))
+        return sorted(one.base_name for one in found if one.type == FileType.Directory)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are gone already are none the less."""
+        system, root = self._open()
+
+        def one(name: str) -> None:
+            with suppress(FileNotFoundError):
+                system.delete_file(posixpath.join(root, name))
+
+        at_once(one, names)
+
+    def remove_folder(self, name: str = "") -> None:
+        """Remove everything below a name, which may be gone already."""
+        system, root = self._open()
+        with suppress(FileNotFoundError):
+            system.delete_dir(posixpath.join(root, name).rstrip("/"))
+
+    def _open(self) -> tuple[Any, str]:
+        with self._opening:
+            if self._opened is None:
+                from pyarrow.fs import FileSystem
+
+                uri = self.uri
+                if uri.startswith("s3://"):  # a small object is then one request instead of three
+                    uri += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
+                self._opened = FileSystem.from_uri(uri)
+            return self._opened
+
+
+def at_once(call: Any, items: Iterable[Any]) -> None:
+    """Call for each item, several side by side. Raises the first error, when all calls have ended."""
+    items = list(items)
+    if len(items) < 2:
+        for item in items:
+            call(item)
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(items))) as pool:
+        for done in [pool.submit(call, item) for item in items]:
+            done.result()
+
+
+def check_reachable(objects: Objects) -> None:
+    """Return when files can be written there and read back, else raise StorageError with one sentence."""
+    import pyarrow as pa
+
+    scheme = objects.uri.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise StorageError(
+            f"--storage {objects.shown} has the unknown scheme '{scheme}'; give a folder, or an address that begins "
+            "with s3://, gs://, abfs:// or file://"
+        )
+    probe = f".writable-{os.urandom(4).hex()}"
+    try:
+        objects.put(probe, b"")
+        objects.get(probe)
+        objects.remove([probe])
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"the storage {objects.shown} cannot be used ({objects.reason(error)}); mend the address, the credentials "
+            "in the environment or the rights there, or choose another with --storage"
+        ) from None
+
+
+def holds(objects: Objects) -> bool:
+    """Whether anything lies there. Raises StorageError."""
+    import pyarrow as pa
+
+    try:
+        return bool(objects.names())
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{objects.shown} cannot be looked at ({objects.reason(error)}); try again") from None
+
+
+def _copy(file: IO[bytes], out: Any, size: int | None) -> None:
+    left = size
+    while left is None or left > 0:
+        block = file.read(_BLOCK if left is None else min(_BLOCK, left))
+        if not block:
+            return
+        out.write(block)
+        if left is not None:
+            left -= len(block)
