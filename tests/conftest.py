@@ -37,6 +37,9 @@ HELPERS = (
     "fault_search",
     "champions",
     "page_tables",
+    "hosts",
+    "local_cluster",
+    "cluster_search",
 )
 pytest.register_assert_rewrite(*HELPERS)
 
