@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import shlex
 import shutil
 import sys
 import time
@@ -17,6 +17,13 @@ from hosts import ROOT, Host, Network, new_key
 SHIPPED = ("xlstm_tune", "search_spaces", "clusters", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 RAY = ("gcs_server", "raylet", "ray::", "/ray/", "ray.util")
 """What command lines of Ray's processes hold; one of them each."""
+# As `ray list nodes` tells, which asks the dashboard: that takes longer to come up.
+ALIVE = """
+import sys
+from ray._raylet import GcsClient
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
+print(*(node.node_manager_address for node in nodes if node.state == 0))
+"""
 UP = "cd ~/xlstm_tune && ray up --yes clusters/local.yaml"
 DOWN = "cd ~/xlstm_tune && ray down --yes clusters/local.yaml"
 
@@ -59,7 +66,7 @@ class LocalCluster:
         # The kernels that were compiled here go with the project, or every host would compile them for half a minute.
         config["rsync_exclude"].remove("__pycache__")
         # Each host would count all processors as its own. The GPUs are a word: torch finds none and takes the CPU.
-        size = "--num-cpus=1 --num-gpus=1 --object-store-memory=100000000"
+        size = "--num-cpus=1 --num-gpus=1 --object-store-memory=100000000 --include-log-monitor=false"
         for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
             config[commands] = [line.replace("ray start", f"ray start {size}") for line in config[commands]]
         file.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -80,11 +87,8 @@ class LocalCluster:
 
     def alive(self) -> set[str]:
         """Addresses of Ray's nodes, as the head has them."""
-        said = self.head.run("ray list nodes --filter state=ALIVE --format json", code=None)
-        try:
-            return {node["node_ip"] for node in json.loads(said[said.index("[") :])}
-        except ValueError:
-            return set()
+        said = self.head.run(f"python -c {shlex.quote(ALIVE)} {self.head.address}:6379", code=None)
+        return {host.address for host in self.nodes} & set(said.split())
 
     def wait_for_nodes(self, count: int, seconds: float = 300) -> None:
         until(lambda: len(self.alive()) >= count, seconds, lambda: self.head.run("ray status", code=None))
@@ -122,5 +126,7 @@ def _install(host: Host) -> None:
     (venv / "installed").write_text(f"gpu {hashlib.sha256(pins).hexdigest()[:16]}\n")
     with (host.home / ".bashrc").open("a") as file:
         file.write("export PATH=~/venv/bin:$PATH PYTHONPATH=~/xlstm_tune RAY_AUTH_MODE=token\n")
-        file.write("export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_worker_register_timeout_seconds=240\n")
+        file.write("export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0\n")
+        # Ray is short of patience where four hosts and other tests share two processors.
+        file.write("export RAY_worker_register_timeout_seconds=240 RAY_agent_register_timeout_ms=240000\n")
         file.write("export XLSTM_TUNE_REGISTER=off XLSTM_TUNE_REPORT=off\n")
