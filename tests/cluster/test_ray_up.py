@@ -73,8 +73,9 @@ def test_an_outsider_without_the_token_gets_nothing(cluster: LocalCluster) -> No
         # What people look at listens on the head alone, for those who come through SSH.
         assert {answers[door] for door in ("dashboard", "job", "mlflow")} == {"closed"}, answers
         assert answers["agent"] == status, answers
-        for door in ("gcs", "client"):
-            assert "nauthenticated" in str(answers[door]) or "uthentication" in str(answers[door]), answers
+        assert "authentication" in str(answers["gcs"]), answers
+        # Ray Client is not told why: it tries until its patience ends.
+        assert str(answers["client"]).startswith("ConnectionError"), answers
         # Somebody else who has an account on the head.
         assert knock(cluster.head, "127.0.0.1", "dashboard job", **shown) == {"dashboard": status, "job": status}
     assert not any((host.place / "tmp" / "an-outsider-was-here").exists() for host in cluster.nodes)
