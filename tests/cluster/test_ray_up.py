@@ -97,6 +97,10 @@ def test_the_token_lets_in(cluster: LocalCluster) -> None:
     until((cluster.head.place / "tmp" / "an-outsider-was-here").exists, 240)
 
 
+@pytest.mark.xfail(
+    reason="an epoch's answer that is lost while the network is cut is waited for without end, unless there is a "
+    "resources.trial_timeout",
+)
 def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: LocalCluster) -> None:
     """Three trials on three hosts; what must not be over too soon is made to stand still meanwhile."""
     long = {"epochs": 150}
