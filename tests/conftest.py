@@ -39,6 +39,9 @@ HELPERS = (
     "champions",
     "page_tables",
     "buckets",
+    "hosts",
+    "local_cluster",
+    "cluster_search",
 )
 pytest.register_assert_rewrite(*HELPERS)
 
