@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,25 +68,26 @@ def make_plan(
     address: str | None,
     resume: bool = False,
     refit: bool = False,
+    elsewhere: str | None = None,
 ) -> Plan:
     """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
 
+    elsewhere: the file of the cluster whose head will run the search; its resources and its MLflow are not looked at.
     Raises UserError with one sentence.
     """
     check_password(spec)
     if address:
         check_cluster(address)
     here = local_resources()
-    placement = None if address else place(spec.resources, here)
+    placement = None if address or elsewhere else place(spec.resources, here)
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     if resume:
         check_same_search(folder, spec)
     tracked = resume and (folder / "mlflow").is_dir()
-    uri = tracking_uri or (remembered_uri(folder) if tracked else default_uri(folder.parent))
-    check_tracking_uri(uri)
-    table = load_table(spec.data)
-    data = prepare(table, spec.data, spec.max_lookback())
-    check_models(spec, space, data)
+    uri = tracking_uri or (remembered_uri(folder) if tracked else chosen_uri(folder.parent))
+    if not elsewhere:
+        check_tracking_uri(uri)
+    table, data = check_data(spec, space)
     if placement:
         placement = fit(placement, spec, space, data, here, local_gpu_mib)
     if resume:
@@ -99,11 +101,24 @@ def make_plan(
         best_possible=best_possible(data),
         folder=folder,
         tracking_uri=uri,
-        address=address,
+        address=address or elsewhere,
         placement=placement,
         resume=resume,
         refit=refit,
     )
+
+
+def check_data(spec: SearchSpec, space: Space) -> tuple[Table, Prepared]:
+    """The data, read and cut for the search. Raises DataError or SpecError."""
+    table = load_table(spec.data)
+    data = prepare(table, spec.data, spec.max_lookback())
+    check_models(spec, space, data)
+    return table, data
+
+
+def chosen_uri(storage: Path) -> str:
+    """Where MLflow's runs go without --tracking-uri: MLflow's own environment variable, else a file in the storage."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
 
 
 def wanted_trials(spec: SearchSpec, space: Space) -> int:
