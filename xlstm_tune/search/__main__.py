@@ -50,7 +50,12 @@ def search(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the search; its results lie in STORAGE/NAME.")
     ] = None,
-    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder that holds searches.")] = "searches",
+    storage: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER", envvar="XLSTM_TUNE_STORAGE", show_envvar=False, help="Folder that holds searches."
+        ),
+    ] = "searches",
     tracking_uri: Annotated[
         str | None,
         typer.Option(

@@ -139,18 +139,22 @@ def fit(
     available: Mapping[str, float],
     gpu_mib: Callable[[], float | None],
     where: str = "this machine",
+    fullest: int | None = None,
 ) -> Placement:
     """The placement with as many trials on a GPU, and as many configurations in a trial, as memory holds.
 
-    gpu_mib: tells the memory of a GPU; None where no GPU told it in time, and then nothing shares one.
+    gpu_mib: tells the memory of the smallest GPU; 0 where torch finds none, None where none told it in time, and then
+    nothing shares one. fullest: the most trials on one node; None = all are on one.
     """
     width = widest(spec, space, wanted_trials(spec, space), placement.gpus > 0)
     if not placement.gpus:
-        return replace(placement, width=room_on_cpu(spec, space, data, width, placement.concurrent))
+        return replace(placement, width=room_on_cpu(spec, space, data, width, fullest or placement.concurrent))
     if not packable(spec.resources, available):
         return replace(placement, width=width)
-    if (memory := gpu_mib()) is None:
-        return replace(placement, why="each trial has a GPU to itself: no GPU of the cluster told its memory in time")
+    if not (memory := gpu_mib()):
+        untold = "no GPU of the cluster told its memory in time"
+        unseen = "torch finds none where Ray has them, and trials train on processors there"
+        return replace(placement, why=f"each trial has a GPU to itself: {untold if memory is None else unseen}")
     packing = pack(largest_trial(spec, space, data), memory, spec.resources, available, width)
     placed = place(spec.resources, available, where, packing.share, packing.why)
     return replace(placed, width=packing.width)

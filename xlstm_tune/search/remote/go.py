@@ -17,7 +17,7 @@ from rich.console import Console
 
 from xlstm_tune.errors import ResourceError, StorageError
 from xlstm_tune.layout import PAGE, SPEC
-from xlstm_tune.search.remote.head import code_digest
+from xlstm_tune.search.remote.head import STORAGE, code_digest
 from xlstm_tune.search.remote.inputs import Input, check_storage, find_inputs, moved, send_inputs
 from xlstm_tune.search.remote.reach import Head, Unreachable, find_head
 from xlstm_tune.search.remote.watch import check_copy, fetch, watch
@@ -118,9 +118,10 @@ class Visit:
     def _begin(self, found: dict[str, Any], checked: SearchSpec | None) -> int | None:
         """Start what has to be started. The byte from which the log is news; None when there is nothing to watch."""
         asked, state = self._asked, found["state"]
-        if state == "none" and asked.resume:
+        if state == "none" and asked.resume and checked is None:
             raise StorageError(
-                f"{self._head.title} has no search '{asked.name}' to resume; leave --resume out to begin it"
+                f"{self._head.title} has no search '{asked.name}' to resume; leave --resume out to begin it, or give "
+                "its FILE too where it is kept at a URI"
             )
         sources: list[Input | str] = []
         if checked is not None:
@@ -147,7 +148,11 @@ class Visit:
                 sent = send_inputs(self._head, sources)
             for one in sent:
                 self._say(f"Sent to the head: {', '.join(list(one.files)[:3])} ({one.mib:,.1f} MiB)")
-        begun = self._head.ask("start", asked.name, send=self._request(found, text, not new).encode())
+        begun = self._head.ask(
+            "start",
+            asked.name,
+            send=self._request(text, bool(asked.resume and (found["begun"] or state == "none"))).encode(),
+        )
         self._say(f"Search {asked.name} {'begins' if new else 'goes on'} on the head; Ctrl-C only ends the watching.")
         return int(begun["log"])
 
@@ -201,14 +206,16 @@ class Visit:
             check_same_search(before.parent, spec)
             return spec != load_spec(str(before))
 
-    def _request(self, found: dict[str, Any], text: str, resume: bool) -> str:
+    def _request(self, text: str, resume: bool) -> str:
         """What `head.py` is to start."""
         asked = self._asked
         arguments = ["--address", "auto"]
         arguments += ["--resume", asked.name] if resume else []
         arguments += ["--refit"] if asked.refit else []
-        arguments += ["--storage", asked.storage if "://" in asked.storage else found["searches"]]
-        environment = {name: value for name, value in os.environ.items() if name.startswith("XLSTM_TUNE_")}
+        arguments += ["--storage", asked.storage] if "://" in asked.storage else []
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith("XLSTM_TUNE_") and name != STORAGE
+        }
         if asked.tracking_uri:
             environment[TRACKING_URI] = asked.tracking_uri
         return json.dumps({"spec": text, "arguments": arguments, "environment": environment})

@@ -32,6 +32,8 @@ NOTES = ".remote"
 """Below the searches: a folder for each search that was begun from elsewhere, for its owner alone."""
 RESULTS = ("spec.yaml", "environment.json", "report.html", "results", "champion")
 """Of a search's folder: what is handed out."""
+STORAGE = "XLSTM_TUNE_STORAGE"
+"""Environment variable: where searches are kept unless --storage says so, such as a bucket of the cluster's."""
 MARK = b"xlstm_tune answers\n"
 """Comes first on stdout: what a shell says at login comes before it."""
 POLL = 0.3
@@ -127,8 +129,11 @@ def start(name: str) -> dict[str, Any]:
         sent.unlink(missing_ok=True)
         with open(os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(request["spec"])
-        _code(name).unlink(missing_ok=True)
+        for old in (_code(name), notes / "driver"):
+            old.unlink(missing_ok=True)
         command = [sys.executable, "-m", "xlstm_tune.search", str(sent), *request["arguments"]]
+        if "--storage" not in command and STORAGE not in os.environ:
+            command += ["--storage", str(SEARCHES)]
         # It keeps the lock, a descriptor that it inherits, until it ends.
         subprocess.Popen(
             [sys.executable, "-m", __spec__.name, "supervise", name, str(running.fileno()), json.dumps(command)],
@@ -147,13 +152,16 @@ def supervise(name: str, lock: str, command: str) -> None:
     os.set_inheritable(int(lock), False)
     with _log(name).open("ab") as log:
         driver = subprocess.Popen(
-            json.loads(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=SEARCHES, start_new_session=True
+            json.loads(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=SEARCHES.parent,  # a search that is kept at a URI works in `searches` below it
+            start_new_session=True,
         )
-    (_notes(name) / "driver").write_text(str(driver.pid))
+    _write(_notes(name) / "driver", str(driver.pid))
     code = driver.wait()
-    unfinished = _code(name).with_suffix(".tmp")
-    unfinished.write_text(f"{code if code >= 0 else 128 - code}\n")
-    unfinished.rename(_code(name))
+    _write(_code(name), f"{code if code >= 0 else 128 - code}\n")
 
 
 def follow(name: str, offset: str) -> None:
@@ -173,10 +181,13 @@ def follow(name: str, offset: str) -> None:
 
 def stop(name: str) -> dict[str, Any]:
     """Ask the driver to stop, as Ctrl-C does: running trials save what they have."""
-    found = state(name)
-    if found["state"] == "running":
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int((_notes(name) / "driver").read_text()), signal.SIGINT)
+    driver = _notes(name) / "driver"
+    while (found := state(name))["state"] == "running":
+        if driver.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(driver.read_text()), signal.SIGINT)
+            break
+        time.sleep(POLL)  # it is about to be started
     return found
 
 
@@ -225,6 +236,13 @@ def _held(path: Path) -> bool:
         return False
     with _take(path, fcntl.LOCK_SH) as file:  # two who look at once do not see each other
         return file is None
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or nothing."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def _log(name: str) -> Path:

@@ -48,11 +48,13 @@ class SSHServer:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / key)], check=True)
         shutil.copy(place / "user.pub", place / "authorized")
         (place / "sshd_config").write_text(
-            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {place / 'host'}\nAuthorizedKeysFile {place / 'authorized'}\n"
-            f"StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin yes\n"
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {place / 'host'}\n"
+            f"AuthorizedKeysFile {place / 'authorized'}\n"
+            "StrictModes no\nUsePAM no\nPidFile none\nPasswordAuthentication no\nPermitRootLogin yes\n"
             f"SetEnv HOME={self.home}\n"
         )
-        proxy = f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/{self.port}; cat <&3 & cat >&3'"  # Ray knows no other port than 22
+        # Ray knows no other port than 22.
+        proxy = f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/{self.port}; cat <&3 & cat >&3'"
         self.file = place / "cluster.yaml"
         self.file.write_text(
             yaml.safe_dump(
