@@ -17,6 +17,7 @@ import yaml
 from xlstm_tune.errors import ResourceError
 from xlstm_tune.search.resources import Bundle, slots_on
 
+_HERE = ("127.0.0.1", "localhost")
 LOOK_SECONDS = 2.0
 """Between two looks at the nodes."""
 
@@ -78,9 +79,12 @@ def growth_of_cluster() -> Growth:
         return Growth(tuple(types))
     import ray
 
-    address = ray.get_runtime_context().gcs_address
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    mine = ray.util.get_node_ip_address()
+    # A monitor knows its cluster by this machine's address, where the search may have been given another name of it.
+    addresses = {f"--gcs-address={one}:{port}" for one in ((host, mine) if host in (mine, *_HERE) else (host,))}
     for words in _processes():
-        if f"--gcs-address={address}" in words and any(word.endswith("/monitor.py") for word in words):
+        if addresses & set(words) and any(word.endswith("/monitor.py") for word in words):
             files = [word.partition("=")[2] for word in words if word.startswith("--autoscaling-config=")]
             return read_growth(Path(files[0]).expanduser()) if files else Growth(())
     return Growth(None)
