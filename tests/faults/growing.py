@@ -57,6 +57,7 @@ class GrowingCluster:
         file.write_text(json.dumps(config))
         environment = os.environ | {
             "RAY_FAKE_CLUSTER": "1",
+            "RAY_agent_register_timeout_ms": "300000",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_enable_autoscaler_v2": str(int(second)),
             "RAY_CLOUD_INSTANCE_ID": HEAD,

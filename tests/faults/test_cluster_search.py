@@ -151,11 +151,12 @@ def test_cluster_that_is_not_up_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
     for tries in reversed(range(3)):  # Ray gives a node thirty seconds, which a busy machine does not always have
         cluster = Cluster()
         try:
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, include_dashboard=False)
             break
         except Exception as error:
             cluster.shutdown()

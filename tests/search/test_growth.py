@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from searcher_bench import SMALL, Bench, make_spec
 
 from xlstm_tune.search.cluster import smallest_trial
+from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.growth import Growth, NodeType, read_growth
 from xlstm_tune.search.resources import Bundle, slots_on
 from xlstm_tune.search.session import worker_environment
@@ -105,3 +107,28 @@ def test_workers_get_settings_and_no_credential() -> None:
         **{"RAY_AUTH_TOKEN": "pw", "PATH": os.environ["PATH"], "HOME": "/"},
     }
     assert set(worker_environment(given)) == {"XLSTM_TUNE_CAPTURE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "AWS_REGION"}
+
+
+def test_searcher_keeps_to_the_room_as_it_grows_and_shrinks(tmp_path: Path) -> None:
+    room = 1
+    bench = Bench(make_spec(SMALL, algorithm="grid"), tmp_path, room=lambda: room)
+    first = bench.ask()
+    assert first and bench.ask() is None, "nothing now"
+    room = 3
+    others = [bench.ask(), bench.ask()]
+    assert all(others) and bench.ask() is None
+    room = 1
+    bench.end(first, 4, 1.0, finished=True)
+    assert bench.ask() is None, "two are still under way"
+    for one in others:
+        bench.end(str(one), 4, 1.0, finished=True)
+    assert bench.ask()
+
+
+def test_fusion_shares_out_what_waits_among_the_slots_of_the_moment() -> None:
+    slots = 2
+    fusion = Fusion(8, slots=1, lookback=12, room=lambda: slots)
+    config = make_spec(SMALL).resolve({"model.hidden_size": 32})
+    assert fusion.most(config, waiting=4) == 2
+    slots = 4
+    assert fusion.most(config, waiting=4) == 1 and fusion.most(config, waiting=4, running=3) == 4
