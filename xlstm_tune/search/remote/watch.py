@@ -46,7 +46,9 @@ def watch(head: Head, name: str, offset: int, console: Console) -> dict[str, Any
         except Unreachable as problem:
             if lost is None:
                 lost = time.monotonic()
-                console.print(f"{problem}; trying again, the search goes on", highlight=False, markup=False)
+                console.print(
+                    f"{problem}; trying again, the search goes on", highlight=False, markup=False, soft_wrap=True
+                )
             waited = time.monotonic() - lost
             if waited > PATIENCE:
                 raise ResourceError(
