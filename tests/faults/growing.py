@@ -57,6 +57,7 @@ class GrowingCluster:
         file.write_text(json.dumps(config))
         environment = os.environ | {
             "RAY_FAKE_CLUSTER": "1",
+            "RAY_AUTH_MODE": "disabled",  # `ray start` would ask for a token, which drivers on their own do not
             "RAY_agent_register_timeout_ms": "300000",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_enable_autoscaler_v2": str(int(second)),
