@@ -43,6 +43,10 @@ class Command:
         """The exit code, negative for a signal; None while it runs."""
         return self._process.exitcode
 
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

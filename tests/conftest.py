@@ -36,6 +36,7 @@ HELPERS = (
     "report_tables",
     "wave_search",
     "fault_search",
+    "ssh_head",
     "champions",
     "page_tables",
     "buckets",

@@ -48,6 +48,7 @@ class Bench:
         resume: bool = False,
         space: Space | None = None,
         data: Prepared | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         self.spec, self.folder = spec, folder
         self.ends: list[TrialEnd] = []
@@ -60,6 +61,7 @@ class Bench:
             resume=resume,
             on_end=self.ends.append,
             goals=Goals(spec.search, data),
+            room=room,
         )
         self.started: dict[str, Params] = {}
         self.numbers: dict[str, int] = {}

@@ -11,6 +11,7 @@ from rich.console import Console
 from xlstm_tune.search import plan as planning
 from xlstm_tune.search.dry_run import print_plan
 from xlstm_tune.search.packing import cluster_gpu_mib
+from xlstm_tune.search.resources import place
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import SearchSpec
 
@@ -52,14 +53,40 @@ def test_make_plan_without_gpus_estimates_nothing(tmp_path: Path, monkeypatch: p
     assert made.placement is not None and not made.placement.why and made.placement.gpus == 0
 
 
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [(None, "no GPU of the cluster told its memory in time"), (0.0, "torch finds none where Ray has them")],
+)
+def test_fit_without_a_figure_shares_no_gpu_and_says_why(memory: float | None, words: str, tmp_path: Path) -> None:
+    spec = spec_of(tmp_path)
+    space, available = Space.from_spec(spec), {"CPU": 8.0, "GPU": 1.0}
+    _, data = planning.check_data(spec, space)
+    placed = planning.fit(place(spec.resources, available), spec, space, data, available, lambda: memory)
+    assert placed.gpus == 1 and words in placed.why
+
+
+def test_chosen_uri_is_mlflows_own_variable_or_a_file_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert planning.chosen_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    spec = spec_of(tmp_path)
+    space = Space.from_spec(spec)
+    made = planning.make_plan(spec, space, str(tmp_path / "searches"), None, None)
+    assert made.tracking_uri == f"sqlite:///{tmp_path}/other.db"
+    given = planning.make_plan(spec, space, str(tmp_path / "searches"), f"sqlite:///{tmp_path}/given.db", None)
+    assert given.tracking_uri == f"sqlite:///{tmp_path}/given.db"
+
+
 @pytest.mark.slow
-def test_cluster_gpu_mib_of_a_gpu_that_does_not_answer_is_none() -> None:
+def test_cluster_gpu_mib_tells_what_torch_finds_on_each_node_in_time() -> None:
     import ray
 
-    # A GPU that Ray believes in and torch does not find; then one that is never free.
+    # A GPU that Ray believes in and torch does not find; then one that does not answer in time.
     ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        assert cluster_gpu_mib() is None
-        assert cluster_gpu_mib(seconds=0.0) is None
+        assert cluster_gpu_mib(300.0) == [0.0]
+        assert cluster_gpu_mib(seconds=0.0) == []
     finally:
         ray.shutdown()

@@ -93,6 +93,16 @@ def read_source(sources: Sequence[str], sample: Mapping[str, int | float]) -> So
     return Source(table, tuple(file.name for file in files), ends.astype(np.int64), {})
 
 
+def local_files(source: str) -> list[str] | None:
+    """Absolute paths of the files that a source names on this machine; None where it names none here.
+
+    Raises DataError.
+    """
+    if source.startswith("sample:") or ("://" in source and not source.startswith("file:")):
+        return None
+    return [file.path for file in _find(source)]
+
+
 def _find(source: str) -> list[_File]:
     """The files that one source names, in order of their paths."""
     remote = "://" in source

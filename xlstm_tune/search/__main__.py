@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
@@ -10,8 +11,9 @@ from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.folder import SPEC, find_folder
+from xlstm_tune.search.remote.watch import check_not_a_copy
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
-from xlstm_tune.spec import SearchSpec
+from xlstm_tune.spec import NAME, SearchSpec
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -22,6 +24,8 @@ python -m xlstm_tune.search mine.yaml --dry-run
 python -m xlstm_tune.search mine.yaml --trials 10 --set training.epochs=5
 
 python -m xlstm_tune.search --resume mine --trials 20
+
+python -m xlstm_tune.search mine.yaml --cluster cluster.yaml
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -47,10 +51,22 @@ def search(
         str | None, typer.Option(metavar="NAME", help="Name of the search; its results lie in STORAGE/NAME.")
     ] = None,
     storage: Annotated[
-        str, typer.Option(metavar="FOLDER", help="Folder that holds searches, or a URI: s3://, gs://, abfs://.")
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            envvar="XLSTM_TUNE_STORAGE",
+            show_envvar=False,
+            help="Folder that holds searches, or a URI: s3://, gs://, abfs://.",
+        ),
     ] = "searches",
     tracking_uri: Annotated[
-        str | None, typer.Option(metavar="URI", help="MLflow server or database. None: sqlite in the storage folder.")
+        str | None,
+        typer.Option(
+            metavar="URI",
+            envvar="XLSTM_TUNE_TRACKING_URI",
+            show_envvar=False,
+            help="MLflow server or database. None: MLFLOW_TRACKING_URI, else sqlite in the storage folder.",
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -61,6 +77,17 @@ def search(
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster; `auto` finds one. None: this machine.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The cluster that `ray up FILE` started: the search runs on its head, and goes on without this "
+            "terminal. The same command, or --resume NAME with it, shows it again.",
+        ),
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="NAME", help="End the search of this name on the --cluster, in order.")
     ] = None,
     refit: Annotated[
         bool,
@@ -75,25 +102,61 @@ def search(
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
-        if resume is not None:
-            if name is not None:
-                raise SpecError("--resume names the search that goes on; give no --name with it")
-            name = resume if file else None  # the kept file has its own
-            file = file or str(find_folder(storage, resume) / SPEC)
-        elif file is None:
+        check_options(cluster, stop, resume, name, address)
+        if file is None and resume is None and stop is None:
             file = QUICKSTART
             console.print(
                 f"No search file given: running the shipped [bold]{QUICKSTART}[/]. Others: "
                 + ", ".join(other for other in shipped_spaces() if other != QUICKSTART),
                 highlight=False,
             )
-        spec = load_spec(file, overrides or (), name=name, search__trials=trials)
+        if cluster is not None and not dry_run:
+            from xlstm_tune.search.remote.go import Asked, search_on_cluster
+
+            if (known := stop or resume or name) is None:
+                known = load_spec(str(file), overrides or ()).name
+            asked = Asked(
+                cluster,
+                known,
+                resume=resume is not None,
+                stop=stop is not None,
+                file=file,
+                overrides=overrides or (),
+                trials=trials,
+                storage=storage,
+                tracking_uri=tracking_uri,
+                refit=refit,
+            )
+            raise typer.Exit(search_on_cluster(asked, console))
+        if resume is not None:
+            name = resume if file else None  # the kept file has its own
+            folder = find_folder(storage, resume)
+            check_not_a_copy(folder)
+            file = file or str(folder / SPEC)
+        spec = load_spec(str(file), overrides or (), name=name, search__trials=trials)
         if resume is not None and spec.name != resume:
             raise SpecError(f"{file} is of a search named '{spec.name}'; rename its folder '{resume}' to that")
-        _go(spec, storage, tracking_uri, address, dry_run, resume is not None, refit, console)
+        _go(spec, storage, tracking_uri, address, cluster, dry_run, resume is not None, refit, console)
     except UserError as error:
         Console(stderr=True).print(f"[red]error:[/] {one_line(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def check_options(
+    cluster: str | None, stop: str | None, resume: str | None, name: str | None, address: str | None
+) -> None:
+    """Raise SpecError for options that do not go together."""
+    if resume is not None and name is not None:
+        raise SpecError("--resume names the search that goes on; give no --name with it")
+    if stop is not None and cluster is None:
+        raise SpecError("--stop ends a search on a cluster; give --cluster FILE with it (here, Ctrl-C stops a search)")
+    if stop is not None and resume is not None:
+        raise SpecError("--stop and --resume contradict each other; give one of them")
+    if cluster is not None and address is not None:
+        raise SpecError("--cluster runs the search on the cluster's head, --address from here; give one of them")
+    for known in (stop, resume if cluster is not None else None):
+        if known is not None and not re.fullmatch(NAME, known):
+            raise SpecError(f"--stop and --resume take the name of a search, which is no path, got '{known}'")
 
 
 def _go(
@@ -101,6 +164,7 @@ def _go(
     storage: str,
     tracking_uri: str | None,
     address: str | None,
+    cluster: str | None,
     dry_run: bool,
     resume: bool,
     refit: bool,
@@ -113,7 +177,7 @@ def _go(
     from xlstm_tune.search.plan import make_plan
 
     with console.status("reading the data"):
-        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit)
+        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit, elsewhere=cluster)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
 

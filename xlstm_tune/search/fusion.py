@@ -9,7 +9,7 @@ when they fail.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,15 @@ class Fusion:
     """Ray trials that run at a time."""
     lookback: int = 1
     """L of the data."""
+    room: Callable[[], int] | None = None
+    """Tells the `slots` of this moment, on a cluster whose nodes come and go."""
 
     def most(self, config: TrialConfig, waiting: int, running: int = 0) -> int:
         """For a configuration like this one, with `waiting` of any (itself included) not started yet.
 
         running: Ray trials that run. Every free slot gets something to do before any gets more than its share.
         """
-        free = max(1, self.slots - running)
+        free = max(1, (self.room() if self.room else self.slots) - running)
         return max(1, min(self.width, width_for(config, self.lookback, self.gpu), -(-waiting // free)))
 
 

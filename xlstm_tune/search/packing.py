@@ -6,6 +6,7 @@ out of it, or lets another, and goes on in smaller pieces (training/micro.py).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,23 +144,32 @@ def _narrowed(width: int, each_mib: float, room_mib: float) -> int:
 
 
 def local_gpu_mib() -> float:
-    """Memory of the smallest GPU that torch can reach, in MiB. There must be one."""
+    """Memory of the smallest GPU that torch can reach, in MiB; 0 where it reaches none."""
     import torch
 
     devices = range(torch.cuda.device_count())
-    return min(torch.cuda.get_device_properties(device).total_memory for device in devices) / 2**20
+    return min((torch.cuda.get_device_properties(device).total_memory for device in devices), default=0) / 2**20
 
 
-def cluster_gpu_mib(seconds: float = 60.0) -> float | None:
-    """Memory of a GPU of the Ray cluster that this process is connected to; None when none answers in time.
+def cluster_gpu_mib(seconds: float = 60.0) -> list[float]:
+    """Memory of a GPU of each node of the Ray cluster that this process is connected to, as `local_gpu_mib` has it.
 
-    The driver cannot see a cluster's GPUs: a task that gets one tells. GPUs are taken to be alike.
+    The driver cannot see a cluster's GPUs: a task on each node that has any tells. Nodes whose GPUs are taken by
+    others, that are still starting or get lost are left out.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    answer = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(local_gpu_mib).remote()
-    try:
-        return float(ray.get(answer, timeout=seconds))
-    except ray.exceptions.RayError:  # taken by others, still starting, or lost
+    task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(local_gpu_mib)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0.0) >= 1
+    ]
+    told = []
+    for answer in ray.wait(asked, num_returns=len(asked), timeout=seconds)[0] if asked else []:
+        with contextlib.suppress(ray.exceptions.RayError):
+            told.append(float(ray.get(answer)))
+    for answer in asked:
         ray.cancel(answer)
-        return None
+    return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,25 +80,26 @@ def make_plan(
     address: str | None,
     resume: bool = False,
     refit: bool = False,
+    elsewhere: str | None = None,
 ) -> Plan:
     """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
 
+    elsewhere: the file of the cluster whose head will run the search; its resources and its MLflow are not looked at.
     Raises UserError with one sentence.
     """
     check_password(spec)
     if address:
         check_cluster(address)
     here = local_resources()
-    placement = None if address else place(spec.resources, here)
+    placement = None if address or elsewhere else place(spec.resources, here)
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     if resume:
         check_same_search(folder, spec)
     kept = make_store(storage, folder, spec.resources.trial_timeout)
     uri = tracking_uri or _tracked_at(folder, resume)
-    check_tracking_uri(uri)
-    table = load_table(spec.data)
-    data = prepare(table, spec.data, spec.max_lookback())
-    check_models(spec, space, data)
+    if not elsewhere:
+        check_tracking_uri(uri)
+    table, data = check_data(spec, space)
     if placement:
         placement = fit(placement, spec, space, data, here, local_gpu_mib)
     if resume:
@@ -111,7 +113,7 @@ def make_plan(
         best_possible=best_possible(data),
         folder=folder,
         tracking_uri=uri,
-        address=address,
+        address=address or elsewhere,
         placement=placement,
         resume=resume,
         refit=refit,
@@ -120,9 +122,22 @@ def make_plan(
     )
 
 
+def check_data(spec: SearchSpec, space: Space) -> tuple[Table, Prepared]:
+    """The data, read and cut for the search. Raises DataError or SpecError."""
+    table = load_table(spec.data)
+    data = prepare(table, spec.data, spec.max_lookback())
+    check_models(spec, space, data)
+    return table, data
+
+
+def chosen_uri(storage: Path) -> str:
+    """Where MLflow's runs go without --tracking-uri: MLflow's own environment variable, else a file in the storage."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+
+
 def _tracked_at(folder: Path, resume: bool) -> str:
     """Where the runs of a search go that says nothing of it: where they went before, where that is."""
-    here = default_uri(folder.parent)
+    here = chosen_uri(folder.parent)
     if not resume or not (folder / "mlflow").is_dir():
         return here
     uri = remembered_uri(folder)
@@ -148,18 +163,22 @@ def fit(
     available: Mapping[str, float],
     gpu_mib: Callable[[], float | None],
     where: str = "this machine",
+    fullest: int | None = None,
 ) -> Placement:
     """The placement with as many trials on a GPU, and as many configurations in a trial, as memory holds.
 
-    gpu_mib: tells the memory of a GPU; None where no GPU told it in time, and then nothing shares one.
+    gpu_mib: tells the memory of the smallest GPU; 0 where torch finds none, None where none told it in time, and then
+    nothing shares one. fullest: the most trials on one node; None = all are on one.
     """
     width = widest(spec, space, wanted_trials(spec, space), placement.gpus > 0)
     if not placement.gpus:
-        return replace(placement, width=room_on_cpu(spec, space, data, width, placement.concurrent))
+        return replace(placement, width=room_on_cpu(spec, space, data, width, fullest or placement.concurrent))
     if not packable(spec.resources, available):
         return replace(placement, width=width)
-    if (memory := gpu_mib()) is None:
-        return replace(placement, why="each trial has a GPU to itself: no GPU of the cluster told its memory in time")
+    if not (memory := gpu_mib()):
+        untold = "no GPU of the cluster told its memory in time"
+        unseen = "torch finds none where Ray has them, and trials train on processors there"
+        return replace(placement, why=f"each trial has a GPU to itself: {untold if memory is None else unseen}")
     packing = pack(largest_trial(spec, space, data), memory, spec.resources, available, width)
     placed = place(spec.resources, available, where, packing.share, packing.why)
     return replace(placed, width=packing.width)

@@ -6,12 +6,25 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xlstm_tune.errors import ResourceError
 from xlstm_tune.spec import ResourceConfig
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one trial takes of a node."""
+
+    cpus: float
+    gpus: float
+
+    def describe(self) -> str:
+        """For people: `1 CPU and 0.5 GPU`."""
+        text = f"{self.cpus:g} CPU{'s' if self.cpus != 1 else ''}"
+        return text + (f" and {self.gpus:g} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else "")
 
 
 @dataclass(frozen=True)
@@ -25,13 +38,32 @@ class Placement:
     """Of trials that share a GPU, or do not, by an estimate; empty where nothing was estimated."""
     width: int = 1
     """Configurations that a trial may train together (`search.fuse`)."""
+    room: Callable[[], int] | None = field(default=None, compare=False)
+    """Trials that may be under way at this moment, where that changes; None = `concurrent`, always."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What a trial takes."""
+        return Bundle(self.cpus, self.gpus)
 
     def describe(self) -> str:
         """For people: `2 trials at a time, each on 1 CPU`."""
-        each = f"{self.cpus:g} CPU{'s' if self.cpus != 1 else ''}"
-        if self.gpus:
-            each += f" and {self.gpus:g} GPU{'s' if self.gpus > 1 else ''}"
-        return f"{self.concurrent} trial{'s' if self.concurrent != 1 else ''} at a time, each on {each}"
+        each = f"each on {self.bundle.describe()}"
+        return f"{self.concurrent} trial{'s' if self.concurrent != 1 else ''} at a time, {each}"
+
+
+def slots_on(nodes: Iterable[Mapping[str, float]], trial: Bundle) -> int:
+    """Trials that run at a time on nodes of these resources. None straddles two nodes, nor two GPUs that it shares."""
+    return sum(_slots(node.get("CPU", 0.0), node.get("GPU", 0.0), trial) for node in nodes)
+
+
+def _slots(cpus: float, gpus: float, trial: Bundle) -> int:
+    fits = math.floor(cpus / trial.cpus + 1e-9)
+    if trial.gpus >= 1:
+        fits = min(fits, math.floor(gpus / trial.gpus + 1e-9))
+    elif trial.gpus:
+        fits = min(fits, math.floor(gpus) * math.floor(1 / trial.gpus + 1e-9))
+    return fits
 
 
 def packable(config: ResourceConfig, available: Mapping[str, float]) -> bool:
@@ -63,11 +95,7 @@ def place(
             f"resources.cpus_per_trial asks for {config.cpus_per_trial:g} CPU(s) a trial, but {where} has {cpus:g}; "
             "ask for fewer"
         )
-    fits = math.floor(cpus / config.cpus_per_trial + 1e-9)
-    if wanted >= 1:
-        fits = min(fits, math.floor(gpus / wanted + 1e-9))
-    elif wanted:
-        fits = min(fits, math.floor(gpus) * math.floor(1 / wanted + 1e-9))
+    fits = _slots(cpus, gpus, Bundle(config.cpus_per_trial, wanted))
     return Placement(config.cpus_per_trial, wanted, max(1, min(fits, config.max_concurrent or fits)), why)
 
 

@@ -36,6 +36,9 @@ from xlstm_tune.search.session import quiet, ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 
+ANY = 1_000_000
+"""Trials at a time: more than there will ever be."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -159,7 +162,7 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     with (
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console),
-        ray_session(plan) as placement,
+        ray_session(plan, console) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
@@ -180,7 +183,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console),
     ):
-        with ResultsWriter(plan.folder) as results, ray_session(plan) as placement:
+        with ResultsWriter(plan.folder) as results, ray_session(plan, console) as placement:
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
             record = SearchRecord(plan, placement, results)
@@ -247,7 +250,7 @@ def _search(
         driver.recall(journal.history)
         for left in plan.folder.glob("ray-*"):  # of a driver that was killed
             shutil.rmtree(left, ignore_errors=True)
-    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback)
+    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback, placement.room)
     timeout = spec.resources.trial_timeout
     watch = Watch(timeout, plan.folder) if isinstance(timeout, float) else None
     losses = Losses(plan.folder, watch.silent) if watch and plan.kept else Losses(plan.folder)
@@ -262,6 +265,7 @@ def _search(
         fusion=fusion,
         why_lost=losses.why,
         goals=Goals(spec.search, plan.data),
+        room=placement.room,
     )
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
@@ -276,7 +280,8 @@ def _search(
             search_alg=searcher,
             scheduler=losses,
             num_samples=-1,  # the searcher says when it has no more
-            max_concurrent_trials=placement.concurrent,
+            # Where nodes may come the searcher keeps to the room that there is, and this is no limit.
+            max_concurrent_trials=ANY if placement.room else placement.concurrent,
             time_budget_s=spec.search.time_budget,
             reuse_actors=True,
         ),

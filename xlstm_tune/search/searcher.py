@@ -78,6 +78,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     fusion: how many configurations may share a Ray trial.
     why_lost: why Ray's trial of this id lost its worker.
     goals: what is weighed and limited; None = what the spec says, without limits of size.
+    room: how many Ray trials there may be at this moment; None = as many as Ray asks for.
 
     Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point, "known": epochs that need not
     be told again}, ...]}`. Every result that a Ray trial reports must hold `rows`, one for each configuration and epoch
@@ -101,6 +102,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         fusion: Fusion = NO_FUSION,
         why_lost: Callable[[str], str] = lambda trial_id: "worker died",
         goals: Goals | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
@@ -108,6 +110,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost
+        self._room = room
         self._live: dict[int, Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
@@ -135,7 +138,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return len(self._ledger)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """What goes on, or the next configurations; FINISHED, or None while some may need another worker."""
+        """What goes on, or the next configurations; FINISHED, or None while some may need another worker, or room."""
+        if self._room is not None and len(self._together) >= self._room():
+            return None
         if self._again:
             chosen = [self._live[number] for number in self._again.popleft()]
         else:

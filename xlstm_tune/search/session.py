@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.packing import cluster_gpu_mib
-from xlstm_tune.search.plan import Plan, fit
-from xlstm_tune.search.resources import Placement, local_resources, place
+from xlstm_tune.search.cluster import place_on_cluster
+from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.tracking import Spool, Writer
 
+PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
+"""Beginnings of the environment variables that workers get."""
+PASSED_ON_WHOLE = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "TZ")
+KEPT_BACK = ("XLSTM_TUNE_TRACKING_URI", "XLSTM_TUNE_STORAGE")
+"""These may hold a password."""
 DRAIN = "XLSTM_TUNE_DRAIN_SECONDS"
 """Environment variable: how long a finished search waits for MLflow to take what is left; 120 where it is not set."""
 DRAIN_SECONDS_STOPPED = 10.0
@@ -73,12 +78,20 @@ def _drain_seconds() -> float:
 
 
 @contextmanager
-def ray_session(plan: Plan) -> Iterator[Placement]:
-    """Ray on this machine, or the cluster at the plan's address. Raises ResourceError when the cluster is too small."""
+def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
+    """Ray on this machine, or the cluster at the plan's address, once that has a node for a trial.
+
+    Raises ResourceError when the cluster is too small and will stay so.
+    """
     import ray
 
     if plan.address:
-        ray.init(address=plan.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=plan.address,
+            runtime_env={"env_vars": worker_environment(os.environ)},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     else:
         here = local_resources()
         ray.init(
@@ -91,15 +104,26 @@ def ray_session(plan: Plan) -> Iterator[Placement]:
         )
     _protect_token()
     try:
-        yield plan.placement or _place_on_cluster(plan, ray.cluster_resources())
+        yield plan.placement or place_on_cluster(plan, lambda words: _say(console, words))
     finally:
         ray.shutdown()
 
 
-def _place_on_cluster(plan: Plan, available: dict[str, float]) -> Placement:
-    where = f"the cluster at {plan.address}"
-    placement = place(plan.spec.resources, available, where)
-    return fit(placement, plan.spec, plan.space, plan.data, available, cluster_gpu_mib, where)
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a cluster's workers get of the driver's environment, which Ray itself does not pass on.
+
+    Settings of what computes, and where a bucket is; never a password or key: workers do not talk to MLflow, and nodes
+    have rights of their own.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name.startswith(PASSED_ON) and name not in KEPT_BACK) or name in PASSED_ON_WHOLE
+    }
+
+
+def _say(console: Console, words: str) -> None:
+    console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _protect_token() -> None:

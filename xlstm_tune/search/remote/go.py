@@ -1,0 +1,241 @@
+"""`--cluster FILE`: begin a search on a cluster's head, or come back to one, and see it to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from xlstm_tune.errors import ResourceError, StorageError
+from xlstm_tune.layout import PAGE, SPEC
+from xlstm_tune.search.remote.head import STORAGE, code_digest
+from xlstm_tune.search.remote.inputs import Input, check_storage, find_inputs, moved, send_inputs
+from xlstm_tune.search.remote.reach import Head, Unreachable, find_head
+from xlstm_tune.search.remote.watch import check_copy, fetch, watch
+from xlstm_tune.search.resume import check_same_search
+from xlstm_tune.search.space import Space
+from xlstm_tune.search_file import load_spec
+from xlstm_tune.spec import SearchSpec
+from xlstm_tune.tracking import python_command
+
+TRACKING_URI = "XLSTM_TUNE_TRACKING_URI"
+"""Environment variable: as --tracking-uri, for a URI that holds a password, which other users must not see."""
+_ENDED = {
+    0: "has ended",
+    1: "ended without a trial that could be scored, or for want of disk space",
+    2: "was refused",
+    130: "was stopped",
+    143: "was stopped",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for. name: of the search."""
+
+    cluster: str
+    name: str
+    resume: bool = False
+    stop: bool = False
+    file: str | None = None
+    """None: the search file that the head has."""
+    overrides: Sequence[str] = ()
+    trials: int | None = None
+    storage: str = "searches"
+    tracking_uri: str | None = None
+    refit: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the copy of the results lies. An address means where the search itself keeps its files."""
+        here = "searches" if "://" in self.storage else self.storage
+        return Path(os.path.expanduser(here)).absolute() / self.name
+
+    def command(self, option: str) -> str:
+        """The command that comes back to this search with `--resume` or `--stop`."""
+        words = ["-m", "xlstm_tune.search", option, self.name, "--cluster", self.cluster, "--storage", self.storage]
+        return f"{python_command()} {shlex.join(words)}"
+
+
+def search_on_cluster(asked: Asked, console: Console) -> int:
+    """Do it; the exit code of the driver on the head, or 130 when Ctrl-C has ended the watching.
+
+    Raises UserError with one sentence.
+    """
+    checked = _checked(asked, asked.file) if asked.file else None
+    with console.status("reaching the head"):
+        head = find_head(asked.cluster)
+    cluster = str(yaml.safe_load(Path(asked.cluster).expanduser().read_text())["cluster_name"])
+    return Visit(head, cluster, asked, console).run(checked)
+
+
+def _checked(asked: Asked, file: str) -> SearchSpec:
+    """The search file with what was given beside it, checked as far as this machine can."""
+    spec = load_spec(file, asked.overrides, name=asked.name, search__trials=asked.trials)
+    check_storage(spec)
+    space = Space.from_spec(spec)
+    from xlstm_tune.search.plan import check_data  # loads torch; --stop and most of --resume do without
+
+    if all(source.startswith("sample:") or "://" not in source for source in spec.data.source):
+        check_data(spec, space)  # what lies elsewhere may be seen from the head alone
+    return spec
+
+
+class Visit:
+    """One command's dealings with a head. cluster: its name."""
+
+    def __init__(self, head: Head, cluster: str, asked: Asked, console: Console) -> None:
+        self._head, self._cluster, self._asked, self._console = head, cluster, asked, console
+
+    def run(self, checked: SearchSpec | None) -> int:
+        """See `search_on_cluster`. checked: what the command line gives; None = nothing that is new."""
+        asked = self._asked
+        if not asked.stop:
+            check_copy(asked.folder, self._cluster)
+        try:
+            found = self._head.ask("look", asked.name)
+            if asked.stop:
+                return self._stop(found)
+            return self._see(found, self._begin(found, checked))
+        except Unreachable as problem:
+            raise ResourceError(f"{problem}; see whether the cluster is up: ray up {asked.cluster}") from None
+        except KeyboardInterrupt:
+            self._say(
+                f"\nNo longer watching; the search goes on on the head.\nSee it again: {asked.command('--resume')}\n"
+                f"Stop it: {asked.command('--stop')}"
+            )
+            return 130
+
+    def _begin(self, found: dict[str, Any], checked: SearchSpec | None) -> int | None:
+        """Start what has to be started. The byte from which the log is news; None when there is nothing to watch."""
+        asked, state = self._asked, found["state"]
+        if state == "none" and asked.resume and checked is None:
+            raise StorageError(
+                f"{self._head.title} has no search '{asked.name}' to resume; leave --resume out to begin it, or give "
+                "its FILE too where it is kept at a URI"
+            )
+        sources: list[Input | str] = []
+        if checked is not None:
+            sources = find_inputs(checked)
+            text = moved(checked, sources, found["searches"])
+        else:
+            text = self._again(found)
+        new = state == "none" or (not found["begun"] and state != "running")
+        changed = not new and self._changed(found, text)
+        if state == "running":
+            if changed or asked.refit:
+                self._say("note: it runs already; what was given anew counts once it has ended and is resumed")
+            self._say(f"Search {asked.name} runs on the head; the end of its log:")
+            return int(found["tail"])
+        if not new and not asked.resume:
+            if changed:
+                self._say(f"note: what was given anew counts with: {asked.command('--resume')}")
+            return None
+        if asked.resume and not new and found["code"] == 0 and not changed and not asked.refit:
+            return None
+        self._note_code(found)
+        if sources:
+            with self._console.status("sending the data"):
+                sent = send_inputs(self._head, sources)
+            for one in sent:
+                self._say(f"Sent to the head: {', '.join(list(one.files)[:3])} ({one.mib:,.1f} MiB)")
+        begun = self._head.ask(
+            "start",
+            asked.name,
+            send=self._request(text, bool(asked.resume and (found["begun"] or state == "none"))).encode(),
+        )
+        self._say(f"Search {asked.name} {'begins' if new else 'goes on'} on the head; Ctrl-C only ends the watching.")
+        return int(begun["log"])
+
+    def _see(self, found: dict[str, Any], offset: int | None) -> int:
+        """Watch from a byte of the log on, or tell how it stands; then bring the results home."""
+        asked = self._asked
+        if offset is not None:
+            found = watch(self._head, asked.name, offset, self._console)
+        elif found["log"]:
+            watch(self._head, asked.name, found["tail"], self._console)  # its last words
+        if found["begun"]:
+            with self._console.status("fetching the results"):
+                fetch(self._head, asked.folder, self._cluster, asked.cluster)
+            page = f"; the report: {asked.folder / PAGE}" if (asked.folder / PAGE).exists() else ""
+            self._say(f"\nFetched into {asked.folder}{page}")
+        code = found["code"]
+        if found["state"] == "killed":
+            self._say(f"Search {asked.name} was killed on the head; go on with: {asked.command('--resume')}")
+            return 1
+        self._say(f"Search {asked.name} {_ENDED.get(code, f'ended with exit code {code}')}.")
+        if code in (1, 130, 143):
+            self._say(f"Go on with: {asked.command('--resume')}")
+        return int(code)
+
+    def _stop(self, found: dict[str, Any]) -> int:
+        """End a search in order."""
+        if found["state"] != "running":
+            self._say(f"Search {self._asked.name} does not run on the head.")
+            return 0
+        self._head.ask("stop", self._asked.name)
+        watch(self._head, self._asked.name, found["tail"], self._console)
+        self._say(f"Stopped; go on with: {self._asked.command('--resume')}")
+        return 0
+
+    def _again(self, found: dict[str, Any]) -> str:
+        """The search file that the head has, with what was given anew."""
+        asked = self._asked
+        if found["spec"] is None:
+            raise ResourceError(f"{self._head.title} has lost the search file of '{asked.name}'; give it as FILE")
+        with _as_file(asked.name, found["spec"]) as path:
+            spec = load_spec(str(path), asked.overrides, name=asked.name, search__trials=asked.trials)
+        Space.from_spec(spec)
+        return moved(spec, list(spec.data.source), found["searches"])
+
+    def _changed(self, found: dict[str, Any], text: str) -> bool:
+        """Whether something is new that may be. Raises StorageError for what makes it another search."""
+        if found["spec"] is None:
+            return False
+        with _as_file(self._asked.name, found["spec"]) as before, _as_file(self._asked.name, text) as now:
+            spec = load_spec(str(now))
+            check_same_search(before.parent, spec)
+            return spec != load_spec(str(before))
+
+    def _request(self, text: str, resume: bool) -> str:
+        """What `head.py` is to start."""
+        asked = self._asked
+        arguments = ["--address", "auto"]
+        arguments += ["--resume", asked.name] if resume else []
+        arguments += ["--refit"] if asked.refit else []
+        arguments += ["--storage", asked.storage] if "://" in asked.storage else []
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith("XLSTM_TUNE_") and name != STORAGE
+        }
+        if asked.tracking_uri:
+            environment[TRACKING_URI] = asked.tracking_uri
+        return json.dumps({"spec": text, "arguments": arguments, "environment": environment})
+
+    def _note_code(self, found: dict[str, Any]) -> None:
+        if found["digest"] != code_digest():
+            self._say(
+                f"note: the head has other code than this machine; 'ray up {self._asked.cluster}' would ship this one, "
+                "and restart Ray"
+            )
+
+    def _say(self, words: str) -> None:
+        self._console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _as_file(name: str, text: str) -> Iterator[Path]:
+    """A search file for as long as it is read, in a folder named after its search, for nobody else."""
+    with tempfile.TemporaryDirectory(prefix="xlstm_tune-") as folder:
+        path = Path(folder) / name / SPEC
+        path.parent.mkdir()
+        path.write_text(text)
+        yield path

@@ -1,0 +1,265 @@
+"""What a cluster's head does for `--cluster`: takes a search in, runs its driver, shows its log, hands results out.
+
+    python -m xlstm_tune.search.remote.head COMMAND ...
+
+Each command answers with JSON, or with bytes where it says so. Nothing but the standard library is imported, so that
+an answer takes a moment only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+SEARCHES = Path("~/searches").expanduser()
+INPUTS = ".inputs"
+"""Below the searches: data files that were sent along, in a folder named by their checksum."""
+NOTES = ".remote"
+"""Below the searches: a folder for each search that was begun from elsewhere, for its owner alone."""
+RESULTS = ("spec.yaml", "environment.json", "report.html", "results", "champion")
+"""Of a search's folder: what is handed out."""
+STORAGE = "XLSTM_TUNE_STORAGE"
+"""Environment variable: where searches are kept unless --storage says so, such as a bucket of the cluster's."""
+MARK = b"xlstm_tune answers\n"
+"""Comes first on stdout: what a shell says at login comes before it."""
+POLL = 0.3
+"""Seconds between two looks at a log."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; what goes wrong is a sentence on stderr and exit code 1."""
+    command, *rest = arguments
+    sys.stdout.buffer.write(MARK)
+    sys.stdout.flush()
+    try:
+        answer = COMMANDS[command](*rest)
+    except (OSError, tarfile.TarError, ValueError, HeadError) as error:
+        print(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else error, file=sys.stderr)
+        return 1
+    if answer is not None:
+        print(json.dumps(answer))
+    return 0
+
+
+class HeadError(Exception):
+    """The head refuses; a sentence."""
+
+
+def look(name: str, lines: str = "40") -> dict[str, Any]:
+    """Where a search stands.
+
+    `state`: none, running, ended (with the exit `code` of its driver) or killed. `begun`: it has a folder. `spec`: the
+    search file as it was sent, or as it lies in that folder. `log`: bytes of the log, and `tail`: where its last
+    `lines` lines begin. `digest`: of the code here. `searches`: the folder that they lie in.
+    """
+    log = _log(name)
+    text = log.read_bytes() if log.exists() else b""
+    specs = [path for path in (_notes(name) / "spec.yaml", SEARCHES / name / "spec.yaml") if path.is_file()]
+    kept = text.splitlines(keepends=True)[-int(lines) :]
+    return {
+        "searches": str(SEARCHES),
+        "digest": code_digest(),
+        **state(name),
+        "begun": (SEARCHES / name / "spec.yaml").is_file(),
+        "spec": specs[0].read_text() if specs else None,
+        "log": len(text),
+        "tail": len(text) - sum(map(len, kept)),
+    }
+
+
+def state(name: str) -> dict[str, Any]:
+    """`state` and `code` of a search, as `look` has them."""
+    if _held(_notes(name) / "running") or _held(SEARCHES / name / "driver.lock"):
+        return {"state": "running", "code": None}
+    if (code := _code(name)).exists():
+        return {"state": "ended", "code": int(code.read_text())}
+    begun = any((place / "spec.yaml").is_file() for place in (_notes(name), SEARCHES / name))
+    return {"state": "killed" if begun else "none", "code": None}
+
+
+def missing(*digests: str) -> list[str]:
+    """Those of these data that are not here yet."""
+    return [digest for digest in digests if not (SEARCHES / INPUTS / digest).is_dir()]
+
+
+def receive(digest: str) -> None:
+    """Take data in from stdin, an archive whose files have this checksum: all of them, or none."""
+    place = SEARCHES / INPUTS / digest
+    unfinished = place.with_name(f"{digest}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True)
+    try:
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+            archive.extractall(unfinished, filter="data")
+        files = {str(path.relative_to(unfinished)): path for path in unfinished.rglob("*") if path.is_file()}
+        if tree_digest(files) != digest:
+            raise HeadError("the data arrived damaged; send them again")
+        with contextlib.suppress(OSError):  # somebody else was faster with the same
+            unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def start(name: str) -> dict[str, Any]:
+    """Begin a search, or go on with it: stdin holds its `spec`, the driver's `arguments`, and its `environment`.
+
+    Answers with the size of the log before it. Raises HeadError when it runs already.
+    """
+    request = json.load(sys.stdin)
+    notes = _notes(name)
+    notes.mkdir(parents=True, exist_ok=True, mode=0o700)
+    before = _log(name).stat().st_size if _log(name).exists() else 0
+    with _take(notes / "running") as running:
+        if running is None or _held(SEARCHES / name / "driver.lock"):
+            raise HeadError(f"the search '{name}' is being run already")
+        sent = notes / "spec.yaml"
+        sent.unlink(missing_ok=True)
+        with open(os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(request["spec"])
+        for old in (_code(name), notes / "driver"):
+            old.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "xlstm_tune.search", str(sent), *request["arguments"]]
+        if "--storage" not in command and STORAGE not in os.environ:
+            command += ["--storage", str(SEARCHES)]
+        # It keeps the lock, a descriptor that it inherits, until it ends.
+        subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, "supervise", name, str(running.fileno()), json.dumps(command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | request["environment"],
+            pass_fds=[running.fileno()],
+            start_new_session=True,
+        )
+    return {"log": before}
+
+
+def supervise(name: str, lock: str, command: str) -> None:
+    """Run a driver to its end and write its exit code down. lock: the descriptor that says that it runs."""
+    os.set_inheritable(int(lock), False)
+    with _log(name).open("ab") as log:
+        driver = subprocess.Popen(
+            json.loads(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=SEARCHES.parent,  # a search that is kept at a URI works in `searches` below it
+            start_new_session=True,
+        )
+    _write(_notes(name) / "driver", str(driver.pid))
+    code = driver.wait()
+    _write(_code(name), f"{code if code >= 0 else 128 - code}\n")
+
+
+def follow(name: str, offset: str) -> None:
+    """The log from this byte on, as it grows, until the search has ended; a driver started by hand has none."""
+    path = _log(name)
+    with path.open("rb") if path.exists() else io.BytesIO() as log:
+        log.seek(int(offset))
+        while True:
+            over = state(name)["state"] != "running"  # asked first, so that the last words are not missed
+            while chunk := log.read(65_536):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+            if over:
+                return
+            time.sleep(POLL)
+
+
+def stop(name: str) -> dict[str, Any]:
+    """Ask the driver to stop, as Ctrl-C does: running trials save what they have."""
+    driver = _notes(name) / "driver"
+    while (found := state(name))["state"] == "running":
+        if driver.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(driver.read_text()), signal.SIGINT)
+            break
+        time.sleep(POLL)  # it is about to be started
+    return found
+
+
+def pack(name: str) -> None:
+    """An archive of what a search has found, as bytes."""
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+        for path in (SEARCHES / name / one for one in RESULTS):
+            if path.exists():
+                archive.add(path, arcname=path.name)
+        if _log(name).exists():
+            archive.add(_log(name), arcname="search.log")
+
+
+def code_digest() -> str:
+    """Checksum of the package's code: the same where the same program runs."""
+    package = Path(__file__).resolve().parents[2]
+    return tree_digest({str(path.relative_to(package)): path for path in package.rglob("*.py")})
+
+
+def tree_digest(files: dict[str, Path]) -> str:
+    """Checksum of names and contents. files: a path in the archive → the file."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        with files[name].open("rb") as file:
+            whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _take(path: Path, kind: int = fcntl.LOCK_EX) -> Iterator[IO[str] | None]:
+    """The file with its lock held, for as long as any process has it open; None when another one holds it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            yield None
+        else:
+            yield file
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the file's lock."""
+    if not path.exists():
+        return False
+    with _take(path, fcntl.LOCK_SH) as file:  # two who look at once do not see each other
+        return file is None
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it, or nothing."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
+def _log(name: str) -> Path:
+    return SEARCHES / f"{name}.log"
+
+
+def _code(name: str) -> Path:
+    return SEARCHES / f"{name}.exit"
+
+
+def _notes(name: str) -> Path:
+    return SEARCHES / NOTES / name
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    one.__name__: one for one in (look, missing, receive, start, supervise, follow, stop, pack)
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
