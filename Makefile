@@ -1,5 +1,6 @@
 # make search    make the environment if it is missing, then run the quickstart search
-# make test      every test
+# make test      every test but those of whole clusters
+# make test-alone    those: they want the machine for themselves, and root, sshd, ssh and rsync for hosts of their own
 # make lint      ruff and mypy, as CI runs them
 # make peers     the packages that benchmarks compare with, in .venv-peers
 # make gpu       check and time the kernels on a GPU, with the interpreter at hand that has torch; it installs nothing
@@ -18,13 +19,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 
 RUN = .venv/bin/python
 
-.PHONY: search test lint peers gpu gpu-packages report ui clean
+.PHONY: search test test-alone lint peers gpu gpu-packages report ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS)
+
+test-alone: .venv/ready
+	$(RUN) -m pytest -n 0 -m alone $(ARGS)
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

@@ -18,7 +18,7 @@ from fault_search import NAME, Search, write_search
 from hosts import Host, why_not
 from local_cluster import LocalCluster, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 KNOCK = Path(__file__).with_name("knock.py")
 OUTAGE = 20
 """Seconds without a network."""

@@ -247,6 +247,7 @@ def test_watching_over_ssh_ends_without_the_search_and_the_search_ends_in_order(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @needs_sshd
 @pytest.mark.skipif(
     "XLSTM_TUNE_CLUSTER_TESTS" not in os.environ,

@@ -15,6 +15,7 @@ from xlstm_tune.search.journal import read_journal
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(
         "XLSTM_TUNE_CLUSTER_TESTS" not in os.environ,
         reason="several Ray nodes on one machine do not always start in time; XLSTM_TUNE_CLUSTER_TESTS=1",

@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from xlstm_tune.search.journal import JOURNAL, read_journal
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 @pytest.fixture
