@@ -1,7 +1,7 @@
 """Asks the MLflow server of a cluster's head whether it is up and whether it is ours.
 
 The password comes on the standard input. Ends with 0 if the server refuses without the password and answers with it,
-with 1 if nothing answers, and with 2 and a sentence if something else does. Needs nothing but Python.
+with 1 if nothing answers in time, and with 2 and a sentence if something else does. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def main() -> int:
     if alone is None:
         return 1
     known = status(url, password)
+    if known is None:  # busy starting
+        return 1
     if (alone, known) == (401, 200):
         return 0
     print(

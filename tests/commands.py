@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from xlstm_tune.search.session import quiet
+from xlstm_tune.search.libraries import set_environment
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["commands_loaded"])
@@ -26,7 +26,7 @@ class Command:
     _count = 0
 
     def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
-        quiet()  # before the first fork's parent imports what reads the environment
+        set_environment()  # before the first fork's parent imports what reads the environment
         Command._count += 1
         self._output, self._errors = (folder / f"command-{self._count}.{name}" for name in ("out", "err"))
         self._process = _FORKS.Process(

@@ -102,7 +102,7 @@ def test_head_is_installed_then_gets_its_secrets_then_starts_ray(head: dict[str,
         place("clusters/node.sh cpu"),
         place("clusters/head.sh s3://"),
         place("ray stop"),
-        place("clusters/node.sh token && . ~/.xlstm_tune/env && ulimit -n 65536 && ray start --head"),
+        place("clusters/node.sh token && . ~/.xlstm_tune/env && ulimit -Sn $(ulimit -Hn) && ray start --head"),
     ]
     assert order == sorted(order)
 

@@ -90,17 +90,15 @@ def test_mlflow_wants_its_password(cluster: LocalCluster) -> None:
 
 def test_the_token_lets_in(cluster: LocalCluster) -> None:
     right = token((cluster.head.home / ".ray" / "auth_token").read_text())
-    answers = knock(cluster.outsider, cluster.head.address, "gcs client agent", **right)
-    assert answers == {"gcs": "in", "client": "in", "agent": 200}
+    answers = knock(cluster.outsider, cluster.head.address, "gcs agent", **right)
+    assert answers == {"gcs": "in", "agent": 200}
+    # Ray lets in and then gives up where the process behind the door takes longer than 30 s to start.
+    until(lambda: knock(cluster.outsider, cluster.head.address, "client", **right) == {"client": "in"}, 240)
     answers = knock(cluster.head, "127.0.0.1", "dashboard job", **right)
     assert answers == {"dashboard": 200, "job": 200}
     until((cluster.head.place / "tmp" / "an-outsider-was-here").exists, 240)
 
 
-@pytest.mark.xfail(
-    reason="an epoch's answer that is lost while the network is cut is waited for without end, unless there is a "
-    "resources.trial_timeout",
-)
 def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: LocalCluster) -> None:
     """Three trials on three hosts; what must not be over too soon is made to stand still meanwhile."""
     long = {"epochs": 150}

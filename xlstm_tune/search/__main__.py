@@ -11,6 +11,7 @@ from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.folder import SPEC, find_folder
+from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.remote.watch import check_not_a_copy
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import NAME, SearchSpec
@@ -171,6 +172,7 @@ def _go(
     console: Console,
 ) -> None:
     # Imported here: the space and the search file are checked before torch and Ray are loaded.
+    set_environment()
     from xlstm_tune.search.space import Space
 
     space = Space.from_spec(spec)

@@ -24,6 +24,7 @@ from xlstm_tune.search.finalists import Judge
 from xlstm_tune.search.folder import create_folder, disk_full
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
+from xlstm_tune.search.libraries import quiet
 from xlstm_tune.search.lock import locked
 from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.plan import Plan
@@ -32,7 +33,7 @@ from xlstm_tune.search.record import SearchRecord
 from xlstm_tune.search.recording import record_end, record_start, score_finalists
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
-from xlstm_tune.search.session import quiet, ray_session, tracked
+from xlstm_tune.search.session import ray_session, tracked
 from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 
@@ -61,9 +62,9 @@ def run(plan: Plan, console: Console) -> int:
 
     Returns the exit code: 0; 1 when no trial could be scored or the disk is full; 130 after Ctrl-C, 143 after SIGTERM.
     """
-    quiet()
     if not plan.resume:
         create_folder(plan.folder, plan.spec, plan.data.fingerprint)
+    quiet()
     stopping = Stopping(lambda words: console.print(words, highlight=False, markup=False))
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with locked(plan.folder), stopping.watching():

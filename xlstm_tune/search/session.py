@@ -1,10 +1,9 @@
-"""What a search runs in: Ray, MLflow's writer process, and silence from the libraries."""
+"""What a search runs in: Ray and MLflow's writer process."""
 
 from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,29 +26,6 @@ DRAIN = "XLSTM_TUNE_DRAIN_SECONDS"
 """Environment variable: how long a finished search waits for MLflow to take what is left; 120 where it is not set."""
 DRAIN_SECONDS_STOPPED = 10.0
 """How long one waits that has been stopped: the machine may go away."""
-
-
-def quiet() -> None:
-    """Silence what Ray, Optuna and torch say to developers; set before Ray is imported."""
-    defaults = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files: 77 ms a trial
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-        "TUNE_WARN_THRESHOLD_S": "10",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stopping.py has one; Ray would take the first Ctrl-C from it
-        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # snapshots of Ray's own state, which nothing here reads
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        # torch's idle OpenMP threads would spin on the processors that a trial's kernels have threads of their own for.
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", module=r"(ray|optuna)\b.*")
-    for name in ("ray", "ray.train", "optuna"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # Ray prints a traceback for every lost worker; the search tells the reason itself.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 @contextmanager
