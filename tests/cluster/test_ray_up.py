@@ -100,7 +100,10 @@ def test_the_token_lets_in(cluster: LocalCluster) -> None:
 
 
 def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: LocalCluster) -> None:
-    """Three trials on three hosts; what must not be over too soon is made to stand still meanwhile."""
+    """Three trials on three hosts, held until all are there.
+
+    The driver takes a worker that does not answer for 20 to 40 s for lost, be it cut off or held.
+    """
     long = {"epochs": 150}
     share = {"cpus_per_trial": 1, "gpus_per_trial": 0.5}
     search = ClusterSearch(cluster)
@@ -108,7 +111,7 @@ def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: Loc
     workers = search.freeze_all(3)
     trial_of = {host.name: number for number, (host, _) in workers.items()}
     assert sorted(trial_of) == sorted(host.name for host in cluster.nodes)
-    on_head, on_cut, on_lost = (trial_of[host.name] for host in cluster.nodes)
+    _, on_cut, on_lost = (trial_of[host.name] for host in cluster.nodes)
     cut, lost = cluster.workers
 
     cut.cut()
@@ -122,7 +125,7 @@ def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: Loc
     cut.mend()
     search.wait_for(lambda: search.epochs(on_cut) > before)
     search.wait_for(lambda: on_lost in search.died())
-    assert search.epochs(on_head) < 10 and search.epochs(on_lost) < 10 and before < 10
+    assert before < 10 and min(map(search.epochs, workers)) < long["epochs"], "else the driver has nothing left to do"
 
     search.kill()
     search.start("--resume", NAME)
