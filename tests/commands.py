@@ -72,6 +72,8 @@ def _run(arguments: list[str], folder: Path, environment: dict[str, str], output
     for path, stream in ((output, sys.stdout), (errors, sys.stderr)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, stream.fileno())
+    # Where these tests were started in a shell's background, it is ignored, as the shell has it; Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from xlstm_tune.search.__main__ import main
 
     sys.argv = ["xlstm_tune.search", *arguments]
