@@ -251,7 +251,7 @@ def test_watching_over_ssh_ends_without_the_search_and_the_search_ends_in_order(
 @needs_sshd
 @pytest.mark.skipif(
     "XLSTM_TUNE_CLUSTER_TESTS" not in os.environ,
-    reason="Ray nodes of their own do not always start in time on a busy machine; XLSTM_TUNE_CLUSTER_TESTS=1",
+    reason="takes two to six minutes, and the test above shows most of it; XLSTM_TUNE_CLUSTER_TESTS=1",
 )
 def test_search_over_ssh_outlives_the_terminal_the_connection_and_its_driver(server: SSHServer, tmp_path: Path) -> None:
     file = write_search(tmp_path, space=SPACE, training={"epochs": 60})
@@ -300,7 +300,8 @@ def test_search_over_ssh_outlives_the_terminal_the_connection_and_its_driver(ser
     assert on.poll() == 130 and not errors, output + errors
     assert "goes on on the head" in output and "trying again, the search goes on" in output
     log = (server.home / "searches" / f"{NAME}.log").read_text()
-    assert log[log.index("Resuming") :] in output.replace("; trying again, the search goes on\n", ""), "each byte once"
+    shown = "".join(line for line in output.splitlines(keepends=True) if "trying again" not in line)
+    assert log[log.index("Resuming") :] in shown, "each byte once"
 
     last = start("--resume", NAME)
     output, errors = last.communicate()
