@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import CheckpointError
+from xlstm_tune.layout import CHECKPOINTS
+from xlstm_tune.layout import SUMS as SUMS
 from xlstm_tune.lines import sync
-from xlstm_tune.search.folder import CHECKPOINTS
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.training.checkpoint import sha256_of
 
 ROWS = "epochs.jsonl"
-SUMS = "sha256.txt"
 KEPT = 2
 SHARE = "XLSTM_TUNE_CHECKPOINT_SHARE"
 """Environment variable: the share of the training time that saving may take; a large number saves every epoch."""

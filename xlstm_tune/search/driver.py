@@ -29,7 +29,7 @@ from xlstm_tune.search.population_records import (
     winner_tags,
 )
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.stopping import CUTS as CUTS
+from xlstm_tune.search.stopping import CUTS
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
@@ -287,7 +287,6 @@ class Driver(tune.Callback):  # type: ignore[misc]
         figures |= {
             name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib", "latency_ms")
         }
-
         facts = {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]}
 
         def end() -> None:

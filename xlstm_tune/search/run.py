@@ -34,7 +34,7 @@ from xlstm_tune.search.recording import record_end, record_start, score_finalist
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
-from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
+from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 
 ANY = 1_000_000
@@ -72,6 +72,7 @@ def run(plan: Plan, console: Console) -> int:
             with mirrored(plan.kept, stopping, say):
                 return _run_alone(plan, stopping, console)
         except UserError:
+            # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
             if not plan.resume and not read_journal(plan.folder).trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             raise
@@ -106,13 +107,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     )
     for note in (*plan.data.notes, *plan.space.notes):
         console.print(f"note: {note}", highlight=False, markup=False)
-    try:
-        board, outcome = _run(plan, stopping, console)
-    except UserError:
-        # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
-        if not plan.resume and not read_journal(plan.folder).trials:
-            shutil.rmtree(plan.folder)
-        raise
+    board, outcome = _run(plan, stopping, console)
     _print_board(plan, board, console)
     if split := sum(bool(row["micro_batch"] or row["members_at_once"]) for row in outcome.rows):
         console.print(
@@ -214,8 +209,6 @@ def _finished(plan: Plan) -> bool:
 
 def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:
     """Trained configurations of these rows of the trials table that the search's own end did not cut short."""
-    from xlstm_tune.search.driver import CUTS
-
     return sum(
         row["status"] != "duplicate" and row["reason"] not in CUTS and not never_begun(row["reason"]) for row in rows
     )

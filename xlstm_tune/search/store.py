@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.layout import CHECKPOINTS, SPEC
+from xlstm_tune.layout import CHECKPOINTS, SPEC, SUMS
 from xlstm_tune.search.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.scratch import scratch_folder
 from xlstm_tune.storage.copy import is_checkpoint
@@ -34,8 +34,6 @@ from xlstm_tune.storage.objects import Objects, at_once, is_uri
 PATIENCE = "XLSTM_TUNE_STORAGE_SECONDS"
 """Environment variable: how long a worker waits for a storage that does not answer; 900 where it is not set."""
 _LONGEST_PAUSE = 15.0
-_LAST_WORD = "sha256.txt"
-"""Of a checkpoint: what makes it a whole one."""
 _FETCHING = 4
 """Trials whose files the driver fetches side by side."""
 
@@ -153,7 +151,7 @@ class Remote(Shared):
         gone = [name for name in self._known if name.startswith(below) and name not in files]
         gone = [name for name in gone if checkpoints or not is_checkpoint(name)]
         for last in (False, True):
-            at_once(self._put, [name for name in new if name.endswith(_LAST_WORD) == last])
+            at_once(self._put, [name for name in new if name.endswith(SUMS) == last])
         self._known |= {name: files[name] for name in new}
         if gone:
             self._steadily(lambda: self.objects.remove(gone))
