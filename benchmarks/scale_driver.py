@@ -50,6 +50,7 @@ class Ours:
         from xlstm_tune.search.searcher import OptunaSearcher
         from xlstm_tune.search.space import Space
         from xlstm_tune.search.stopping import Stopping
+        from xlstm_tune.search.store import Shared
         from xlstm_tune.spec import SearchSpec
         from xlstm_tune.tracking import Spool
 
@@ -64,11 +65,11 @@ class Ours:
         spec = SearchSpec.parse(raw)
         self.folder, self._trial_folder = folder, trial_folder
         self.results, self._spool, journal = ResultsWriter(folder), Spool(folder, "sqlite:///nowhere"), Journal(folder)
-        progress = Progress(trials, spec.search.objective, None)
-        self.driver = Driver(spec, folder, self.results, self._spool, progress)
+        progress, store = Progress(trials, spec.search.objective, None), Shared(folder)
+        self.driver = Driver(spec, store, self.results, self._spool, progress)
         self.losses = Losses(folder)
         judge = make_scheduler(spec.search, spec.max_epochs())
-        self.referee = Referee(judge, folder, journal, Stopping(lambda words: None))
+        self.referee = Referee(judge, store, journal, Stopping(lambda words: None))
         self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, journal, on_end=self.driver.on_end)
         self.study = self.searcher.study
         self._trials: dict[str, _Trial] = {}
@@ -353,8 +354,9 @@ def rss_mib() -> float:
 
 def main() -> None:
     side, trials, slots, window, folder = sys.argv[1:]
-    from xlstm_tune.search.session import quiet
+    from xlstm_tune.search.libraries import quiet, set_environment
 
+    set_environment()
     quiet()
     driven = SIDES[side](int(trials), Path(folder))
     began = rss_mib()

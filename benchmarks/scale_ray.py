@@ -49,8 +49,9 @@ class Meter:
 def main() -> None:
     trials, epochs, actors = map(int, sys.argv[1:4])
     folder = Path(sys.argv[4])
-    from xlstm_tune.search.session import quiet
+    from xlstm_tune.search.libraries import quiet, set_environment
 
+    set_environment()
     quiet()
     import ray
     from ray import tune

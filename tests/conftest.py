@@ -24,6 +24,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # one with a report.
 os.environ.setdefault("XLSTM_TUNE_REGISTER", "off")
 os.environ.setdefault("XLSTM_TUNE_REPORT", "off")
+# Searches of tests are tracked beside their results, wherever those of the person who runs the tests are.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 # Helpers, whose asserts are to say what they compared, as those of tests do.
 HELPERS = (
@@ -45,6 +47,13 @@ HELPERS = (
     "cluster_search",
 )
 pytest.register_assert_rewrite(*HELPERS)
+
+
+@pytest.fixture(autouse=True)
+def own_tracking() -> Iterator[None]:
+    """MLflow notes a URI that it is given in the environment, where the next test's search would find it."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="session")

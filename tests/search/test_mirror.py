@@ -174,6 +174,13 @@ def test_a_driver_that_writes_all_the_time_is_copied_beside_it(
 ) -> None:
     monkeypatch.setenv(PERIOD, "0.01")
     monkeypatch.setattr("xlstm_tune.search.mirror._SHARE", 0)
+    copying, copy = threading.Lock(), Mirror._copy
+
+    def copy_alone(mirror: Mirror) -> None:
+        with copying:
+            copy(mirror)
+
+    monkeypatch.setattr(Mirror, "_copy", copy_alone)
     life = Life(made(tmp_path / "here" / "searches" / "wave"))
     store = Remote(where, "wave", life.folder)
     with mirrored(store, stopping, print):
@@ -181,7 +188,8 @@ def test_a_driver_that_writes_all_the_time_is_copied_beside_it(
         while len(known) < 5 or (known[-1] < 4 and len(known) < 50):
             for _ in range(4):
                 life.trial()
-            known.append(check_can_be_gone_on_from(where, tmp_path / "elsewhere"))
+            with copying:  # nobody takes a copy up that is being written
+                known.append(check_can_be_gone_on_from(where, tmp_path / "elsewhere"))
             shutil.rmtree(tmp_path / "elsewhere")
         life.close()
     assert known == sorted(known) and known[-1] >= 4

@@ -13,6 +13,7 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.search.refit import _refit_task
+from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import train
@@ -49,7 +50,7 @@ def test_prepare_for_a_refit_takes_samples_and_statistics_of_both_parts(spec: Se
 
 def test_refit_trains_as_many_epochs_with_the_same_seed_and_schedule(spec: SearchSpec, tmp_path: Path) -> None:
     _, _, data = both(spec.data)
-    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), {}, 2, data)
+    answer = _refit_task(Shared(tmp_path), "refit", spec.model_dump(by_alias=True), {}, 2, data)
     assert not isinstance(answer, str)
     assert answer.shape == (len(data.parts["test"]), 2, 1)
     epochs = train(spec.resolve({}), data)
@@ -63,7 +64,7 @@ def test_a_refit_that_diverges_says_so_and_leaves_no_weights(spec: SearchSpec, t
     _, _, data = both(spec.data)
     wild = {"training.learning_rate": 10.0, "training.optimiser": "sgd", "training.clip": 0.0, "training.warmup": 0.0}
     wild |= {"training.loss_weight": 1e6}
-    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), wild, 4, data)
+    answer = _refit_task(Shared(tmp_path), "refit", spec.model_dump(by_alias=True), wild, 4, data)
     assert isinstance(answer, str) and answer.startswith("it diverged: ")
     assert not (tmp_path / "refit").exists()
 
@@ -71,5 +72,5 @@ def test_a_refit_that_diverges_says_so_and_leaves_no_weights(spec: SearchSpec, t
 def test_a_refit_that_breaks_says_why(spec: SearchSpec, tmp_path: Path) -> None:
     _, _, data = both(spec.data)
     (tmp_path / "refit").write_text("a file where a folder should be")
-    answer = _refit_task(str(tmp_path / "refit"), spec.model_dump(by_alias=True), {}, 1, data)
+    answer = _refit_task(Shared(tmp_path), "refit", spec.model_dump(by_alias=True), {}, 1, data)
     assert isinstance(answer, str) and answer.startswith("FileExistsError: ")

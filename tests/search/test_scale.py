@@ -27,6 +27,7 @@ from xlstm_tune.search.schedulers import make_scheduler
 from xlstm_tune.search.searcher import OptunaSearcher
 from xlstm_tune.search.space import Space
 from xlstm_tune.search.stopping import Stopping
+from xlstm_tune.search.store import Shared
 from xlstm_tune.search.study import make_sampler
 from xlstm_tune.search.study_memory import StudyMemory
 from xlstm_tune.search.thinning import ThinnedSampler, ThinnedStudy, Thinning
@@ -254,8 +255,8 @@ def test_a_search_of_2000_trials_is_whole_and_can_be_read_again(tmp_path: Path) 
     spec = make_spec(MIXED | {"training.weight_decay": {"log_float": [1e-6, 1e-1]}}, trials=2000, algorithm="random")
     spec = spec.model_copy(update={"search": spec.search.model_copy(update={"scheduler": "asha"})})
     journal, results, spool = Journal(tmp_path), ResultsWriter(tmp_path), Spool(tmp_path, "sqlite:///nowhere")
-    driver = Driver(spec, tmp_path, results, spool, Progress(2000, "val_rmse", None))
-    referee = Referee(make_scheduler(spec.search, EPOCHS), tmp_path, journal, Stopping(lambda words: None))
+    driver = Driver(spec, Shared(tmp_path), results, spool, Progress(2000, "val_rmse", None))
+    referee = Referee(make_scheduler(spec.search, EPOCHS), Shared(tmp_path), journal, Stopping(lambda words: None))
     searcher = OptunaSearcher(spec, Space.from_spec(spec), tmp_path, journal, on_end=driver.on_end)
     running: list[tuple[Ray, int]] = []
     begun, told = 0, 0
