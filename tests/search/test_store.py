@@ -84,6 +84,32 @@ def step(trial: SingleTrial, place: Path, store: Remote) -> dict[str, Any]:
     return steady(row)
 
 
+def test_an_object_that_is_written_anew_is_read_as_it_was_at_one_moment(where: Objects, tmp_path: Path) -> None:
+    done, writing = threading.Event(), threading.Event()
+
+    def write() -> None:
+        for lines in range(1, 10_000):
+            where.put("growing", f"{lines:04d}\n".encode() * lines)
+            writing.set()
+            if done.wait(0.02):
+                return
+
+    def check(content: bytes) -> None:
+        assert content == content[:5] * int(content[:4])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert writing.wait(60)
+        for _ in range(60):
+            check(where.get("growing"))
+            where.fetch("growing", tmp_path / "fetched")
+            check((tmp_path / "fetched").read_bytes())
+    finally:
+        done.set()
+        writer.join()
+
+
 def test_a_trial_goes_on_elsewhere_when_its_worker_and_its_disk_are_gone(
     where: Objects, tmp_path: Path, data: Prepared
 ) -> None:

@@ -121,7 +121,8 @@ def start(name: str) -> dict[str, Any]:
     request = json.load(sys.stdin)
     notes = _notes(name)
     notes.mkdir(parents=True, exist_ok=True, mode=0o700)
-    before = _log(name).stat().st_size if _log(name).exists() else 0
+    with _log(name).open("ab") as log:  # who follows it from now on finds it
+        before = log.tell()
     with _take(notes / "running") as running:
         if running is None or _held(SEARCHES / name / "driver.lock"):
             raise HeadError(f"the search '{name}' is being run already")
