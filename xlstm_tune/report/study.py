@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from xlstm_tune.report.record import Record, finite, section
 
@@ -26,6 +27,15 @@ class Rebuilt:
     rows: Sequence[Mapping[str, Any]]
     """Of the trials table, by Optuna's number."""
     distributions: Mapping[str, BaseDistribution]
+
+
+class _ReadOnly(InMemoryStorage):  # type: ignore[misc]
+    """Trials that nobody changes once they are in: figures ask for all of them once a setting, and need no copies."""
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return list(super().get_all_trials(study_id, deepcopy=False, states=states))
 
 
 @contextmanager
@@ -68,7 +78,7 @@ def rebuild(record: Record, pruned_count: bool = True) -> Rebuilt:
             )
         )
     with quiet():
-        study = optuna.create_study(direction="minimize")
+        study = optuna.create_study(storage=_ReadOnly(), direction="minimize")
         study.add_trials(trials)
     return Rebuilt(study, rows, distributions)
 
