@@ -180,6 +180,7 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Write the tables to results/scale.md.")] = False,
 ) -> None:
     """Measure the parts that are missing, and print the tables."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="scale-parts-") as scratch:
         parts = Parts(keep or Path(scratch))
         (one,) = parts.get("ray-1", "scale_ray.py", 200, 1, ACTORS, Path, gpu=True)
@@ -198,7 +199,7 @@ def main(
         for a, b in itertools.pairwise(one)
     )
     lines = [
-        describe(("ray", "optuna")) + f". Load average {os.getloadavg()[2]:.0f} on its cores: others used the machine.",
+        describe(("ray", "optuna")) + f". Load average before: {load:.1f}, of which nothing is this program's.",
         "",
         "Simulated are the workers, their epochs and the clock; the driver's objects and files, and the run of Ray's "
         "controller, are real (benchmarks/scale.py says how). "
@@ -217,6 +218,9 @@ def main(
         "",
         f"Memory before the first trial: {began['xlstm_tune']:.0f} MiB (xlstm_tune) and {began['stock']:.0f} MiB "
         f"(stock). A trial adds {each['xlstm_tune']:.1f} and {each['stock']:.1f} KiB, without what Ray keeps of it.",
+        "",
+        f"A driver that takes the ended search up again (`--resume`) has read its {trials:,} trials and begins the "
+        f"next after {reports['xlstm_tune']['resume_seconds']:.0f} s of processor time.",
         "",
         "## Ray's own controller, in a real run",
         "",

@@ -38,7 +38,9 @@ EPOCH_SECONDS = 60.0
 class Ours:
     """The searcher, the referee with its scheduler, and the driver's callback, with all that they write."""
 
-    def __init__(self, trials: int, folder: Path, epochs: int = EPOCHS, scheduler: str = "asha") -> None:
+    def __init__(
+        self, trials: int, folder: Path, epochs: int = EPOCHS, scheduler: str = "asha", resume: bool = False
+    ) -> None:
         from xlstm_tune.results import ResultsWriter
         from xlstm_tune.search.driver import Driver
         from xlstm_tune.search.folder import trial_folder
@@ -67,10 +69,14 @@ class Ours:
         self.results, self._spool, journal = ResultsWriter(folder), Spool(folder, "sqlite:///nowhere"), Journal(folder)
         progress, store = Progress(trials, spec.search.objective, None), Shared(folder)
         self.driver = Driver(spec, store, self.results, self._spool, progress)
+        if resume:
+            self.driver.recall(journal.history)
         self.losses = Losses(folder)
         judge = make_scheduler(spec.search, spec.max_epochs())
         self.referee = Referee(judge, store, journal, Stopping(lambda words: None))
-        self.searcher = OptunaSearcher(spec, Space.from_spec(spec), folder, journal, on_end=self.driver.on_end)
+        self.searcher = OptunaSearcher(
+            spec, Space.from_spec(spec), folder, journal, resume=resume, on_end=self.driver.on_end
+        )
         self.study = self.searcher.study
         self._trials: dict[str, _Trial] = {}
         self._last: dict[str, dict[str, Any]] = {}
@@ -242,6 +248,8 @@ class Report:
     """Seconds of the driver's for each trial: suggestion, start and end."""
     result_cost: float
     """Mean seconds for one result."""
+    resume_seconds: float | None
+    """Processor seconds in which another driver has taken the ended search up; None where nothing remains of it."""
 
 
 class Clock:
@@ -346,6 +354,18 @@ def drive(
     return moments, epochs, paces, costs, float(np.mean(result_costs))
 
 
+def resume(trials: int, folder: Path) -> float:
+    """Processor seconds until a search with one trial more is taken up again and has begun that one."""
+    began = time.process_time()
+    driven = Ours(trials + 1, folder, resume=True)
+    if driven.suggest("again") is None:
+        raise RuntimeError("the search that was taken up again gives out no trial")
+    driven.start("again")
+    seconds = time.process_time() - began
+    driven.close()
+    return seconds
+
+
 def rss_mib() -> float:
     """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -362,7 +382,8 @@ def main() -> None:
     began = rss_mib()
     found = drive(driven, int(trials), int(slots), int(window))
     driven.close()
-    print(json.dumps(asdict(Report(side, began, *found))))
+    again = resume(int(trials), Path(folder)) if isinstance(driven, Ours) else None
+    print(json.dumps(asdict(Report(side, began, *found, again))))
 
 
 if __name__ == "__main__":
