@@ -1,6 +1,7 @@
 # make search    make the environment if it is missing, then run the quickstart search
-# make test      every test but those of whole clusters
-# make test-alone    those: they want the machine for themselves, and root, sshd, ssh and rsync for hosts of their own
+# make test      the tests that take seconds each
+# make test-slow     the others: whole searches, faults, compilers
+# make test-alone    whole clusters: they want the machine for themselves, and root, sshd, ssh and rsync for their hosts
 # make lint      ruff and mypy, as CI runs them
 # make peers     the packages that benchmarks compare with, in .venv-peers
 # make gpu       check and time the kernels on a GPU, with the interpreter at hand that has torch; it installs nothing
@@ -18,14 +19,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 
 RUN = .venv/bin/python
+# A file's tests stay in one process, which makes the searches that they share once.
+PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test test-alone lint peers gpu gpu-packages report ui clean
+.PHONY: search test test-slow test-alone lint peers gpu gpu-packages report ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: .venv/ready
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS)
+	$(PYTEST) -m "not slow and not alone" $(ARGS)
+
+test-slow: .venv/ready
+	$(PYTEST) -m "slow and not alone" $(ARGS)
 
 test-alone: .venv/ready
 	$(RUN) -m pytest -n 0 -m alone $(ARGS)

@@ -51,6 +51,7 @@ def visit(head: LocalHead, asked: Asked) -> tuple[int, str]:
     return code, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_search_that_the_head_refuses_says_so_and_can_be_begun_again(home: Path, tmp_path: Path) -> None:
     head, file = LocalHead(home), write_search(tmp_path, space=SPACE)
     asked = Asked(

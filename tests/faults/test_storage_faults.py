@@ -72,7 +72,13 @@ def test_a_search_goes_on_from_the_bucket_when_its_machine_is_gone(
 
     search = Elsewhere(tmp_path / "here", uri)
     monkeypatch.chdir(tmp_path / "here")
-    output = search.run("--resume", NAME)
+    search.start("--resume", NAME)
+    search.until(lambda: search.epochs() > 60, 600)
+    s3.hold()  # a storage that says nothing for a while is waited for
+    time.sleep(10)
+    assert search.process is not None and search.process.poll() is None
+    s3.go_on()
+    output = search.end()
     assert kept and "Resuming wave" in output and "won: rmse" in output
     check_accounted(search.folder, undisturbed(**TWO))
     there = {name.removeprefix(f"{NAME}/") for name in names(uri)}

@@ -164,6 +164,7 @@ def start(folder: Path, content: str | bytes, overrides: Sequence[str] = (), dry
         check_sentence(error)
 
 
+@pytest.mark.slow
 @given(
     text=files(),
     overrides=st.lists(st.builds("{}={}".format, st.sampled_from(sorted(KINDS)) | texts, texts), max_size=1),
@@ -185,6 +186,7 @@ def test_any_bytes_as_a_search_file_give_a_sentence(folder: Path, content: str |
     start(folder, content)
 
 
+@pytest.mark.slow
 @given(spec=specs())
 @examples(6)
 def test_dry_run_of_a_changed_search_file_gives_a_plan_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:

@@ -250,6 +250,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @given(content=csv_files(), ending=st.sampled_from(ENDINGS[:3] * 3 + ENDINGS), section=configs())
 @examples(200)
 def test_any_csv_gives_numbers_or_a_sentence(

@@ -94,6 +94,7 @@ def results(function, inputs, dtype, **options):
     return y, *torch.autograd.grad(y, inputs, weight.to(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("name", CASES)
 def test_compiled_pass_equals_torch(name, monkeypatch):

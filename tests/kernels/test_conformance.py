@@ -9,7 +9,8 @@ import torch
 from xlstm_tune.kernels import LSTMState, MLSTMState, SLSTMState, dispatch, lstm, mlstm, slstm
 from xlstm_tune.kernels.dispatch import KERNELS
 
-SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (3, 63, 3, 5), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20), (3, 5, 2, 130)]
+SIZES = [(1, 1, 1, 1), (5, 2, 1, 3), (17, 9, 2, 16), (16, 4, 1, 40), (33, 12, 2, 20)]
+SIZES += [pytest.param(size, marks=pytest.mark.slow) for size in [(3, 63, 3, 5), (3, 5, 2, 130)]]
 """(batch, steps, heads, width)"""
 
 
@@ -212,6 +213,7 @@ def test_vmap_over_members_equals_each_alone(op, backend):
     torch.testing.assert_close(of_shared, shared.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_compile_without_graph_breaks(op, backend):
     torch._dynamo.reset()  # each of these is another variant of the same functions

@@ -77,6 +77,7 @@ def test_many_chunks_with_shut_gates_and_padding(design):
     assert_near_truth(inputs, 1e-4, design=design)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "width", "value_width"), [(1, 512, 130), (17, 512, 16), (17, 16, 512), (65, 130, 70)]
 )
@@ -84,6 +85,7 @@ def test_wide_heads_go_tile_by_tile(steps, width, value_width):
     assert_near_truth(problem(1, steps, 1, width, value_width), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_largest_input_may_lie_many_chunks_back(design, monkeypatch):
     monkeypatch.setattr(mlstm_parallel_triton, "CHUNKS_AT_ONCE", 2)

@@ -329,6 +329,7 @@ def test_outbreak_leaves_room_between_linear_and_the_best_possible() -> None:
     assert rmse(data, found["linear"]) < 0.9 * rmse(data, found["mean"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ETTH1.exists(), reason=f"{ETTH1.name} is not beside the repository")
 def test_etth1_baselines_match_the_literature() -> None:
     """336 → 96 on the usual split; published: repeat-last 1.295/.713, seasonal-24 .512/.433, DLinear .375/.399."""

@@ -170,6 +170,7 @@ def test_the_layer_in_a_vmap_of_its_own(rate):
             vmap(layer)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["lstm", "slstm", "mlstm", "xlstm"])
 def test_a_model_in_training_compiles_whole(family):
     model, x = model_of(family=family), torch.randn(4, 12, 3)

@@ -42,6 +42,7 @@ def test_every_parameter_gets_a_gradient(family):
         assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forecaster_learns_a_tiny_problem(family):
     torch.manual_seed(1)

@@ -206,6 +206,7 @@ def test_static_inputs_join_what_the_head_sees_and_start_without_an_effect() -> 
     torch.testing.assert_close(model(x, None, static), expected)
 
 
+@pytest.mark.slow
 def test_static_inputs_learn_a_product_that_the_model_without_them_cannot() -> None:
     losses = []
     for statics in (0, 1):

@@ -281,6 +281,7 @@ def test_vmap_over_stacked_parameters_equals_members_alone(kind, options):
             torch.testing.assert_close(parameters[name].grad[number], gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "options"), [(LSTM, {"layers": 2, "direction": "both"}), (LSTMScratch, {})])
 def test_compile_without_graph_breaks(kind, options):
     model = make(kind, **options)
@@ -290,6 +291,7 @@ def test_compile_without_graph_breaks(kind, options):
     assert_same(compiled(x, **masks), model(x, **masks), leaves, leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OURS)
 def test_learns_to_count_steps_since_the_last_one(kind):
     torch.manual_seed(0)

@@ -48,6 +48,7 @@ def without_gradient(model, batch=5, steps=7):
     return idle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", OPTIONS["direction"])
 @pytest.mark.parametrize("norm", OPTIONS["norm"])
 def test_every_parameter_trains_whatever_is_chosen(direction, norm):

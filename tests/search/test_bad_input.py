@@ -241,6 +241,7 @@ def test_search_refuses_an_override_that_cannot_be(override: str, words: str, tm
     assert words in error and len(error) < 4000
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_model_larger_than_this_machine(tmp_path: Path) -> None:
     changes = {"space": {"model.hidden_size": {"choice": [4, 16384]}}, "model": {"family": "lstm", "layers": 64}}
     file = write(tmp_path, table(), **changes)

@@ -368,6 +368,7 @@ def test_two_drivers_of_one_search_are_told_apart(where: Objects, stopping: Stop
     assert OWNER not in objects.names()
 
 
+@pytest.mark.slow
 def test_an_owner_that_says_nothing_for_three_periods_is_taken_over_and_hears_of_it(
     where: Objects, tmp_path: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:

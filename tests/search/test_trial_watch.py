@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from xlstm_tune.search.folder import HUNG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,7 @@ with trial._watched():
 """
 
 
+@pytest.mark.slow
 def test_a_hanging_epoch_ends_the_worker_with_a_traceback_on_disk(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", HANG, str(tmp_path)],

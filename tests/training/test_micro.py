@@ -69,6 +69,7 @@ def close(one: EpochResult, other: EpochResult, rtol: float = 1e-5) -> None:
         torch.testing.assert_close(value, there[name], rtol=rtol, atol=1e-6 * float(there[name].abs().max()))
 
 
+@pytest.mark.slow
 # Not a divisor of the batch of 16, nor is 16 of the 103 samples; sgd, since adam divides by gradients near zero.
 @pytest.mark.parametrize(("family", "holds"), [("lstm", 15), ("lstm", 1), ("slstm", 5), ("mlstm", 5)])
 def test_train_in_pieces_gives_the_weights_of_whole_batches(
@@ -83,6 +84,7 @@ def test_train_in_pieces_gives_the_weights_of_whole_batches(
     close(pieces[-1], whole[-1])
 
 
+@pytest.mark.slow
 def test_train_in_pieces_with_clipping_and_another_optimiser(make_forecast: Maker, make_config: Maker) -> None:
     config = make_config(epochs=3, optimiser="adam", clip=0.1)
     whole = run(config, make_forecast(rows=70))
@@ -91,6 +93,7 @@ def test_train_in_pieces_with_clipping_and_another_optimiser(make_forecast: Make
     close(pieces[-1], whole[-1], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"loss": "quantile"}, {"loss": "mae"}, {"loss": "huber"}])
 def test_train_in_pieces_of_sequences_with_every_loss(
     options: dict[str, Any], make_regression: Maker, make_config: Maker
@@ -230,6 +233,7 @@ def test_load_of_a_checkpoint_without_a_micro_batch(tmp_path: Path, make_forecas
     assert state.micro_batch is None and state.together is None
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_out_of_memory_halve_their_batch(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast()
     model, windows = begin(make_config(model={"family": "xlstm"}), data).model, Windows(data, "train")

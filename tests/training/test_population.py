@@ -242,6 +242,7 @@ def test_memory_that_runs_out_splits_the_members_and_changes_nothing(
             assert {(one.together, one.micro_batch) for one in other} == {(None, None)}
 
 
+@pytest.mark.slow
 def test_memory_too_small_for_one_member_halves_the_micro_batch(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast(rows=64)
     configs = members(make_config(model={"family": "lstm"}, epochs=2, batch_size=16), rates=(0.0, 0.0, 0.0))
@@ -253,6 +254,7 @@ def test_memory_too_small_for_one_member_halves_the_micro_batch(make_forecast: M
         assert {(one.together, one.micro_batch) for one in mine} == {(1, 4)}
 
 
+@pytest.mark.slow
 def test_memory_for_not_one_sample_raises_as_it_came(make_forecast: Maker, make_config: Maker) -> None:
     configs = members(make_config(batch_size=16))
     with room_for(0) as seen, pytest.raises(torch.OutOfMemoryError, match="room for 0"):
@@ -260,6 +262,7 @@ def test_memory_for_not_one_sample_raises_as_it_came(make_forecast: Maker, make_
     assert seen == [48, 32, 16, 8, 4, 2, 1]
 
 
+@pytest.mark.slow
 def test_validation_out_of_memory_splits_the_members_before_the_samples(
     make_forecast: Maker, make_config: Maker
 ) -> None:

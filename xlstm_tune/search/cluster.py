@@ -4,12 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+from xlstm_tune.errors import ResourceError
 from xlstm_tune.search.growth import Growth, Room, growth_of_cluster, nodes_now, wait_for_node
 from xlstm_tune.search.packing import cluster_gpu_mib
 from xlstm_tune.search.plan import Plan, fit
 from xlstm_tune.search.resources import Bundle, Placement, place, slots_on
 from xlstm_tune.spec import ResourceConfig
+
+ANSWER_SECONDS = 60.0
+"""How long a cluster's first worker may take to start."""
+
+
+def check_workers_answer(where: str) -> None:
+    """Raise ResourceError when this process asks for tokens and the cluster's workers have none.
+
+    Such a cluster lets it in, and each trial's worker is ended before it has begun.
+    """
+    import ray
+    from ray._raylet import (  # type: ignore[attr-defined]  # no public function tells
+        AuthenticationMode,
+        get_authentication_mode,
+    )
+
+    if get_authentication_mode() != AuthenticationMode.TOKEN:
+        return
+
+    worker: Any = ray.remote(num_cpus=0)(_Worker).remote()  # the head has room for it
+    try:
+        ray.get(worker.answer.remote(), timeout=ANSWER_SECONDS)
+    except ray.exceptions.ActorDiedError:
+        raise ResourceError(
+            f"{where} was started without token authentication, which this process asks for, so that its workers "
+            "cannot answer; start the cluster with RAY_AUTH_MODE=token and the same token, or, where nobody else "
+            "reaches its network, set RAY_AUTH_MODE=disabled here too"
+        ) from None
+    except ray.exceptions.GetTimeoutError:
+        pass  # no node is there yet
+    finally:
+        ray.kill(worker)
+
+
+class _Worker:
+    """Answers."""
+
+    def answer(self) -> None:
+        """Nothing, but from there."""
 
 
 def place_on_cluster(plan: Plan, say: Callable[[str], None]) -> Placement:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.cluster import place_on_cluster
+from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
@@ -57,7 +57,7 @@ def _drain_seconds() -> float:
 def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
     """Ray on this machine, or the cluster at the plan's address, once that has a node for a trial.
 
-    Raises ResourceError when the cluster is too small and will stay so.
+    Raises ResourceError when the cluster is too small and will stay so, or its workers cannot answer.
     """
     import ray
 
@@ -80,6 +80,8 @@ def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
         )
     _protect_token()
     try:
+        if plan.address:
+            check_workers_answer(f"the cluster at {plan.address}")
         yield plan.placement or place_on_cluster(plan, lambda words: _say(console, words))
     finally:
         ray.shutdown()
