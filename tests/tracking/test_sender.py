@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,32 @@ def test_resumed_search_continues_its_runs(folder: Path) -> None:
     assert runs[1]["id"] == killed[1]["id"] and runs[1]["tags"]["status"] == "completed"
     assert runs[1]["curves"]["val_rmse"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert runs[None]["params"] == {"search.trials": "3"} and runs[None]["curves"]["best_val_rmse"] == [(0, 1.0)]
+
+
+def test_epochs_that_a_lost_machine_sent_are_on_the_curve_once(folder: Path, tmp_path: Path) -> None:
+    """Its folder is made again from a copy that lacks the last epoch, which is trained again."""
+    uri = default_uri(folder.parent)
+    copied = tmp_path / "copy" / folder.name
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {}, {}, [])
+        spool.trial_started(0, "trial-0", {"p": 1}, {})
+        spool.epoch(0, 1, {"val_rmse": 3.0, "train_loss": 4.0})
+        shutil.copytree(folder, copied)
+        spool.epoch(0, 2, {"val_rmse": 2.0, "train_loss": 3.0})
+        send_all(folder, uri)
+    time.sleep(0.01)  # a point of another time is another point to MLflow
+    with Spool(copied, uri) as spool:
+        spool.search_started("s", {}, {}, [])
+        spool.trial_started(0, "trial-0", {"p": 1}, {})
+        spool.epoch(0, 2, {"val_rmse": 2.0, "train_loss": 3.0})
+        spool.epoch(0, 3, {"val_rmse": 1.0, "train_loss": 2.0})
+        spool.trial_ended(0, "completed")
+        spool.search_ended("completed")
+    send_all(copied, uri)
+    runs = stored(uri, copied)
+    assert set(runs) == {None, 0} and runs[0]["status"] == "FINISHED"
+    assert runs[0]["curves"]["val_rmse"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [step for step, _ in runs[0]["curves"]["train_loss"]] == [1, 2, 3]
 
 
 def test_what_mlflow_never_takes_is_told_and_does_not_hold_up_the_rest(folder: Path) -> None:

@@ -6,7 +6,8 @@ Why nothing arrives twice. Progress is the byte offset of the spool up to which 
 (`mlflow/state.json`); a gather of events that failed half-way is sent again as a whole. That is harmless:
 metrics carry their time and step, and MLflow drops an identical point; params, tags, files and statuses are
 set to what they are already; and before a run is created by a process that cannot know better (it has just
-started, or its last attempt had no answer), the server is asked for the runs that carry this search's tag.
+started, or its last attempt had no answer), the server is asked for the runs that carry this search's tag,
+and how far their curves go.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Sender:
         self._runs = {}
         self._listed = False  # whether _runs holds every run of this search that the server may have
         self._params: dict[str, set[str]] = {}  # by run id: keys that the server has already
+        self._curves: dict[str, dict[str, int]] = {}  # by run id: the last step of each curve that it has already
 
     def send_next(self) -> bool:
         """Send what the spool holds next; returns whether more may be waiting already.
@@ -150,7 +152,10 @@ class Sender:
             return self._refuse(pending.events, f"{pending.name or f'trial {number}'} could not be made")
         there = self._params.get(run.id, set())
         params = {} if run.params else {k: v for k, v in pending.params.items() if mlflow_key(k) not in there}
-        for batch in batches(pending.metrics, params, pending.tags):
+        # Epochs that another machine sent, which is gone and told nobody, are trained again at another time.
+        drawn = self._curves.get(run.id, {})
+        metrics = [one for one in pending.metrics if not one.step or one.step > drawn.get(one.key, 0)]
+        for batch in batches(metrics, params, pending.tags):
             self._guarded(run, sum(map(len, batch)), partial(self.connect().log_batch, run.id, *batch))
         run.params = run.params or pending.started is not None
         self._upload(run, pending)
@@ -251,6 +256,8 @@ class Sender:
                 number = None if trial is None else int(trial)
                 known = self._runs.setdefault(number, Run(found.info.run_id, open=found.info.status == "RUNNING"))
                 self._params[found.info.run_id] = set(found.data.params)
+                latest = found.data.to_proto().metrics  # `data.metrics` leaves the steps out
+                self._curves[found.info.run_id] = {one.key: one.step for one in latest}
                 if known.id != found.info.run_id:
                     log.warning("run %s repeats run %s of trial %s", found.info.run_id, known.id, trial)
             token = page.token
