@@ -282,3 +282,25 @@ def test_train_in_a_process_with_little_memory_goes_on_in_pieces(
     assert plenty[-1].micro_batch is None and 1 <= int(micro) < 2048
     expected = [*(result.train_loss for result in plenty), plenty[-1].validation["rmse"]]
     assert [float(figure) for figure in figures] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_train_on_a_gpu_with_little_memory_goes_on_in_pieces(make_forecast: Maker, make_config: Maker) -> None:
+    data = make_forecast(rows=3000, lookback=48)
+    config = make_config(model={"family": "lstm", "hidden_size": 32}, epochs=2, batch_size=2048, optimiser="sgd")
+    next(train(make_config(model={"family": "lstm", "hidden_size": 32}, epochs=1, batch_size=16), data, device="cuda"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    plenty = list(train(config, data, device="cuda"))
+    needed = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + needed / 2
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        few = list(train(config, data, device="cuda"))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert plenty[-1].micro_batch is None and 1 <= (few[-1].micro_batch or 0) < 2048
+    figures = [[*(one.train_loss for one in results), results[-1].validation["rmse"]] for results in (few, plenty)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
