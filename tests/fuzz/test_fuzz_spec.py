@@ -174,6 +174,7 @@ def test_damaged_search_file_gives_a_search_or_a_sentence(folder: Path, text: st
     start(folder, text, overrides)
 
 
+@pytest.mark.slow
 @given(spec=specs())
 @examples(180)
 def test_changed_search_file_gives_a_search_or_a_sentence(folder: Path, spec: dict[str, Any]) -> None:

@@ -155,6 +155,7 @@ def test_masks_are_segments_run_alone(op, backend):
             torch.testing.assert_close(one[sample : sample + 1], other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_single_outputs_have_their_own_gradients(op, backend):
     inputs = problem(op, (3, 5, 2, 3))
@@ -189,6 +190,7 @@ def test_nan_in_one_sample_stays_there_and_shows(op, backend):
     assert not h[[0, 1, 3]].isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_vmap_over_members_equals_each_alone(op, backend):
     dtype = torch.float64 if backend == "reference" else torch.float32

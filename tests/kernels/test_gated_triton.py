@@ -75,6 +75,7 @@ def way_of(h):
     return "recompute" if "recomputing" in h.grad_fn.name() else "store"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "width", "dtype", "masked"),
     [(17, 5, torch.float32, False), (3, 20, torch.float16, True), (3, WIDE, torch.float16, True)],
@@ -101,6 +102,7 @@ def test_recomputed_gradients_equal_the_reference(op, steps, monkeypatch):
         assert (one.double() - other).abs().max() <= 1e-5 * other.abs().max().clamp(min=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [5, WIDE])
 @pytest.mark.parametrize("op", OPS)
 def test_each_output_alone_has_the_same_gradients(op, width, monkeypatch):

@@ -83,6 +83,7 @@ def chunks_of(chunk):
     return lambda *inputs, **options: mlstm_chunkwise(*inputs, **options, chunk=chunk)
 
 
+@pytest.mark.slow
 # Five steps in chunks of 2 with one left over, in equal chunks, and all pairs at once.
 @pytest.mark.parametrize("form", [mlstm_recurrent, mlstm_parallel, chunks_of(2), chunks_of(1), chunks_of(5)])
 @pytest.mark.parametrize("warm", [False, True])

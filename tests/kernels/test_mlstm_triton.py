@@ -122,6 +122,7 @@ def test_gates_of_any_finite_size_give_no_nan(design):
         assert all(one.isfinite().all() for one in results(mlstm_triton, inputs[:count], design=design))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS)
 def test_open_gates_over_many_steps_keep_their_gradients(design):
     """The forget gate's gradient is a sum over all later steps: no digits are lost to it over the chunks."""
@@ -130,6 +131,7 @@ def test_open_gates_over_many_steps_keep_their_gradients(design):
     assert_near_truth(inputs, 1e-4, design=design)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize(("products", "tolerance"), [(torch.float32, 2e-3), (torch.float16, 6e-3)])
 def test_16_bits_with_products_in_either_dtype(design, products, tolerance, monkeypatch):

@@ -61,6 +61,7 @@ def test_slstm_equals_the_unstabilised_equations():
     torch.testing.assert_close(slstm(gates, recurrent, bias)[0], torch.stack(outputs, 1), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "steps", "heads", "width"), [(2, 4, 2, 3), (1, 1, 1, 1), (3, 2, 1, 2)])
 def test_slstm_gradcheck_all_inputs_and_states(batch, steps, heads, width):
     inputs = problem(batch, steps, heads, width)

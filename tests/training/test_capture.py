@@ -172,6 +172,7 @@ def test_a_refused_capture_leaves_training_as_it_was_and_is_told_once(
     ]
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_the_capture(
     graphs: Graphs, make_forecast: Maker, make_config: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:

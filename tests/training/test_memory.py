@@ -56,6 +56,7 @@ def test_estimate_memory_agrees_with_the_allocator(family: str, make_config: Mak
     assert estimate.activations_mib == pytest.approx(held_bytes(model, config, SHAPE) / MIB, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_estimate_memory_of_every_option_agrees_with_the_allocator(

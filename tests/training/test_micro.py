@@ -206,6 +206,7 @@ def test_a_failed_attempt_is_let_go_of_before_the_next() -> None:
     assert len(held) == 4
 
 
+@pytest.mark.slow
 def test_train_resumed_goes_on_with_the_micro_batch_to_the_same_bits(
     tmp_path: Path, make_forecast: Maker, make_config: Maker
 ) -> None:

@@ -222,6 +222,7 @@ def room_for(sequences: int, validation: int = 10**9) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["lstm", "mlstm"])
 def test_memory_that_runs_out_splits_the_members_and_changes_nothing(
     family: str, make_forecast: Maker, make_config: Maker
