@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 GIB = 2**30
 ROOM = 3 * GIB
 """What the search and other tests may take beside the other program until Ray calls the memory full."""
+STEP = 256 * 2**20
 
 
 def memory() -> tuple[int, int]:
@@ -24,29 +25,48 @@ def memory() -> tuple[int, int]:
     return found["MemTotal:"], found["MemAvailable:"]
 
 
+class OtherProgram:
+    """Takes memory and gives it back, so that so much of the machine's is in use, whatever others do."""
+
+    def __init__(self) -> None:
+        self._taken: list[bytearray] = []
+
+    def hold(self, level: float) -> None:
+        """level: bytes in use, by everybody. A few steps towards it."""
+        for _ in range(4):
+            total, available = memory()
+            missing = level - (total - available)
+            if missing > 0 and available > 2 * GIB:
+                self._taken.append(bytearray(b"\1") * STEP)
+            elif missing < -2 * STEP and self._taken:
+                self._taken.pop()
+
+    def end(self) -> None:
+        """Give all of it back."""
+        self._taken.clear()
+
+
 def test_a_worker_that_rays_memory_monitor_ends_is_replaced(tmp_path: Path, undisturbed: Callable[..., Path]) -> None:
-    """The other program is this test, which takes memory until a worker has gone."""
+    """The other program is this test. It is near the limit when the trials begin, which last a few seconds."""
     total, available = memory()
     if available < 3 * ROOM:
         pytest.skip(f"needs {3 * ROOM / GIB:.0f} GiB of free memory, there are {available / GIB:.1f}")
-    full = (total - available + ROOM) / total
-    watching = {"RAY_memory_usage_threshold": f"{full:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    search = Search(tmp_path / "searches", XLSTM_TUNE_CHECKPOINT_SHARE="1000", **watching)
+    full = total - available + ROOM
+    watching = {"RAY_memory_usage_threshold": f"{full / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    search, other = Search(tmp_path / "searches", XLSTM_TUNE_CHECKPOINT_SHARE="1000", **watching), OtherProgram()
     search.start(str(write_search(tmp_path)))
-    search.until(lambda: search.epochs(0) > 1)
-    taken: list[bytearray] = []
 
-    def has_ended_a_worker() -> bool:
-        """Takes more where other programs have given some back."""
-        if "memory ran out" in (search.folder / JOURNAL).read_text():
-            return True
-        total, available = memory()
-        if total - available < full * total + GIB / 4 and available > 2 * GIB:
-            taken.append(bytearray(b"\1") * (GIB // 2))
-        return False
+    def is_training() -> bool:
+        other.hold(full - 1.5 * GIB)
+        return search.epochs(0) > 1
 
-    search.until(has_ended_a_worker)
-    taken.clear()
+    def has_lost_a_worker() -> bool:
+        other.hold(full + GIB / 2)
+        return "memory ran out" in (search.folder / JOURNAL).read_text()
+
+    search.until(is_training)
+    search.until(has_lost_a_worker)
+    other.end()
     search.end()
     check_accounted(search.folder, undisturbed())
     told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]

@@ -12,7 +12,7 @@ if sys.argv[1] == "keep":
 for step in range(12):
     if step == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(2**22) for _ in range(8)]  # 16 MiB each
+    blocks = [torch.ones(10 * 2**20) for _ in range(3)]  # 40 MiB each: up to 32 glibc learns to keep some by itself
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
