@@ -116,6 +116,7 @@ def test_backend_equals_the_reference(op, backend, size, warm):
     assert_near(results(op, inputs, torch.float32, backend=backend), true, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", ["resets", "lengths", "both"])
 @pytest.mark.parametrize(("op", "backend"), FASTER)
 def test_backend_equals_the_reference_with_masks(op, backend, masked):

@@ -48,6 +48,7 @@ def test_every_dropout_runs_once_a_pass(options, direction, pooling):
         assert (len(runs) > 0) == (options["family"] != "lstm_torch" and options != {"family": "lstm", "layers": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("family", ["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"])
 def test_members_train_as_each_alone(family, direction):

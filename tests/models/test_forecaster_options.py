@@ -163,6 +163,7 @@ def test_last_state_of_a_bidirectional_lstm_is_both_final_states(family: str) ->
     torch.testing.assert_close(model(x), model.head(torch.cat([*final[-2:]], -1)).view(2, 4, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["last", "mean", "attention"])
 @pytest.mark.parametrize("patch", [0, 3])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "both"])

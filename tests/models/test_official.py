@@ -70,6 +70,7 @@ def same(one, other):
     return all(torch.equal(tensor, other[name]) and tensor.dtype == other[name].dtype for name, tensor in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "heads", "kernel"), SIZES)
 @pytest.mark.parametrize("pattern", STACKS)
 def test_load_official_gives_the_official_outputs_and_gradients(pattern, width, heads, kernel):
@@ -85,6 +86,7 @@ def test_load_official_gives_the_official_outputs_and_gradients(pattern, width, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["s", "ms", "ssm"])
 def test_load_official_takes_the_cuda_layout(pattern):
     theirs = official(pattern, 96, 3)

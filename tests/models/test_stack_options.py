@@ -154,6 +154,7 @@ def test_qkv_block_sets_the_width_of_the_projections_blocks():
         assert {tuple(part.weight.shape) for part in (layer.q, layer.k, layer.v)} == {(64 // block, block, block)}
 
 
+@pytest.mark.slow
 def test_relevant_tells_equal_models_from_different_ones():
     """Two configs are one point if, and only if, their stacks compute the same from the same seed."""
     choices = {

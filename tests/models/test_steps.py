@@ -154,6 +154,7 @@ def check_alone(make, back, resets, lengths, warm):
     assert_same(layer, x, batch, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warm", [False, True], ids=["fresh", "warm"])
 @pytest.mark.parametrize("name", {**FORTH, **BACK})
 def test_reset_starts_a_sample_anew(name, warm):

@@ -40,6 +40,7 @@ def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("task", ["forecast", "regression"])
 def test_train_learns_what_can_be_learnt(
@@ -54,6 +55,7 @@ def test_train_learns_what_can_be_learnt(
     assert set(results[0].validation) == set(METRICS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_train_twice_gives_the_same_bits(family: str, make_forecast: Maker, make_config: Maker) -> None:
     config = make_config(model={"family": family, "dropout": 0.3, "layers": 2}, epochs=2, seed=5)

@@ -114,6 +114,7 @@ def test_estimate_memory_counts_what_the_optimiser_keeps(optimiser: str, moments
     assert estimate.total_mib == pytest.approx(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_estimate_memory_in_bf16_agrees_with_the_allocator(family: str, make_config: Maker) -> None:
     # Not simply half: the cells run in float32, so what enters them is kept in both.
