@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def address() -> Iterator[str]:
         try:
             while b"Ray runtime started" not in (Path(folder) / "start.log").read_bytes():
                 assert node.poll() is None, (Path(folder) / "start.log").read_text()
+                time.sleep(0.2)
             yield f"127.0.0.1:{port}"
         finally:
             node.terminate()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from xlstm_tune.errors import StorageError
 
-T = TypeVar("T")
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _AT_ONCE = 8
 """Transfers side by side: objects are small, and each waits for its answer."""
@@ -90,35 +90,34 @@ class Objects:
 
     def get(self, name: str) -> bytes:
         """What an object holds, of one moment where it is written anew meanwhile."""
-        return self._read(name, lambda file: bytes(file.read()), len)
+        out = io.BytesIO()
+        self._read(name, out)
+        return out.getvalue()
 
     def fetch(self, name: str, place: Path) -> None:
         """Write an object to a local file, whole or not at all, and as `get` reads it."""
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-
-        def write(file: IO[bytes]) -> int:
-            with temporary.open("wb") as out:
-                _copy(file, out, None)
-                return out.tell()
-
         try:
-            self._read(name, write, int)
+            with temporary.open("wb") as out:
+                self._read(name, out)
             temporary.replace(place)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
-    def _read(self, name: str, read: Callable[[IO[bytes]], T], size: Callable[[T], int]) -> T:
-        """What reading the object gives. size: of it, how many bytes were read."""
+    def _read(self, name: str, out: IO[bytes]) -> None:
+        """Write what the object holds to an empty file."""
         system, root = self._open()
         path = posixpath.join(root, name)
         for _ in range(_TRIES):
+            out.seek(0)
+            out.truncate()
             with system.open_input_stream(path) as file:
-                found = read(file)
+                _copy(file, out, None)
             # pyarrow asks for the size before it asks for so many bytes: a longer object that took the place is cut.
-            if system.type_name not in _OBJECT_STORES or system.get_file_info(path).size == size(found):
-                return found
+            if system.type_name not in _OBJECT_STORES or system.get_file_info(path).size == out.tell():
+                return
         raise OSError(f"{name} is written anew faster than it can be read")
 
     def names(self, below: str = "") -> dict[str, datetime]:
