@@ -5,7 +5,9 @@
 # make lint      ruff and mypy, as CI runs them
 # make peers     the packages that benchmarks compare with, in .venv-peers
 # make gpu       check and time the kernels on a GPU, with the interpreter at hand that has torch; it installs nothing
-# make gpu-packages    for `make gpu`: numba and the packages that it compares with, in .gpu-packages
+# make gpu-packages    for `make gpu`: numba and the packages that it compares with, in .gpu-packages; with FOR=3.12 for
+#                      another Python, such as that of a machine without a network, to which the folder is then copied
+# make test-gpu        the tests that compute on a GPU
 # make report NAME=...    a page about a search below $(STORAGE), with every figure; also while it runs
 # make ui        the MLflow pages of every search below $(STORAGE), on 127.0.0.1
 
@@ -22,7 +24,7 @@ RUN = .venv/bin/python
 # A file's tests stay in one process, which makes the searches that they share once.
 PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: search test test-slow test-alone lint peers gpu gpu-packages report ui clean
+.PHONY: search test test-slow test-alone test-gpu lint peers gpu gpu-packages report ui clean
 
 search: .venv/ready
 	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
@@ -83,10 +85,18 @@ gpu:
 	@test -n "$(GPU_PYTHON)" || { echo "No Python from 3.11 on that has torch was found; name one with make gpu PYTHON=/path/to/python"; exit 2; }
 	@$(GPU_PYTHON) benchmarks/gpu.py $(ARGS)
 
+# In a folder for each version of Python, since compiled packages fit one alone.
 gpu-packages:
 	@test -n "$(GPU_PYTHON)" || { echo "No Python from 3.11 on that has torch was found; name one with make gpu-packages PYTHON=/path/to/python"; exit 2; }
-	@$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target .gpu-packages \
-		-c constraints.txt -r benchmarks/gpu.txt
+	@$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --no-deps -c constraints.txt \
+		-r benchmarks/gpu.txt $(if $(FOR),--python-version $(FOR) --only-binary=:all:) \
+		--target .gpu-packages/$(or $(FOR),$$($(GPU_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+
+test-gpu:
+	@test -n "$(GPU_PYTHON)" || { echo "No Python from 3.11 on that has torch was found; name one with make test-gpu PYTHON=/path/to/python"; exit 2; }
+	@packages=.gpu-packages/$$($(GPU_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	XLSTM_TUNE_TEST_GPU=1 PYTHONPATH=$(CURDIR):$(CURDIR)/$$packages \
+		$(GPU_PYTHON) -m pytest -m gpu $(ARGS) $$(grep -rl --include='*.py' 'pytest.mark.gpu' tests)
 
 clean:
 	rm -rf .venv .venv-peers .gpu-packages

@@ -75,6 +75,8 @@ SHARES = {
     "mlstm peers": 0.85, "compile": 0.93, "peers": 1,
 }  # fmt: skip
 """Of --seconds, by when a part has to end."""
+ALONE = ("check", "feature", "first", "capture")
+"""Beginnings of --only that leave one part, which then has all the time."""
 REQUEST_SECONDS = 75.0
 """For one check, or to prepare or time one case."""
 EACH = {"mlstm": 0.4, "stack": 0.4, "long": 0.4, "mlstm-search": 0.15, "search": 0.15}
@@ -124,7 +126,8 @@ class Session:
 
     def deadline(self, part: str) -> float:
         """When a part has to end, by time.monotonic()."""
-        return self.started + float(SHARES[part] * self.arguments.seconds)
+        share = 1.0 if self.arguments.only.startswith(ALONE) else SHARES[part]
+        return self.started + float(share * self.arguments.seconds)
 
     def left(self, part: str) -> float:
         return self.deadline(part) - time.monotonic()
@@ -146,7 +149,7 @@ class Session:
 
 
 def check(session: Session, lane: Lane) -> None:
-    """Part 1: correctness, in as many processes as half the cores, since most of the time is Triton's compiling; `lane`
+    """Part 1: correctness, in nearly as many processes as cores, since most of the time is Triton's compiling; `lane`
     is one of them."""
     arguments = session.arguments
     widths: Iterable[int] = (5, 64, 130) if arguments.quick else CHECK_WIDTHS
@@ -158,11 +161,14 @@ def check(session: Session, lane: Lane) -> None:
         size, mlstm_size = TINY["size"], TINY["mlstm"]
     checks = [
         {"do": "check", "op": op, "dtype": dtype, "width": width, "variant": variant}
+        # By variant: those of one size share kernels, which the first then compiles and the next find in the cache.
+        for variant in VARIANTS
         for width in widths
         for dtype in dtypes
         for op in (*OPS, *session.designs("mlstm"))
-        for variant in (VARIANTS if op in OPS else DESIGN_VARIANTS)
-        if session.takes(op, width) and session.wanted(f"check: {op}, {width}, {dtype}, {variant}")
+        if (op in OPS or variant in DESIGN_VARIANTS)
+        and session.takes(op, width)
+        and session.wanted(f"check: {op}, {width}, {dtype}, {variant}")
     ]
     features = [
         {"do": "feature", "op": op, "name": name, "width": width}
@@ -172,11 +178,12 @@ def check(session: Session, lane: Lane) -> None:
         if session.takes(op, width) and session.wanted(f"feature: {op}, {name}")
     ]
     checks += gpu_ways.checks(session, widths, dtypes, size)
-    requests = [request | {"seed": arguments.seed} for request in checks] + features
+    # Features first: they are few, and nothing else shows whether a search's steps can be captured.
+    requests = features + [request | {"seed": arguments.seed} for request in checks]
     for request in requests:
         request.setdefault("size", mlstm_size if request["op"].startswith("mlstm") else size)
     session.say(f"{len(requests)} checks")
-    count = 1 if arguments.interpret else max(1, min(8, (os.cpu_count() or 2) // 2, len(requests)))
+    count = 1 if arguments.interpret else max(1, min(14, (os.cpu_count() or 2) - 2, len(requests)))
     with Pool([lane, *(Lane(environment(arguments.interpret)) for _ in range(count - 1))]) as pool:
         for request, answer in pool.ask(requests, REQUEST_SECONDS, session.deadline("checks")):
             part = "checks" if "variant" in request else "features"

@@ -67,6 +67,7 @@ def measure(members: int, device: Any, size: dict[str, int] = SIZE) -> dict[str,
         "eager_ms": eager,
         "captured_ms": captured,
         "captured": found["auto"][-1][0].captured,
+        "backend": found["auto"][-1][0].backend,  # if it was not captured, with the reason
         "differs": differs,
     }
 

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = HERE.parent / ".gpu-packages"
+PACKAGES = HERE.parent / ".gpu-packages" / f"{sys.version_info.major}.{sys.version_info.minor}"
 """What `make gpu-packages` brings, for interpreters that have torch and little else."""
 START_SECONDS = 120.0
 """For an interpreter to start and import torch: a first time from a cold disk takes long."""

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -103,8 +104,8 @@ class Worker:
         if graph:
             try:
                 found["graph_ms"] = median_ms(graphed(self.task.both), seconds)
-            except RuntimeError as error:  # the other times are good
-                found["graph_error"] = reason(error)
+            except RuntimeError as error:  # the other times are good, but a broken capture leaves the process spoilt
+                found |= {"graph_error": reason(error), "graph_trace": traceback.format_exc(), "fatal": True}
         self.task = None
         return found
 
@@ -136,7 +137,8 @@ def respond(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
         return handle(**request)
     except Exception as error:  # one case's accident is its own result, and must not end the others
         spoilt = "CUDA" in str(error) and not isinstance(error, (torch.OutOfMemoryError, Refused))
-        return {"error": reason(error), "fatal": spoilt}
+        answer = {"error": reason(error), "fatal": spoilt}
+        return answer if isinstance(error, Refused) else answer | {"trace": traceback.format_exc()}
 
 
 def reason(error: Exception) -> str:

@@ -42,7 +42,8 @@ install_python() {
     # A machine that has just started may still be updating itself: apt waits for it.
     sudo apt-get -o DPkg::Lock::Timeout=600 update -q
     for version in 3.11 3.12; do
-        if sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y "python$version" "python$version-venv"; then
+        # The headers and a C compiler are for Triton, which makes its launcher when it first starts a kernel.
+        if sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y "python$version" "python$version-venv" "python$version-dev" gcc; then
             return
         fi
     done

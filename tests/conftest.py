@@ -1,4 +1,8 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which has to be asked for before Triton is imported."""
+"""Tests compute on a CPU, Triton's kernels in its interpreter, on machines with a GPU too: everywhere the same.
+
+The few that are about a GPU carry the marker `gpu` and run by `make test-gpu`, where the kernels are compiled: Triton
+asks which of both it is to be when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
     from buckets import S3
     from tracked import Server
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+ON_GPU = os.environ.get("XLSTM_TUNE_TEST_GPU") == "1"
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Ray gives way to everything else on a machine, so that of two tests side by side one would wait for the other's end.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -47,6 +52,13 @@ HELPERS = (
     "cluster_search",
 )
 pytest.register_assert_rewrite(*HELPERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU run where one was asked for, and there they fail if there is none."""
+    for item in items:
+        if not ON_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,9 @@ def compiled(kernel, signature, constants, options, allowed):
     return f"{kernel.__module__}.{kernel.__name__}", made.metadata.shared, allowed
 
 
-def gated(width, size):
-    """LSTM's and sLSTM's kernels of heads of a width, with numbers of `size` bytes."""
+def gated(width, dtype):
+    """LSTM's and sLSTM's kernels of heads of a width."""
+    size = getattr(torch, dtype).itemsize
     whole = ["batch", "steps", "count", "heads", "width", "begins", "ends", "t", "total"]
     inputs = ["gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"]
     cut = launch(width, size, INTERPRETED)
@@ -51,7 +52,7 @@ def gated(width, size):
     flags |= {"PRECISION": "ieee" if size == 4 else "tf32"}
     flags |= {"BLOCK": STEP_UNITS} if cut is None else {"BLOCK": cut.samples, "WIDE": cut.width}
     options = {} if cut is None else {"num_warps": cut.warps, "num_stages": cut.stages}
-    kinds = dict.fromkeys(whole, "i32") | dict.fromkeys(inputs, {2: "*fp16", 4: "*fp32"}[size])
+    kinds = dict.fromkeys(whole, "i32") | dict.fromkeys(inputs, "*" + NAMES[getattr(torch, dtype)])
     found = []
     for module in (lstm_steps_triton, slstm_steps_triton):
         for kernel in (module.step, module.step_back) if cut is None else (module.forward, module.backward):

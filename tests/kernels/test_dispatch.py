@@ -78,3 +78,22 @@ def test_resolve_unknown_names():
         resolve("slstm", "cuda")
     with pytest.raises(ValueError, match="op must be one of"):
         resolve("gru")
+
+
+def test_a_machine_on_which_triton_cannot_start_kernels_is_told_why(monkeypatch, caplog):
+    """Stands for a GPU without a C compiler: here Triton finds no driver when it is to make its launcher."""
+    pytest.importorskip("triton")
+    dispatch._launcher_refusal.cache_clear()
+    dispatch._warn.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        with pytest.raises(
+            BackendUnavailable, match="Triton cannot start kernels .*libcuda.so, a C compiler and Python's"
+        ):
+            resolve("slstm", "triton", "cuda")
+        chosen = [resolve(op, "auto", "cuda") for op in ("slstm", "lstm")]
+        assert all(choice.backend == "reference" and "gcc and python3-dev" in choice.reason for choice in chosen)
+        assert len(caplog.records) == 1
+    finally:
+        dispatch._launcher_refusal.cache_clear()
+        dispatch._warn.cache_clear()

@@ -41,9 +41,11 @@ def compiled(tmp_path_factory):
         process.stdin.close()
 
 
-@pytest.mark.parametrize(("width", "size"), [(32, 4), (64, 2), (128, 2), (200, 4)])
-def test_kernels_compile_for_a_gpu_and_fit(compiled, width, size):
-    assert len(compiled("gated", width, size)) == 4
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(32, "float32"), (64, "bfloat16"), (128, "float16"), (128, "bfloat16"), (200, "float32")]
+)
+def test_kernels_compile_for_a_gpu_and_fit(compiled, width, dtype):
+    assert len(compiled("gated", width, dtype)) == 4
 
 
 @pytest.mark.parametrize(

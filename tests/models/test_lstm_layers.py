@@ -246,6 +246,19 @@ def test_autocast_trains_and_is_near(kind, dtype):
     assert all(one.grad.dtype == torch.float32 and one.grad.any() for one in model.parameters())
 
 
+def test_torchs_lstm_computes_in_its_weights_precision_under_autocast():
+    """On a GPU autocast would give it float16, whatever type it is asked for."""
+    model = make(LSTMTorch, layers=2).float()
+    x, state = inputs().detach().float(), None
+    truth, state = model(x)
+    carried, _ = model(x, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x)[0], truth)
+        assert torch.equal(model(x, state)[0], carried)
+        y, _ = model(x.bfloat16(), tuple(one.bfloat16() for one in state))
+    torch.testing.assert_close(y, carried, rtol=5e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_deepcopy_pickle_and_functional_call(kind):
     model = make(kind, layers=2, direction="both", projection=2)

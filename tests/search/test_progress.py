@@ -38,6 +38,14 @@ def test_progress_of_a_resumed_search_counts_a_trial_that_was_cut_once(progress:
     assert progress.counts() == "3 of 10 trials · 0 running · 1 failed"
 
 
+def test_progress_of_a_search_whose_trials_have_ended_says_nothing_of_running_and_left() -> None:
+    progress = Progress(1, "val_rmse", None)
+    progress.started(0, "lstm", 5)
+    progress.ended_trial(0, "completed")
+    assert progress.counts() == "1 of 1 trials"
+    assert "left" not in progress.times()
+
+
 def test_progress_says_when_the_baseline_is_ahead(progress: Progress) -> None:
     progress.started(0, "lstm", 5)
     progress.epoch(0, 1, 5.0)

@@ -23,7 +23,6 @@ from xlstm_tune.training.population import train_population
 
 Maker = Callable[..., Any]
 CPU = torch.device("cpu")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXACT = {"learning_rate": 2.0**-7, "schedule": "constant", "warmup": 0.0}
 """A learning rate that is the same number in float32, which tensors of it have."""
 
@@ -269,7 +268,7 @@ def test_a_step_leaves_the_host_out(
     assert not calls.found
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("optimiser", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("model", [*MODELS, {"family": "lstm_torch"}, {"family": "mlstm"}], ids=str)
 def test_train_captured_gives_the_numbers_of_eager_training(
@@ -285,7 +284,7 @@ def test_train_captured_gives_the_numbers_of_eager_training(
     assert_same(mine, run(config, data, "cuda"), tolerance=1e-5)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_population_captured_gives_the_numbers_of_eager_training(
     model: dict[str, Any], make_forecast: Maker, make_config: Maker, monkeypatch: pytest.MonkeyPatch
@@ -296,7 +295,7 @@ def test_a_population_captured_gives_the_numbers_of_eager_training(
     assert_same(mine, run_together(configs, data, "cuda"), tolerance=1e-5)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_capture_is_not_refused(
     model: dict[str, Any], make_forecast: Maker, make_config: Maker, caplog: pytest.LogCaptureFixture
@@ -308,7 +307,7 @@ def test_capture_is_not_refused(
     assert not caplog.records
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_capture_that_breaks_leaves_torch_usable(caplog: pytest.LogCaptureFixture) -> None:
     weight = torch.ones(4, device="cuda", requires_grad=True)
 
@@ -330,9 +329,10 @@ def test_a_capture_that_breaks_leaves_torch_usable(caplog: pytest.LogCaptureFixt
     assert torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
     assert torch.zeros(2**20, device="cuda").sum().item() == 0
+    assert torch.randn(4, device="cuda").isfinite().all()
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_checkpoint_of_a_captured_run_goes_on_on_a_cpu(
     tmp_path: Any, make_forecast: Maker, make_config: Maker
 ) -> None:

@@ -285,12 +285,12 @@ def test_train_in_a_process_with_little_memory_goes_on_in_pieces(
     assert [float(figure) for figure in figures] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_train_on_a_gpu_with_little_memory_goes_on_in_pieces(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast(rows=3000, lookback=48)
-    config = make_config(model={"family": "lstm", "hidden_size": 32}, epochs=2, batch_size=2048, optimiser="sgd")
-    next(train(make_config(model={"family": "lstm", "hidden_size": 32}, epochs=1, batch_size=16), data, device="cuda"))
+    given = {"model": {"family": "lstm", "hidden_size": 32}, "precision": "fp32"}
+    config = make_config(**given, epochs=2, batch_size=2048, optimiser="sgd")
+    next(train(make_config(**given, epochs=1, batch_size=16), data, device="cuda"))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     plenty = list(train(config, data, device="cuda"))

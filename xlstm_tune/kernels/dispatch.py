@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 
 import torch
 
 from xlstm_tune.errors import BackendUnavailable
+
+log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "numba", "triton")
 KERNELS: dict[str, tuple[str, ...]] = dict.fromkeys(("lstm", "slstm", "mlstm"), ("numba", "triton"))
@@ -71,6 +76,22 @@ def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
         return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
     if dtype == torch.float64:
         return "it computes in float32 and 16 bits, and the tensors are float64"
+    return _launcher_refusal() if device == "cuda" and torch.cuda.is_available() else None
+
+
+@cache
+def _launcher_refusal() -> str | None:
+    """Why Triton cannot start kernels on the GPU here: its launcher is a small C program, compiled once a machine."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.utils  # noqa: B018, makes it
+    except (ImportError, RuntimeError, OSError, CalledProcessError, AssertionError) as error:  # it asserts libcuda.so
+        why = str(error).partition("\n")[0]
+        return (
+            f"Triton cannot start kernels on this machine ({type(error).__name__}: {why}); its launcher needs the driver's "
+            "libcuda.so, a C compiler and Python's headers, on Ubuntu the packages gcc and python3-dev"
+        )
     return None
 
 
@@ -104,7 +125,16 @@ def resolve(
     for backend in KERNELS[op]:
         if refusal(op, backend, device, dtype, projected, width) is None:
             return Choice(op, backend, f"the fastest for {what}" + _design(op, backend, width))
+    if device == "cuda" and dtype != torch.float64 and (reason := triton_refusal(device, dtype)):
+        _warn(reason)
+        return Choice(op, "reference", reason)
     return Choice(op, "reference", f"there is no faster kernel for {what}")
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once for each reason: a GPU that works without our kernels is many times slower."""
+    log.warning("The GPU runs without the fast kernels: %s.", reason)
 
 
 def mlstm_design(programs: int, steps: int, width: int, requested: str = "auto") -> str:

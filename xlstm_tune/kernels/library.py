@@ -114,6 +114,7 @@ def _operator(
     arguments = arguments + [f"{kind} {option}" for option, kind in kernel.options.items()]
     schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(returned))})"
     compute, shapes = (kernel.backward, kernel.backward_shapes) if backward else (kernel.forward, kernel.forward_shapes)
+    compute = _where_they_lie(compute)
     alone = len(returned) == 1  # torch takes a schema of one result for that result by itself
     operator = torch.library.custom_op(
         f"xlstm_tune::{name}", _first_of(compute) if alone else compute, mutates_args=(), schema=schema
@@ -137,6 +138,18 @@ def _operator(
 
 def _tuple(found: Tensor | Tensors) -> Tensors:
     return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def _where_they_lie(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    """`function` with its first tensor's GPU as the current one, since Triton starts kernels there."""
+
+    def there(*arguments: Any) -> Tensors:
+        if not arguments[0].is_cuda:
+            return function(*arguments)
+        with torch.cuda.device(arguments[0].device):
+            return function(*arguments)
+
+    return there
 
 
 def _first_of(function: Callable[..., Tensors]) -> Callable[..., Tensor]:

@@ -192,7 +192,7 @@ class Forecaster(nn.Module):
     def describe_backend(self) -> str:
         """What runs the recurrences, and why, in words."""
         if self.config.family == "lstm_torch":
-            return "lstm_torch: torch.nn.LSTM"
+            return f"lstm_torch: torch.nn.LSTM, in {str(self.head.weight.dtype).removeprefix('torch.')}"
         if self.config.family == "lstm_scratch":
             return "lstm_scratch: elementary operations in torch"
         said = [str(choice) for choice in self._choices()]

@@ -239,15 +239,20 @@ class LSTMTorch(nn.LSTM):
             raise ValueError(
                 "lstm_torch: torch.nn.LSTM takes no resets; cut the sequences there, or use the family lstm"
             )
+        # Autocast gives torch's LSTM float16 on a GPU, whatever type was asked for: gradients would vanish in it.
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.weight_ih_l0.dtype)
+            state = None if state is None else (state[0].to(x.dtype), state[1].to(x.dtype))
         x = hide_padding(x, lengths)
         if self.direction == "reverse":
             x = flip(x, lengths)
-        if lengths is None:
-            y, final = super().forward(x, state)
-        else:
-            packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            found, final = super().forward(packed, state)
-            y, _ = pad_packed_sequence(found, batch_first=True, total_length=x.shape[1])
+        with torch.autocast(x.device.type, enabled=False):
+            if lengths is None:
+                y, final = super().forward(x, state)
+            else:
+                packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+                found, final = super().forward(packed, state)
+                y, _ = pad_packed_sequence(found, batch_first=True, total_length=x.shape[1])
         return flip(y, lengths) if self.direction == "reverse" else y, final
 
 

@@ -94,10 +94,16 @@ class Progress:
         pace = (time.monotonic() - self.first_trial) / (here + share)
         return max(0.0, pace * (self.total - self.ended - share))
 
+    @property
+    def over(self) -> bool:
+        """Every trial has ended."""
+        return self.total is not None and self.ended >= self.total
+
     def counts(self) -> str:
         """`7 of 16 trials · 2 running · 3 pruned · 1 failed`."""
         parts = [f"{self.ended} of {self.total} trials" if self.total else f"{self.ended} trials"]
-        parts.append(f"{len(self.running)} running")
+        if not self.over:
+            parts.append(f"{len(self.running)} running")
         for name in ("pruned", "failed", "duplicate", "refused"):
             if getattr(self, name):
                 parts.append(f"{getattr(self, name)} {name}")
@@ -117,10 +123,9 @@ class Progress:
 
     def times(self) -> str:
         """Elapsed and left."""
-        left = self.seconds_left()
-        return f"{clock(time.monotonic() - self.began)} elapsed" + (
-            f" · about {clock(left)} left" if left is not None else ""
-        )
+        elapsed = f"{clock(time.monotonic() - self.began)} elapsed"
+        left = None if self.over else self.seconds_left()
+        return elapsed if left is None else f"{elapsed} · about {clock(left)} left"
 
     def line(self) -> str:
         """One plain line."""

@@ -30,6 +30,9 @@ class SystemMetrics:
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             found["system/gpu_memory_usage_megabytes"] = (total - free) / 2**20
-            with suppress(ImportError, RuntimeError):  # it needs NVIDIA's library for Python
-                found["system/gpu_utilization_percentage"] = float(torch.cuda.utilization())
+            with suppress(ImportError):  # it needs NVIDIA's library for Python
+                from pynvml import NVMLError
+
+                with suppress(NVMLError, RuntimeError):  # a part of a GPU tells no utilisation
+                    found["system/gpu_utilization_percentage"] = float(torch.cuda.utilization())
         return found

@@ -128,13 +128,17 @@ class Captured:
         self._recorded.clear()
 
     def _warm_up(self, inputs: tuple[Tensor, ...]) -> Outputs:
-        """A step as it is, on the stream that will be captured: libraries keep workspaces for each stream."""
+        """A step as it is, on the stream that will be captured: libraries keep workspaces for each stream.
+
+        Over copies, as the capture will be: a row of a larger tensor may begin where Triton takes another kernel for
+        it, and one that is first loaded during a capture breaks it.
+        """
         if self._stream is None:
-            return self._eager(*inputs)
+            return self._eager(*(one.clone() for one in inputs))
         outside = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outside)
         with torch.cuda.stream(self._stream):
-            found = self._eager(*inputs)
+            found = self._eager(*(one.clone() for one in inputs))
         outside.wait_stream(self._stream)
         return found
 
@@ -167,12 +171,20 @@ def record(
         with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
             outputs = step(*buffers)
     except BaseException:
-        # Nor does it always tell the allocator, which would go on as during a capture; refused where it did.
-        with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(buffers[0].device.index, pool)
-            torch._C._cuda_releasePool(buffers[0].device.index, pool)
+        _end_of_a_broken_capture(buffers[0].device.index, pool)
         raise
     return graph.replay, outputs
+
+
+def _end_of_a_broken_capture(device: int, pool: Any) -> None:
+    """Tell the allocator and the random generator, which would go on as during a capture; refused where torch did."""
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    with suppress(RuntimeError):
+        torch._C._cuda_releasePool(device, pool)
+    with suppress(RuntimeError):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # the copy knows of no capture
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,7 +22,9 @@ _WORDS = (
     "CUDA error: out of memory",
     "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle is made when it is first used, and a full GPU has no room for it
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
 )
 """What a RuntimeError says when there is no memory left."""
 
