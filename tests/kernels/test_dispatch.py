@@ -4,6 +4,7 @@ import torch
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.kernels import dispatch, slstm
 from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, mlstm_design, resolve
+from xlstm_tune.kernels.launcher_triton import launcher_refusal
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -83,17 +84,17 @@ def test_resolve_unknown_names():
 def test_a_machine_on_which_triton_cannot_start_kernels_is_told_why(monkeypatch, caplog):
     """Stands for a GPU without a C compiler: here Triton finds no driver when it is to make its launcher."""
     pytest.importorskip("triton")
-    dispatch._launcher_refusal.cache_clear()
+    launcher_refusal.cache_clear()
     dispatch._warn.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
         with pytest.raises(
-            BackendUnavailable, match="Triton cannot start kernels .*libcuda.so, a C compiler and Python's"
+            BackendUnavailable, match=r"Triton cannot start kernels .*libcuda.so, a C compiler and Python's"
         ):
             resolve("slstm", "triton", "cuda")
         chosen = [resolve(op, "auto", "cuda") for op in ("slstm", "lstm")]
         assert all(choice.backend == "reference" and "gcc and python3-dev" in choice.reason for choice in chosen)
         assert len(caplog.records) == 1
     finally:
-        dispatch._launcher_refusal.cache_clear()
+        launcher_refusal.cache_clear()
         dispatch._warn.cache_clear()

@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from subprocess import CalledProcessError
 
 import torch
 
@@ -76,23 +75,11 @@ def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
         return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
     if dtype == torch.float64:
         return "it computes in float32 and 16 bits, and the tensors are float64"
-    return _launcher_refusal() if device == "cuda" and torch.cuda.is_available() else None
+    if device != "cuda" or not torch.cuda.is_available():
+        return None
+    from xlstm_tune.kernels.launcher_triton import launcher_refusal
 
-
-@cache
-def _launcher_refusal() -> str | None:
-    """Why Triton cannot start kernels on the GPU here: its launcher is a small C program, compiled once a machine."""
-    try:
-        from triton.runtime import driver
-
-        driver.active.utils  # noqa: B018, makes it
-    except (ImportError, RuntimeError, OSError, CalledProcessError, AssertionError) as error:  # it asserts libcuda.so
-        why = str(error).partition("\n")[0]
-        return (
-            f"Triton cannot start kernels on this machine ({type(error).__name__}: {why}); its launcher needs the driver's "
-            "libcuda.so, a C compiler and Python's headers, on Ubuntu the packages gcc and python3-dev"
-        )
-    return None
+    return launcher_refusal()
 
 
 def resolve(
