@@ -5,8 +5,12 @@ it gives} or {"error": ...}.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
 import torch
 import triton
@@ -30,16 +34,29 @@ from xlstm_tune.kernels.parts_triton import INTERPRETED, STEP_UNITS, launch
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def compiled(kernel, signature, constants, options, allowed):
-    """(kernel, shared memory that it takes, and how much it may); signature: argument → type."""
+def spilled(cubin):
+    """Bytes of a thread that found no place in registers."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", told).group(1))
+
+
+def compiled(kernel, signature, constants, options, allowed, even=()):
+    """(kernel, shared memory that it takes, how much it may, bytes outside of registers); signature: argument → type;
+    even: numbers that are multiples of 16, for which Triton compiles a kernel of its own."""
     signature = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
     places = {(at,): constants[name] for at, name in enumerate(kernel.arg_names) if name in constants}
     aligned = {
-        (at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.arg_names) if signature[name][0] == "*"
+        (at,): [["tt.divisibility", 16]]
+        for at, name in enumerate(kernel.arg_names)
+        if signature[name][0] == "*" or name in even
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return f"{kernel.__module__}.{kernel.__name__}", made.metadata.shared, allowed
+    return f"{kernel.__module__}.{kernel.__name__}", made.metadata.shared, allowed, spilled(made.asm["cubin"])
 
 
 def gated(width, dtype):
@@ -50,14 +67,15 @@ def gated(width, dtype):
     cut = launch(width, size, INTERPRETED)
     flags = dict.fromkeys(["KEEP", "WRITE", "TRAIN", "SEEN", "STABILISED"], True)
     flags |= {"PRECISION": "ieee" if size == 4 else "tf32"}
-    flags |= {"BLOCK": STEP_UNITS} if cut is None else {"BLOCK": cut.samples, "WIDE": cut.width}
+    flags |= {"BLOCK": STEP_UNITS} if cut is None else {"BLOCK": cut.samples, "WIDE": cut.width, "STAGES": cut.stages}
     options = {} if cut is None else {"num_warps": cut.warps, "num_stages": cut.stages}
     kinds = dict.fromkeys(whole, "i32") | dict.fromkeys(inputs, "*" + NAMES[getattr(torch, dtype)])
     found = []
     for module in (lstm_steps_triton, slstm_steps_triton):
         for kernel in (module.step, module.step_back) if cut is None else (module.forward, module.backward):
             signature = dict.fromkeys(kernel.arg_names, "*fp32") | kinds
-            found.append(compiled(kernel, signature, flags, options, INTERPRETED if cut is None else cut.memory))
+            allowed = INTERPRETED if cut is None else cut.memory
+            found.append(compiled(kernel, signature, flags, options, allowed, () if width % 16 else ("width",)))
     return found
 
 
@@ -93,7 +111,8 @@ def mlstm(design, dtype, width, value_width, on):
         constants = {name: (flags | cut)[name] for name in kernel.arg_names if name in flags or name in cut}
         signature = dict.fromkeys(kernel.arg_names, "*fp32") | kinds
         allowed = mlstm_parallel_triton.SHARED if design == "parallel" else INTERPRETED
-        found.append(compiled(kernel, signature, constants, options, allowed))
+        even = [name for name, number in (("width", width), ("value_width", value_width)) if number % 16 == 0]
+        found.append(compiled(kernel, signature, constants, options, allowed, even))
     return found
 
 

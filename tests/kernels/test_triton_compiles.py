@@ -15,6 +15,9 @@ import xlstm_tune
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
+SPILLED = 4000
+"""Bytes of a thread outside of registers: mLSTM's walk takes up to 3.2 KB where it is not chosen; of a kernel that the
+compiler gives up on there are 6 KB."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,9 @@ def compiled(tmp_path_factory):
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
             assert "error" not in answer, answer["error"]
-            for kernel, taken, allowed in answer["kernels"]:
+            for kernel, taken, allowed, spilled in answer["kernels"]:
                 assert taken <= allowed, kernel
+                assert spilled < SPILLED, kernel
             return answer["kernels"]
 
         yield ask
@@ -42,7 +46,8 @@ def compiled(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype"), [(32, "float32"), (64, "bfloat16"), (128, "float16"), (128, "bfloat16"), (200, "float32")]
+    ("width", "dtype"),
+    [(32, "float32"), (64, "float32"), (64, "bfloat16"), (100, "float16"), (128, "bfloat16"), (200, "float32")],
 )
 def test_kernels_compile_for_a_gpu_and_fit(compiled, width, dtype):
     assert len(compiled("gated", width, dtype)) == 4

@@ -25,7 +25,7 @@ def _cell_back(dh, dc, i, f, g, o, c, c_new):
 def forward(
     gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, count, heads, width,
     KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
@@ -49,7 +49,8 @@ def forward(
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
     row_saved = ((head * batch + rows) * count * 4 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    for t in range(count):
+    # Asked for here, the gates are read ahead; left to itself Triton does so for operands of products alone.
+    for t in tl.range(count, num_stages=STAGES):
         at = row_gates + t * 4 * width
         i, f, g, o = gates_at(gates, at, width, here)
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o

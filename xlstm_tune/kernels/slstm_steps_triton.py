@@ -50,7 +50,7 @@ def forward(
     gates, recurrent, bias, h0, c0, n0, m0, keep, h_out, c_out, n_out, m_out, saved, cells,
     batch, steps, count, heads, width,
     KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
@@ -77,7 +77,8 @@ def forward(
     row_gates = ((head * batch + rows) * steps * 4 * width)[:, None] + units[None, :]
     row_saved = ((head * batch + rows) * count * 5 * width)[:, None] + units[None, :]
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
-    for t in range(count):
+    # Asked for here, the gates are read ahead; left to itself Triton does so for operands of products alone.
+    for t in tl.range(count, num_stages=STAGES):
         at = row_gates + t * 4 * width
         i, f, z, o = gates_at(gates, at, width, here)
         i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o

@@ -53,7 +53,8 @@ def walk(
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
         *ends, *(stored or ends[:2]),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
-        PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
+        PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, STAGES=cut.stages,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
 
 
