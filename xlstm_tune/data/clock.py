@@ -23,6 +23,8 @@ Kind = Literal["order", "date", "week"]
 _SECOND = 1_000_000_000
 _DAY = 86_400 * _SECOND
 _UNITS = {"s": _SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
+_SMALL = 9999
+"""Largest number that is rather a day of the year, a step or a year than a time since 1970."""
 _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 
 
@@ -150,9 +152,15 @@ def _refuses(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], objec
 def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        remedy = "set data.time.format: epoch (with its unit) or mmwr-week"
+        # Read as seconds they would all lie in the first hours of 1970.
+        if pc.min(column).as_py() >= 0 and pc.max(column).as_py() <= _SMALL:
+            remedy = (
+                "numbers as small as these are days of a year, steps or years rather than dates, so name a column of "
+                "dates, or leave data.time out where the rows are in order"
+            )
         raise DataError(
-            f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); "
-            f"set data.time.format: epoch (with its unit) or mmwr-week"
+            f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); {remedy}"
         )
     if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
