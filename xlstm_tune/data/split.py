@@ -179,7 +179,22 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
     ends = np.concatenate(chosen)
     borders = np.cumsum([0, *map(len, chosen)])
     parts = {name: np.arange(borders[number], borders[number + 1]) for number, name in enumerate(PARTS)}
-    return Split(parts, first[ends], ends, part == 0, tuple(notes), part == 1)
+    train, validation = (_filled_within(table, part == number) for number in (0, 1))
+    if not train.any():
+        raise DataError(
+            "every row of the training part has a cell that interpolation filled from a later part, so nothing is left "
+            "to scale by; exclude the emptiest columns or set data.missing: drop"
+        )
+    return Split(parts, first[ends], ends, train, tuple(notes), validation)
+
+
+def _filled_within(table: Table, rows: np.ndarray) -> np.ndarray:
+    """bool [R]: those of `rows` [R] none of whose cells was filled from a row behind them."""
+    # Behind the next row without such a cell nothing was looked for, and every series ends with one.
+    behind = np.where(table.peeks, len(rows), np.arange(len(rows)))
+    known = np.minimum.accumulate(behind[::-1])[::-1]
+    within: np.ndarray = rows & rows[known]
+    return within
 
 
 def _check_length(table: Table, config: DataConfig, lookback: int) -> None:
@@ -265,6 +280,8 @@ def check_no_leak(table: Table, result: Split, config: DataConfig) -> None:
             assert not sides[0] & sides[1], f"{early} and {late} share a group"
     for name in ("validation", "test"):
         assert not (result.train_rows & judged[name]).any(), f"the scaling statistics see {name} targets"
+    beyond = result.train_rows & ~_filled_within(table, result.train_rows)
+    assert not beyond.any(), "the scaling statistics see cells that were filled from behind the training part"
 
 
 def _check_order(
