@@ -88,6 +88,11 @@ class DataConfig(Spec):
     """Period of the seasonal naive baseline in steps; None derives it from the time step where it can."""
     split: SplitConfig = SplitConfig()
 
+    @property
+    def labels(self) -> list[str]:
+        """Columns whose cells are names, also where they are written in digits."""
+        return [*self.series, *self.sequence, *self.categories]
+
     @model_validator(mode="after")
     def _task_fits(self) -> DataConfig:
         if self.task == "forecast":

@@ -85,7 +85,7 @@ def load_table(config: DataConfig) -> Table:
 
     Raises DataError with one sentence for anything that cannot be used.
     """
-    return make_table(read_source(config.source, config.sample), config)
+    return make_table(read_source(config.source, config.sample, config.labels), config)
 
 
 def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table:
