@@ -126,6 +126,13 @@ def test_load_gaps_in_time_are_noted(tmp_path: Path) -> None:
     assert note.startswith("1 step in time differs from the usual 1 d, the first between 2012-01-04 and 2012-01-07")
 
 
+def test_load_time_without_a_usual_step_is_said(tmp_path: Path) -> None:
+    seconds = (0, 5, 12, 17, 40, 49, 101)
+    text = "date,cases\n" + "".join(f"2012-01-01 00:{s // 60:02d}:{s % 60:02d},{s}\n" for s in seconds)
+    (note,) = load_text(tmp_path, text).notes
+    assert note == "the time has no regular step: rows are 5 s to 52 s apart; every row counts as one step all the same"
+
+
 def test_load_blank_series_key_is_refused(tmp_path: Path) -> None:
     for blank in ("Pima,2012-01-01,1\n,2012-01-02,2\n", "1.5,2012-01-01,1\nnan,2012-01-02,2\n"):
         message = refusal(tmp_path, "county,date,cases\n" + blank, series="county")

@@ -204,43 +204,18 @@ def parse_moment(text: str, kind: Kind) -> int:
 
 def modal_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
     """The commonest difference between neighbours inside a series; None when every series has one row."""
-    later = _later_rows(time, offsets)
+    later = later_rows(time, offsets)
     if not len(later):
         return None
     values, counts = np.unique(time[later] - time[later - 1], return_counts=True)
     return int(values[np.argmax(counts)])
 
 
-def _later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Rows that have an earlier row of their series right before them."""
     inside = np.ones(len(time), dtype=bool)
     inside[offsets[:-1]] = False
     return np.flatnonzero(inside)
-
-
-def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
-    """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
-    usual = modal_step(time, offsets)
-    if usual is None or kind == "order":
-        return None
-    later = _later_rows(time, offsets)
-    steps = time[later] - time[later - 1]
-    odd = later[steps != usual]
-    if not len(odd) or (kind == "date" and _calendar(steps)):
-        return None
-    gaps = "1 step in time differs" if len(odd) == 1 else f"{len(odd)} steps in time differ"
-    return (
-        f"{gaps} from the usual {describe_step(usual, kind)}, the first between {label(int(odd[0]) - 1)} and "
-        f"{label(int(odd[0]))}; every row counts as one step all the same"
-    )
-
-
-def _calendar(steps: np.ndarray) -> bool:
-    """Whether every step is one month, one quarter or one year of the calendar."""
-    days, rest = np.divmod(steps, _DAY)
-    low, high = int(days.min()), int(days.max())
-    spans = ((28, 31), (89, 92), (365, 366))
-    return not rest.any() and any(first <= low and high <= last for first, last in spans)
 
 
 def describe_step(step: int, kind: Kind) -> str:
