@@ -54,7 +54,11 @@ def test_load_regression_sequence_without_target(tmp_path: Path) -> None:
     assert len(table.keys) == 3 and table.targets[:, 0].tolist() == [8024, 12036, 12042]
     assert "1 of 4 sequences have no target and were left out" in table.notes
     # A blank beside known values of the same sequence is no blank: the target is one number.
-    assert load_years(tmp_path, YEARS.replace(",8028\n", ",\n", 1)).targets[1, 0] == 8028
+    table = load_years(tmp_path, YEARS.replace(",8028\n", ",\n", 1))
+    assert table.targets[1, 0] == 8028
+    assert (
+        "1 of 4 sequences have the target 'cases' on some of their rows only; it counts for all of them" in table.notes
+    )
 
 
 def test_load_regression_dropped_sequence_takes_its_target_along(tmp_path: Path) -> None:

@@ -166,7 +166,19 @@ def test_load_s3_that_cannot_be_reached_is_one_sentence_without_secrets(tmp_path
         ("broken.parquet", "broken.parquet cannot be read: "),
         ("twice.csv", "twice.csv has more than one column named 'a'; rename one of them"),
         ("ragged.csv", "row 2 of ragged.csv has 2 cells, but the header has 3 ('4,5'); mend that row"),
-        ("semicolon.csv", "semicolon.csv separates its cells by semicolons; save it with commas (and decimal points)"),
+        (
+            "semicolon.csv",
+            "semicolon.csv seems to separate its cells by semicolons, not by commas; save it with commas",
+        ),
+        (
+            "decimal.csv",
+            "decimal.csv seems to separate its cells by semicolons, not by commas; save it with commas and d",
+        ),
+        (
+            "tabs.csv",
+            "tabs.csv seems to separate its cells by tabs, not by commas; save it with commas and decimal points",
+        ),
+        ("commas.tsv", "seems to separate its cells by commas, not by tabs; save it with tabs, or name it .csv"),
         ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
         ("x.xlsx", "x.xlsx is of a kind that cannot be read; readable are .csv, "),
         ("folder", "the folder 'folder' holds no file that can be read ("),
@@ -181,6 +193,7 @@ def test_load_source_that_cannot_be_read_is_one_sentence(
     files = {
         "daily.csv": DAILY, "empty.csv": "", "blank.csv": "\n\n", "header.csv": "a,b\n", "header2.csv": "a,b",
         "twice.csv": "a,a\n1,2\n", "ragged.csv": "a,b,c\n1,2,3\n4,5\n6,7,8\n", "semicolon.csv": "a;b\n1;2\n",
+        "decimal.csv": "a;b\n1,5;2,5\n", "tabs.csv": "a\tb\n1,5\t2\n", "commas.tsv": "a,b\n1,2\n",
         "x.xlsx": "a", "empty.parquet": "", "broken.parquet": "PAR1 or not",
     }  # fmt: skip
     for name, text in files.items():

@@ -67,12 +67,11 @@ def sequence_notes(
     if odd.any():
         row = int(later[odd][0])
         gappy = np.unique(np.searchsorted(offsets, later[odd], side="right") - 1)
-        have = "sequence has" if len(gappy) == 1 else "sequences have"
         step = describe_step(usual, kind)
         notes.append(
-            f"{len(gappy)} of {len(lengths)} {have} gaps in '{column}', where rows are not {step} apart, the first: "
-            f"{name(int(gappy[0]))}, between {label(row - 1)} and {label(row)}; every row counts as one step all the "
-            f"same"
+            f"{len(gappy)} of {len(lengths)} sequences have gaps in '{column}', where rows are not {step} apart, the "
+            f"first: {name(int(gappy[0]))}, between {label(row - 1)} and {label(row)}; every row counts as one step "
+            f"all the same"
         )
     return notes
 

@@ -24,6 +24,7 @@ BLANKS = (
     ".",
 )  # fmt: skip
 """Spellings of a blank cell in a column of numbers."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
@@ -264,6 +265,8 @@ def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
     try:
         with file.system.open_input_stream(file.path) as stream:
             table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+        if table.num_columns == 1:
+            _check_separator(file, delimiter)
         return _with_padding(table, file, parse, labels)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
@@ -286,6 +289,7 @@ def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
     parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
     with file.system.open_input_stream(file.path) as stream:
         pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
+    _check_separator(file, delimiter)
     first = ragged[0]
     quoted = first.text if len(first.text) <= 60 else first.text[:57] + "..."
     raise DataError(
@@ -294,13 +298,25 @@ def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
     )
 
 
+def _check_separator(file: _File, delimiter: str) -> None:
+    """Refuse a file whose header has more of another separator than of its own."""
+    with file.system.open_input_stream(file.path) as stream:
+        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines() or [""]
+    found = max(_SEPARATORS, key=lines[0].count)
+    if lines[0].count(found) <= lines[0].count(delimiter):
+        return
+    mine, ending = ("tabs", ".csv") if delimiter == "\t" else ("commas", ".tsv")
+    remedy = f"save it with {mine}" + (" and decimal points" if delimiter == "," else "")
+    if found in ",\t":
+        remedy += f", or name it {ending}"
+    raise DataError(f"{file.name} seems to separate its cells by {_SEPARATORS[found]}, not by {mine}; {remedy}")
+
+
 def _check_names(table: pa.Table, name: str) -> None:
     names: list[str] = table.column_names
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise DataError(f"{name} has more than one column named '{twice[0]}'; rename one of them")
-    if len(names) == 1 and ";" in names[0]:
-        raise DataError(f"{name} separates its cells by semicolons; save it with commas (and decimal points)")
 
 
 def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:

@@ -188,6 +188,12 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
                 f"a regression has one target per sequence"
             )
         targets[:, column] = low
+        partly = np.add.reduceat(np.isnan(cells), rows.offsets[:-1], dtype=np.int64)[~np.isnan(low)] > 0
+        if partly.any():
+            notes.append(
+                f"{partly.sum()} of {len(low)} sequences have the target '{name}' on some of their rows only; it "
+                f"counts for all of them"
+            )
     blank = np.asarray(np.isnan(targets).any(axis=1))
     if not blank.any():
         return targets, rows
