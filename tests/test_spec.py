@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,16 @@ def test_shipped_spaces_are_valid_and_say_what_they_answer(name: str) -> None:
     assert find_file(name) == path
     assert path.read_text().startswith("# ")
     assert load_spec(name).space
+
+
+def test_largest_counts_the_fixed_value_only_where_it_is_used() -> None:
+    data = {"source": "x.csv", "target": "y", "lookback": 96}
+    space: dict[str, Any] = {"data.lookback": {"choice": [24, 48]}, "training.epochs": {"int": [2, 5]}}
+    raw: dict[str, Any] = {"name": "a", "data": data, "space": space, "training": {"epochs": 40}}
+    spec = SearchSpec.parse(raw)
+    # Baselines forecast from the file's own lookback, on the windows that trials have.
+    assert (spec.max_lookback(), spec.max_epochs()) == (96, 5)
+    space |= {"data.lookback": {"choice": [24, 192]}, "model.family": {"choice": ["lstm", "slstm"]}}
+    space["training.epochs"]["when"] = {"model.family": "lstm"}
+    spec = SearchSpec.parse(raw)
+    assert (spec.max_lookback(), spec.max_epochs()) == (192, 40)

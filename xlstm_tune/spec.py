@@ -264,8 +264,10 @@ class SearchSpec(Spec):
         config.model.check_problem(self.data.task == "forecast", config.lookback)
 
     def max_lookback(self) -> int | None:
-        """The largest lookback that any trial may ask for."""
-        return self._largest("data.lookback", self.data.lookback)
+        """The largest lookback that any trial may ask for, or the baselines, which take the search file's own."""
+        fixed = self.data.lookback
+        largest = self._largest("data.lookback", fixed)
+        return largest if fixed is None else max(fixed, largest or 0)
 
     def max_epochs(self) -> int:
         """The most epochs that any trial may train."""
@@ -278,4 +280,6 @@ class SearchSpec(Spec):
         if dimension is None:
             return fixed
         values = dimension.choice or dimension.int_ or dimension.log_int or []
-        return max((value for value in (*values, fixed) if isinstance(value, int)), default=None)
+        # Where a dimension does not always exist, a trial without it has the fixed value.
+        used = [*values, fixed] if dimension.when else values
+        return max((value for value in used if isinstance(value, int)), default=None)

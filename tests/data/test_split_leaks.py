@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from split_tables import counties, daily, days, ends_of, make
+from split_tables import counties, daily, days, ends_of, make, refusal
 
 from xlstm_tune.data.split import check_no_leak, split
+from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import DataError
 
 
@@ -50,6 +51,36 @@ def test_check_no_leak_finds_what_leaks(tamper: str) -> None:
     leaking = dataclasses.replace(result, parts=parts, ends=ends, starts=starts, train_rows=rows)
     with pytest.raises(AssertionError, match=message):
         check_no_leak(table, leaking, config)
+
+
+def test_split_keeps_what_interpolation_drew_from_later_parts_out_of_the_statistics() -> None:
+    """The training part ends with day 12; what fills its last days comes from day 14."""
+    results = []
+    for later in (1.0, 1e6):
+        y = [float(day % 5) for day in range(13)] + [later * day for day in range(13, 20)]
+        x: list[float | None] = [*y]
+        for day in (4, 5, 10, 11, 12, 13):
+            x[day] = None
+        columns = {"date": days(20), "y": y, "x": x}
+        keys: dict[str, Any] = {"time": {"column": "date"}, "missing": "interpolate", "lookback": 2, "horizon": 1}
+        table, config = make(columns, **keys, split={"validation": 3, "test": 4})
+        result = split(table, config, 2)
+        assert np.flatnonzero(result.train_rows).tolist() == list(range(10))
+        results.append(prepare(table, config))
+    for name in ("mean", "std"):
+        one, other = (getattr(result.scaling.inputs, name) for result in results if result.scaling)
+        np.testing.assert_array_equal(one, other)
+    leaking = dataclasses.replace(result, train_rows=np.arange(20) < 13)
+    with pytest.raises(AssertionError, match="the scaling statistics see cells that were filled from behind"):
+        check_no_leak(table, leaking, config)
+
+
+def test_split_training_part_filled_from_behind_it_is_refused() -> None:
+    x = [None if day == 9 else float(day) for day in range(20)]
+    columns = {"date": days(20), "y": [float(day) for day in range(20)], "x": x}
+    keys: dict[str, Any] = {"time": {"column": "date"}, "missing": "interpolate", "lookback": 2, "horizon": 1}
+    table, config = make(columns, **keys, split={"train": 1, "validation": "2012-01-11", "test": 4})
+    assert "every row of the training part has a cell that interpolation filled from a later" in refusal(table, config)
 
 
 @st.composite
@@ -114,7 +145,12 @@ def test_split_never_leaks(problem: tuple[dict[str, Any], dict[str, Any]]) -> No
             seen[part] |= set(range(end, end + config.horizon))
     assert not seen["train"] & seen["validation"] and not seen["train"] & seen["test"]
     assert not seen["validation"] & seen["test"]
-    assert not set(np.flatnonzero(result.train_rows)) & (seen["validation"] | seen["test"])
+    trained = set(np.flatnonzero(result.train_rows).tolist())
+    assert not trained & (seen["validation"] | seen["test"])
+    for row in trained:
+        while table.peeks[row]:  # filled from here or further on
+            row += 1
+        assert row in trained
     if "time" in config.split.by and config.time is not None:
         moments = [table.time[sorted(seen[part])] for part in ("train", "validation", "test")]
         assert moments[0].max() < moments[1].min() and moments[1].max() < moments[2].min()

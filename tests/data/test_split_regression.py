@@ -60,8 +60,9 @@ def test_split_regression_refusals() -> None:
     table, config = yearly(split={"by": "rain"})
     assert "names 'rain', which is neither 'time' nor one of data.sequence" in refusal(table, config)
     table, config = yearly(split={"validation": 4, "test": 4})
-    assert "leaves nothing for the training part of the 8 distinct ends of sequences" in refusal(table, config)
-    keys = {"task": "regression", "sequence": "s", "split": {"by": ["time", "s"], "validation": 1, "test": 1}}
+    assert "leaves nothing for the training part of the 8 periods of sequences" in refusal(table, config)
+    cut = {"by": ["time", "s"], "order": "s", "validation": 1, "test": 1}
+    keys: dict[str, Any] = {"task": "regression", "sequence": "s", "split": cut}
     for seed in range(20):
         table, config = make(
             {"s": [1, 2, 3], "x": [1, 2, 3], "y": [1, 2, 3]}, **keys | {"split": {**keys["split"], "seed": seed}}

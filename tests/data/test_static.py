@@ -36,7 +36,7 @@ def sequences(folder: Path, cells: dict[tuple[int, str], str] | None = None, **k
         "target": "y",
         "static": "size",
         "exclude": ["day", "zone"],
-        "split": {"by": "time", "validation": 2, "test": 2},
+        "split": {"order": "s", "validation": 2, "test": 2},
     }
     config = DataConfig.parse(asked | keys, "data")
     return prepare(load_table(config), config)
@@ -160,6 +160,7 @@ def test_linear_baseline_sees_static_inputs_as_it_sees_columns_of_every_step(tmp
     predictions = []
     for keys in ({"static": "size"}, {}, {"exclude": "size"}):
         raw = {"source": str(tmp_path / "t.csv"), "task": "regression", "sequence": "s", "target": "y", **keys}
+        raw["split"] = {"order": "s"}
         config = DataConfig.parse(raw, "data")
         data = prepare(load_table(config), config)
         predictions.append(next(one for one in baselines(data) if one.name == "linear").predictions["test"])

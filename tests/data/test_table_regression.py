@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from table_files import load_text, one_sentence
 
@@ -53,7 +54,11 @@ def test_load_regression_sequence_without_target(tmp_path: Path) -> None:
     assert len(table.keys) == 3 and table.targets[:, 0].tolist() == [8024, 12036, 12042]
     assert "1 of 4 sequences have no target and were left out" in table.notes
     # A blank beside known values of the same sequence is no blank: the target is one number.
-    assert load_years(tmp_path, YEARS.replace(",8028\n", ",\n", 1)).targets[1, 0] == 8028
+    table = load_years(tmp_path, YEARS.replace(",8028\n", ",\n", 1))
+    assert table.targets[1, 0] == 8028
+    assert (
+        "1 of 4 sequences have the target 'cases' on some of their rows only; it counts for all of them" in table.notes
+    )
 
 
 def test_load_regression_dropped_sequence_takes_its_target_along(tmp_path: Path) -> None:
@@ -63,6 +68,36 @@ def test_load_regression_dropped_sequence_takes_its_target_along(tmp_path: Path)
     )
     table = load_years(tmp_path, text, missing="drop")
     assert table.targets[:, 0].tolist() == [8028, 12036, 12042] and len(table.keys) == 3
+
+
+def load_days(folder: Path, lacking: dict[int, list[str]], **keys: Any) -> Table:
+    """Four years of days for each of two counties, without the days of `lacking`."""
+    rows = []
+    for county in "ab":
+        for year in (2003, 2004, 2005, 2006):
+            first = np.datetime64(f"{year}-01-01")
+            for day in np.arange(first, np.datetime64(f"{year + 1}-01-01")):
+                if str(day)[5:] not in lacking.get(year, []):
+                    rows.append(f"{county},{year},{day},{len(rows) % 7},{year}")
+    text = "\n".join(["county,year,date,rain,cases", *rows]) + "\n"
+    return load_years(folder, text, **{"time": {"column": "date"}} | keys)
+
+
+def test_load_regression_says_where_sequences_have_gaps_or_are_short(tmp_path: Path) -> None:
+    assert load_days(tmp_path, {}).notes == ()
+    # Years of 365 days all have the leap day left out.
+    assert load_days(tmp_path, {2004: ["02-29"]}).notes == ()
+    (note,) = load_days(tmp_path, {2004: ["02-29"], 2005: ["03-01", "07-02"]}).notes
+    assert note == (
+        "2 of 8 sequences have gaps in 'date', where rows are not 1 d apart, the first: county=a, year=2005, between "
+        "2005-02-28 and 2005-03-02; every row counts as one step all the same"
+    )
+    winter = [f"{month:02d}-{day:02d}" for month in (11, 12) for day in range(1, 32)]
+    (note,) = load_days(tmp_path, {2006: winter}).notes
+    assert note == "sequences have 304 to 366 rows, the shortest: county=a, year=2006"
+    # Without a calendar, lengths are all there is to say.
+    (note,) = load_days(tmp_path, {2006: winter, 2005: ["03-01"]}, time=None, exclude="date").notes
+    assert note.startswith("sequences have 304 to 366 rows")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,41 @@ def test_load_folder_turns_hive_partitions_into_columns(tmp_path: Path) -> None:
     assert load(tmp_path / "d", series="county").keys == (("Pima",), ("Yuma",))
 
 
+def test_load_names_in_digits_keep_their_zeros(tmp_path: Path) -> None:
+    text = "fips,soil,date,cases\n" + "".join(
+        f"{fips},{soil},2012-01-0{day},{day}\n" for fips, soil in (("04001", "01"), ("12086", "2")) for day in (1, 2)
+    )
+    keys: dict[str, Any] = {"series": "fips", "categories": "soil"}
+    table = load_text(tmp_path, text, **keys)
+    assert table.keys == (("04001",), ("12086",)) and table.features == ("soil=01", "soil=2", "cases")
+    assert table.sample.column("fips").to_pylist() == ["04001", "04001"]
+    # A second file of the same table has none that begins with a zero.
+    (tmp_path / "y.csv").write_text("fips,soil,date,cases\n13001,1,2012-01-01,5\n")
+    table = load([str(tmp_path / "x.csv"), str(tmp_path / "y.csv")], **keys)
+    assert table.keys == (("04001",), ("12086",), ("13001",))
+    # Numbers that are no names stay numbers, and so do names without such a zero.
+    text = text.replace("04001", "4001").replace(",01,", ",1,").replace(",2\n", ",02\n")
+    table = load_text(tmp_path, text, **keys)
+    assert table.keys == (("4001",), ("12086",)) and table.targets[:, 0].tolist() == [1, 2, 1, 2]
+    assert pa.types.is_integer(table.sample.column("fips").type)
+
+
+def test_load_blank_name_among_padded_ones_is_still_blank(tmp_path: Path) -> None:
+    text = "fips,date,cases\n04001,2012-01-01,1\nNA,2012-01-02,2\n"
+    assert "column 'fips' of data.series is blank in row 2" in refusal(tmp_path, text, series="fips")
+
+
+@pytest.mark.parametrize(("labels", "expected"), [({"series": "fips"}, ("04001",)), ({}, ("all",))])
+def test_load_partition_that_is_a_name_keeps_its_zeros(
+    tmp_path: Path, labels: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "d" / "fips=04001"
+    folder.mkdir(parents=True)
+    (folder / "x.csv").write_text(DAILY)
+    table = load(tmp_path / "d", **labels)
+    assert table.keys == (expected,) and ("fips" in table.features) == (not labels)
+
+
 def test_load_files_whose_types_differ_are_widened(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("date,cases,x\n2012-01-01,1,\n2012-01-02,2,\n")
     (tmp_path / "b.csv").write_text("date,cases,x\n2012-01-03 00:00:00,1.5,7\n2012-01-04 00:00:00,2.5,8\n")
@@ -131,7 +166,19 @@ def test_load_s3_that_cannot_be_reached_is_one_sentence_without_secrets(tmp_path
         ("broken.parquet", "broken.parquet cannot be read: "),
         ("twice.csv", "twice.csv has more than one column named 'a'; rename one of them"),
         ("ragged.csv", "row 2 of ragged.csv has 2 cells, but the header has 3 ('4,5'); mend that row"),
-        ("semicolon.csv", "semicolon.csv separates its cells by semicolons; save it with commas (and decimal points)"),
+        (
+            "semicolon.csv",
+            "semicolon.csv seems to separate its cells by semicolons, not by commas; save it with commas",
+        ),
+        (
+            "decimal.csv",
+            "decimal.csv seems to separate its cells by semicolons, not by commas; save it with commas and d",
+        ),
+        (
+            "tabs.csv",
+            "tabs.csv seems to separate its cells by tabs, not by commas; save it with commas and decimal points",
+        ),
+        ("commas.tsv", "seems to separate its cells by commas, not by tabs; save it with tabs, or name it .csv"),
         ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
         ("x.xlsx", "x.xlsx is of a kind that cannot be read; readable are .csv, "),
         ("folder", "the folder 'folder' holds no file that can be read ("),
@@ -146,6 +193,7 @@ def test_load_source_that_cannot_be_read_is_one_sentence(
     files = {
         "daily.csv": DAILY, "empty.csv": "", "blank.csv": "\n\n", "header.csv": "a,b\n", "header2.csv": "a,b",
         "twice.csv": "a,a\n1,2\n", "ragged.csv": "a,b,c\n1,2,3\n4,5\n6,7,8\n", "semicolon.csv": "a;b\n1;2\n",
+        "decimal.csv": "a;b\n1,5;2,5\n", "tabs.csv": "a\tb\n1,5\t2\n", "commas.tsv": "a,b\n1,2\n",
         "x.xlsx": "a", "empty.parquet": "", "broken.parquet": "PAR1 or not",
     }  # fmt: skip
     for name, text in files.items():

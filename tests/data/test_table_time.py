@@ -85,7 +85,8 @@ def test_week_number_counts_53_week_years() -> None:
         (["2012-01-01", "9999-01-01"], {}, "'9999-01-01' in row 2 of column 'date' is not a date of the years 1678"),
         (["2012-01-01", "n/a"], {}, "the time column 'date' is blank in row 2; every row needs its time"),
         (["2012-01-01", ""], {}, "the time column 'date' is blank in row 2"),
-        (["17", "18"], {}, "the time column 'date' holds numbers (17 in row 1); set data.time.format: epoch"),
+        (["17000", "1"], {}, "the time column 'date' holds numbers (17000 in row 1); set data.time.format: epoch"),
+        (["1", "366"], {}, "holds numbers (1 in row 1); numbers as small as these are days of a year, steps or years"),
         (["17", "late"], {"format": "epoch"}, "column 'date' holds text ('late' in row 2), but data.time.format"),
         (["1325376000000", "1325376060000"], {"format": "epoch"}, "which is no time in s since 1970"),
         (["18446744073709551615", "1"], {"format": "epoch", "unit": "ns"}, "is no time in ns since 1970"),
@@ -123,6 +124,13 @@ def test_load_gaps_in_time_are_noted(tmp_path: Path) -> None:
     table = load_text(tmp_path, DAILY + "2012-01-07,1,1,1\n2012-01-08,1,1,1\n")
     (note,) = table.notes
     assert note.startswith("1 step in time differs from the usual 1 d, the first between 2012-01-04 and 2012-01-07")
+
+
+def test_load_time_without_a_usual_step_is_said(tmp_path: Path) -> None:
+    seconds = (0, 5, 12, 17, 40, 49, 101)
+    text = "date,cases\n" + "".join(f"2012-01-01 00:{s // 60:02d}:{s % 60:02d},{s}\n" for s in seconds)
+    (note,) = load_text(tmp_path, text).notes
+    assert note == "the time has no regular step: rows are 5 s to 52 s apart; every row counts as one step all the same"
 
 
 def test_load_blank_series_key_is_refused(tmp_path: Path) -> None:

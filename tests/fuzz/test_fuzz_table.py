@@ -181,6 +181,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         given["calendar"] = [cycle]
     if by := rarely(["s", "x", ["time", "s"]]):
         given["split"] = {"by": by}
+    if "sequence" in given and (order := rarely(["s", "x"])):
+        given.setdefault("split", {})["order"] = order
     if size := rarely([0.3, 1, 3, "2020-01-10", "2020_10", "many"]):
         given.setdefault("split", {})[draw(st.sampled_from(["train", "validation", "test"]))] = size
     return given

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from champions import SEVERAL, SINGLE, YIELDS, arrow, example_request, finish, reported, same, several, single, yields
+from typer.testing import CliRunner
 
 from xlstm_tune.data.read import read_source
 from xlstm_tune.errors import DataError
+from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import Champion, load_champion
 from xlstm_tune.predict.forecasts import forecasts, source_of
 from xlstm_tune.predict.make import champion_of
@@ -190,3 +193,21 @@ def test_keys_keep_their_type(fields: Case) -> None:
     row = fields.predict()[0]
     assert (row["field"], row["year"]) == (0, 2000)
     assert list(row) == ["field", "year", "target", "predicted", "lower", "upper"]
+
+
+def test_the_command_matches_names_that_begin_with_a_zero(tmp_path: Path) -> None:
+    lines = yields(tmp_path).read_text().splitlines()
+    table = tmp_path / "fips.csv"
+    table.write_text("\n".join([lines[0], *(f"0{line}" for line in lines[1:])]) + "\n")
+    # Which field it is comes to the model as a category, under the name that the table has.
+    data = YIELDS | {"categories": ["soil", "sky", "field"], "features": ["all", "field"], "split": {"by": ["year"]}}
+    data["split"] |= {"validation": 1, "test": 1}
+    case = make(tmp_path, table, data)
+    place = tmp_path / "made.parquet"
+    asked = [case.folder.name, str(table), "--storage", str(case.folder.parent), "--output", str(place)]
+    result = CliRunner().invoke(predict_app, asked)
+    assert result.exit_code == 0 and "not in what the model learnt" not in result.output, result.output
+    made = {f"field={row['field']}, year={row['year']}": row["predicted"] for row in pq.read_table(place).to_pylist()}
+    rows = reported(case.folder)
+    assert rows and all(row["series"].startswith("field=0") for row in rows)
+    same([made[row["series"]] for row in rows], [row["predicted"] for row in rows])

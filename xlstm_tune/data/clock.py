@@ -23,6 +23,8 @@ Kind = Literal["order", "date", "week"]
 _SECOND = 1_000_000_000
 _DAY = 86_400 * _SECOND
 _UNITS = {"s": _SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
+_SMALL = 9999
+"""Largest number that is rather a day of the year, a step or a year than a time since 1970."""
 _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 
 
@@ -150,9 +152,15 @@ def _refuses(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], objec
 def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        remedy = "set data.time.format: epoch (with its unit) or mmwr-week"
+        # Read as seconds they would all lie in the first hours of 1970.
+        if pc.min(column).as_py() >= 0 and pc.max(column).as_py() <= _SMALL:
+            remedy = (
+                "numbers as small as these are days of a year, steps or years rather than dates, so name a column of "
+                "dates, or leave data.time out where the rows are in order"
+            )
         raise DataError(
-            f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); "
-            f"set data.time.format: epoch (with its unit) or mmwr-week"
+            f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); {remedy}"
         )
     if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
@@ -196,43 +204,18 @@ def parse_moment(text: str, kind: Kind) -> int:
 
 def modal_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
     """The commonest difference between neighbours inside a series; None when every series has one row."""
-    later = _later_rows(time, offsets)
+    later = later_rows(time, offsets)
     if not len(later):
         return None
     values, counts = np.unique(time[later] - time[later - 1], return_counts=True)
     return int(values[np.argmax(counts)])
 
 
-def _later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Rows that have an earlier row of their series right before them."""
     inside = np.ones(len(time), dtype=bool)
     inside[offsets[:-1]] = False
     return np.flatnonzero(inside)
-
-
-def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
-    """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
-    usual = modal_step(time, offsets)
-    if usual is None or kind == "order":
-        return None
-    later = _later_rows(time, offsets)
-    steps = time[later] - time[later - 1]
-    odd = later[steps != usual]
-    if not len(odd) or (kind == "date" and _calendar(steps)):
-        return None
-    gaps = "1 step in time differs" if len(odd) == 1 else f"{len(odd)} steps in time differ"
-    return (
-        f"{gaps} from the usual {describe_step(usual, kind)}, the first between {label(int(odd[0]) - 1)} and "
-        f"{label(int(odd[0]))}; every row counts as one step all the same"
-    )
-
-
-def _calendar(steps: np.ndarray) -> bool:
-    """Whether every step is one month, one quarter or one year of the calendar."""
-    days, rest = np.divmod(steps, _DAY)
-    low, high = int(days.min()), int(days.max())
-    spans = ((28, 31), (89, 92), (365, 366))
-    return not rest.any() and any(first <= low and high <= last for first, last in spans)
 
 
 def describe_step(step: int, kind: Kind) -> str:

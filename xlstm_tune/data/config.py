@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from xlstm_tune.strict import Spec
+from xlstm_tune.strict import Spec, did_you_mean
 
 
 def _as_list(value: Any) -> Any:
@@ -19,7 +19,7 @@ Cycles = Annotated[list[Literal["year", "week", "day"]], BeforeValidator(_as_lis
 Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 """More than any table has rows, and less than what would overflow."""
 Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | str
-"""Of a part: a share (0.15), a number of steps or groups (2880), or where it begins (2018-01-01)."""
+"""Of a part: a share (0.15), a number of steps, periods or groups (2880), or where it begins (2018-01-01)."""
 
 
 class TimeConfig(Spec):
@@ -37,6 +37,10 @@ class SplitConfig(Spec):
 
     by: Names = ["time"]
     """`time`: the last part is the test. Column names: whole groups stay on one side. Both: late groups only."""
+    order: str | None = None
+    """Regression: the column of `sequence`, of numbers or ISO dates, whose values are the time that `by: time` goes by;
+    None = the time column. Sizes then are shares or numbers of its values, or the value where a part begins, as text
+    ("2007")."""
     train: Size | None = None
     """Everything before validation unless given; then what follows the test part is left out."""
     validation: Size = 0.15
@@ -84,6 +88,11 @@ class DataConfig(Spec):
     """Period of the seasonal naive baseline in steps; None derives it from the time step where it can."""
     split: SplitConfig = SplitConfig()
 
+    @property
+    def labels(self) -> list[str]:
+        """Columns whose cells are names, also where they are written in digits."""
+        return [*self.series, *self.sequence, *self.categories]
+
     @model_validator(mode="after")
     def _task_fits(self) -> DataConfig:
         if self.task == "forecast":
@@ -97,6 +106,8 @@ class DataConfig(Spec):
                 raise ValueError(
                     "'data.sequence' belongs to task: regression; a forecast names its series in 'data.series'"
                 )
+            if self.split.order is not None:
+                raise ValueError("'data.split.order' belongs to task: regression; a forecast is split by its time")
         else:
             if not self.sequence:
                 raise ValueError("'data.sequence' is missing; a regression needs the columns that make one sequence")
@@ -104,4 +115,11 @@ class DataConfig(Spec):
                 raise ValueError("'data.series' belongs to task: forecast; a regression names 'data.sequence'")
             if self.horizon != 1:
                 raise ValueError("'data.horizon' belongs to task: forecast; a regression has one target per sequence")
+            if self.split.order is not None and self.split.order not in self.sequence:
+                hint = did_you_mean(self.split.order, self.sequence, dotted=False)
+                raise ValueError(f"'data.split.order' names '{self.split.order}', not one of data.sequence; {hint}")
+            if self.split.order is not None and "time" not in self.split.by:
+                raise ValueError(
+                    "'data.split.order' is what by: time goes by; add time to 'data.split.by' or leave it out"
+                )
         return self

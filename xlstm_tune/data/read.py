@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
@@ -23,6 +24,7 @@ BLANKS = (
     ".",
 )  # fmt: skip
 """Spellings of a blank cell in a column of numbers."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
@@ -63,9 +65,10 @@ class _File:
     partitions: tuple[tuple[str, str], ...] = ()
 
 
-def read_source(sources: Sequence[str], sample: Mapping[str, int | float]) -> Source:
+def read_source(sources: Sequence[str], sample: Mapping[str, int | float], labels: Sequence[str] = ()) -> Source:
     """Read `data.source` (paths, globs, folders, URIs, or one `sample:NAME`) into one table.
 
+    labels: columns whose cells are names. Those of a CSV file are text where one begins with a zero, as 04001 does.
     Files must agree on their columns; their rows follow each other in the order of the sources, files of a glob or
     a folder in the order of their names. Raises DataError.
     """
@@ -85,7 +88,7 @@ def read_source(sources: Sequence[str], sample: Mapping[str, int | float]) -> So
             f"'data.sample' sets parameters of a built-in sample, but data.source is '{_without_secrets(sources[0])}'"
         )
     files = [file for source in sources for file in _find(source)]
-    tables = [_read(file) for file in files]
+    tables = [_read(file, labels) for file in files]
     table = _join(tables, files)
     if table.num_rows == 0:
         raise DataError(f"{files[0].name} has a header but no rows" if len(files) == 1 else "no file holds any rows")
@@ -202,12 +205,12 @@ def _folder(system: pa_fs.FileSystem, root: str, source: str) -> list[_File]:
     return sorted(files, key=lambda file: file.path)
 
 
-def _read(file: _File) -> pa.Table:
+def _read(file: _File, labels: Sequence[str]) -> pa.Table:
     """One file as a table, its partition columns included."""
     lower = file.path.lower()
     try:
         if lower.endswith(_CSV):
-            table = _read_csv(file, "\t" if ".tsv" in lower else ",")
+            table = _read_csv(file, "\t" if ".tsv" in lower else ",", labels)
         elif lower.endswith(_PARQUET):
             with file.system.open_input_file(file.path) as opened:
                 table = pa_parquet.ParquetFile(opened).read()
@@ -228,18 +231,43 @@ def _read(file: _File) -> pa.Table:
         raise DataError(f"{file.name} cannot be read: {_first_line(error)}") from None
     for name, value in file.partitions:
         if name not in table.column_names:
-            number = value.isascii() and value.isdigit()
+            number = value.isascii() and value.isdigit() and not (name in labels and _padded(pa.array([value])))
             table = table.append_column(name, pa.repeat(int(value) if number else value, table.num_rows))
     return table
 
 
-def _read_csv(file: _File, delimiter: str) -> pa.Table:
+def _padded(texts: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether one of them is digits that begin with a zero, which a number would lose."""
+    return bool(pc.any(pc.match_substring_regex(texts, r"^\s*0\d")).as_py())
+
+
+def _with_padding(table: pa.Table, file: _File, parse: pa_csv.ParseOptions, labels: Sequence[str]) -> pa.Table:
+    """The table with those of `labels` as text that were taken for numbers and lost a zero."""
+    names = [name for name in dict.fromkeys(labels) if table.column_names.count(name) == 1]
+    names = [name for name in names if pa.types.is_integer(table.schema.field(name).type)]
+    if not names:
+        return table
+    convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
+    with file.system.open_input_stream(file.path) as stream:
+        texts = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    for name in names:
+        if _padded(texts.column(name)):
+            blank = pc.is_null(table.column(name))
+            column = pc.if_else(blank, None, texts.column(name))
+            table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
     # Blanks become nulls in columns of numbers, dates and truths; in text "NA" may well be a name.
     convert = pa_csv.ConvertOptions(null_values=list(BLANKS), strings_can_be_null=False)
     parse = pa_csv.ParseOptions(delimiter=delimiter)
     try:
         with file.system.open_input_stream(file.path) as stream:
-            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+            table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+        if table.num_columns == 1:
+            _check_separator(file, delimiter)
+        return _with_padding(table, file, parse, labels)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             with file.system.open_input_stream(file.path) as stream:
@@ -261,6 +289,7 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
     parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
     with file.system.open_input_stream(file.path) as stream:
         pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
+    _check_separator(file, delimiter)
     first = ragged[0]
     quoted = first.text if len(first.text) <= 60 else first.text[:57] + "..."
     raise DataError(
@@ -269,13 +298,25 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
     )
 
 
+def _check_separator(file: _File, delimiter: str) -> None:
+    """Refuse a file whose header has more of another separator than of its own."""
+    with file.system.open_input_stream(file.path) as stream:
+        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines() or [""]
+    found = max(_SEPARATORS, key=lines[0].count)
+    if lines[0].count(found) <= lines[0].count(delimiter):
+        return
+    mine, ending = ("tabs", ".csv") if delimiter == "\t" else ("commas", ".tsv")
+    remedy = f"save it with {mine}" + (" and decimal points" if delimiter == "," else "")
+    if found in ",\t":
+        remedy += f", or name it {ending}"
+    raise DataError(f"{file.name} seems to separate its cells by {_SEPARATORS[found]}, not by {mine}; {remedy}")
+
+
 def _check_names(table: pa.Table, name: str) -> None:
     names: list[str] = table.column_names
     twice = sorted({column for column in names if names.count(column) > 1})
     if twice:
         raise DataError(f"{name} has more than one column named '{twice[0]}'; rename one of them")
-    if len(names) == 1 and ";" in names[0]:
-        raise DataError(f"{name} separates its cells by semicolons; save it with commas (and decimal points)")
 
 
 def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:

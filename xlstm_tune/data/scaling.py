@@ -14,6 +14,9 @@ from xlstm_tune.data.table import Table
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
 
+_FAR = 50.0
+"""Deviations from the mean beyond which a value is told of."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -90,22 +93,31 @@ def fit_scaling(
     input is left.
     """
     targets = _target_statistics(table, rows if forecast else samples)
-    kept, constant = [], []
+    kept, constant, extreme = [], [], []
     moments: list[tuple[float, float]] = []
     for column in _seen_columns(table, rows, notes):
         name = table.features[column]
         kept.append(name)
-        if forecast and name in targets.names:
-            at = targets.names.index(name)
-            moments.append((targets.mean[at], targets.std[at]))
-            continue
         seen = table.values[rows, column].astype(np.float64)
         moments.append(_moments(seen))
+        if column not in table.one_hot and (far := _extreme(seen, *moments[-1])) is not None:
+            row = int(table.file_rows[np.flatnonzero(rows)[far]]) + 1
+            extreme.append(f"'{name}' {seen[far]:g} in row {row} of the data")
+        if forecast and name in targets.names:
+            at = targets.names.index(name)
+            moments[-1] = (targets.mean[at], targets.std[at])
+            continue
         if seen.min() == seen.max() and column not in table.one_hot:
             constant.append(name)
     if constant:
         what = "input is" if len(constant) == 1 else "inputs are"
         notes.append(f"{len(constant)} {what} constant in the training part: {listing(constant, 'input')}")
+    if extreme:
+        lie = "a value lies" if len(extreme) == 1 else "values lie"
+        notes.append(
+            f"{lie} so far from the rest of the training part that it hides how the rest differs: "
+            f"{listing(extreme, 'column')}; mend what is wrong"
+        )
     return Scaling(_columns(kept, moments), targets, _static_statistics(table, series, notes), forecast)
 
 
@@ -121,6 +133,20 @@ def _moments(cells: np.ndarray) -> tuple[float, float]:
         return float(low), 1.0
     std = float(cells.std())
     return float(cells.mean()), std if std > 0 else 1.0
+
+
+def _extreme(cells: np.ndarray, mean: float, std: float) -> int | None:
+    """Place of the cell that lies furthest from the mean, where it drowns the others; None where none does.
+
+    Of n cells none can lie more than √(n - 1) deviations away; where one nearly does, the others hardly differ beside
+    it. Where they do not differ at all, as in a column of zeros with one event, it is all that the column says.
+    """
+    far = int(np.abs(cells - mean).argmax())
+    away = abs(cells[far] - mean) / std
+    if away <= min(_FAR, np.sqrt(0.999 * (len(cells) - 1))):
+        return None
+    others = np.delete(cells, far)
+    return far if len(others) and others.min() < others.max() else None
 
 
 def _target_statistics(table: Table, seen: np.ndarray) -> Columns:

@@ -13,7 +13,8 @@ import numpy as np
 
 from xlstm_tune.data.clock import parse_moment
 from xlstm_tune.data.config import DataConfig
-from xlstm_tune.data.cut import NOUNS, PARTS, Cut, clamp, cut_groups, cut_time
+from xlstm_tune.data.cut import NOUNS, PARTS, clamp, cut_groups, cut_time
+from xlstm_tune.data.periods import moment_position, note_left_out, ordered_values, sequence_parts
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.words import count, count_were
 from xlstm_tune.errors import DataError
@@ -94,23 +95,14 @@ def _time_parts(table: Table, config: DataConfig, notes: list[str]) -> np.ndarra
     lengths = np.diff(table.offsets)
     if table.time_kind != "order":
         stamps, position = np.unique(table.time, return_inverse=True)
-        cut = cut_time(config.split, len(stamps), lambda text: _position(text, stamps, table))
-        _note_left_out(cut, "time steps", notes)
+        cut = cut_time(config.split, len(stamps), lambda text: moment_position(text, stamps, table))
+        note_left_out(cut, "time steps", notes)
         return cut.part_of(position)
     longest = int(lengths.max())
     cut = cut_time(config.split, longest, lambda text: parse_moment(text, "order"))
     cuts = {int(n): cut if n == longest else clamp(cut, int(n), config.split) for n in np.unique(lengths)}
-    _note_left_out(cut, "time steps of the longest series" if len(cuts) > 1 else "time steps", notes)
+    note_left_out(cut, "time steps of the longest series" if len(cuts) > 1 else "time steps", notes)
     return np.concatenate([cuts[int(n)].part_of(np.arange(n)) for n in lengths])
-
-
-def _position(text: str, stamps: np.ndarray, table: Table) -> int:
-    """Number of the first distinct stamp at or after a moment written in the search file."""
-    position = int(np.searchsorted(stamps, parse_moment(text, table.time_kind)))
-    if position == len(stamps):
-        last = table.time_label(int(np.argmax(table.time)))
-        raise ValueError(f"'{text}' is after the last time stamp, {last}; give a moment inside the data")
-    return position
 
 
 def _group_parts(table: Table, config: DataConfig, groups: list[str]) -> np.ndarray:
@@ -125,17 +117,10 @@ def _group_parts(table: Table, config: DataConfig, groups: list[str]) -> np.ndar
 
 
 def _sequences(table: Table, config: DataConfig, by_time: bool, groups: list[str], notes: list[str]) -> Split:
-    """A sample is a sequence; in time it stands where its last row stands."""
+    """A sample is a sequence."""
     part = np.zeros(len(table.keys), dtype=np.int8)
     if by_time:
-        # In row order the sequences follow each other as their last rows do in the file.
-        last = table.time[table.offsets[1:] - 1]
-        stamps, position = np.unique(last, return_inverse=True)
-        cut = cut_time(
-            config.split, len(stamps), lambda text: _position(text, stamps, table), "distinct ends of sequences"
-        )
-        _note_left_out(cut, "distinct ends of sequences", notes)
-        part = cut.part_of(position)
+        part = sequence_parts(table, config.split, notes)
     if groups:
         own = _group_parts(table, config, groups)
         if by_time:
@@ -194,7 +179,22 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
     ends = np.concatenate(chosen)
     borders = np.cumsum([0, *map(len, chosen)])
     parts = {name: np.arange(borders[number], borders[number + 1]) for number, name in enumerate(PARTS)}
-    return Split(parts, first[ends], ends, part == 0, tuple(notes), part == 1)
+    train, validation = (_filled_within(table, part == number) for number in (0, 1))
+    if not train.any():
+        raise DataError(
+            "every row of the training part has a cell that interpolation filled from a later part, so nothing is left "
+            "to scale by; exclude the emptiest columns or set data.missing: drop"
+        )
+    return Split(parts, first[ends], ends, train, tuple(notes), validation)
+
+
+def _filled_within(table: Table, rows: np.ndarray) -> np.ndarray:
+    """bool [R]: those of `rows` [R] none of whose cells was filled from a row behind them."""
+    # Behind the next row without such a cell nothing was looked for, and every series ends with one.
+    behind = np.where(table.peeks, len(rows), np.arange(len(rows)))
+    known = np.minimum.accumulate(behind[::-1])[::-1]
+    within: np.ndarray = rows & rows[known]
+    return within
 
 
 def _check_length(table: Table, config: DataConfig, lookback: int) -> None:
@@ -246,11 +246,6 @@ def _refuse(table: Table, config: DataConfig, lookback: int, part: np.ndarray, n
     )
 
 
-def _note_left_out(cut: Cut, unit: str, notes: list[str]) -> None:
-    if cut.left_out:
-        notes.append(f"{cut.left_out} of {cut.total} {unit} lie outside all three parts and are left out")
-
-
 def _note_between(part: np.ndarray, unit: str, notes: list[str]) -> None:
     between = int((part < 0).sum())
     if between:
@@ -285,6 +280,8 @@ def check_no_leak(table: Table, result: Split, config: DataConfig) -> None:
             assert not sides[0] & sides[1], f"{early} and {late} share a group"
     for name in ("validation", "test"):
         assert not (result.train_rows & judged[name]).any(), f"the scaling statistics see {name} targets"
+    beyond = result.train_rows & ~_filled_within(table, result.train_rows)
+    assert not beyond.any(), "the scaling statistics see cells that were filled from behind the training part"
 
 
 def _check_order(
@@ -293,8 +290,14 @@ def _check_order(
     """Everything of the early part is over before the late part begins."""
     message = f"{early} reaches into the time of {late}"
     if config.task == "regression":
-        last = table.time[result.ends - 1]
-        assert last[result.parts[early]].max() < last[result.parts[late]].min(), message
+        before, after = result.parts[early], result.parts[late]
+        if config.split.order is not None:
+            series = np.searchsorted(table.offsets, result.starts, side="right") - 1
+            values = ordered_values(table, config.split.order)[0][series]
+            assert values[before].max() < values[after].min(), message
+        else:
+            last = table.time[result.ends[before] - 1]
+            assert last.max() < table.time[result.starts[after]].min(), message
     elif table.time_kind != "order":
         assert table.time[judged[early]].max() < table.time[judged[late]].min(), message
     else:

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
-from xlstm_tune.data.clock import Kind, cell, gaps_note, modal_step, parse_time, plain
+from xlstm_tune.data.clock import Kind, cell, modal_step, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.gaps import gaps_note, sequence_notes
 from xlstm_tune.data.missing import fill
 from xlstm_tune.data.read import Source, read_source
 from xlstm_tune.data.roles import Roles, assign_roles
@@ -85,7 +86,7 @@ def load_table(config: DataConfig) -> Table:
 
     Raises DataError with one sentence for anything that cannot be used.
     """
-    return make_table(read_source(config.source, config.sample), config)
+    return make_table(read_source(config.source, config.sample, config.labels), config)
 
 
 def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table:
@@ -153,9 +154,12 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         fingerprint="",
         sample=_sample(source, rows, roles),
     )
-    # A sequence of a regression is looked at whole: no window can run across a gap.
-    gaps = gaps_note(time, rows.offsets, kind, table.time_label) if config.task == "forecast" else None
-    return replace(table, notes=(*notes, *([gaps] if gaps else [])), fingerprint=_fingerprint(table))
+    if config.task == "forecast":
+        gaps = gaps_note(time, rows.offsets, kind, table.time_label)
+        notes += [gaps] if gaps else []
+    else:
+        notes += sequence_notes(time, rows.offsets, kind, roles.time, table.series_name, table.time_label)
+    return replace(table, notes=tuple(notes), fingerprint=_fingerprint(table))
 
 
 def _sample(source: Source, rows: Rows, roles: Roles) -> pa.Table:
@@ -184,6 +188,12 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
                 f"a regression has one target per sequence"
             )
         targets[:, column] = low
+        partly = np.add.reduceat(np.isnan(cells), rows.offsets[:-1], dtype=np.int64)[~np.isnan(low)] > 0
+        if partly.any():
+            notes.append(
+                f"{partly.sum()} of {len(low)} sequences have the target '{name}' on some of their rows only; it "
+                f"counts for all of them"
+            )
     blank = np.asarray(np.isnan(targets).any(axis=1))
     if not blank.any():
         return targets, rows

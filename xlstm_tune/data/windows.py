@@ -103,7 +103,10 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     train = result.parts["train"]
     scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
     digest = hashlib.sha256(table.fingerprint.encode())
-    digest.update(f"{config.model_dump_json(exclude={'source'})} {largest}{' refit' if refit else ''}".encode())
+    # Keys that came later are not in it until they are given, so that older searches can go on.
+    later = {} if config.split.order else {"split": {"order"}}
+    cut = config.model_dump_json(exclude={"source": True, **later})
+    digest.update(f"{cut} {largest}{' refit' if refit else ''}".encode())
     return _assemble(
         table,
         scaling,

@@ -82,7 +82,7 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
     from xlstm_tune.predict.write import print_rows, write_table
 
     champion = load_champion(champion_of(folder))
-    made = forecasts(champion, read_source([table], {}), level, every)
+    made = forecasts(champion, read_source([table], {}, champion.data.labels), level, every)
     for note in made.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     write_table(made.table, place)

@@ -65,9 +65,10 @@ class SearchRecord:
 def data_facts(plan: Plan) -> dict[str, Any]:
     """What is to be known of the data without reading them again, as plain values.
 
-    task, targets, inputs, lookback, max_lookback (the largest of the space, for which windows are cut), horizon,
-    season (steps; 1 = none known), keys (columns that tell series or sequences apart), samples of each part, notes
-    (what was left out and why), fingerprint (of the data and how they are cut), table_fingerprint (of the data alone).
+    task, targets, inputs, lookback, max_lookback (the larger of that and the space's, for which windows are cut),
+    horizon, season (steps; 1 = none known), keys (columns that tell series or sequences apart), samples of each part,
+    notes (what was left out and why), fingerprint (of the data and how they are cut), table_fingerprint (of the data
+    alone).
     Per target, in its own units: target_mean, target_std (of the training part), mase_scale (null where undefined).
     best_possible: RMSE of the known conditional mean per part; null where nobody knows it.
     """

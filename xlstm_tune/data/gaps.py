@@ -1,0 +1,93 @@
+"""What there is to say about rows that are not evenly spaced in time, and sequences of unlike lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xlstm_tune.data.clock import Kind, describe_step, later_rows, modal_step
+
+_DAY = 86_400 * 1_000_000_000
+_REGULAR = 0.5
+"""Share of the steps that the commonest one has where it is the usual one."""
+_SHORT = 0.9
+"""Of the longest sequence; years of 365 and 366 days are no unlike lengths."""
+
+
+def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
+    """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
+    usual = modal_step(time, offsets)
+    if usual is None or kind == "order":
+        return None
+    later = later_rows(time, offsets)
+    steps = time[later] - time[later - 1]
+    odd = later[steps != usual]
+    if not len(odd) or (kind == "date" and _calendar(steps)):
+        return None
+    if len(odd) > (1 - _REGULAR) * len(steps):
+        low, high = (describe_step(int(step), kind) for step in (steps.min(), steps.max()))
+        return (
+            f"the time has no regular step: rows are {low} to {high} apart; every row counts as one step all the same"
+        )
+    gaps = "1 step in time differs" if len(odd) == 1 else f"{len(odd)} steps in time differ"
+    return (
+        f"{gaps} from the usual {describe_step(usual, kind)}, the first between {label(int(odd[0]) - 1)} and "
+        f"{label(int(odd[0]))}; every row counts as one step all the same"
+    )
+
+
+def sequence_notes(
+    time: np.ndarray,
+    offsets: np.ndarray,
+    kind: Kind,
+    column: str | None,
+    name: Callable[[int], str],
+    label: Callable[[int], str],
+) -> list[str]:
+    """A sentence each on sequences that are much shorter than others, and on gaps within sequences.
+
+    column: the time column. name: of a sequence. label: the time of a row.
+    """
+    notes = []
+    lengths = np.diff(offsets)
+    if lengths.min() < _SHORT * lengths.max():
+        shortest = int(np.argmin(lengths))
+        notes.append(f"sequences have {lengths.min()} to {lengths.max()} rows, the shortest: {name(shortest)}")
+    usual = modal_step(time, offsets)
+    if usual is None or kind == "order":
+        return notes
+    later = later_rows(time, offsets)
+    steps = time[later] - time[later - 1]
+    odd = steps != usual
+    if odd.sum() > (1 - _REGULAR) * len(steps) or (kind == "date" and _calendar(steps)):
+        return notes
+    if kind == "date" and usual == _DAY:
+        odd &= ~_leap_day(time[later], steps)
+    if odd.any():
+        row = int(later[odd][0])
+        gappy = np.unique(np.searchsorted(offsets, later[odd], side="right") - 1)
+        step = describe_step(usual, kind)
+        notes.append(
+            f"{len(gappy)} of {len(lengths)} sequences have gaps in '{column}', where rows are not {step} apart, the "
+            f"first: {name(int(gappy[0]))}, between {label(row - 1)} and {label(row)}; every row counts as one step "
+            f"all the same"
+        )
+    return notes
+
+
+def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Where nothing but 29 February lies before a stamp, as in years that are all made 365 days long."""
+    days = (stamps // _DAY).astype("datetime64[D]")
+    march = days - days.astype("datetime64[M]") == np.timedelta64(0, "D")
+    march &= days.astype("datetime64[M]").astype(np.int64) % 12 == 2
+    leap: np.ndarray = march & (steps == 2 * _DAY)
+    return leap
+
+
+def _calendar(steps: np.ndarray) -> bool:
+    """Whether every step is one month, one quarter or one year of the calendar."""
+    days, rest = np.divmod(steps, _DAY)
+    low, high = int(days.min()), int(days.max())
+    spans = ((28, 31), (89, 92), (365, 366))
+    return not rest.any() and any(first <= low and high <= last for first, last in spans)
