@@ -250,28 +250,31 @@ def test_leaderboard_sorts_by_value_and_marks_rows(record: Record) -> None:
     assert all(len(row.cells) == len(made.columns) for row in made.rows)
 
 
-def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None:
+def test_differences_show_intervals_and_say_who_is_told_apart(record: Record) -> None:
     one, two, none = Rival("lstm×1 · 32", "lstm", 4), Rival("ms · 32", "xlstm", 7), Rival("dlinear", None, None)
     pairs = [
-        Difference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False),
-        Difference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True),
-        Difference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
+        Difference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False, 20.0, 1),
+        Difference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True, 20.0, 1),
+        Difference(
+            two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False, 20.0, 1
+        ),
     ]
     figures_ = {one: {"rmse": 3.0, "mape": None}, two: {"rmse": 3.1, "mape": None}, none: {"rmse": 3.5, "mape": None}}
     evidence = evidence_of(figures_, pairs, notes=["few samples"], winner=two)
     made = differences(dataclasses.replace(record, evidence=evidence))
     drawn = figure(made, "intervals")
-    real = next(trace for trace in drawn.data if trace["name"] == "real")
-    assert real["x"] == [11.0] and real["error_x"]["array"] == [4.0] and real["error_x"]["arrayminus"] == [4.0]
+    told = next(trace for trace in drawn.data if trace["name"] == "told apart")
+    assert told["x"] == [11.0] and told["error_x"]["array"] == [4.0] and told["error_x"]["arrayminus"] == [4.0]
     embedded([drawn.data, drawn.layout])
     texts = [[cell.text for cell in row.cells] for row in table(made).rows]
     assert texts[0] == ["lstm×1 · 32, trial 4", "ms · 32, trial 7", "+2.0", "-2.0 … +6.0", "0.400", "not told apart"]
-    assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "real"] and texts[2][2:5] == ["not known"] * 3
+    assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "told apart"] and texts[2][2:5] == ["not known"] * 3
     assert (
-        "1 is real" in drawn.caption
+        "1 is told apart" in drawn.caption
         and "few samples" in sentences(made)
         and made is not None
         and "blocks of 14 windows" in made.lead
+        and "another seed may reverse it" in made.lead
     )
     all_figures = table(metrics(dataclasses.replace(record, evidence=evidence)))
     assert [column.title for column in all_figures.columns] == ["Model", "RMSE"]  # nobody has a MAPE

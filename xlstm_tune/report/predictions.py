@@ -32,6 +32,8 @@ class Model:
     """None for a baseline."""
     trial: int | None
     """None for a baseline."""
+    pruned: bool = False
+    """Stopped early by the scheduler; its best epoch stands for it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,18 @@ def predicted_parts(folder: Path) -> dict[tuple[int | None, str], set[str]]:
     for trial, model, part in results.predicted(folder):
         found.setdefault((trial, model), set()).add(part)
     return found
+
+
+def seed_scores(folder: Path, objective: str) -> dict[int, list[float]]:
+    """Trial → RMSE on the test part of each seed of its best setting, that of the predictions first.
+
+    objective: with its `val_`. Only trials with two seeds or more that were scored on the test part.
+    """
+    found: dict[int, list[tuple[float, int, float]]] = {}
+    for row in results.read(folder, "members").to_pylist():
+        if row["test_rmse"] is not None and row[objective] is not None:
+            found.setdefault(row["trial"], []).append((row[objective], row["member"], row["test_rmse"]))
+    return {trial: [score for *_, score in sorted(rows)] for trial, rows in found.items() if len(rows) > 1}
 
 
 def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]]) -> Judged | None:

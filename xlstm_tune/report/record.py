@@ -54,7 +54,7 @@ class Record:
     started: datetime | None = None
     ended: datetime | None = None
     evidence: Evidence | None = None
-    """What differences are real (evidence.py); None when nobody can tell."""
+    """Which models are told apart (evidence.py); None when nobody can tell."""
     budgets: Sequence[FamilyBudget] = ()
     """Families at equal budget (budget.py)."""
     palette: Palette = field(default_factory=lambda: Palette(()))
