@@ -281,6 +281,11 @@ def test_sequences_of_a_county_and_of_a_year_are_drawn_together(tmp_path: Path) 
     assert len(found.by_group[found.models[0]]) == 20
 
 
+def test_errors_are_grouped_by_what_the_search_noted(tmp_path: Path) -> None:
+    found = of(tmp_path, task="regression", data={"keys": ["county", "year"], "groups": ["year"]})
+    assert list(found.by_group[found.models[0]]) == [str(2000 + year) for year in range(12)]
+
+
 def test_few_years_never_tell_models_apart(tmp_path: Path) -> None:
     found = of(tmp_path, task="regression", labels=sequence_labels(40, 3))
     assert not any(one.told_apart for one in found.differences)

@@ -43,7 +43,7 @@ class Evidence:
     by_step: dict[Model, list[float]]
     """RMSE of each step of the horizon."""
     by_group: dict[Model, dict[str, float]]
-    """RMSE of each series, or of each first key of a regression's sequences; {} where there is one."""
+    """RMSE of each series, or of each group of a regression's sequences; {} where there is one."""
     by_target: dict[Model, dict[str, float]]
     """RMSE of each target; {} where there is one."""
     differences: list[Difference]

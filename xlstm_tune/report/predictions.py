@@ -66,6 +66,8 @@ class Facts:
     """[K]."""
     keys: tuple[str, ...] | None = None
     """Names of the columns that tell series or sequences apart."""
+    groups: tuple[str, ...] | None = None
+    """Those of them by which a regression's errors are looked at; None = the search did not note any."""
     samples: dict[str, int] | None = None
     """Of each part, before the predictions were thinned."""
 
@@ -80,6 +82,7 @@ def facts(data: dict[str, Any] | None) -> Facts:
         target_std=tuple(data["target_std"]),
         mase_scale=tuple(scale) if scale is not None else None,
         keys=tuple(data["keys"]) if "keys" in data else None,
+        groups=tuple(data["groups"]) if data.get("groups") else None,
         samples=data.get("samples"),
     )
 
@@ -189,8 +192,13 @@ def key_values(label: str, names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def groups_of(judged: Judged, seen: Facts) -> tuple[str, ...]:
-    """The series of each sample; of a regression, the value of the first key (the county of county × year)."""
+    """The series of each sample; of a regression, the values of its groups' columns (the county of county × year), and
+    of the first key where the search noted no groups."""
     if seen.task != "regression":
         return judged.series
-    values = {label: (*key_values(label, seen.keys), "")[0] for label in set(judged.series)}
+    places = [seen.keys.index(name) for name in seen.groups] if seen.groups and seen.keys else [0]
+    values = {}
+    for label in set(judged.series):
+        found = key_values(label, seen.keys)
+        values[label] = ", ".join(found[place] for place in places if place < len(found))
     return tuple(values[label] for label in judged.series)
