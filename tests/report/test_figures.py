@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_tables
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from page_tables import SPEC, figures, trial_row, write_search
@@ -223,6 +224,25 @@ def test_errors_of_single_samples_are_shown_by_the_groups_of_the_evidence(tmp_pa
     drawn = figure(winner(dataclasses.replace(made, evidence=evidence)), "by-series")
     assert drawn.title == "Error by groups" and [list(trace["x"]) for trace in drawn.data] == [[2.0, 1.5], [1.0, 2.0]]
     assert "better than dlinear in 1 of 2" in drawn.caption
+
+
+@pytest.mark.parametrize("form", ["{year}-12-31", "{year}_52", "{year}", "31.12.{year}", ""])
+def test_errors_of_sequences_are_drawn_in_order_of_time_or_not_said_to_be(form: str, tmp_path: Path) -> None:
+    """The table is in order of counties, whose errors differ more than those of the years."""
+    labels = [(f"county={c}, year={y}", form.format(year=2000 + y)) for c in range(6) for y in range(8)]
+    spec = {"data": {"task": "regression"} | ({"time": {"column": "date"}} if form else {})}
+    report_tables.write_search(tmp_path, "regression", labels=labels, spec=spec)
+    error = np.array([[10.0 * (county < 3) + year for year in range(8)] for county in range(6)]).reshape(-1, 1, 1)
+    with ResultsWriter(tmp_path) as writer:
+        table_ = report_tables.prediction_table("xlstm", 0, "test", labels, np.zeros_like(error), error)
+        writer.predictions(table_)
+    drawn = figure(winner(read_record(tmp_path)), "residuals")
+    if form in ("31.12.{year}", ""):
+        assert "in the table's order" in drawn.caption and "first half" not in drawn.caption
+        assert list(drawn.data[0]["y"][:8]) == list(range(10, 18))
+    else:
+        assert "in order of time: 48 samples. Mean error of the first half +6.5, of the second +10.5." in drawn.caption
+        assert sorted(drawn.data[0]["y"][:6]) == [0, 0, 0, 10, 10, 10]
 
 
 def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) -> None:
