@@ -45,12 +45,14 @@ def test_build_leaderboard_ranks_scored_trials_and_baselines(tmp_path: Path) -> 
         trial(1, "pruned", 2.0, "slstm"),
         trial(2, "failed", None),
         trial(3, "duplicate", 3.0),
+        trial(4, "failed", None) | {"reason": "interrupted"},
     ]
     write(tmp_path, rows, {1: 2.2}, {"mean": 5.0, "last_value": 4.0})
     board = build_leaderboard(tmp_path, "val_rmse")
     assert [entry.trial for entry in board.trials] == [1, 0]
     assert [entry.model for entry in board.baselines] == ["last_value", "mean"]
-    assert board.counts == {"completed": 1, "pruned": 1, "failed": 1, "duplicate": 1}
+    assert board.counts == {"completed": 1, "pruned": 1, "failed": 1, "unfinished": 1, "duplicate": 1}
+    assert verdict(board).endswith("Trials: 1 completed, 1 pruned, 1 failed, 1 unfinished, 1 duplicate.")
     assert best_baseline(tmp_path, "val_rmse") == ("last_value", 4.0)
     summary = board.summary()
     assert summary["best_val_rmse"] == 2.0 and summary["best_test_rmse"] == 2.2

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from page_tables import SPEC, figures, trial_row, write_search
 
-from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, embedded, label, plain
+from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, Tiles, embedded, label, plain
 from xlstm_tune.report.budget import FamilyBudget
 from xlstm_tune.report.evidence import Difference, Evidence
 from xlstm_tune.report.evidence import Model as Rival
@@ -27,12 +27,13 @@ from xlstm_tune.report.record import Record, read_record
 from xlstm_tune.report.sections.cost import cost
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
+from xlstm_tune.report.sections.excluded import excluded
 from xlstm_tune.report.sections.settings import importances, settings
-from xlstm_tune.report.sections.standing import leaderboard
+from xlstm_tune.report.sections.standing import leaderboard, summary
 from xlstm_tune.report.sections.winner import winner
 from xlstm_tune.report.study import rebuild
 from xlstm_tune.report.style import Palette, duration, is_wide
-from xlstm_tune.results import ResultsWriter
+from xlstm_tune.results import ResultsWriter, read
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,19 @@ def test_errors_of_sequences_are_drawn_in_order_of_time_or_not_said_to_be(form: 
     else:
         assert "in order of time: 48 samples. Mean error of the first half +6.5, of the second +10.5." in drawn.caption
         assert sorted(drawn.data[0]["y"][:6]) == [0, 0, 0, 10, 10, 10]
+
+
+def test_trial_that_was_cut_short_is_unfinished_not_failed(tmp_path: Path) -> None:
+    write_search(tmp_path, 8)
+    rows = read(tmp_path, "trials").to_pylist()
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    with ResultsWriter(tmp_path) as writer:
+        writer.trial(failed | {"reason": "interrupted", "params": json.loads(failed["params"])})
+    made = read_record(tmp_path)
+    assert made.counts["unfinished"] == 1 and not made.counts["failed"]
+    assert "1 trial had not ended when the search did (4: interrupted); --resume" in sentences(excluded(made))
+    tiles = next(block for block in summary(made).blocks if isinstance(block, Tiles))
+    assert any("1 unfinished" in tile.note for tile in tiles.tiles)
 
 
 def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_tune.report.budget import UNFINISHED, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
@@ -129,10 +130,10 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     for row in read(folder, "scores").to_pylist():
         if row["part"] == "test":
             tested[row["trial"]] = row
-    trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", "duplicate"), 0)
+    trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)
     rows = read(folder, "trials").to_pylist()
     for row in rows:
-        counts[row["status"]] += 1
+        counts[how_ended(row)] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
             trials.append(
