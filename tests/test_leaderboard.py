@@ -88,6 +88,7 @@ def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tm
         table = [line for line in lines if "won" not in line]
         assert max(map(len, table)) <= width
         assert any("best possible" in line and "1.25" in line for line in lines)
+        assert any(line.split()[:3] == ["15", "14", "lstm"] for line in lines), "rank, trial, model"
         # Ten best, and the finalist beyond them.
         assert sum("lstm " in line for line in table) == 11
 

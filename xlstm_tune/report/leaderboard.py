@@ -171,6 +171,7 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     metric = board.metric.upper() if board.metric in ("rmse", "mae") else board.metric.replace("_", " ")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("", justify="right")
+    table.add_column("trial", justify="right")
     table.add_column("model", overflow="fold", min_width=24)
     names = [f"{metric}\nvalidation", f"{metric}\ntest"]
     names += ["MSE std.\ntest", "MAE std.\ntest", "param-\neters", "epochs", "seconds"] if wide else ["param-\neters"]
@@ -179,13 +180,13 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     for rank, entry in enumerate(board.trials, start=1):
         if rank <= SHOWN or entry.test:
             style = "bold" if rank == 1 else None
-            table.add_row(str(rank), _titled(entry), *_cells(entry, board.metric, wide), style=style)
+            table.add_row(str(rank), str(entry.trial), _titled(entry), *_cells(entry, board.metric, wide), style=style)
     table.add_section()
     for entry in board.baselines:
-        table.add_row("", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
+        table.add_row("", "", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
     if best_possible and board.metric == "rmse":
         figures = [number(best_possible[part]) for part in ("validation", "test")]
-        table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
+        table.add_row("", "", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
     if any(entry.validation_error is not None for entry in board.trials):
