@@ -194,7 +194,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     if any(entry.status == "pruned" for entry in board.trials):
         console.print(f"* {STOPPED_EARLY}", style="dim", highlight=False)
     console.print()
-    console.print(verdict(board), highlight=False, soft_wrap=True)
+    # A terminal would break the sentence within a word; a file keeps one line.
+    console.print(verdict(board), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console: Console) -> None:
