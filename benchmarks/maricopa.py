@@ -96,7 +96,7 @@ def rmse(judged: Judged, model: Model) -> float:
 def table(folder: Path, horizons: tuple[int, ...], data: Path, trials: int) -> list[str]:
     """The review's lines."""
     lines = [
-        "| weeks ahead | best xLSTM | test RMSE | against | its RMSE | better by | 95 % interval | p, Holm | real |",
+        "| weeks ahead | best xLSTM | test RMSE | against | its RMSE | better by | 95 % interval | p, Holm | apart |",
         "|--:|---|--:|---|--:|--:|--:|--:|---|",
     ]
     verdicts, drawn = [], ""
@@ -105,15 +105,15 @@ def table(folder: Path, horizons: tuple[int, ...], data: Path, trials: int) -> l
         beaten = []
         for one in differences:
             name = RIVALS.get(one.b.name, f"LSTM ({one.b.name})")
-            better = one.real and one.gain > 0
+            better = one.told_apart and one.gain > 0
             beaten += [name] if better and one.b.name in RIVALS else []
             lines.append(
                 f"| {horizon} | {best.name} | {rmse(judged, best):.1f} | {name} | {rmse(judged, one.b):.1f} | "
                 f"{one.gain_percent:+.1f} % | {one.low_percent:+.1f} to {one.high_percent:+.1f} % | "
-                f"{one.p_adjusted:.3f} | {'yes' if better else 'worse' if one.real else 'no'} |"
+                f"{one.p_adjusted:.3f} | {'yes' if better else 'worse' if one.told_apart else 'no'} |"
             )
         told = f"beats {', '.join(beaten)}" if beaten else "beats none of them"
-        verdicts.append(f"- {horizon} weeks: the best xLSTM {told}, of differences that are told apart from chance.")
+        verdicts.append(f"- {horizon} weeks: the best xLSTM {told}, where the two are told apart.")
     return [*lines, "", *verdicts, "", f"Intervals: {drawn}"]
 
 

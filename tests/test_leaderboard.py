@@ -45,12 +45,14 @@ def test_build_leaderboard_ranks_scored_trials_and_baselines(tmp_path: Path) -> 
         trial(1, "pruned", 2.0, "slstm"),
         trial(2, "failed", None),
         trial(3, "duplicate", 3.0),
+        trial(4, "failed", None) | {"reason": "interrupted"},
     ]
     write(tmp_path, rows, {1: 2.2}, {"mean": 5.0, "last_value": 4.0})
     board = build_leaderboard(tmp_path, "val_rmse")
     assert [entry.trial for entry in board.trials] == [1, 0]
     assert [entry.model for entry in board.baselines] == ["last_value", "mean"]
-    assert board.counts == {"completed": 1, "pruned": 1, "failed": 1, "duplicate": 1}
+    assert board.counts == {"completed": 1, "pruned": 1, "failed": 1, "unfinished": 1, "duplicate": 1}
+    assert verdict(board).endswith("Trials: 1 completed, 1 pruned, 1 failed, 1 unfinished, 1 duplicate.")
     assert best_baseline(tmp_path, "val_rmse") == ("last_value", 4.0)
     summary = board.summary()
     assert summary["best_val_rmse"] == 2.0 and summary["best_test_rmse"] == 2.2
@@ -58,7 +60,9 @@ def test_build_leaderboard_ranks_scored_trials_and_baselines(tmp_path: Path) -> 
     assert abs(summary["gain_test_percent"] - 50.0) < 1e-9
     columns = board.columns()
     assert len({len(values) for values in columns.values()}) == 1
-    assert "slstm 1 (trial 1) won" in verdict(board) and "50.0% lower on validation and 50.0% lower" in verdict(board)
+    assert "slstm 1 (trial 1, stopped early by the scheduler) won" in verdict(
+        board
+    ) and "50.0% lower on validation and 50.0% lower" in verdict(board)
 
 
 def test_verdict_says_when_nothing_beat_the_baselines(tmp_path: Path) -> None:
@@ -84,6 +88,7 @@ def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tm
         table = [line for line in lines if "won" not in line]
         assert max(map(len, table)) <= width
         assert any("best possible" in line and "1.25" in line for line in lines)
+        assert any(line.split()[:3] == ["15", "14", "lstm"] for line in lines), "rank, trial, model"
         # Ten best, and the finalist beyond them.
         assert sum("lstm " in line for line in table) == 11
 
@@ -92,29 +97,33 @@ def test_verdict_and_summary_say_how_sure_the_lead_is(tmp_path: Path) -> None:
     write_search(tmp_path)
     board = build_leaderboard(tmp_path, "val_rmse")
     summary = board.summary()
-    assert board.lead is not None and board.lead.real
+    assert board.lead is not None and board.lead.told_apart
     assert 0 < summary["gain_test_percent_low"] < summary["gain_test_percent"] < summary["gain_test_percent_high"]
-    assert "The lead on test is a real difference: 95% interval" in verdict(board)
+    assert "On test the two are told apart: 95% interval" in verdict(board)
 
 
 def test_verdict_says_when_a_lead_may_be_chance(tmp_path: Path) -> None:
     write_search(tmp_path / "chance", families={"lstm": 1.0}, baselines={"last_value": 1.01})
-    assert "is not distinguishable from chance at this size: 95%" in verdict(
-        build_leaderboard(tmp_path / "chance", "val_rmse")
-    )
-    write_search(tmp_path / "small", labels=forecast_labels(12))
+    assert "On test the two are not told apart: 95%" in verdict(build_leaderboard(tmp_path / "chance", "val_rmse"))
+    write_search(tmp_path / "small", labels=forecast_labels(6))
     board = build_leaderboard(tmp_path / "small", "val_rmse")
-    assert "The test part is too small to say whether the lead on it is real" in verdict(board)
+    assert "The test part is too small to tell the two apart" in verdict(board)
     write_search(tmp_path / "lag", families={"lstm": 3.0}, baselines={"last_value": 1.0})
-    assert "The lag on test is a real difference" in verdict(build_leaderboard(tmp_path / "lag", "val_rmse"))
+    text = verdict(build_leaderboard(tmp_path / "lag", "val_rmse"))
+    assert "told apart: 95%" in text and "another seed may reverse it, and `population: {seeds: 3}`" in text
 
 
 def test_verdict_tells_an_interval_that_several_comparisons_take_back(tmp_path: Path) -> None:
     write_search(tmp_path)
     board = build_leaderboard(tmp_path, "val_rmse")
     assert board.lead is not None and board.evidence is not None
-    text = how_sure(replace(board.lead, real=False), board.evidence)
-    assert "not distinguishable from chance when 6 comparisons are made" in text
+    text = how_sure(replace(board.lead, told_apart=False), board.evidence)
+    assert "not told apart when 6 comparisons are made" in text
+    text = how_sure(replace(board.lead, told_apart=False, blocks=6.2, p_adjusted=0.02), board.evidence)
+    assert "since about 6 independent blocks ask for an adjusted p below 0.01, and it is 0.020: 95%" in text
+    text = how_sure(replace(board.lead, told_apart=False, beyond="all sequences have one year"), board.evidence)
+    assert text.startswith("Whether that would hold elsewhere cannot be said, since all sequences have one year: 95%")
+    assert "mean over 3 seeds" in how_sure(replace(board.lead, seeds=3), board.evidence)
 
 
 def test_summary_counts_what_the_search_cost(tmp_path: Path) -> None:

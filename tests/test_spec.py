@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,26 @@ def test_title_tells_trials_apart(tmp_path: Path) -> None:
     point = {"model.family": "xlstm", "model.pattern": "msm", "model.hidden_size": 128}
     assert spec.resolve({**point, "training.learning_rate": 2.34e-4}).title() == "msm · 128 · lr 2.3e-4"
     assert spec.resolve({"model.family": "lstm", "model.dropout": 0.1}).title() == "lstm×2 · 64 · lr 1e-3 · dropout 0.1"
+
+
+def test_name_has_every_searched_setting_that_is_not_as_usual(tmp_path: Path) -> None:
+    text = (
+        BASE
+        + """  training.weight_decay: {choice: [0.01, 0.1, 0.0]}
+  model.pooling: {choice: [last, mean]}
+  data.lookback: {choice: [8, 24]}
+"""
+    )
+    spec = load(tmp_path, text)
+    points = [
+        {"training.weight_decay": decay, "model.pooling": pooling, "model.dropout": dropout, "data.lookback": steps}
+        for decay, pooling, dropout, steps in itertools.product((0.01, 0.1, 0.0), ("last", "mean"), (0.0, 0.2), (8, 24))
+    ]
+    names = [spec.title(spec.resolve(point)) for point in points]
+    assert len(set(names)) == len(points)
+    assert spec.title(spec.resolve({})) == spec.resolve({}).title()
+    named = spec.title(spec.resolve({"training.weight_decay": 0.1, "model.pooling": "mean"}))
+    assert named == f"{spec.resolve({}).title()} · weight_decay 0.1 · pooling mean"
 
 
 def test_searchable_keys_are_settings_of_a_trial(tmp_path: Path) -> None:

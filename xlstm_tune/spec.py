@@ -6,7 +6,7 @@ Imports nothing heavy: a wrong file is refused in milliseconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -247,6 +247,12 @@ class SearchSpec(Spec):
         config = self.combine(params)
         self.check(config)
         return config
+
+    def title(self, config: TrialConfig, left_out: Collection[str] = ()) -> str:
+        """A trial's name, with every searched setting in which it is not as the fixed values have it."""
+        keys = [*self.space, *(self.population.settings if self.population else ())]
+        fixed = {key: getattr(getattr(self, key.partition(".")[0]), key.partition(".")[2]) for key in keys}
+        return config.title(left_out, fixed)
 
     def combine(self, params: Mapping[str, Scalar]) -> TrialConfig:
         """As `resolve`, but whether the sections fit each other is not looked at."""

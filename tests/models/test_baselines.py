@@ -219,8 +219,8 @@ def test_ridge_strength_is_chosen_on_validation() -> None:
     noise = forecast([rng.normal(size=(160, 1))], lookback=40, horizon=2)
     step = np.arange(300.0)[:, None]
     wave = forecast([np.sin(step / 5) + 0.3 * np.sin(step)], lookback=40, horizon=2)
-    # With fewer windows than can tell noise from signal the strongest ridge is right, on a clean wave the weakest.
-    assert named(noise)["dlinear"].settings["ridge"] == max(module.RIDGE)
+    # With fewer windows than can tell noise from signal a strong ridge is right, on a clean wave the weakest.
+    assert named(noise)["dlinear"].settings["ridge"] >= 10
     clean = named(wave)["dlinear"]
     assert clean.settings["ridge"] <= 1e-5
     assert rmse(wave, clean) < 1e-3
@@ -300,6 +300,38 @@ def test_linear_regression_is_exact_on_a_linear_truth() -> None:
     found = named(data)
     assert found["linear"].settings["ridge"] == min(module.RIDGE)
     np.testing.assert_allclose(found["linear"].predictions["test"], actual(data, "test"), atol=1e-4)
+
+
+def test_linear_regression_with_more_columns_than_sequences_is_as_good_as_ridge_can_be() -> None:
+    """All 288 columns, as a year's weather, mostly say one thing, and that is what matters: the best strength lies
+    beyond 10."""
+    rng = np.random.default_rng(14)
+    common = rng.normal(size=(100, 1))
+    features = np.repeat(common, 12, axis=0) + rng.normal(size=(1200, 24))
+    y = 2 * common + 6 * rng.normal(size=(100, 1))
+    data = regression(features, y, np.full(100, 12), lookback=12, oracle=None)
+    linear = named(data)["linear"]
+    x = [module._summary(data, data.parts[part]) for part in ("train", "validation")]
+    centre, spread = x[0].mean(0), x[0].std(0)
+    train, judged = ((one - centre) / spread for one in x)
+    known = data.targets[:60].astype(np.float64)
+
+    def error(strength: float) -> float:  # by the textbook's other formula, of as many unknowns as sequences
+        dual = np.linalg.solve(train @ train.T + 60 * strength * np.eye(60), known - known.mean(0))
+        fitted = (judged @ train.T @ dual + known.mean(0)) * data.target_std + data.target_mean
+        return float(np.sqrt(np.mean((fitted - actual(data, "validation")[:, 0]) ** 2)))
+
+    errors = {float(strength): error(strength) for strength in 10 ** np.arange(-7, 7.25, 0.25)}
+    best = min(errors, key=lambda one: errors[one])
+    assert best > 10 and errors[best] < 0.995 * errors[10.0]
+    assert rmse(data, linear, "validation") < 1.001 * errors[best]
+    assert linear.settings["ridge"] == pytest.approx(best, rel=2)
+
+
+def test_strengths_end_where_nothing_is_left_of_a_map() -> None:
+    for columns in (3, 40, 300):
+        strengths = [one for one, _ in module._ridge(np.ones((columns, columns)), np.ones((columns, 1)))]
+        assert 100 * columns <= strengths[-1] < 400 * columns and strengths == sorted(strengths)
 
 
 def test_segment_means_of_sequences_shorter_than_the_segments() -> None:

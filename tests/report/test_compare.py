@@ -31,13 +31,13 @@ def test_searches_of_the_same_data_are_compared_in_pairs(tmp_path: Path) -> None
     assert (best.validation["rmse"], best.test["rmse"], best.trials, best.seconds) == (1.0, 1.0, 5, 3600.0)
     (lead,) = found.differences
     assert (lead.a.name, lead.b.name) == ("second: xlstm d32", "first: lstm d32")
-    assert lead.real and 0 < lead.low < lead.gain < lead.high and found.blocks > 10 and found.notes == []
+    assert lead.told_apart and 0 < lead.low < lead.gain < lead.high and found.blocks > 10 and found.notes == []
 
 
 def test_searches_that_are_equally_good_are_not_told_apart(tmp_path: Path) -> None:
     folders = two(tmp_path, {"families": {"lstm": 1.0}}, {"families": {"xlstm": 1.0}, "seed": 0, "shared": 0.6})
     (lead,) = compare(folders).differences
-    assert not lead.real
+    assert not lead.told_apart
 
 
 def test_search_without_test_predictions_is_listed_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evidence from the tables of a search: who is compared with whom, on what, and when a difference is called real."""
+"""Evidence from the tables of a search: who is compared with whom, on what, and when two models are told apart."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from report_tables import (
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.report.dependence import clusterings, moments
+from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.evidence import Evidence, Model, gather
 from xlstm_tune.report.predictions import Facts, Judged, key_values
 from xlstm_tune.results import ResultsWriter, read
@@ -51,7 +52,7 @@ def test_gather_holds_every_model_and_the_comparisons_that_matter(tmp_path: Path
         ("lstm d32", "last_value"),
     ]
     lead = found.difference(found.winner, found.best_baseline)
-    assert lead is not None and lead.real and lead.p_adjusted >= lead.p
+    assert lead is not None and lead.told_apart and lead.p_adjusted >= lead.p
     assert 0 < lead.low < lead.gain < lead.high
     winner, other = (found.metrics[model]["rmse"] for model in (lead.a, lead.b))
     assert winner is not None and other is not None
@@ -71,25 +72,111 @@ def test_block_is_at_least_the_horizon(tmp_path: Path) -> None:
 
 def test_models_that_are_equally_good_are_not_told_apart(tmp_path: Path) -> None:
     found = of(tmp_path, families={"lstm": 1.0, "xlstm": 1.0}, baselines={"last_value": 1.0}, seed=3)
-    assert not any(one.real for one in found.differences)
+    assert not any(one.told_apart for one in found.differences)
     assert all(one.low < 0 < one.high for one in found.differences)
 
 
 def test_exact_tie_is_no_difference(tmp_path: Path) -> None:
     found = of(tmp_path, families={"lstm": 1.0, "xlstm": 1.0}, baselines={"last_value": 1.0}, shared=1.0)
     for one in found.differences:
-        assert one.gain == pytest.approx(0, abs=1e-9) and one.p > 0.9 and one.p_adjusted == 1.0 and not one.real
+        assert one.gain == pytest.approx(0, abs=1e-9) and one.p > 0.9 and one.p_adjusted == 1.0 and not one.told_apart
 
 
-def test_few_windows_are_never_called_real(tmp_path: Path) -> None:
+def test_few_windows_never_tell_models_apart(tmp_path: Path) -> None:
+    found = of(tmp_path, labels=forecast_labels(6), baselines={"mean": 40.0})
+    assert found.blocks < 4 and not any(one.told_apart for one in found.differences)
+    assert any("with fewer than 4 never" in note for note in found.notes)
+
+
+def test_few_blocks_tell_apart_what_is_beyond_doubt_and_nothing_else(tmp_path: Path) -> None:
     found = of(tmp_path, labels=forecast_labels(24), baselines={"mean": 40.0})
-    assert not any(one.real for one in found.differences)
-    assert found.blocks < 10 and any("too few to say whether a difference is real" in note for note in found.notes)
+    assert found.winner is not None and 4 <= found.blocks < 10
+    against = {one.b.name: one for one in found.differences if one.a == found.winner}
+    assert against["mean"].told_apart and against["mean"].p_adjusted < 0.01
+    assert not against["slstm d32"].told_apart
+    assert any("only where the adjusted p is below 0.01" in note for note in found.notes)
+
+
+def test_each_pair_has_blocks_of_its_own_length(tmp_path: Path) -> None:
+    """A model that is wrong for months on end says nothing about how long the others' errors last."""
+    labels = forecast_labels(240)
+    write_search(tmp_path, horizon=1)
+    generator = np.random.default_rng(1)
+    error = {"xlstm": generator.normal(size=240), "lstm": 1.2 * generator.normal(size=240)}
+    error["last_value"] = 8 + 3 * np.cumsum(generator.normal(size=240)) / 12
+    with ResultsWriter(tmp_path) as writer:
+        for model, trial in (("xlstm", 0), ("lstm", 12), ("last_value", None)):
+            values = error[model].reshape(-1, 1, 1)
+            writer.predictions(prediction_table(model, trial, "test", labels, np.zeros_like(values), values))
+    found = gather(tmp_path)
+    assert found is not None and found.winner is not None
+    blocks = {one.b.name: one.blocks for one in found.differences if one.a == found.winner}
+    assert blocks["lstm d32"] >= 60 and blocks["last_value"] < 15
+    assert found.blocks <= blocks["last_value"] and " to " in found.resampled
+
+
+def write_members(folder: Path, seeds: dict[int, list[float]]) -> None:
+    """Populations: trial → RMSE on test of each seed, the first of which is the best on validation."""
+    rows = {row["trial"]: row for row in read(folder, "trials").to_pylist()}
+    with ResultsWriter(folder) as writer:
+        for trial, scores in seeds.items():
+            writer.trial({**rows[trial], "members": len(scores)})
+            for member, score in enumerate(scores):
+                row = {"trial": trial, "member": member, "seed": member, "setting": {}, "status": "completed"}
+                writer.members([row | figures(1.0 + member, "val_") | figures(score, "test_")])
+
+
+def test_seeds_that_differ_widen_the_interval_and_move_it_to_their_mean(tmp_path: Path) -> None:
+    alone = of(tmp_path, families={"lstm": 1.0, "xlstm": 1.3}, baselines={"mean": 4.0})
+    (one,) = (each for each in alone.differences if each.b.family == "xlstm")
+    assert one.told_apart and one.seeds == 1
+    write_members(tmp_path, {0: [1.0, 1.4, 1.2], 6: [1.3, 1.1, 1.5]})
+    found = gather(tmp_path)
+    assert found is not None
+    (many,) = (each for each in found.differences if each.b.family == "xlstm")
+    assert many.seeds == 3 and not many.told_apart and many.low < 0 < many.high
+    assert many.gain == pytest.approx(one.gain - 0.2, abs=1e-9)
+    (plain,) = (each for each in found.differences if each.a == many.a and each.b.name == "mean")
+    assert plain.seeds == 3 and plain.told_apart
+    assert any("have means over seeds" in note for note in found.notes)
+
+
+def test_equal_families_of_three_seeds_are_rarely_told_apart() -> None:
+    """Every seed is as good as its luck: by single runs most such pairs are told apart."""
+    generator = np.random.default_rng(11)
+    labels = forecast_labels(40)
+    series, time = zip(*labels, strict=True)
+    models = [Model("a", "a", 0), Model("b", "b", 1)]
+    claims = {1: 0, 3: 0}
+    for _ in range(80):
+        errors = generator.normal(size=(2, 3, 40)) * (1 + 0.4 * generator.normal(size=(2, 3, 1)))
+        scores = np.sqrt(np.square(errors).mean(-1))
+        predicted = {model: errors[place, 0].reshape(-1, 1, 1) for place, model in enumerate(models)}
+        part = Judged("test", series, time, ("y",), np.zeros((40, 1, 1)), predicted)
+        for count in claims:
+            seeds = {model: scores[place] for place, model in enumerate(models)} if count > 1 else None
+            (one,) = compare_pairs(part, [(models[0], models[1])], Facts(task="forecast"), seeds).differences
+            claims[count] += one.told_apart
+    assert claims[1] > 25 and claims[3] <= 6
+
+
+def test_model_that_was_stopped_early_is_marked(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    rows = {row["trial"]: row for row in read(tmp_path, "trials").to_pylist()}
+    with ResultsWriter(tmp_path) as writer:
+        writer.trial({**rows[6], "status": "pruned"})
+    found = gather(tmp_path)
+    assert found is not None
+    assert {model.family: model.pruned for model in found.models if model.family} == {
+        "xlstm": False,
+        "slstm": True,
+        "lstm": False,
+    }
 
 
 def test_one_window_is_not_compared_but_scored(tmp_path: Path) -> None:
     found = of(tmp_path, labels=forecast_labels(1))
-    assert all(math.isnan(one.low) and one.p == 1.0 and not one.real for one in found.differences)
+    assert all(math.isnan(one.low) and one.p == 1.0 and not one.told_apart for one in found.differences)
     assert found.metrics[found.models[0]]["rmse"] is not None
 
 
@@ -194,12 +281,17 @@ def test_sequences_of_a_county_and_of_a_year_are_drawn_together(tmp_path: Path) 
     assert len(found.by_group[found.models[0]]) == 20
 
 
-def test_few_years_are_never_called_real(tmp_path: Path) -> None:
+def test_errors_are_grouped_by_what_the_search_noted(tmp_path: Path) -> None:
+    found = of(tmp_path, task="regression", data={"keys": ["county", "year"], "groups": ["year"]})
+    assert list(found.by_group[found.models[0]]) == [str(2000 + year) for year in range(12)]
+
+
+def test_few_years_never_tell_models_apart(tmp_path: Path) -> None:
     found = of(tmp_path, task="regression", labels=sequence_labels(40, 3))
-    assert not any(one.real for one in found.differences)
-    assert any("holds 3 values of year, which are too few" in note for note in found.notes)
+    assert not any(one.told_apart for one in found.differences)
+    assert any("holds 3 values of year; with fewer than 10" in note for note in found.notes)
     other = of(tmp_path / "one", task="regression", labels=sequence_labels(40, 1))
-    assert not any(one.real for one in other.differences)
+    assert not any(one.told_apart for one in other.differences)
     assert any("one value of year" in note for note in other.notes)
 
 
@@ -209,7 +301,7 @@ def test_of_three_keys_the_two_that_spread_most_count(tmp_path: Path) -> None:
     ]
     found = of(tmp_path, task="regression", labels=labels, data={"keys": ["state", "county", "year"]})
     assert found.resampled.startswith("all sequences that share ") and found.resampled.count(" or ") == 1
-    assert found.blocks in (11, 12) and found.differences[-1].real
+    assert found.blocks in (11, 12) and found.differences[-1].told_apart
     assert set(found.by_group[found.models[0]]) == {str(state) for state in range(11)}
 
 

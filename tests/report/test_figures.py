@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_tables
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from page_tables import SPEC, figures, trial_row, write_search
 
-from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, embedded, label, plain
+from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, Tiles, embedded, label, plain
 from xlstm_tune.report.budget import FamilyBudget
 from xlstm_tune.report.evidence import Difference, Evidence
 from xlstm_tune.report.evidence import Model as Rival
@@ -26,12 +27,13 @@ from xlstm_tune.report.record import Record, read_record
 from xlstm_tune.report.sections.cost import cost
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
+from xlstm_tune.report.sections.excluded import excluded
 from xlstm_tune.report.sections.settings import importances, settings
-from xlstm_tune.report.sections.standing import leaderboard
+from xlstm_tune.report.sections.standing import leaderboard, summary
 from xlstm_tune.report.sections.winner import winner
 from xlstm_tune.report.study import rebuild
 from xlstm_tune.report.style import Palette, duration, is_wide
-from xlstm_tune.results import ResultsWriter
+from xlstm_tune.results import ResultsWriter, read
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +227,38 @@ def test_errors_of_single_samples_are_shown_by_the_groups_of_the_evidence(tmp_pa
     assert "better than dlinear in 1 of 2" in drawn.caption
 
 
+@pytest.mark.parametrize("form", ["{year}-12-31", "{year}_52", "{year}", "31.12.{year}", ""])
+def test_errors_of_sequences_are_drawn_in_order_of_time_or_not_said_to_be(form: str, tmp_path: Path) -> None:
+    """The table is in order of counties, whose errors differ more than those of the years."""
+    labels = [(f"county={c}, year={y}", form.format(year=2000 + y)) for c in range(6) for y in range(8)]
+    spec = {"data": {"task": "regression"} | ({"time": {"column": "date"}} if form else {})}
+    report_tables.write_search(tmp_path, "regression", labels=labels, spec=spec)
+    error = np.array([[10.0 * (county < 3) + year for year in range(8)] for county in range(6)]).reshape(-1, 1, 1)
+    with ResultsWriter(tmp_path) as writer:
+        table_ = report_tables.prediction_table("xlstm", 0, "test", labels, np.zeros_like(error), error)
+        writer.predictions(table_)
+    drawn = figure(winner(read_record(tmp_path)), "residuals")
+    if form in ("31.12.{year}", ""):
+        assert "in the table's order" in drawn.caption and "first half" not in drawn.caption
+        assert list(drawn.data[0]["y"][:8]) == list(range(10, 18))
+    else:
+        assert "in order of time: 48 samples. Mean error of the first half +6.5, of the second +10.5." in drawn.caption
+        assert sorted(drawn.data[0]["y"][:6]) == [0, 0, 0, 10, 10, 10]
+
+
+def test_trial_that_was_cut_short_is_unfinished_not_failed(tmp_path: Path) -> None:
+    write_search(tmp_path, 8)
+    rows = read(tmp_path, "trials").to_pylist()
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    with ResultsWriter(tmp_path) as writer:
+        writer.trial(failed | {"reason": "interrupted", "params": json.loads(failed["params"])})
+    made = read_record(tmp_path)
+    assert made.counts["unfinished"] == 1 and not made.counts["failed"]
+    assert "1 trial had not ended when the search did (4: interrupted); --resume" in sentences(excluded(made))
+    tiles = next(block for block in summary(made).blocks if isinstance(block, Tiles))
+    assert any("1 unfinished" in tile.note for tile in tiles.tiles)
+
+
 def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) -> None:
     import pyarrow.compute as pc
 
@@ -250,28 +284,31 @@ def test_leaderboard_sorts_by_value_and_marks_rows(record: Record) -> None:
     assert all(len(row.cells) == len(made.columns) for row in made.rows)
 
 
-def test_differences_show_intervals_and_say_what_is_real(record: Record) -> None:
+def test_differences_show_intervals_and_say_who_is_told_apart(record: Record) -> None:
     one, two, none = Rival("lstm×1 · 32", "lstm", 4), Rival("ms · 32", "xlstm", 7), Rival("dlinear", None, None)
     pairs = [
-        Difference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False),
-        Difference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True),
-        Difference(two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False),
+        Difference(one, two, 0.1, -0.1, 0.3, 2.0, -2.0, 6.0, 0.4, 0.4, False, 20.0, 1),
+        Difference(one, none, 0.5, 0.3, 0.7, 11.0, 7.0, 15.0, 0.0001, 0.0002, True, 20.0, 1),
+        Difference(
+            two, none, 0.5, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, False, 20.0, 1
+        ),
     ]
     figures_ = {one: {"rmse": 3.0, "mape": None}, two: {"rmse": 3.1, "mape": None}, none: {"rmse": 3.5, "mape": None}}
     evidence = evidence_of(figures_, pairs, notes=["few samples"], winner=two)
     made = differences(dataclasses.replace(record, evidence=evidence))
     drawn = figure(made, "intervals")
-    real = next(trace for trace in drawn.data if trace["name"] == "real")
-    assert real["x"] == [11.0] and real["error_x"]["array"] == [4.0] and real["error_x"]["arrayminus"] == [4.0]
+    told = next(trace for trace in drawn.data if trace["name"] == "told apart")
+    assert told["x"] == [11.0] and told["error_x"]["array"] == [4.0] and told["error_x"]["arrayminus"] == [4.0]
     embedded([drawn.data, drawn.layout])
     texts = [[cell.text for cell in row.cells] for row in table(made).rows]
     assert texts[0] == ["lstm×1 · 32, trial 4", "ms · 32, trial 7", "+2.0", "-2.0 … +6.0", "0.400", "not told apart"]
-    assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "real"] and texts[2][2:5] == ["not known"] * 3
+    assert texts[1][3:] == ["+7.0 … +15.0", "< 0.001", "told apart"] and texts[2][2:5] == ["not known"] * 3
     assert (
-        "1 is real" in drawn.caption
+        "1 is told apart" in drawn.caption
         and "few samples" in sentences(made)
         and made is not None
         and "blocks of 14 windows" in made.lead
+        and "another seed may reverse it" in made.lead
     )
     all_figures = table(metrics(dataclasses.replace(record, evidence=evidence)))
     assert [column.title for column in all_figures.columns] == ["Model", "RMSE"]  # nobody has a MAPE

@@ -7,7 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from xlstm_tune.report.resampling import block_length, common_length, holm, influence, interval, spread
+from xlstm_tune.report.differences import compare_pairs
+from xlstm_tune.report.predictions import Facts, Judged, Model
+from xlstm_tune.report.resampling import block_length, holm, influence, interval, lengths, spread
 
 Array = NDArray[np.float64]
 
@@ -21,7 +23,7 @@ def covered(difference: Array, length: int | None = None) -> bool:
     """Whether the interval of two models that are equally good holds 0. difference: [n] of their losses."""
     losses = np.stack([20 + difference / 2, 20 - difference / 2], axis=1)
     what = influence(losses, np.ones(len(losses)), [(0, 1)])
-    low, high, _ = interval(what, spread(what, length or common_length(what, 1), resamples=300))
+    low, high, _ = interval(what, spread(what, length or int(lengths(what, 1)[0]), resamples=300))
     return bool(low[0] <= 0 <= high[0])
 
 
@@ -36,6 +38,24 @@ def test_single_samples_would_understate_the_uncertainty() -> None:
     series = autoregressive(np.random.default_rng(3), 60, 300, 0.7)
     assert np.mean([covered(one, length=1) for one in series]) < 0.8
     assert np.mean([covered(one) for one in series]) > 0.88
+
+
+def told_apart(difference: Array, overlap: int = 1) -> bool:
+    """Whether two models of a part are told apart. difference: [n] of their losses, of as many steps as overlap."""
+    series, time = ("",) * len(difference), tuple(f"{n:06d}" for n in range(len(difference)))
+    a, b = (np.sqrt(20 + sign * difference / 2)[:, None, None].repeat(overlap, 1) for sign in (1, -1))
+    models = Model("a", "a", 0), Model("b", "b", 1)
+    judged = Judged("test", series, time, ("y",), np.zeros_like(a), dict(zip(models, (a, b), strict=True)))
+    return compare_pairs(judged, [models], Facts(task="forecast")).differences[0].told_apart
+
+
+@pytest.mark.parametrize(("n", "keep", "overlap"), [(100, 0.95, 1), (144, 0.8, 24), (300, 0.95, 1)])
+def test_equal_models_are_rarely_told_apart_by_few_blocks(n: int, keep: float, overlap: int) -> None:
+    series = autoregressive(np.random.default_rng(12), 150, n + overlap, keep)
+    sums = np.cumsum(series, axis=1)
+    series = (sums[:, overlap:] - sums[:, :-overlap]) / overlap
+    assert np.mean([told_apart(one, overlap) for one in series]) <= 0.06
+    assert np.mean([told_apart(one + 15, overlap) for one in series[:40]]) > 0.5
 
 
 def test_p_and_interval_say_the_same() -> None:

@@ -93,3 +93,23 @@ def test_view_draws_a_panel_on_a_terminal(progress: Progress) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_panel_and_closing_line_break_between_words_alone(progress: Progress, width: int) -> None:
+    for number in range(3):
+        progress.started(number, f"xlstm·msm · 64 · lr 1e-3 · weight_decay 0.1{' · heads 8' * number}", 5)
+    progress.epoch(0, 5, 3.0)
+    progress.ended_trial(0, "completed")
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    view = ProgressView(console, progress)
+    with console.capture() as panel:
+        console.print(view._panel())
+    lines = [line.rstrip() for line in panel.get().splitlines()]
+    assert max(map(len, lines)) <= width and sum("trial " in line and "epoch " in line for line in lines) == 2
+    assert progress.counts() in lines[0] and ("━" in lines[0]) == (width >= 80)
+    with console.capture() as closing:
+        view.__exit__(None, None, None)
+    ended = closing.get().splitlines()
+    words = progress.line().split(" · about")[0].split()
+    assert max(map(len, ended)) <= width and " ".join(ended).split()[: len(words)] == words

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from xlstm_tune.search.stopping import DISK_FULL, INTERRUPTED, Stopping
+from xlstm_tune.report.budget import CUT_SHORT
+from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, Stopping
 
 
 @pytest.fixture
@@ -93,3 +94,7 @@ def test_in_another_thread_signals_stay_as_they_are(stopping: Stopping) -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_report_knows_every_reason_for_which_a_trial_is_cut_short() -> None:
+    assert set(CUT_SHORT) == set(CUTS)

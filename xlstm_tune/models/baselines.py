@@ -5,7 +5,8 @@ Shapes: N samples, L lookback, H horizon, K targets, R rows, F features, n sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,10 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 JUDGED = ("validation", "test")
-RIDGE = (1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Strengths tried, as shares of the mean eigenvalue of the inputs' covariance."""
+RIDGE = tuple(float(f"{digit}e{power}") for power in range(-7, 9) for digit in (1, 3))
+"""Strengths that may be tried, as shares of the mean eigenvalue of the inputs' covariance."""
+NOTHING_LEFT = 100.0
+"""Times the number of inputs: the strength from which even a direction that holds all variance keeps at most 1 %."""
 ROUNDING = 1e-13
 """Variance, in standardised units, that float32 values have from rounding alone: nothing is learnt from less."""
 SEGMENTS = 12
@@ -138,61 +141,73 @@ def _linear_forecasts(data: Prepared) -> list[Baseline]:
     ridge is one on G^−½ w, for inputs G^½ x.
     """
     length, horizon = data.lookback, data.horizon
-    total = np.zeros(length + horizon)
-    second = np.zeros((length + horizon, length + horizon))
-    count = 0
-    for rows in _pairs(data, "train", limit=int(max(10 * length, min(FIT_ROWS, FIT_WORK / length**2)))):
-        total += rows.sum(0)
-        second += rows.T @ rows
-        count += len(rows)
-    mean = total / count
-    covariance = second / count - np.outer(mean, mean)
-
+    train, judged = _moments(data, "train"), _moments(data, "validation")
     less_last = np.eye(length + horizon)  # (x, y) → (x − x_L, y − x_L)
     less_last[:, length - 1] -= 1.0
     average = _moving_average(length)
     remainder = np.eye(length) - average
     spread = average.T @ average + remainder.T @ remainder
     return [
-        _fit_forecast(data, "nlinear", less_last @ mean, less_last @ covariance @ less_last.T, np.eye(length)),
-        _fit_forecast(data, "dlinear", mean, covariance, spread),
+        _fit_forecast(data, "nlinear", train.mapped(less_last), judged.mapped(less_last), np.eye(length)),
+        _fit_forecast(data, "dlinear", train, judged, spread),
     ]
 
 
-def _fit_forecast(data: Prepared, name: str, mean: Array, covariance: Array, metric: Array) -> Baseline:
+@dataclass(frozen=True)
+class _Moments:
+    """Of pairs (x, y) of a window and what follows it: all that a linear map is fitted and judged by."""
+
+    mean: Array
+    """[L + H]"""
+    covariance: Array
+    """[L + H, L + H]"""
+
+    def mapped(self, by: Array) -> _Moments:
+        """Of the pairs times `by` [L + H, L + H]."""
+        return _Moments(by @ self.mean, by @ self.covariance @ by.T)
+
+
+def _moments(data: Prepared, part: str) -> _Moments:
+    length = data.lookback
+    size = length + data.horizon
+    total, second, count = np.zeros(size), np.zeros((size, size)), 0
+    for rows in _pairs(data, part, limit=int(max(10 * length, min(FIT_ROWS, FIT_WORK / length**2)))):
+        total += rows.sum(0)
+        second += rows.T @ rows
+        count += len(rows)
+    mean = total / count
+    return _Moments(mean, second / count - np.outer(mean, mean))
+
+
+def _fit_forecast(data: Prepared, name: str, train: _Moments, judged: _Moments, metric: Array) -> Baseline:
     """A linear map from the window to the horizon, in NLinear's case from and to what is less the last value.
 
-    mean [L + H] and covariance [L + H, L + H] of inputs and outputs, metric G [L, L] of the ridge.
+    train, judged: of the training and validation part; metric: G [L, L] of the ridge.
     """
     minus_last = name == "nlinear"
     length = data.lookback
     values, vectors = np.linalg.eigh(metric)
     root = vectors * np.sqrt(values) @ vectors.T
-    fits = _ridge(root @ covariance[:length, :length] @ root, root @ covariance[:length, length:])
-    weights = [root @ fit for fit in fits]
-
-    def forecast(windows: Array, weight: Array) -> Array:
-        base = windows[:, -1:] if minus_last else 0.0
-        return np.asarray((windows - base - mean[:length]) @ weight + mean[length:] + base)
-
-    def error(rows: Array, weight: Array) -> float:
-        return float(((forecast(rows[:, :length], weight) - rows[:, length:]) ** 2).sum())
-
-    errors = np.zeros(len(weights))
-    for rows in _pairs(data, "validation", limit=FIT_ROWS):
-        errors += [error(rows, weight) for weight in weights]
-    chosen = int(np.argmin(errors))
+    fits = _ridge(root @ train.covariance[:length, :length] @ root, root @ train.covariance[:length, length:])
+    # The sum of squares of x W − y needs no more of the validation part than the second moments of (x, y).
+    off = judged.mean - train.mean
+    second = judged.covariance + np.outer(off, off)
+    inputs, cross = root @ second[:length, :length] @ root, root @ second[:length, length:]
+    strength, fit = min(fits, key=lambda one: float((one[1] * (inputs @ one[1] - 2 * cross)).sum()))
+    weight = root @ fit
 
     def predict(part: str) -> Array:
         out = np.empty((len(data.parts[part]) * len(data.target_names), data.horizon))
         done = 0
         for windows in _pairs(data, part, horizon=False):
-            out[done : done + len(windows)] = forecast(windows, weights[chosen])
+            base = windows[:, -1:] if minus_last else 0.0
+            forecast = (windows - base - train.mean[:length]) @ weight + train.mean[length:] + base
+            out[done : done + len(windows)] = forecast
             done += len(windows)
         by_sample = out.reshape(len(data.parts[part]), len(data.target_names), data.horizon).transpose(0, 2, 1)
         return _own_units(data, by_sample)
 
-    return Baseline(name, {part: predict(part) for part in JUDGED}, {"ridge": RIDGE[chosen]})
+    return Baseline(name, {part: predict(part) for part in JUDGED}, {"ridge": strength})
 
 
 def _pairs(data: Prepared, part: str, limit: int | None = None, horizon: bool = True) -> Iterator[Array]:
@@ -223,16 +238,20 @@ def _moving_average(length: int) -> Array:
     return matrix
 
 
-def _ridge(covariance: Array, cross: Array) -> list[Array]:
-    """Ridge solutions [P, Q], one per strength in RIDGE, from the covariances of inputs [P, P] and with outputs [P, Q].
+def _ridge(covariance: Array, cross: Array) -> list[tuple[float, Array]]:
+    """Strengths of RIDGE, up to NOTHING_LEFT, and the solution [P, Q] of each, from one decomposition.
 
-    The intercept is the caller's: what is mapped is deviations from the means.
+    covariance, cross: of the inputs [P, P] and with the outputs [P, Q]. The intercept is the caller's: what is mapped
+    is deviations from the means.
     """
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, 0)
     projected = vectors.T @ cross
-    floors = [max(strength * float(values.mean()), ROUNDING) for strength in RIDGE]
-    return [vectors @ (projected / (values + floor)[:, None]) for floor in floors]
+    mean = float(values.mean())
+    return [
+        (strength, vectors @ (projected / (values + max(strength * mean, ROUNDING))[:, None]))
+        for strength in RIDGE[: 1 + bisect_left(RIDGE, NOTHING_LEFT * len(values))]
+    ]
 
 
 def _group_mean(data: Prepared, groups: Index | None) -> Baseline | None:
@@ -259,16 +278,15 @@ def _linear_regression(data: Prepared) -> Baseline:
     x = (train - centre) / spread
     y = data.targets[data.parts["train"]].astype(np.float64)
     fits = _ridge(x.T @ x / len(x), x.T @ (y - y.mean(0)) / len(x))
-
-    def predictor(part: str) -> Callable[[Array], Array]:
-        inputs = (_summary(data, data.parts[part]) - centre) / spread
-        return lambda fit: inputs @ fit + y.mean(0)
-
-    predict = {part: predictor(part) for part in JUDGED}
+    inputs = {part: (_summary(data, data.parts[part]) - centre) / spread for part in JUDGED}
     actual = data.targets[data.parts["validation"]]
-    chosen = int(np.argmin([((predict["validation"](fit) - actual) ** 2).sum() for fit in fits]))
-    predictions = {part: _own_units(data, predict[part](fits[chosen]))[:, None] for part in JUDGED}
-    return Baseline("linear", predictions, {"ridge": RIDGE[chosen]})
+
+    def error(fit: Array) -> float:
+        return float(((inputs["validation"] @ fit + y.mean(0) - actual) ** 2).sum())
+
+    strength, fit = min(fits, key=lambda one: error(one[1]))
+    predictions = {part: _own_units(data, inputs[part] @ fit + y.mean(0))[:, None] for part in JUDGED}
+    return Baseline("linear", predictions, {"ridge": strength})
 
 
 def _summary(data: Prepared, index: Index) -> Array:

@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 1000
-CUT_SHORT = ("interrupted", "time budget", "disk full")
-"""Reasons of trials that the end of the search cut short: those without a figure say nothing of their family."""
+CUT_SHORT = ("time budget", "interrupted", "disk full", "storage away", "taken over by another driver")
+"""Reasons of trials that the end of the search cut short (search/stopping.py): a resume goes on with them, and those
+without a figure say nothing of their family."""
+UNFINISHED = "unfinished"
+
+
+def how_ended(row: Mapping[str, Any]) -> str:
+    """The status of a row of the trials table, for people: UNFINISHED instead of failed where it was cut short."""
+    return UNFINISHED if row["status"] == "failed" and row["reason"] in CUT_SHORT else str(row["status"])
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def equal_budget(rows: Iterable[Mapping[str, Any]], objective: str) -> list[Fami
         value = row[objective]
         if row["status"] in ("completed", "pruned") and value is not None:
             values.setdefault(row["family"], []).append(float(value))
-        elif row["status"] == "failed" and row["reason"] not in CUT_SHORT:
+        elif how_ended(row) == "failed":
             values.setdefault(row["family"], []).append(math.inf)
     if not values:
         return []

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.report.budget import UNFINISHED, how_ended
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
-from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions
+from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions, seed_scores
 from xlstm_tune.results import read
 
 ENVIRONMENT = "environment.json"
@@ -95,11 +96,11 @@ def compare(folders: Sequence[Path]) -> Comparison:
     found.sort(key=lambda one: (one.winner is None, one.validation.get(metric) or 0.0, one.name))
     seen = facts(next((row["data"] for row in rows if row), None))
     notes: list[str] = []
-    judged = _together(found, notes)
+    judged, seeds = _together(found, notes, objective)
     compared = Compared([], "windows", 1, 0.0, "nothing, as nothing was compared", [])
     if judged and len(judged.predicted) > 1:
         first, *others = judged.predicted
-        compared = compare_pairs(judged, [(first, other) for other in others], seen)
+        compared = compare_pairs(judged, [(first, other) for other in others], seen, seeds)
         if seen.task is None:
             notes.append("Nothing says whether these are forecasts; they were taken for such.")
     return Comparison(
@@ -157,7 +158,9 @@ def _why(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: s
 
 
 def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective: str) -> Searched:
-    trials = [trial for trial in read(folder, "trials").to_pylist() if trial["status"] != "duplicate"]
+    trials = [
+        trial for trial in read(folder, "trials").to_pylist() if how_ended(trial) not in ("duplicate", UNFINISHED)
+    ]
     scored = [t for t in trials if t["status"] in ("completed", "pruned") and t[objective] is not None]
     best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)
     test: dict[str, float | None] = {}
@@ -167,7 +170,7 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     return Searched(
         name,
         folder,
-        winner=Model(best["name"], best["family"], best["trial"]) if best else None,
+        winner=Model(best["name"], best["family"], best["trial"], best["status"] == "pruned") if best else None,
         validation={metric: best[f"val_{metric}"] for metric in _METRICS} if best else {},
         test=test,
         trials=len(trials),
@@ -175,9 +178,12 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     )
 
 
-def _together(found: Sequence[Searched], notes: list[str]) -> Judged | None:
-    """The winners' test predictions, of the same samples; the models named `search: model`."""
+def _together(
+    found: Sequence[Searched], notes: list[str], objective: str
+) -> tuple[Judged | None, dict[Model, list[float]]]:
+    """The winners' test predictions, of the same samples, and their seeds' RMSEs; the models named `search: model`."""
     whole: Judged | None = None
+    seeds: dict[Model, list[float]] = {}
     for one in found:
         own = one.winner and read_predictions(one.folder, "test", [(one.winner.family or "", one.winner)])
         if not one.winner or not own:
@@ -185,10 +191,13 @@ def _together(found: Sequence[Searched], notes: list[str]) -> Judged | None:
             continue
         (values,) = own.predicted.values()
         model = replace(one.winner, name=f"{one.name}: {one.winner.name}")
+        scored = seed_scores(one.folder, objective)
+        if model.trial in scored:
+            seeds[model] = scored[model.trial]
         if whole is None:
             whole = replace(own, predicted={model: values})
         elif (whole.series, whole.time, whole.targets) != (own.series, own.time, own.targets):
             notes.append(f"{one.name} predicted other samples, so its test figures stand alone.")
         else:
             whole = replace(whole, predicted={**whole.predicted, model: values})
-    return whole
+    return whole, seeds

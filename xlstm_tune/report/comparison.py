@@ -1,4 +1,4 @@
-"""Several searches on one page: who won in each, and whether the best one's lead is real."""
+"""Several searches on one page: who won in each, and whether the best one is told apart from the others."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
 from xlstm_tune.report.compare import Comparison, compare
-from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.leaderboard import number, scope
 from xlstm_tune.report.page import render, write_text
-from xlstm_tune.report.sections.differences import pairs_of_models, title_of
+from xlstm_tune.report.sections.differences import TITLE, pairs_of_models, title_of
 from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import counted, duration, metric_title
 
@@ -41,11 +41,11 @@ def sections(compared: Comparison) -> list[Section]:
             f"{first.name} has the lowest {metric_title(metric)} on validation, "
             f"{number(first.validation.get(metric))} ({title_of(first.winner)})."
         )
-        if any(one.real for one in compared.differences):
-            real = [one for one in compared.differences if one.real]
-            lead += f" On test, {len(real)} of {counted(len(compared.differences), 'difference')} to it are real."
+        if told := sum(one.told_apart for one in compared.differences):
+            lead += f" On test, it is told apart from {told} of {counted(len(compared.differences), 'other')}."
+            lead += f" {scope(min(one.seeds for one in compared.differences))}."
         elif compared.differences:
-            lead += " On test, no difference to it can be told from luck."
+            lead += " On test, it is told apart from no other."
     made = [Section("summary", "Result", blocks=[Sentences([lead]), _table(compared, metric)])]
     blocks: list[Block] = []
     if compared.differences:
@@ -53,7 +53,7 @@ def sections(compared: Comparison) -> list[Section]:
     if notes := [str(note) for note in compared.notes]:
         blocks.append(Sentences(notes))
     if blocks:
-        made.append(Section("differences", "Which differences are real", blocks=blocks))
+        made.append(Section("differences", TITLE, blocks=blocks))
     return made
 
 

@@ -1,4 +1,4 @@
-"""What the finalists' predictions say: every figure of every model, and which differences are real."""
+"""What the finalists' predictions say: every figure of every model, and which models are told apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any
 from xlstm_tune.report import scores
 from xlstm_tune.report.differences import Difference as Difference
 from xlstm_tune.report.differences import compare_pairs
-from xlstm_tune.report.predictions import Facts, Judged, facts, groups_of, predicted_parts, read_predictions
+from xlstm_tune.report.predictions import (
+    Facts,
+    Judged,
+    facts,
+    groups_of,
+    predicted_parts,
+    read_predictions,
+    seed_scores,
+)
 from xlstm_tune.report.predictions import Model as Model
 from xlstm_tune.results import read
 
@@ -35,7 +43,7 @@ class Evidence:
     by_step: dict[Model, list[float]]
     """RMSE of each step of the horizon."""
     by_group: dict[Model, dict[str, float]]
-    """RMSE of each series, or of each first key of a regression's sequences; {} where there is one."""
+    """RMSE of each series, or of each group of a regression's sequences; {} where there is one."""
     by_target: dict[Model, dict[str, float]]
     """RMSE of each target; {} where there is one."""
     differences: list[Difference]
@@ -45,9 +53,9 @@ class Evidence:
     samples: int
     """Windows or sequences that the figures are made of."""
     block: int
-    """Windows of a series in a row that are drawn together; 1 for sequences."""
+    """Windows of a series in a row that are drawn together, of the pair with most; 1 for sequences."""
     blocks: float
-    """Independent blocks, or groups of sequences, that there are; 0 where nothing was compared."""
+    """Independent blocks, or groups of sequences, of the pair with fewest; 0 where nothing was compared."""
     resampled: str
     """In words: what was drawn together, and how that was chosen."""
     notes: list[str]
@@ -97,7 +105,9 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
     pairs = [(winner, other) for other in (*finalists[1:], *baselines)] if winner else []
     if best:
         pairs += [(other, best) for other in finalists[1:]]
-    compared = compare_pairs(judged, pairs, seen)
+    scored = seed_scores(folder, objective) if part == "test" else {}
+    seeds = {one: scored[one.trial] for one in finalists if one.trial in scored}
+    compared = compare_pairs(judged, pairs, seen, seeds)
     notes += [*judged.left_out, *_notes(judged, seen, trials, winner, objective), *compared.notes]
     groups = groups_of(judged, seen)
     figures = {
@@ -134,7 +144,7 @@ def _finalists(
     best: dict[str, Model] = {}
     for row in scored:
         if (row["trial"], row["family"]) in parts:
-            best.setdefault(row["family"], Model(row["name"] or row["family"], row["family"], row["trial"]))
+            best.setdefault(row["family"], _model(row))
     models, notes = list(best.values()), []
     if models and scored[0]["trial"] != models[0].trial:
         notes.append(
@@ -142,6 +152,10 @@ def _finalists(
             "predictions yet."
         )
     return models, notes
+
+
+def _model(row: dict[str, Any]) -> Model:
+    return Model(row["name"] or row["family"], row["family"], row["trial"], row["status"] == "pruned")
 
 
 def _baselines(folder: Path, parts: Mapping[tuple[int | None, str], set[str]], objective: str) -> list[Model]:
@@ -170,7 +184,10 @@ def _notes(
         )
     members = {row["trial"]: row["members"] for row in trials}
     if any(model.trial is not None and members.get(model.trial) for model in judged.predicted):
-        notes.append("Predictions of a population are those of its best seed; the leaderboard has means over seeds.")
+        notes.append(
+            "Predictions and single figures of a population are those of its best seed; the leaderboard and the "
+            "differences on the test part have means over seeds."
+        )
     if len(judged.targets) > 1:
         notes.append("Figures pool all targets in their own units, so the one with the largest numbers weighs most.")
     return notes

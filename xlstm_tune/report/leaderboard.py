@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_tune.report.budget import UNFINISHED, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
-from xlstm_tune.report.resampling import ENOUGH
+from xlstm_tune.report.resampling import ENOUGH, FEW_ALPHA, FEWEST
 from xlstm_tune.results import read
 
 SHOWN = 10
@@ -25,6 +26,7 @@ SHOWN = 10
 
 
 METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
+STOPPED_EARLY = "stopped early by the scheduler; its best epoch counts"
 WIDE = 110
 """Columns of a terminal that hold the whole table."""
 
@@ -128,10 +130,10 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     for row in read(folder, "scores").to_pylist():
         if row["part"] == "test":
             tested[row["trial"]] = row
-    trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", "duplicate"), 0)
+    trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)
     rows = read(folder, "trials").to_pylist()
     for row in rows:
-        counts[row["status"]] += 1
+        counts[how_ended(row)] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
             trials.append(
@@ -169,6 +171,7 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     metric = board.metric.upper() if board.metric in ("rmse", "mae") else board.metric.replace("_", " ")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("", justify="right")
+    table.add_column("trial", justify="right")
     table.add_column("model", overflow="fold", min_width=24)
     names = [f"{metric}\nvalidation", f"{metric}\ntest"]
     names += ["MSE std.\ntest", "MAE std.\ntest", "param-\neters", "epochs", "seconds"] if wide else ["param-\neters"]
@@ -177,21 +180,22 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     for rank, entry in enumerate(board.trials, start=1):
         if rank <= SHOWN or entry.test:
             style = "bold" if rank == 1 else None
-            table.add_row(str(rank), _titled(entry), *_cells(entry, board.metric, wide), style=style)
+            table.add_row(str(rank), str(entry.trial), _titled(entry), *_cells(entry, board.metric, wide), style=style)
     table.add_section()
     for entry in board.baselines:
-        table.add_row("", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
+        table.add_row("", "", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
     if best_possible and board.metric == "rmse":
         figures = [number(best_possible[part]) for part in ("validation", "test")]
-        table.add_row("", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
+        table.add_row("", "", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
     if any(entry.validation_error is not None for entry in board.trials):
         console.print("± standard error of the mean over seeds", style="dim", highlight=False)
     if any(entry.status == "pruned" for entry in board.trials):
-        console.print("* stopped early by the scheduler; its best epoch counts", style="dim", highlight=False)
+        console.print(f"* {STOPPED_EARLY}", style="dim", highlight=False)
     console.print()
-    console.print(verdict(board), highlight=False, soft_wrap=True)
+    # A terminal would break the sentence within a word; a file keeps one line.
+    console.print(verdict(board), highlight=False, soft_wrap=not console.is_terminal)
 
 
 def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console: Console) -> None:
@@ -222,7 +226,8 @@ def verdict(board: Leaderboard) -> str:
         )
     winner, metric = board.winner, board.metric
     score = number(winner.validation.get(metric), winner.validation_error)
-    text = f"{winner.model} (trial {winner.trial}) won: {metric} {score} on validation"
+    early = ", stopped early by the scheduler" if winner.status == "pruned" else ""
+    text = f"{winner.model} (trial {winner.trial}{early}) won: {metric} {score} on validation"
     if winner.test:
         text += f", {number(winner.test.get(metric), winner.test_error)} on test"
     if board.baselines:
@@ -245,20 +250,35 @@ def _against(winner: Entry, baseline: Entry, metric: str) -> str:
 
 
 def how_sure(lead: Difference, seen: Evidence) -> str:
-    """Whether a difference on the test part is real, in a sentence without its full stop.
+    """Whether the two models of a difference are told apart on the test part, without the last full stop.
 
     seen: what the difference is part of.
     """
-    whose = "lead" if lead.gain >= 0 else "lag"
+    if not math.isfinite(lead.low_percent) or lead.blocks < FEWEST:
+        return "The test part is too small to tell the two apart"
     spread = f"95% interval {lead.low_percent:.1f}% to {lead.high_percent:.1f}% of the RMSE of {lead.b.name}"
-    if not math.isfinite(lead.low_percent) or seen.blocks < ENOUGH:
-        return f"The test part is too small to say whether the {whose} on it is real"
-    if lead.real:
-        return f"The {whose} on test is a real difference: {spread}"
-    if lead.low > 0 or lead.high < 0:
-        count = len(seen.differences)
-        return f"The {whose} on test is not distinguishable from chance when {count} comparisons are made: {spread}"
-    return f"The {whose} on test is not distinguishable from chance at this size: {spread}"
+    if lead.told_apart:
+        return f"On test the two are told apart: {spread}. {scope(lead.seeds)}"
+    if lead.beyond:
+        return f"Whether that would hold elsewhere cannot be said, since {lead.beyond}: {spread}"
+    if lead.low <= 0 <= lead.high:
+        return f"On test the two are not told apart: {spread}"
+    if lead.blocks >= ENOUGH:
+        return f"On test the two are not told apart when {len(seen.differences)} comparisons are made: {spread}"
+    return (
+        f"On test the two are not told apart, since about {lead.blocks:.0f} independent blocks ask for an adjusted p "
+        f"below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}: {spread}"
+    )
+
+
+def scope(seeds: int) -> str:
+    """What it speaks of that two models are told apart, without the full stop. seeds: training runs of each."""
+    if seeds > 1:
+        return f"Trained models count by their mean over {seeds} seeds, whose differences are part of the interval"
+    return (
+        "This speaks of these trained models on this test part; another seed may reverse it, and "
+        "`population: {seeds: 3}` takes that into account"
+    )
 
 
 def _baselines(folder: Path, metric: str) -> list[Entry]:

@@ -32,6 +32,8 @@ class Model:
     """None for a baseline."""
     trial: int | None
     """None for a baseline."""
+    pruned: bool = False
+    """Stopped early by the scheduler; its best epoch stands for it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Facts:
     """[K]."""
     keys: tuple[str, ...] | None = None
     """Names of the columns that tell series or sequences apart."""
+    groups: tuple[str, ...] | None = None
+    """Those of them by which a regression's errors are looked at; None = the search did not note any."""
     samples: dict[str, int] | None = None
     """Of each part, before the predictions were thinned."""
 
@@ -78,6 +82,7 @@ def facts(data: dict[str, Any] | None) -> Facts:
         target_std=tuple(data["target_std"]),
         mase_scale=tuple(scale) if scale is not None else None,
         keys=tuple(data["keys"]) if "keys" in data else None,
+        groups=tuple(data["groups"]) if data.get("groups") else None,
         samples=data.get("samples"),
     )
 
@@ -88,6 +93,18 @@ def predicted_parts(folder: Path) -> dict[tuple[int | None, str], set[str]]:
     for trial, model, part in results.predicted(folder):
         found.setdefault((trial, model), set()).add(part)
     return found
+
+
+def seed_scores(folder: Path, objective: str) -> dict[int, list[float]]:
+    """Trial → RMSE on the test part of each seed of its best setting, that of the predictions first.
+
+    objective: with its `val_`. Only trials with two seeds or more that were scored on the test part.
+    """
+    found: dict[int, list[tuple[float, int, float]]] = {}
+    for row in results.read(folder, "members").to_pylist():
+        if row["test_rmse"] is not None and row[objective] is not None:
+            found.setdefault(row["trial"], []).append((row[objective], row["member"], row["test_rmse"]))
+    return {trial: [score for *_, score in sorted(rows)] for trial, rows in found.items() if len(rows) > 1}
 
 
 def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]]) -> Judged | None:
@@ -175,8 +192,13 @@ def key_values(label: str, names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def groups_of(judged: Judged, seen: Facts) -> tuple[str, ...]:
-    """The series of each sample; of a regression, the value of the first key (the county of county × year)."""
+    """The series of each sample; of a regression, the values of its groups' columns (the county of county × year), and
+    of the first key where the search noted no groups."""
     if seen.task != "regression":
         return judged.series
-    values = {label: (*key_values(label, seen.keys), "")[0] for label in set(judged.series)}
+    places = [seen.keys.index(name) for name in seen.groups] if seen.groups and seen.keys else [0]
+    values = {}
+    for label in set(judged.series):
+        found = key_values(label, seen.keys)
+        values[label] = ", ".join(found[place] for place in places if place < len(found))
     return tuple(values[label] for label in judged.series)

@@ -18,7 +18,7 @@ import yaml
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT, SPEC
-from xlstm_tune.report.budget import FamilyBudget, equal_budget
+from xlstm_tune.report.budget import FamilyBudget, equal_budget, how_ended
 from xlstm_tune.report.evidence import Evidence
 from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboard
 from xlstm_tune.report.style import Palette
@@ -38,7 +38,8 @@ class Record:
     """Such as `val_rmse`; what is minimised."""
     board: Leaderboard
     trials: list[dict[str, Any]]
-    """Rows of the trials table by number; `params` as a dict. Trials that have not ended have none."""
+    """Rows of the trials table by number; `params` as a dict, `status` as `how_ended` has it. Trials that have not
+    ended have none."""
     curves: dict[int, list[tuple[int, float | None]]]
     """Of each trial, the objective by epoch; those that still run included."""
     predictions: pa.Table
@@ -54,7 +55,7 @@ class Record:
     started: datetime | None = None
     ended: datetime | None = None
     evidence: Evidence | None = None
-    """What differences are real (evidence.py); None when nobody can tell."""
+    """Which models are told apart (evidence.py); None when nobody can tell."""
     budgets: Sequence[FamilyBudget] = ()
     """Families at equal budget (budget.py)."""
     palette: Palette = field(default_factory=lambda: Palette(()))
@@ -133,7 +134,7 @@ def read_record(folder: Path, board: Leaderboard | None = None) -> Record:
         epochs = read(folder, "epochs").select(["trial", "epoch", objective]).to_pydict()
         predictions = read(folder, "predictions")
         for one in trials:
-            one["params"] = json.loads(one["params"] or "{}")
+            one["params"], one["status"] = json.loads(one["params"] or "{}"), how_ended(one)
     except (pa.ArrowInvalid, json.JSONDecodeError) as error:
         raise StorageError(f"the tables in {folder / 'results'} are damaged ({_line(error)})") from None
     for trial, epoch, value in zip(epochs["trial"], epochs["epoch"], epochs[objective], strict=True):

@@ -7,7 +7,9 @@ where the models are equally good, that is the loss difference of Diebold & Mari
 accuracy"). Positions are drawn in blocks of neighbours that go round in a circle (Politis & Romano 1992), the same
 blocks for all models, and each resample is divided by its own standard error (Götze & Künsch 1996), which allows for
 that error being an estimate from few blocks. Intervals are d ± q · se, q the 95 % quantile of |t*|; the p-value is the
-share of |t*| that reach |d| / se, so an interval leaves out zero where p is below 0.05.
+share of |t*| that reach |d| / se, so an interval leaves out zero where p is below 0.05. With fewer than ENOUGH blocks
+Student's t stands in for |t*|. Where models were trained with several seeds, d is the difference of their means, and
+what seeds vary by is added to se² (`Runs`).
 """
 
 from __future__ import annotations
@@ -21,12 +23,18 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 Pair = tuple[int, int]
 
 RESAMPLES = 2000
 LEVEL = 0.95
 ENOUGH = 10
-"""Independent blocks from which a difference may be called real."""
+"""Independent blocks that a difference at the usual level takes; with fewer it takes FEW_ALPHA."""
+FEWEST = 4
+"""Independent blocks below which no difference tells two models apart."""
+ALPHA = 0.05
+FEW_ALPHA = 0.01
+"""Adjusted p-value below which FEWEST to ENOUGH blocks tell two models apart."""
 MOST_BLOCKS = 500
 """More blocks than this tell no more about their spread and take longer: blocks get longer instead."""
 LONGER = 1.5
@@ -49,6 +57,24 @@ class Influence:
     scale: Array
     """[P], the larger of the two RMSEs: what a difference is rounding beside."""
 
+    def only(self, pairs: Index) -> Influence:
+        """Of these pairs."""
+        return Influence(self.psi[:, pairs], self.counts, self.gains[pairs], self.scale[pairs])
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How much the differences vary with the seeds that models were trained with."""
+
+    variance: Array
+    """[P], s² / n of both models together; NaN where one of them is a single training run, and nothing is known."""
+    freedom: Array
+    """[P], degrees of freedom of `variance` (Welch 1947); infinite where it is zero."""
+
+    def only(self, pairs: Index) -> Runs:
+        """Of these pairs."""
+        return Runs(self.variance[pairs], self.freedom[pairs])
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -62,6 +88,12 @@ class Spread:
     """How many independent blocks there are."""
     length: int
     """Positions in a block."""
+
+    @property
+    def freedom(self) -> float:
+        """Of Student's t. Blocks whose length was chosen by the data are fewer than they seem as often as not: half
+        of them count, for |t| of AR(1) losses of 100 positions and coefficient 0.95."""
+        return max(1.0, self.blocks - 1 if self.length == 1 else self.blocks / 2)
 
 
 def influence(losses: Array, counts: Array, pairs: Sequence[Pair]) -> Influence:
@@ -110,10 +142,10 @@ def block_length(series: Array) -> float:
     return float(min(max(found, 1.0), longest))
 
 
-def common_length(what: Influence, least: int) -> int:
-    """One block length for all pairs: LONGER times the median of theirs, and at least `least` positions."""
-    chosen = [block_length(column) for column in what.psi.T]
-    return max(least, math.ceil(LONGER * float(np.median(chosen)))) if chosen else least
+def lengths(what: Influence, least: int) -> Index:
+    """[P], the block length of each pair: LONGER times the one found for it, and at least `least` positions."""
+    chosen = [max(least, math.ceil(LONGER * block_length(column))) for column in what.psi.T]
+    return np.array(chosen, dtype=np.int64)
 
 
 def _autocovariance(centred: Array, lags: int) -> Array:
@@ -181,11 +213,13 @@ def _over(difference: Array, error: Array, scale: Array) -> Array:
     return np.where(difference <= tiny, 0.0, ratio)
 
 
-def interval(what: Influence, found: Spread, error: Array | None = None) -> tuple[Array, Array, Array]:
+def interval(
+    what: Influence, found: Spread, error: Array | None = None, runs: Runs | None = None
+) -> tuple[Array, Array, Array]:
     """Low and high ends of the 95 % intervals, and two-sided p-values; [P] each.
 
-    error: [P], standard errors that stand in for those of `found`. Without two blocks nothing is known: the ends are
-    NaN and p is 1.
+    error: [P], standard errors that stand in for those of `found`. runs: of models trained with several seeds. Without
+    two blocks nothing is known: the ends are NaN and p is 1.
     """
     error = found.error if error is None else error
     gains = np.abs(what.gains)
@@ -194,13 +228,23 @@ def interval(what: Influence, found: Spread, error: Array | None = None) -> tupl
         return unknown, unknown.copy(), np.ones(len(gains))
     reached = _over(gains, error, what.scale)
     if found.statistics is None:
-        freedom = max(1.0, found.blocks - 1)
-        wide = np.full(len(gains), float(stdtrit(freedom, 0.5 + LEVEL / 2)))
-        p = 2 * stdtr(freedom, -reached)
+        wide = np.full(len(gains), float(stdtrit(found.freedom, 0.5 + LEVEL / 2)))
+        p = 2 * stdtr(found.freedom, -reached)
     else:
         wide = np.quantile(found.statistics, LEVEL, axis=0, method="higher")
         p = (1 + (found.statistics >= reached).sum(0)) / (1 + len(found.statistics))
     half = np.where(error > 1e-12 * what.scale, wide * error, 0.0)
+    if runs is not None:
+        known = np.isfinite(runs.variance)
+        # Of two independent errors, each with its own degrees of freedom, Welch's t; a bootstrapped one is as wide as
+        # its quantile says, and has all of them.
+        own = np.square(half / float(stdtrit(np.inf, 0.5 + LEVEL / 2))) if found.statistics is not None else error**2
+        freedom = np.inf if found.statistics is not None else found.freedom
+        both = own + np.where(known, runs.variance, 0.0)
+        parts = own**2 / freedom + np.where(known, runs.variance**2 / runs.freedom, 0.0)
+        df = np.divide(both**2, parts, out=np.full_like(both, np.inf), where=parts > 0)
+        half = np.where(known, stdtrit(df, 0.5 + LEVEL / 2) * np.sqrt(both), half)
+        p = np.where(known, 2 * stdtr(df, -_over(gains, np.sqrt(both), what.scale)), p)
     return what.gains - half, what.gains + half, np.asarray(p)
 
 

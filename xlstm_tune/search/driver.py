@@ -254,7 +254,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "ended": _moment(now),
         }
         if winner is not None:
-            row |= {"name": winner.config.title(), "config": winner.config.flat(), "setting": winner.setting}
+            row |= {"name": self._spec.title(winner.config), "config": winner.config.flat(), "setting": winner.setting}
         if end.duplicate_of is not None:
             # It carries the figures of the trial that it repeats.
             original = self.rows[end.duplicate_of]

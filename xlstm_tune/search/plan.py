@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
-from xlstm_tune.models.baselines import Baseline, baselines, best_possible
+from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, check_password, check_same_data, find_folder
 from xlstm_tune.search.fusion import widest
 from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
@@ -100,6 +100,7 @@ def make_plan(
     if not elsewhere:
         check_tracking_uri(uri)
     table, data = check_data(spec, space)
+    data = _without_groups(table, data)
     if placement:
         placement = fit(placement, spec, space, data, here, local_gpu_mib)
     if resume:
@@ -203,8 +204,46 @@ def check_models(spec: SearchSpec, space: Space, data: Prepared) -> None:
 
 
 def sample_groups(table: Table, data: Prepared) -> npt.NDArray[np.int64] | None:
-    """A number per sample: the first key column's value (the county of county × year). None for forecasts."""
+    """A number per sample: that of its values of `group_columns`. None where there are none, as for forecasts."""
+    chosen = group_columns(table, data)
+    return _numbers(_sample_keys(table, data)[:, [table.key_names.index(name) for name in chosen]]) if chosen else None
+
+
+def group_columns(table: Table, data: Prepared) -> tuple[str, ...]:
+    """The key columns by which a regression's sequences have known groups (the county of county × year).
+
+    Those whose values on validation and test all occur in training, and together too: a year to come says nothing, in
+    whichever order the columns are named. Of columns that do not go together the one with most values stays.
+    """
     if data.task != "regression":
-        return None
-    names = [table.keys[series][0] for series in np.searchsorted(table.offsets, data.ends - 1, side="right") - 1]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+        return ()
+    keys = _sample_keys(table, data)
+    judged = np.concatenate([data.parts[part] for part in JUDGED])
+    values = {column: len(np.unique(keys[:, column])) for column in range(keys.shape[1])}
+    chosen: list[int] = []
+    for column in sorted(values, key=lambda column: (-values[column], table.key_names[column])):
+        numbers = _numbers(keys[:, [*chosen, column]])
+        if values[column] > 1 and np.isin(numbers[judged], numbers[data.parts["train"]]).all():
+            chosen.append(column)
+    return tuple(table.key_names[column] for column in sorted(chosen))
+
+
+def _sample_keys(table: Table, data: Prepared) -> npt.NDArray[np.str_]:
+    """[N, key columns]"""
+    series = np.searchsorted(table.offsets, data.ends - 1, side="right") - 1
+    return np.array(table.keys, dtype=str).reshape(len(table.keys), len(table.key_names))[series]
+
+
+def _numbers(keys: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _without_groups(table: Table, data: Prepared) -> Prepared:
+    """With a note where sequences of several keys have no known group."""
+    if data.task != "regression" or len(table.key_names) < 2 or group_columns(table, data):
+        return data
+    note = (
+        f"no baseline group_mean: no column of data.sequence ({', '.join(table.key_names)}) has all of its values on "
+        "validation and test in the training part too"
+    )
+    return replace(data, notes=(*data.notes, note))

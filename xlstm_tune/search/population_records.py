@@ -15,8 +15,8 @@ from xlstm_tune.training.metrics import METRICS
 def trial_title(spec: SearchSpec, config: TrialConfig) -> str:
     """Short name of a trial that has not ended: what its members share, and how many they are."""
     if spec.population is None:
-        return config.title()
-    return f"{config.title(left_out=spec.population.settings)} · {len(trial_members(spec, config))} members"
+        return spec.title(config)
+    return f"{spec.title(config, left_out=spec.population.settings)} · {len(trial_members(spec, config))} members"
 
 
 def trial_params(spec: SearchSpec, config: TrialConfig) -> dict[str, Scalar]:

@@ -20,6 +20,9 @@ from xlstm_tune.report.leaderboard import number
 
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
+BAR = 32
+"""Columns of the bar where there is room; below SHORTEST_BAR it is left out."""
+SHORTEST_BAR = 8
 
 
 @dataclass
@@ -158,7 +161,8 @@ class ProgressView:
             self._live.stop()
         if self._thread:
             self._thread.join()
-        self._console.print(self._progress.line(), highlight=False, soft_wrap=True)
+        # A terminal would break the line within a word; a file keeps one line.
+        self._console.print(self._progress.line(), highlight=False, soft_wrap=not self._console.is_terminal)
 
     def _lines(self) -> None:
         while not self._stop.wait(PLAIN_SECONDS):
@@ -166,18 +170,22 @@ class ProgressView:
 
     def _panel(self) -> RenderableType:
         progress = self._progress
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            ProgressBar(total=progress.total or 1, completed=progress.ended, width=32),
-            Text(progress.counts()),
-            Text(progress.times(), style="dim"),
-        )
+        counts, times = progress.counts(), progress.times()
+        room = min(BAR, self._console.width - len(counts) - len(times) - 2)
+        head: RenderableType = Text.assemble(counts, (f" · {times}", "dim"))
+        if room >= SHORTEST_BAR:
+            bar = Table.grid(padding=(0, 1))
+            for _ in range(3):
+                bar.add_column(no_wrap=True)
+            drawn = ProgressBar(total=progress.total or 1, completed=progress.ended, width=room)
+            bar.add_row(drawn, Text(counts), Text(times, style="dim"))
+            head = bar
         rows = Table.grid(padding=(0, 2))
         for trial, (name, epoch, epochs) in sorted(list(progress.running.items()))[:8]:
-            rows.add_row(
-                Text(f"  trial {trial}", style="dim"), Text(name), Text(f"epoch {epoch}/{epochs}", style="dim")
-            )
-        return Group(bar, Text(progress.verdict()), rows)
+            number, done, shown = f"  trial {trial}", f"epoch {epoch}/{epochs}", Text(name)
+            shown.truncate(max(8, self._console.width - 28), overflow="ellipsis")  # 28 hold the cells beside it
+            rows.add_row(Text(number, style="dim", no_wrap=True), shown, Text(done, style="dim", no_wrap=True))
+        return Group(head, Text(progress.verdict()), rows)
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from xlstm_tune.models.baselines import mase_scale
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.folder import ENVIRONMENT, disk_full, frozen
-from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.plan import Plan, group_columns
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.stopping import STOPS
 
@@ -66,9 +66,9 @@ def data_facts(plan: Plan) -> dict[str, Any]:
     """What is to be known of the data without reading them again, as plain values.
 
     task, targets, inputs, lookback, max_lookback (the larger of that and the space's, for which windows are cut),
-    horizon, season (steps; 1 = none known), keys (columns that tell series or sequences apart), samples of each part,
-    notes (what was left out and why), fingerprint (of the data and how they are cut), table_fingerprint (of the data
-    alone).
+    horizon, season (steps; 1 = none known), keys (columns that tell series or sequences apart), groups (those of them
+    by which errors are looked at), samples of each part, notes (what was left out and why), fingerprint (of the data
+    and how they are cut), table_fingerprint (of the data alone).
     Per target, in its own units: target_mean, target_std (of the training part), mase_scale (null where undefined).
     best_possible: RMSE of the known conditional mean per part; null where nobody knows it.
     """
@@ -88,6 +88,7 @@ def data_facts(plan: Plan) -> dict[str, Any]:
         "samples": {part: len(samples) for part, samples in data.parts.items()},
         "inputs": [*data.feature_names, *data.static_names],
         "keys": list(table.key_names),
+        "groups": list(group_columns(table, data)),
         "notes": [*data.notes, *plan.space.notes],
         "best_possible": plan.best_possible,
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -13,6 +14,10 @@ from pydantic import Field, field_validator
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.strict import Spec
 
+_NAMED = ("family", "pattern", "layers", "hidden_size", "dropout", "patch_length", "patch_stride")
+NAMED = (*(f"model.{key}" for key in _NAMED), "training.learning_rate")
+"""Keys that a title has of its own."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 Level = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -81,8 +86,12 @@ class TrialConfig:
         """Canonical text of `flat`: two trials with the same key are the same experiment."""
         return json.dumps(self.flat(), sort_keys=True)
 
-    def title(self, left_out: Collection[str] = ()) -> str:
-        """Short name for people: `ms · 128 · lr 1e-3`. left_out: keys that are not named."""
+    def title(self, left_out: Collection[str] = (), usual: Mapping[str, Any] = NOTHING) -> str:
+        """Short name for people: `ms · 128 · lr 1e-3`.
+
+        left_out: keys that are not named. usual: values of other keys that differ from trial to trial, each of which is
+        named where the trial has another.
+        """
         model = self.model
         kind = model.pattern if model.family == "xlstm" else f"{model.family}×{model.layers}"
         parts = [kind, str(model.hidden_size)]
@@ -92,6 +101,11 @@ class TrialConfig:
             parts.append(f"dropout {model.dropout:.2g}")
         if model.patched:
             parts.append(f"patch {model.patch_length}/{model.stride}")
+        settings = self.flat()
+        for key in usual:
+            if key not in (*NAMED, *left_out) and key in settings and settings[key] != usual[key]:
+                value = settings[key]
+                parts.append(f"{key.partition('.')[2]} {_short(value) if isinstance(value, float) else value}")
         return " · ".join(parts)
 
 

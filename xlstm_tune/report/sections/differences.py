@@ -1,29 +1,40 @@
-"""Which differences are real, every figure of the finalists, and the families at equal budget.
+"""Which models are told apart, every figure of the finalists, and the families at equal budget.
 
 What is shown here is worked out elsewhere; without it the sections are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
-from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.leaderboard import STOPPED_EARLY, number, scope
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title, whole
 
+TITLE = "Which models are told apart"
+
 
 def title_of(model: Any) -> str:
-    """A model of the evidence, with its trial: `lstm×1 · 32, trial 4`."""
+    """A model of the evidence, with its trial: `lstm×1 · 32, trial 4`, and ` *` where it was stopped early."""
     trial = getattr(model, "trial", None)
     name = str(getattr(model, "name", model))
-    return name if trial is None else f"{name}, trial {trial}"
+    return name if trial is None else f"{name}, trial {trial}{_mark(model)}"
+
+
+def _mark(model: Any) -> str:
+    return " *" if getattr(model, "pruned", False) else ""
+
+
+def stopped_early(models: Iterable[Any]) -> list[str]:
+    """The note to `*`, where one of these was stopped early."""
+    return [f"* {STOPPED_EARLY}."] if any(map(_mark, models)) else []
 
 
 def differences(record: Record) -> Section | None:
-    """Each pair of models: by how much the first is better, within which bounds, and whether that is more than luck."""
+    """Each pair of models: by how much the first is better, within which bounds, and whether that tells them apart."""
     evidence = record.evidence
     if evidence is None or not evidence.differences:
         return None
@@ -33,16 +44,28 @@ def differences(record: Record) -> Section | None:
         blocks.append(Sentences(notes))
     lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
     if evidence.block > 1:
-        lead += f", drawn anew in blocks of {evidence.block} {evidence.unit}, since neighbours resemble each other"
-    return Section("differences", "Which differences are real", f"{lead}.", blocks)
+        lead += (
+            f", drawn anew in blocks of {'up to ' if _differ(evidence.differences) else ''}{evidence.block} "
+            f"{evidence.unit}, since neighbours resemble each other"
+        )
+    return Section("differences", TITLE, f"{lead}. {_scope(evidence.differences)}.", blocks)
+
+
+def _differ(pairs: Sequence[Any]) -> bool:
+    return len({one.blocks for one in pairs}) > 1
+
+
+def _scope(pairs: Sequence[Any]) -> str:
+    """What being told apart means for these pairs."""
+    return scope(min(one.seeds for one in pairs))
 
 
 def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
     """Differences of the evidence as intervals and as a table."""
     names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
     data: list[Trace] = []
-    for chosen, name, color in ((True, "real", ACCENT), (False, "not told apart", BASELINE)):
-        kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.real) is chosen]
+    for chosen, name, color in ((True, "told apart", ACCENT), (False, "not told apart", BASELINE)):
+        kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.told_apart) is chosen]
         if kept:
             data.append(
                 {
@@ -67,15 +90,16 @@ def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
             )
     x = axis("RMSE lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
-    real = sum(bool(one.real) for one in pairs)
+    told = sum(bool(one.told_apart) for one in pairs)
     caption = (
         f"{counted(len(pairs), 'comparison')} on the {part} part: how much lower the RMSE of the first model is. "
-        f"Lines are 95 % intervals of each pair alone; {real} {'are' if real != 1 else 'is'} real, which is what still "
-        "holds once it is considered how many pairs are compared."
+        f"Lines are 95 % intervals of each pair alone; {told} {'are' if told != 1 else 'is'} told apart, which is what "
+        "still holds once it is considered how many pairs are compared."
     )
     title, height = "Differences with their intervals", 130 + 38 * len(pairs)
     figure = Figure("intervals", title, caption, data, layout(x, y), height)
-    return [figure, _table(pairs, part)]
+    notes = stopped_early(model for one in pairs for model in (one.a, one.b))
+    return [figure, _table(pairs, part), *([Sentences(notes)] if notes else [])]
 
 
 def _table(pairs: Sequence[Any], part: str) -> Table:
@@ -92,7 +116,7 @@ def _table(pairs: Sequence[Any], part: str) -> Table:
                     Cell(f"{gain:+.1f}" if gain is not None else "not known", last(gain)),
                     Cell(bounds, last(one.low_percent if known else None)),
                     _p(one.p_adjusted),
-                    Cell("real" if one.real else "not told apart"),
+                    Cell("told apart" if one.told_apart else "not told apart"),
                 ]
             )
         )
@@ -116,7 +140,7 @@ def _p(value: float) -> Cell:
 def _short(model: Any) -> str:
     trial = getattr(model, "trial", None)
     family = getattr(model, "family", None)
-    return str(getattr(model, "name", model)) if trial is None else f"{family or 'trial'} {trial}"
+    return str(getattr(model, "name", model)) if trial is None else f"{family or 'trial'} {trial}{_mark(model)}"
 
 
 def metrics(record: Record) -> Section | None:
@@ -137,7 +161,9 @@ def metrics(record: Record) -> Section | None:
         rows.append(Row(cells, "baseline" if baseline else "winner" if model == chosen else ""))
     columns = [Column("Model", wide=True), *(Column(_metric(name), True) for name in names)]
     caption = f"{counted(len(rows), 'model')}, {evidence.part} part"
-    return Section("metrics", "All the figures", blocks=[Table(caption, columns, rows)])
+    notes = stopped_early(evidence.models)
+    blocks: list[Block] = [Table(caption, columns, rows), *([Sentences(notes)] if notes else [])]
+    return Section("metrics", "All the figures", blocks=blocks)
 
 
 def _metric(name: str) -> str:

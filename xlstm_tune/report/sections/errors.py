@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from xlstm_tune.report.blocks import Figure, Figures, label
 from xlstm_tune.report.forecasts import Forecasts, Model
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.report.record import Record
+from xlstm_tune.report.record import Record, section
 from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, layout, thinned, whole
 
 MOMENTS = 600
@@ -130,14 +131,18 @@ def _dots(names: list[str], values: list[float | None], name: str, color: str, s
 def residuals(
     record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str
 ) -> Figures:
-    """The winner's errors in the order of time, and their distribution beside the best baseline's."""
+    """The winner's errors, in order of time where there is one, and their distribution beside the best baseline's."""
     made = found[mine]
     color = record.palette.color(mine.name)
     # Of a forecast of several steps the mean over its steps and targets: one point per sample.
     sample = np.cumsum(np.r_[True, (np.diff(made.time) != 0) | (np.diff(made.series) != 0)]) - 1
     means = np.bincount(sample, weights=made.error) / np.bincount(sample)
+    first = np.searchsorted(sample, np.arange(len(means)))
+    order = _in_time(record, made, first)
+    if order is not None:
+        means, first = means[order], first[order]
     kept = np.arange(len(means))[thinned(len(means), MOMENTS)]
-    first = np.searchsorted(sample, kept)
+    first = first[kept]
     text = [label(f"{made.names[made.series[row]]} {made.times[made.time[row]]}") for row in first]
     over_time: list[Trace] = [
         {
@@ -153,10 +158,13 @@ def residuals(
     ]
     shown = "" if len(kept) == len(means) else f" ({len(kept):,} of them drawn, evenly)"
     half = len(means) // 2
-    drift = (
-        f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}." if half else ""
+    in_order = "in order of time" if order is not None else "in the table's order"
+    drift = ""
+    if half and order is not None:
+        drift = f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}."
+    caption = (
+        f"Predicted minus actual, averaged over a sample's steps, {in_order}: {len(means):,} samples{shown}.{drift}"
     )
-    caption = f"Predicted minus actual, averaged over a sample's steps, in order: {len(means):,} samples{shown}.{drift}"
     lines = [
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]
@@ -173,6 +181,25 @@ def residuals(
         Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300)
     )
     return Figures(lines)
+
+
+def _in_time(record: Record, made: Forecasts, first: np.ndarray) -> np.ndarray | None:
+    """The samples in the order of their time; None where several series or sequences have no time in common.
+
+    first: row of each sample. Windows of one series are in their order as they are. Labels of time are text as the user
+    wrote it: those that begin with a year, or are numbers, are read here.
+    """
+    labels = [made.times[place] for place in made.time[first]]
+    if len(np.unique(made.series)) == 1:
+        return np.arange(len(first))
+    if not section(record.spec, "data").get("time") or len(set(labels)) == 1:
+        return None
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
+        return np.argsort([float(label) for label in labels], kind="stable")
+    if not all(re.match(r"\d{4}\D", label) for label in labels):
+        return None
+    parts = [tuple(int(part) for part in re.findall(r"\d+", label)) for label in labels]
+    return np.array(sorted(range(len(parts)), key=lambda place: parts[place]))
 
 
 def _around_zero(x: dict[str, object], y: dict[str, object]) -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
+from xlstm_tune.report.budget import UNFINISHED
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.style import counted
 
@@ -16,11 +17,18 @@ NAMED = 8
 def excluded(record: Record) -> Section | None:
     """Failed trials by reason, how many points were tried twice, and what the search noted before it began."""
     failed = [row for row in record.trials if row["status"] == "failed"]
+    cut = [row for row in record.trials if row["status"] == UNFINISHED]
     double = [row for row in record.trials if row["status"] == "duplicate"]
     split = [row for row in record.trials if row["micro_batch"] or row["members_at_once"]]
     texts = []
     if not failed:
         texts.append("No trial failed.")
+    if cut:
+        numbers = ", ".join(str(row["trial"]) for row in cut[:NAMED]) + (", …" if len(cut) > NAMED else "")
+        texts.append(
+            f"{counted(len(cut), 'trial')} had not ended when the search did ({numbers}: {cut[0]['reason']}); "
+            "--resume goes on with what they saved."
+        )
     if double:
         originals = len({row["duplicate_of"] for row in double})
         texts.append(
