@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT
 from xlstm_tune.predict.__main__ import app
-from xlstm_tune.predict.champion import conformal, load_champion
+from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
 
 

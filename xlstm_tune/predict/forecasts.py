@@ -21,7 +21,8 @@ from xlstm_tune.data.table import Table, make_table
 from xlstm_tune.data.windows import Prepared, Windows, prepare_to_predict
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
-from xlstm_tune.predict.champion import Array, Champion
+from xlstm_tune.predict.champion import Champion
+from xlstm_tune.predict.intervals import Array, changes
 from xlstm_tune.training.judge import eval_batch, predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 
@@ -36,7 +37,8 @@ class Forecasts:
 
     table: pa.Table
     """The columns of `columns.output_columns`. A forecast has a row for each series, step and target, a regression
-    one for each sequence and target; `lower` and `upper` are null where validation was too small for the level."""
+    one for each sequence and target; `lower` and `upper` are null where validation was too small for the level. With
+    a quantile loss there is a column for each level."""
     notes: tuple[str, ...]
     """One-sentence observations for the user."""
 
@@ -68,8 +70,9 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         samples = sequences(table, length, not champion.shape.varying)
     data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length)
     notes += samples.notes
-    predicted = _predict(champion, data)
-    half = champion.half_width(level)
+    quantiles = _predict(champion, data)
+    predicted = quantiles[..., champion.model.point]
+    half = _half_widths(champion, table, data, level, notes)
     if np.isnan(half).any():
         n = len(champion.residuals)
         notes.append(
@@ -78,24 +81,40 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         )
     columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
     columns += [predicted.reshape(-1), *(_bound(predicted + sign * half) for sign in (-1, 1))]
+    columns += [quantiles[..., at].reshape(-1) for at in range(len(champion.shape.quantiles))]
     made = pa.table(dict(zip(champion.outputs, map(_arrow, columns), strict=True)))
     return Forecasts(_with_key_types(made, source.table, table.key_names), tuple(notes))
 
 
 def _predict(champion: Champion, data: Prepared) -> Array:
-    """[N, H, K] in the targets' units."""
+    """[N, H, K, Q] in the targets' units; Q = 1 without quantiles."""
     device = pick_device()
     dtype = autocast_dtype(champion.config.training.precision, device)
     model = champion.model.to(device)
     windows = Windows(data, PREDICTED, champion.shape.lookback, device)
     size = min(eval_batch(champion.config, data, device), 256)
-    standardised = predict(model, windows, size, dtype).double().numpy()
+    standardised = predict(model, windows, size, dtype, every_quantile=True).double().numpy()
     if not np.isfinite(standardised).all():
-        sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2)))[0])
+        sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2, 3)))[0])
         raise DataError(
             f"the model's forecast is not a finite number for sample {sample + 1}; look for extreme values in its rows"
         )
-    return np.asarray(standardised * champion.scaling.targets.std + champion.scaling.targets.mean)
+    targets = champion.scaling.targets
+    return np.asarray(standardised * targets.std[:, None] + targets.mean[:, None])
+
+
+def _half_widths(champion: Champion, table: Table, data: Prepared, level: float, notes: list[str]) -> Array:
+    """[N, H, K], NaN where validation was too small for the level."""
+    names = [table.series_name(series) for series in range(len(table.keys))]
+    scales = changes(table) if champion.scaling.forecast else np.ones((len(names), champion.shape.targets))
+    widths = champion.residuals.half_widths(level, names, scales)
+    new = sorted(set(names) - set(champion.residuals.names)) if champion.residuals.names else []
+    if new:
+        notes.append(
+            f"{listing(new, 'name')} {'was' if len(new) == 1 else 'were'} not in the search: intervals there are "
+            "those of all its series, by how much each changes from row to row"
+        )
+    return widths[np.searchsorted(table.offsets, data.ends - 1, side="right") - 1]
 
 
 def _check_columns(champion: Champion, source: Source) -> None:
