@@ -9,8 +9,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pa_parquet
 import pytest
-from champions import SEVERAL, SINGLE, YIELDS, arrow, example_request, finish, reported, same, several, single, yields
+from champions import (
+    SEVERAL,
+    SINGLE,
+    YIELDS,
+    arrow,
+    example_request,
+    finish,
+    reported,
+    same,
+    several,
+    single,
+    write_csv,
+    yields,
+)
 
 from xlstm_tune.data.read import read_source
 from xlstm_tune.errors import DataError
@@ -190,3 +204,22 @@ def test_keys_keep_their_type(fields: Case) -> None:
     row = fields.predict()[0]
     assert (row["field"], row["year"]) == (0, 2000)
     assert list(row) == ["field", "year", "target", "predicted", "lower", "upper"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_times_in_a_zone_come_back_as_they_were_given(tmp_path: Path, ending: str) -> None:
+    shown = pa.array(np.arange(120) * 3600 + 1_711_000_000, pa.timestamp("s", "Europe/Berlin"))
+    text = [str(one) for one in shown]
+    table = pa.table({"at": shown if ending == "parquet" else text, "y": np.sin(np.arange(120.0))})
+    place = tmp_path / f"zoned.{ending}"
+    if ending == "csv":
+        write_csv(place, {name: table[name].to_pylist() for name in table.column_names})
+    else:
+        pa_parquet.write_table(table, place)
+    case = make(tmp_path, place, {"time": {"column": "at"}, "target": "y", "lookback": 8, "horizon": 3})
+    made = case.predict(every=True)
+    assert {row["origin"] for row in made} == set(text[7:])
+    assert {row["at"] for row in made if row["origin"] != text[-1]} >= set(text[8:])
+    last = [row["at"] for row in made if row["origin"] == text[-1]]
+    assert last == [str(one) for one in pa.array(np.arange(120, 123) * 3600 + 1_711_000_000, shown.type)]
+    assert {row["time"] for row in reported(case.folder)} <= set(text)

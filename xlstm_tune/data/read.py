@@ -239,7 +239,8 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
     parse = pa_csv.ParseOptions(delimiter=delimiter)
     try:
         with file.system.open_input_stream(file.path) as stream:
-            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+            table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+        return _with_zones(table, file, parse)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             with file.system.open_input_stream(file.path) as stream:
@@ -267,6 +268,19 @@ def _read_csv(file: _File, delimiter: str) -> pa.Table:
         f"row {first.number - 1} of {file.name} has {first.actual_columns} cells, but the header has "
         f"{first.expected_columns} ({quoted!r}); mend that row"
     )
+
+
+def _with_zones(table: pa.Table, file: _File, parse: pa_csv.ParseOptions) -> pa.Table:
+    """The table with times in a zone as text: Arrow turned them into UTC and forgot how they were written."""
+    zoned = [field.name for field in table.schema if pa.types.is_timestamp(field.type) and field.type.tz]
+    if not zoned or len(set(table.column_names)) < table.num_columns:
+        return table
+    convert = pa_csv.ConvertOptions(include_columns=zoned, column_types=dict.fromkeys(zoned, pa.string()))
+    with file.system.open_input_stream(file.path) as stream:
+        text = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    for name in zoned:
+        table = table.set_column(table.column_names.index(name), name, text.column(name))
+    return table
 
 
 def _check_names(table: pa.Table, name: str) -> None:

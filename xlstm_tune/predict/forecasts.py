@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlstm_tune.data.clock import describe_step
-from xlstm_tune.data.future import later_stamps, written
+from xlstm_tune.data.future import later_stamps, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.read import Source
 from xlstm_tune.data.table import Table, make_table
@@ -198,10 +198,12 @@ def _step_times(
         if step is None or champion.data.time is None:
             made += [None] * horizon
             continue
-        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon)
         shown = labels.slice(max(int(table.offsets[one]), last + 1 - _WORDS), _WORDS)
         examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
-        made += written(stamps, table.time_kind, champion.data.time, examples)
+        kind, written_as = None if table.labels is None else table.labels.type, champion.data.time
+        zone = zone_of(kind, written_as, examples[-1])
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone)
+        made += written(stamps, table.time_kind, written_as, examples, kind, zone)
     place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
     index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)
     words = pa.concat_arrays([labels, pa.array(made, pa.string())])
