@@ -5,6 +5,7 @@ N samples, H horizon steps, K targets.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import describe_step
 from xlstm_tune.data.future import later_stamps, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.read import Source
@@ -22,11 +22,14 @@ from xlstm_tune.data.windows import Prepared, Windows, prepare_to_predict
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
 from xlstm_tune.predict.champion import Champion
+from xlstm_tune.predict.familiar import unlike
 from xlstm_tune.predict.intervals import Array, changes
 from xlstm_tune.training.judge import eval_batch, predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 
 DEFAULT_LEVEL = 0.9
+_REMEDY = re.compile(r"; (?:(?!; ).)*\bdata\.[a-z]+(?:(?!; ).)*$")
+"""The end of a sentence that tells what to change in the search file."""
 _WORDS = 60
 """Labels that show how the user writes times."""
 
@@ -59,13 +62,15 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
     if not 0 < level < 1:
         raise DataError(f"the level of the intervals must lie between 0 and 1, got {level:g}")
     _check_columns(champion, source)
-    table = make_table(source, champion.data, judged=False)
+    try:
+        table = make_table(source, champion.data, judged=False)
+    except DataError as error:
+        raise DataError(_at_prediction(str(error))) from None
     forecast = champion.scaling.forecast
-    notes = [*table.notes, *_unknown(champion, table)]
+    notes = [*table.notes, *unlike(champion, table)]
     length = champion.shape.lookback
     if forecast:
         samples = forecast_origins(table, length, every)
-        _note_step(champion, table, notes)
     else:
         samples = sequences(table, length, not champion.shape.varying)
     data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length)
@@ -128,30 +133,13 @@ def _check_columns(champion: Champion, source: Source) -> None:
         )
 
 
-def _unknown(champion: Champion, table: Table) -> list[str]:
-    """A note for each category whose values here were not among those that the model learnt from."""
-    notes = []
-    groups = (
-        (table.features, table.one_hot, champion.scaling.inputs),
-        (table.static.names, table.static.one_hot, champion.scaling.static),
-    )
-    for names, one_hot, known in groups:
-        new = [names[column] for column in one_hot if names[column] not in known.names]
-        if new:
-            verb = "was" if len(new) == 1 else "were"
-            notes.append(
-                f"{listing(new, 'value')} {verb} not in what the model learnt from: it sees none of the values it "
-                "knows there"
-            )
-    return notes
-
-
-def _note_step(champion: Champion, table: Table, notes: list[str]) -> None:
-    """Calendar months and years differ by days, so only a clear difference is told."""
-    if table.step is None or champion.step is None or 0.85 < table.step / champion.step < 1.15:
-        return
-    here, there = (describe_step(step, table.time_kind) for step in (table.step, champion.step))
-    notes.append(f"the rows are {here} apart, and the model learnt from rows {there} apart")
+def _at_prediction(sentence: str) -> str:
+    """A refusal of a table with a remedy that helps here: keys of the search file do not, once there is a model."""
+    if (found := _REMEDY.search(sentence)) is None:
+        return sentence
+    if "remove one" in found[0]:
+        return f"{sentence[: found.start()]}; remove one of them"
+    return f"{sentence[: found.start()]}; mend it, for the model needs what it had in the search's table"
 
 
 def _needed(level: float) -> str:

@@ -20,9 +20,10 @@ from xlstm_tune.data.scaling import Scaling
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import CHAMPION, ENVIRONMENT, SPEC, WEIGHTS, member_folder, trial_folder
+from xlstm_tune.layout import CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
 from xlstm_tune.predict.champion import ABOUT, save_champion
 from xlstm_tune.predict.columns import output_columns
+from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
 from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
@@ -120,6 +121,7 @@ def make_champion(
         "objective": spec.search.objective,
         "data_fingerprint": data.fingerprint,
         "time": {"kind": table.time_kind, "step": table.step},
+        "learnt": learnt(table, data),
         "refit": refit is not None,
         "refit_note": note,
         "scores": {
@@ -153,6 +155,10 @@ def champion_of(folder: Path) -> Path:
         return place
     spec = load_spec(str(folder / SPEC))
     if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
+        if who := _runs(folder):
+            raise StorageError(
+                f"the search '{folder.name}' has no winner yet: it is still being run by {who}; wait until it ends"
+            )
         raise StorageError(
             f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
             f"python -m xlstm_tune.search --resume {folder.name}"
@@ -178,6 +184,21 @@ def champion_of(folder: Path) -> Path:
             f"search by python -m xlstm_tune.search --resume {folder.name}"
         )
     return made
+
+
+def _runs(folder: Path) -> str | None:
+    """Who runs the search; None where nobody does, or the file system knows no locks."""
+    try:
+        import fcntl
+
+        with (folder / LOCK).open() as file:
+            # Asks without holding on: the lock is free again when the file is closed.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (folder / LOCK).read_text().strip() or "another process"
+    except (ImportError, OSError):
+        pass
+    return None
 
 
 def _recipe(config: DataConfig, table: Table, lookback: int) -> DataConfig:
