@@ -15,6 +15,8 @@ CHECKPOINTS = "checkpoints"
 """In a trial's folder."""
 SEARCH_JOURNAL = "search.journal"
 OPTUNA_JOURNAL = "optuna.journal"
+LOCK = "driver.lock"
+"""In the search folder: who runs it, as text. The lock itself is the operating system's and ends with its owner."""
 CHAMPION = "champion"
 """The folder of the winner, ready to be served."""
 

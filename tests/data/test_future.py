@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from xlstm_tune.data.clock import Kind, week_number
+from xlstm_tune.data.clock import Kind, to_nanoseconds, week_number
 from xlstm_tune.data.config import TimeConfig
-from xlstm_tune.data.future import later_stamps, written
+from xlstm_tune.data.future import later_stamps, written, zone_of
 
 DAY = 86_400 * 10**9
 
@@ -16,9 +17,18 @@ def date(text: str) -> int:
     return int(np.datetime64(text, "ns").astype(np.int64))
 
 
-def follow(labels: list[str], step: int, last: int, kind: Kind = "date", horizon: int = 3, **time: str) -> list[str]:
+def follow(
+    labels: list[str],
+    step: int,
+    last: int,
+    kind: Kind = "date",
+    horizon: int = 3,
+    column: pa.DataType | None = None,
+    **time: str,
+) -> list[str]:
     config = TimeConfig.parse({"column": "t"} | time)
-    return written(later_stamps(last, step, kind, horizon), kind, config, labels)
+    zone = zone_of(column, config, labels[-1])
+    return written(later_stamps(last, step, kind, horizon, zone), kind, config, labels, column, zone)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +49,41 @@ def follow(labels: list[str], step: int, last: int, kind: Kind = "date", horizon
 )
 def test_dates_go_on_as_they_are_written(labels: list[str], step: int, expected: list[str]) -> None:
     assert follow(labels, step, date("2021-12-31")) == expected
+
+
+HOUR = 3600 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("last", "step", "expected"),
+    [
+        ("2024-04-18 04:00:00+02:00", HOUR, ["2024-04-18 05:00:00+02:00", "2024-04-18 06:00:00+02:00"]),
+        ("2024-04-18T04:00-0330", HOUR, ["2024-04-18T05:00-0330", "2024-04-18T06:00-0330"]),
+        ("2024-04-18T04+02", HOUR, ["2024-04-18T05+02", "2024-04-18T06+02"]),
+        ("2024-05-01 00:00:00+02:00", 30 * DAY, ["2024-06-01 00:00:00+02:00", "2024-07-01 00:00:00+02:00"]),
+        ("2024-04-18 23:30:00-05:00", DAY, ["2024-04-19 23:30:00-05:00", "2024-04-20 23:30:00-05:00"]),
+    ],
+)
+def test_times_with_an_offset_go_on_with_that_of_the_last_row(last: str, step: int, expected: list[str]) -> None:
+    stamp = int(to_nanoseconds(pa.chunked_array([[last]]))[0])
+    assert follow([last], step, stamp, horizon=2) == expected
+
+
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_times_of_a_column_with_a_zone_go_on_by_its_clocks(unit: str) -> None:
+    kind = pa.timestamp(unit, "Europe/Berlin")
+    midnight = date("2024-03-30T23:00")  # the day of 23 hours begins
+    hours = follow(["2024-03-31 00:00:00+01:00"], HOUR, midnight, column=kind)
+    assert hours == ["2024-03-31 01:00:00+01:00", "2024-03-31 03:00:00+02:00", "2024-03-31 04:00:00+02:00"]
+    days = follow(["2024-03-31 00:00:00+01:00"], DAY, midnight, column=kind)
+    assert days == ["2024-04-01 00:00:00+02:00", "2024-04-02 00:00:00+02:00", "2024-04-03 00:00:00+02:00"]
+    months = follow(["2024-01-31 00:00:00+01:00"], 31 * DAY, date("2024-01-30T23:00"), column=kind)
+    assert months == ["2024-02-29 00:00:00+01:00", "2024-03-31 00:00:00+01:00", "2024-04-30 00:00:00+02:00"]
+
+
+def test_times_in_a_zone_that_nobody_knows_go_on_as_numbers() -> None:
+    kind = pa.timestamp("s", "Mars/Olympus")
+    assert follow(["86400"], DAY, date("1970-01-02"), column=kind, horizon=1)
 
 
 def test_months_go_on_from_their_first_day() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT
 from xlstm_tune.predict.__main__ import app
-from xlstm_tune.predict.champion import conformal, load_champion
+from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
+from xlstm_tune.search.lock import locked
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,11 @@ def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Pat
     shutil.rmtree(search / "results" / "scores")
     with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end"):
         champion_of(search)
+    running = rf"is still being run by process {os.getpid()} on \S+ since .*; wait until it ends$"
+    with locked(search), pytest.raises(StorageError, match=running):
+        champion_of(search)
+    with locked(search):
+        pass  # asking has left no lock
 
 
 @pytest.mark.parametrize(

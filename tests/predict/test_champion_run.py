@@ -20,6 +20,7 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import prepare
 from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import read_about
+from xlstm_tune.predict.make import champion_of
 from xlstm_tune.search.__main__ import app as search_app
 from xlstm_tune.search_file import load_spec
 
@@ -137,6 +138,7 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
 ) -> None:
     folder, _ = shop
     monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
+    before = (folder / "searches" / "shop" / "champion" / "champion.json").read_bytes()
     output = search(folder, "--resume", "shop", "--refit")
     about = read_about(folder / "searches" / "shop" / "champion")
     assert about["refit"] is True and about["refit_note"] is None
@@ -156,3 +158,8 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
         [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
     )
     assert "before it was trained again" in about["intervals_note"]
+    worse = about["refit_scores"]["test"]["rmse"] > about["scores"]["test"]["rmse"]
+    assert ("That is worse by" if worse else "As it was searched it has") in " ".join(output.split())
+    kept = folder / "searches" / "shop" / "champion"
+    kept.rename(folder / "refit")
+    assert (champion_of(kept.parent) / "champion.json").read_bytes() == before, "the former is made anew"

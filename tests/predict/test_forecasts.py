@@ -11,7 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from champions import SEVERAL, SINGLE, YIELDS, arrow, example_request, finish, reported, same, several, single, yields
+from champions import (
+    SEVERAL,
+    SINGLE,
+    YIELDS,
+    arrow,
+    example_request,
+    finish,
+    reported,
+    same,
+    several,
+    single,
+    write_csv,
+    yields,
+)
 from typer.testing import CliRunner
 
 from xlstm_tune.data.read import read_source
@@ -211,3 +224,22 @@ def test_the_command_matches_names_that_begin_with_a_zero(tmp_path: Path) -> Non
     rows = reported(case.folder)
     assert rows and all(row["series"].startswith("field=0") for row in rows)
     same([made[row["series"]] for row in rows], [row["predicted"] for row in rows])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_times_in_a_zone_come_back_as_they_were_given(tmp_path: Path, ending: str) -> None:
+    shown = pa.array(np.arange(120) * 3600 + 1_711_000_000, pa.timestamp("s", "Europe/Berlin"))
+    text = [str(one) for one in shown]
+    table = pa.table({"at": shown if ending == "parquet" else text, "y": np.sin(np.arange(120.0))})
+    place = tmp_path / f"zoned.{ending}"
+    if ending == "csv":
+        write_csv(place, {name: table[name].to_pylist() for name in table.column_names})
+    else:
+        pq.write_table(table, place)
+    case = make(tmp_path, place, {"time": {"column": "at"}, "target": "y", "lookback": 8, "horizon": 3})
+    made = case.predict(every=True)
+    assert {row["origin"] for row in made} == set(text[7:])
+    assert {row["at"] for row in made if row["origin"] != text[-1]} >= set(text[8:])
+    last = [row["at"] for row in made if row["origin"] == text[-1]]
+    assert last == [str(one) for one in pa.array(np.arange(120, 123) * 3600 + 1_711_000_000, shown.type)]
+    assert {row["time"] for row in reported(case.folder)} <= set(text)

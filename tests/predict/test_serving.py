@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from champions import SEVERAL, arrow, example_request, finish, same, several
 from tracked import MlflowClient, free_port, send_all, until
@@ -36,10 +37,19 @@ class Registered:
     uri: str
 
 
+def counted(folder: Path) -> Path:
+    """The table `several` with whole numbers for its keys, sizes and target, some of them blank."""
+    table = pd.read_csv(several(folder))
+    keys = table["shop"].map({"a": 4013, "b": 4019, "c": 6029})
+    table = table.assign(shop=keys, size=table["size"].astype(int), sold=table["sold"].round().astype("Int64"))
+    table.to_csv(folder / "counted.csv", index=False)
+    return folder / "counted.csv"
+
+
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registered:
     folder = tmp_path_factory.mktemp("served")
-    table = several(folder)
+    table = counted(folder)
     search = finish(folder / "searches", "several", SEVERAL | {"source": str(table)})
     uri = default_uri(folder / "searches")
     (folder / "searches" / "mlflow.db").write_bytes(empty_database.read_bytes())
@@ -159,12 +169,30 @@ def test_the_server_answers_json_and_csv_with_what_predict_says(registered: Regi
     agree(post(address, json.dumps(request | {"params": {"level": 0.5}}).encode(), "application/json"), narrow)
     wanted = forecasts(registered.champion, read_source([str(registered.table)], {})).table.to_pylist()
     agree(post(address, registered.table.read_bytes(), "text/csv"), wanted)
+    for orient in ("split", "records"):
+        rows = json.loads(pd.read_csv(registered.table).to_json(orient=orient, index=False))
+        agree(post(address, json.dumps({f"dataframe_{orient}": rows}).encode(), "application/json"), wanted)
 
 
-def test_the_server_says_what_is_wrong_with_a_request(registered: Registered, address: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rows": 2}, "the model looks at 10 rows"),
+        ({"without": "weather"}, "the request lacks the column 'weather', which the model of the search 'several'"),
+        ({"size": "big"}, "column 'size' holds text (\"big\" in row 1)"),
+        ({"size": [1, 2]}, "column 'size' holds text (\"[1, 2]\" in row 1)"),
+        ({"params": {"level": 3}}, "must lie between 0 and 1, got 3"),
+    ],
+)
+def test_the_server_says_what_is_wrong_with_a_request(
+    registered: Registered, address: str, change: dict[str, Any], said: str
+) -> None:
     asked = example_request(registered.folder)["dataframe_split"]
-    body = json.dumps({"dataframe_split": asked | {"data": asked["data"][:2]}}).encode()
+    rows = [dict(zip(asked["columns"], row, strict=True)) for row in asked["data"]][: change.get("rows")]
+    rows = [{name: cell for name, cell in row.items() if name != change.get("without")} for row in rows]
+    rows[0] |= {name: cell for name, cell in change.items() if name == "size"}
+    body = json.dumps({"dataframe_records": rows, "params": change.get("params", {})}).encode()
     with pytest.raises(urllib.error.HTTPError) as caught:
         post(address, body, "application/json")
     with caught.value as answer:
-        assert answer.code == 400 and b"the model looks at 10 rows" in answer.read()
+        assert answer.code == 400 and said in json.loads(answer.read())["message"]

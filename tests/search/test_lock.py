@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import LOCK
 from xlstm_tune.search.__main__ import app
 from xlstm_tune.search.folder import create_folder
-from xlstm_tune.search.lock import LOCK, locked
+from xlstm_tune.search.lock import locked
 from xlstm_tune.spec import SearchSpec
 
 ROOT = Path(__file__).resolve().parents[2]

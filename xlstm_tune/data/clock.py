@@ -184,7 +184,7 @@ def to_nanoseconds(column: pa.ChunkedArray) -> np.ndarray:
         column = pc.replace_substring_regex(column, r"^(\d{4})/(\d\d)/(\d\d)", r"\1-\2-\3")
         if pc.all(pc.match_substring_regex(column, r"^\d{4}-\d\d$")).as_py():
             column = pc.binary_join_element_wise(column, "01", "-")
-        zoned = pc.all(pc.match_substring_regex(column, r"\d\d:.*(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
+        zoned = pc.all(pc.match_substring_regex(column, r"[ T]\d\d(:.*)?(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
         column = column.cast(pa.timestamp("ns", "UTC" if zoned else None))
     stamps: np.ndarray = column.cast(pa.timestamp("ns", getattr(column.type, "tz", None))).cast(pa.int64()).to_numpy()
     return stamps

@@ -6,19 +6,61 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from epiweeks import Week
 
-from xlstm_tune.data.clock import Kind
+from xlstm_tune.data.clock import Kind, cell
 from xlstm_tune.data.config import TimeConfig
 
 _DAY = 86_400 * 1_000_000_000
 _MONTHS = {1: (28, 31), 3: (89, 92), 12: (365, 366)}
 """Steps of the calendar in months, and the days that they last."""
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+_ZONE = re.compile(r"[ T]\d\d(?::.*)?(Z|[+-]\d\d(?::?\d\d)?)$")
 
 
-def later_stamps(last: int, step: int, kind: Kind, horizon: int) -> np.ndarray:
-    """int64 [H]: the stamps that follow `last`. Steps of about a month, a quarter or a year follow the calendar."""
+def zone_of(column: pa.DataType | None, time: TimeConfig, last: str) -> str | None:
+    """The zone that times are written in: the column's, or the offset of its last label; None where there is none.
+
+    `Europe/Berlin`, `+02:00` or `UTC`. column: type of the time column.
+    """
+    if column is not None and pa.types.is_timestamp(column) and column.tz:
+        try:
+            _local(np.zeros(1, dtype=np.int64), column.tz)
+        except pa.ArrowException:  # of a zone that nobody knows
+            return None
+        return str(column.tz)
+    found = _ZONE.search(last.strip()) if time.format in ("auto", "iso") else None
+    if found is None:
+        return None
+    digits = found[1].replace(":", "")
+    return "UTC" if digits == "Z" else f"{digits[:3]}:{digits[3:] or '00'}"
+
+
+def _local(stamps: np.ndarray, zone: str) -> np.ndarray:
+    """Stamps as the clocks of a zone show them."""
+    there = pc.local_timestamp(pa.array(stamps, pa.int64()).cast(pa.timestamp("ns", zone)))
+    shown: np.ndarray = there.cast(pa.int64()).to_numpy()
+    return shown
+
+
+def _universal(shown: np.ndarray, zone: str) -> np.ndarray:
+    """The contrary of `_local`. An hour that there is twice is the first of them."""
+    local = pa.array(shown, pa.int64()).cast(pa.timestamp("ns"))
+    zoned = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="latest")
+    stamps: np.ndarray = zoned.cast(pa.int64()).to_numpy()
+    return stamps
+
+
+def later_stamps(last: int, step: int, kind: Kind, horizon: int, zone: str | None = None) -> np.ndarray:
+    """int64 [H]: the stamps that follow `last`. Steps of about a month, a quarter or a year follow the calendar.
+
+    zone: of `zone_of`. Its days begin at its own midnight and last 23 or 25 hours where its clocks are changed.
+    """
+    if zone is not None and kind == "date" and step % _DAY == 0:
+        shown = int(_local(np.array([last]), zone)[0])
+        return _universal(later_stamps(shown, step, kind, horizon), zone)
     if kind == "date" and step % _DAY == 0:
         for months, (low, high) in _MONTHS.items():
             if low <= step // _DAY <= high:
@@ -41,15 +83,29 @@ def _later_months(last: int, months: int, horizon: int) -> np.ndarray:
     return stamps
 
 
-def written(stamps: np.ndarray, kind: Kind, time: TimeConfig, examples: Sequence[str]) -> list[str]:
-    """Stamps [n] as text in the form of the labels in `examples`, of which there is at least one."""
+def written(
+    stamps: np.ndarray,
+    kind: Kind,
+    time: TimeConfig,
+    examples: Sequence[str],
+    column: pa.DataType | None = None,
+    zone: str | None = None,
+) -> list[str]:
+    """Stamps [n] as text in the form of the labels in `examples`, of which there is at least one.
+
+    column: type of the time column. zone: of `zone_of`.
+    """
     if kind == "week":
         return [_week(int(stamp), examples) for stamp in stamps]
     if time.format == "epoch":
         unit = _UNITS[time.unit]
         whole = all(re.fullmatch(r"-?\d+", one) for one in examples)
         return [str(int(stamp) // unit) if whole else repr(int(stamp) / unit) for stamp in stamps]
-    return [_date(int(stamp), examples[-1].strip()) for stamp in stamps]
+    if zone is not None and column is not None and pa.types.is_timestamp(column):
+        cells = pa.chunked_array([pa.array(stamps, pa.int64()).cast(pa.timestamp("ns", zone))]).cast(column, safe=False)
+        return [cell(cells, row) for row in range(len(cells))]
+    shown = stamps if zone is None else _local(stamps, zone)
+    return [_date(int(stamp), examples[-1].strip()) for stamp in shown]
 
 
 def _week(stamp: int, examples: Sequence[str]) -> str:
@@ -66,7 +122,7 @@ def _week(stamp: int, examples: Sequence[str]) -> str:
 
 
 def _date(stamp: int, like: str) -> str:
-    """`like` is ISO text: 2020-01, 2020-01-31, 2020-01-31 13:00:00, 2020-01-31T13:00Z."""
+    """`like` is ISO text: 2020-01, 2020-01-31, 2020-01-31 13:00:00, 2020-01-31T13:00Z, whose zone `stamp` is in."""
     text = str(np.datetime64(stamp, "ns"))  # 2020-01-31T13:00:00.000000000
     if like[4:5] == "/":
         text = text[:10].replace("-", "/") + text[10:]
@@ -80,5 +136,4 @@ def _date(stamp: int, like: str) -> str:
     elif stamp % (60 * 10**9) and digits < 19:
         digits = 19
     between = like[10:11] or " "
-    suffix = ("Z" if zone[0] == "Z" else "+00:00") if zone else ""
-    return f"{text[:10]}{between}{text[11:digits]}{suffix}"
+    return f"{text[:10]}{between}{text[11:digits]}{zone[0] if zone else ''}"

@@ -267,7 +267,7 @@ def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
             table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
         if table.num_columns == 1:
             _check_separator(file, delimiter)
-        return _with_padding(table, file, parse, labels)
+        return _with_padding(_with_zones(table, file, parse), file, parse, labels)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             with file.system.open_input_stream(file.path) as stream:
@@ -310,6 +310,19 @@ def _check_separator(file: _File, delimiter: str) -> None:
     if found in ",\t":
         remedy += f", or name it {ending}"
     raise DataError(f"{file.name} seems to separate its cells by {_SEPARATORS[found]}, not by {mine}; {remedy}")
+
+
+def _with_zones(table: pa.Table, file: _File, parse: pa_csv.ParseOptions) -> pa.Table:
+    """The table with times in a zone as text: Arrow turned them into UTC and forgot how they were written."""
+    zoned = [field.name for field in table.schema if pa.types.is_timestamp(field.type) and field.type.tz]
+    if not zoned or len(set(table.column_names)) < table.num_columns:
+        return table
+    convert = pa_csv.ConvertOptions(include_columns=zoned, column_types=dict.fromkeys(zoned, pa.string()))
+    with file.system.open_input_stream(file.path) as stream:
+        text = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    for name in zoned:
+        table = table.set_column(table.column_names.index(name), name, text.column(name))
+    return table
 
 
 def _check_names(table: pa.Table, name: str) -> None:

@@ -89,7 +89,8 @@ class Forecaster(nn.Module):
         features = 1 + len(others) if apart else shape.features
         self._columns = (0,) if apart else shape.target_columns
         """Of the targets among the inputs that the body sees."""
-        self._point = min(range(len(shape.quantiles)), key=lambda at: abs(shape.quantiles[at] - 0.5), default=0)
+        self.point = min(range(len(shape.quantiles)), key=lambda at: abs(shape.quantiles[at] - 0.5), default=0)
+        """Which of the quantiles is the forecast."""
         width = config.hidden_size
         self.embedding = nn.Linear(features * max(config.patch_length, 1), width)
         self.body = _body(config, backend)
@@ -145,7 +146,7 @@ class Forecaster(nn.Module):
         if self.outputs[-1] > 1:
             # Crossing quantiles are put in order, which never makes their loss larger (Chernozhukov et al. 2010).
             y = y.sort(-1).values
-        return y if every_quantile else y[..., self._point]
+        return y if every_quantile else y[..., self.point]
 
     @property
     def _ends(self) -> bool:

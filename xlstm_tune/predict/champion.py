@@ -1,6 +1,6 @@
 """The champion's folder: `champion.json` says everything about the model and its data, two files hold the tensors.
 
-H horizon steps, K targets, n validation samples that the intervals come from.
+H horizon steps, K targets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from xlstm_tune import __version__
@@ -26,18 +25,19 @@ from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.lines import sync
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.predict.columns import output_columns
+from xlstm_tune.predict.intervals import Array, Residuals
 from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 took the residuals of all series together."""
 ABOUT = "champion.json"
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
 """A request that a server of the model answers: rows of the user's table."""
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the interval widths that `champion.json` shows; any other comes from the residuals themselves."""
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,32 +58,14 @@ class Champion:
     """The commonest time step in the search's data, as `Table.step`."""
     model: Forecaster
     """On the CPU."""
-    residuals: Array
-    """[n, H, K], absolute ones on validation in the target's units, rising along n."""
+    residuals: Residuals
     about: dict[str, Any]
     """All of `champion.json`."""
-
-    def half_width(self, level: float) -> Array:
-        """[H, K], NaN where n is too small for the level: see `conformal`."""
-        return conformal(self.residuals, level)
 
     @property
     def outputs(self) -> list[str]:
         """Columns of the forecasts, in order."""
-        return [column["name"] for column in self.about["serving"]["outputs"]]
-
-
-def conformal(residuals: Array, level: float) -> Array:
-    """Half the width of intervals that hold a new value with probability `level` (split conformal prediction).
-
-    residuals: absolute, [n, H, K], rising along n. The ⌈(n + 1) · level⌉-th smallest, which makes the promise hold for
-    finite n where old and new samples are exchangeable (Vovk et al. 2005; Lei et al. 2018). Returns [H, K], NaN where n
-    is too small to promise so much.
-    """
-    rank = int(np.ceil((len(residuals) + 1) * level - 1e-9))
-    if rank > len(residuals):
-        return np.full(residuals.shape[1:], np.nan)
-    return np.asarray(residuals[max(rank, 1) - 1])
+        return [column["name"] for column in output_columns(self.data, self.config.training.levels)]
 
 
 def save_champion(
@@ -94,7 +76,7 @@ def save_champion(
     shape: Shape,
     scaling: Scaling,
     weights: dict[str, torch.Tensor],
-    residuals: Array,
+    residuals: Residuals,
     example: dict[str, Any],
 ) -> None:
     """Write the folder, whole or not at all; a champion that lies there already is replaced.
@@ -106,8 +88,7 @@ def save_champion(
     unfinished.mkdir(parents=True)
     try:
         save_weights(unfinished / WEIGHTS, weights)
-        save_weights(unfinished / RESIDUALS, {"residuals": torch.from_numpy(residuals)})
-        widths = {str(level): _plain(conformal(residuals, level)) for level in LEVELS}
+        save_weights(unfinished / RESIDUALS, _tensors(residuals))
         record = {
             "schema": SCHEMA,
             "program": f"xlstm_tune {__version__}",
@@ -120,7 +101,7 @@ def save_champion(
             "inputs": _columns(scaling.inputs),
             "targets": _columns(scaling.targets),
             "static": _columns(scaling.static),
-            "intervals": {"method": "split conformal", "samples": len(residuals), "half_widths": widths},
+            "intervals": _intervals(residuals),
             "files": {name: sha256_of(unfinished / name) for name in (WEIGHTS, RESIDUALS)},
         }
         (unfinished / ABOUT).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -172,7 +153,7 @@ def load_champion(folder: Path | str) -> Champion:
         model = build_model(config.model, shape)
         model.load_state_dict(load_weights(folder / WEIGHTS))
         model.eval()
-        residuals = load_weights(folder / RESIDUALS)["residuals"].numpy()
+        residuals = _read_residuals(load_weights(folder / RESIDUALS), about)
         return Champion(
             search=about["search"],
             trial=about["trial"],
@@ -230,6 +211,30 @@ def _read_columns(raw: dict[str, Any]) -> Columns:
     if not len(raw["names"]) == len(mean) == len(std):
         raise ValueError("names, mean and std of columns differ in number")
     return Columns(tuple(raw["names"]), mean, std)
+
+
+def _intervals(residuals: Residuals) -> dict[str, Any]:
+    told: dict[str, Any] = {"method": "split conformal", "samples": len(residuals)}
+    if residuals.scales is None:
+        told["unit"] = "the target's"
+    else:
+        told |= {"series": list(residuals.names), "unit": "the mean absolute one-step difference of each series"}
+    return told | {"half_widths": {str(level): _plain(residuals.unit_widths(level)) for level in LEVELS}}
+
+
+def _tensors(residuals: Residuals) -> dict[str, torch.Tensor]:
+    arrays = {"residuals": residuals.values, "counts": residuals.counts, "scales": residuals.scales}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+
+
+def _read_residuals(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> Residuals:
+    values = tensors["residuals"].numpy()
+    if "scales" not in tensors:
+        return Residuals(values)
+    names, counts, scales = tuple(about["intervals"]["series"]), tensors["counts"].numpy(), tensors["scales"].numpy()
+    if not len(names) == len(counts) == len(scales) or counts.sum() != len(values):
+        raise ValueError("the series of the intervals differ in number")
+    return Residuals(values, names, counts, scales)
 
 
 def _plain(array: Array) -> list[Any]:

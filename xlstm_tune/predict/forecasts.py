@@ -5,6 +5,7 @@ N samples, H horizon steps, K targets.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import describe_step
-from xlstm_tune.data.future import later_stamps, written
+from xlstm_tune.data.future import later_stamps, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.read import Source
 from xlstm_tune.data.table import Table, make_table
 from xlstm_tune.data.windows import Prepared, Windows, prepare_to_predict
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
-from xlstm_tune.predict.champion import Array, Champion
+from xlstm_tune.predict.champion import Champion
+from xlstm_tune.predict.familiar import unlike
+from xlstm_tune.predict.intervals import Array, changes
 from xlstm_tune.training.judge import eval_batch, predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 
 DEFAULT_LEVEL = 0.9
+_REMEDY = re.compile(r"; (?:(?!; ).)*\bdata\.[a-z]+(?:(?!; ).)*$")
+"""The end of a sentence that tells what to change in the search file."""
 _WORDS = 60
 """Labels that show how the user writes times."""
 
@@ -36,7 +40,8 @@ class Forecasts:
 
     table: pa.Table
     """The columns of `columns.output_columns`. A forecast has a row for each series, step and target, a regression
-    one for each sequence and target; `lower` and `upper` are null where validation was too small for the level."""
+    one for each sequence and target; `lower` and `upper` are null where validation was too small for the level. With
+    a quantile loss there is a column for each level."""
     notes: tuple[str, ...]
     """One-sentence observations for the user."""
 
@@ -57,19 +62,22 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
     if not 0 < level < 1:
         raise DataError(f"the level of the intervals must lie between 0 and 1, got {level:g}")
     _check_columns(champion, source)
-    table = make_table(source, champion.data, judged=False)
+    try:
+        table = make_table(source, champion.data, judged=False)
+    except DataError as error:
+        raise DataError(_at_prediction(str(error))) from None
     forecast = champion.scaling.forecast
-    notes = [*table.notes, *_unknown(champion, table)]
+    notes = [*table.notes, *unlike(champion, table)]
     length = champion.shape.lookback
     if forecast:
         samples = forecast_origins(table, length, every)
-        _note_step(champion, table, notes)
     else:
         samples = sequences(table, length, not champion.shape.varying)
     data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length)
     notes += samples.notes
-    predicted = _predict(champion, data)
-    half = champion.half_width(level)
+    quantiles = _predict(champion, data)
+    predicted = quantiles[..., champion.model.point]
+    half = _half_widths(champion, table, data, level, notes)
     if np.isnan(half).any():
         n = len(champion.residuals)
         notes.append(
@@ -78,24 +86,40 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         )
     columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
     columns += [predicted.reshape(-1), *(_bound(predicted + sign * half) for sign in (-1, 1))]
+    columns += [quantiles[..., at].reshape(-1) for at in range(len(champion.shape.quantiles))]
     made = pa.table(dict(zip(champion.outputs, map(_arrow, columns), strict=True)))
     return Forecasts(_with_key_types(made, source.table, table.key_names), tuple(notes))
 
 
 def _predict(champion: Champion, data: Prepared) -> Array:
-    """[N, H, K] in the targets' units."""
+    """[N, H, K, Q] in the targets' units; Q = 1 without quantiles."""
     device = pick_device()
     dtype = autocast_dtype(champion.config.training.precision, device)
     model = champion.model.to(device)
     windows = Windows(data, PREDICTED, champion.shape.lookback, device)
     size = min(eval_batch(champion.config, data, device), 256)
-    standardised = predict(model, windows, size, dtype).double().numpy()
+    standardised = predict(model, windows, size, dtype, every_quantile=True).double().numpy()
     if not np.isfinite(standardised).all():
-        sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2)))[0])
+        sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2, 3)))[0])
         raise DataError(
             f"the model's forecast is not a finite number for sample {sample + 1}; look for extreme values in its rows"
         )
-    return np.asarray(standardised * champion.scaling.targets.std + champion.scaling.targets.mean)
+    targets = champion.scaling.targets
+    return np.asarray(standardised * targets.std[:, None] + targets.mean[:, None])
+
+
+def _half_widths(champion: Champion, table: Table, data: Prepared, level: float, notes: list[str]) -> Array:
+    """[N, H, K], NaN where validation was too small for the level."""
+    names = [table.series_name(series) for series in range(len(table.keys))]
+    scales = changes(table) if champion.scaling.forecast else np.ones((len(names), champion.shape.targets))
+    widths = champion.residuals.half_widths(level, names, scales)
+    new = sorted(set(names) - set(champion.residuals.names)) if champion.residuals.names else []
+    if new:
+        notes.append(
+            f"{listing(new, 'name')} {'was' if len(new) == 1 else 'were'} not in the search: intervals there are "
+            "those of all its series, by how much each changes from row to row"
+        )
+    return widths[np.searchsorted(table.offsets, data.ends - 1, side="right") - 1]
 
 
 def _check_columns(champion: Champion, source: Source) -> None:
@@ -109,30 +133,13 @@ def _check_columns(champion: Champion, source: Source) -> None:
         )
 
 
-def _unknown(champion: Champion, table: Table) -> list[str]:
-    """A note for each category whose values here were not among those that the model learnt from."""
-    notes = []
-    groups = (
-        (table.features, table.one_hot, champion.scaling.inputs),
-        (table.static.names, table.static.one_hot, champion.scaling.static),
-    )
-    for names, one_hot, known in groups:
-        new = [names[column] for column in one_hot if names[column] not in known.names]
-        if new:
-            verb = "was" if len(new) == 1 else "were"
-            notes.append(
-                f"{listing(new, 'value')} {verb} not in what the model learnt from: it sees none of the values it "
-                "knows there"
-            )
-    return notes
-
-
-def _note_step(champion: Champion, table: Table, notes: list[str]) -> None:
-    """Calendar months and years differ by days, so only a clear difference is told."""
-    if table.step is None or champion.step is None or 0.85 < table.step / champion.step < 1.15:
-        return
-    here, there = (describe_step(step, table.time_kind) for step in (table.step, champion.step))
-    notes.append(f"the rows are {here} apart, and the model learnt from rows {there} apart")
+def _at_prediction(sentence: str) -> str:
+    """A refusal of a table with a remedy that helps here: keys of the search file do not, once there is a model."""
+    if (found := _REMEDY.search(sentence)) is None:
+        return sentence
+    if "remove one" in found[0]:
+        return f"{sentence[: found.start()]}; remove one of them"
+    return f"{sentence[: found.start()]}; mend it, for the model needs what it had in the search's table"
 
 
 def _needed(level: float) -> str:
@@ -179,10 +186,12 @@ def _step_times(
         if step is None or champion.data.time is None:
             made += [None] * horizon
             continue
-        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon)
         shown = labels.slice(max(int(table.offsets[one]), last + 1 - _WORDS), _WORDS)
         examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
-        made += written(stamps, table.time_kind, champion.data.time, examples)
+        kind, written_as = None if table.labels is None else table.labels.type, champion.data.time
+        zone = zone_of(kind, written_as, examples[-1])
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone)
+        made += written(stamps, table.time_kind, written_as, examples, kind, zone)
     place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
     index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)
     words = pa.concat_arrays([labels, pa.array(made, pa.string())])

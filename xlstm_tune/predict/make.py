@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlstm_tune.data.clock import plain
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.scaling import Scaling
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import CHAMPION, ENVIRONMENT, SPEC, WEIGHTS, member_folder, trial_folder
-from xlstm_tune.predict.champion import ABOUT, Array, save_champion
+from xlstm_tune.layout import CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
+from xlstm_tune.predict.champion import ABOUT, save_champion
 from xlstm_tune.predict.columns import output_columns
+from xlstm_tune.predict.familiar import learnt
+from xlstm_tune.predict.intervals import Residuals, changes, positive
 from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
@@ -107,7 +111,7 @@ def make_champion(
     shape = shape_of(data, config)
     scaling = data.scaling if refit is None else refit.scaling
     recipe = _recipe(spec.data, table, shape.lookback)
-    inputs = _input_columns(table.sample, recipe)
+    inputs = _input_columns(table.sample)
     example = _example(table.sample, inputs, recipe, shape.lookback)
     about = {
         "search": spec.name,
@@ -117,6 +121,7 @@ def make_champion(
         "objective": spec.search.objective,
         "data_fingerprint": data.fingerprint,
         "time": {"kind": table.time_kind, "step": table.step},
+        "learnt": learnt(table, data),
         "refit": refit is not None,
         "refit_note": note,
         "scores": {
@@ -125,7 +130,7 @@ def make_champion(
         },
         "serving": {
             "inputs": inputs,
-            "outputs": output_columns(recipe),
+            "outputs": output_columns(recipe, shape.quantiles),
             "requirements": [f"xlstm-tune=={_version('xlstm-tune')}", *_pins()],
         },
     }
@@ -134,7 +139,7 @@ def make_champion(
         about["intervals_note"] = "from the validation residuals of the winner before it was trained again"
     place = folder / CHAMPION
     weights = load_weights(winner.folder(folder) / WEIGHTS if refit is None else refit.weights)
-    residuals = _residuals(folder, number, shape.horizon, data.target_names)
+    residuals = _residuals(folder, number, table, data)
     config = replace(config, lookback=shape.lookback)
     save_champion(place, about, config, recipe, shape, scaling, weights, residuals, example)
     return place
@@ -150,6 +155,10 @@ def champion_of(folder: Path) -> Path:
         return place
     spec = load_spec(str(folder / SPEC))
     if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
+        if who := _runs(folder):
+            raise StorageError(
+                f"the search '{folder.name}' has no winner yet: it is still being run by {who}; wait until it ends"
+            )
         raise StorageError(
             f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
             f"python -m xlstm_tune.search --resume {folder.name}"
@@ -177,6 +186,21 @@ def champion_of(folder: Path) -> Path:
     return made
 
 
+def _runs(folder: Path) -> str | None:
+    """Who runs the search; None where nobody does, or the file system knows no locks."""
+    try:
+        import fcntl
+
+        with (folder / LOCK).open() as file:
+            # Asks without holding on: the lock is free again when the file is closed.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (folder / LOCK).read_text().strip() or "another process"
+    except (ImportError, OSError):
+        pass
+    return None
+
+
 def _recipe(config: DataConfig, table: Table, lookback: int) -> DataConfig:
     """The data section with every column by name."""
     inputs = [
@@ -194,20 +218,19 @@ def _recipe(config: DataConfig, table: Table, lookback: int) -> DataConfig:
     )
 
 
-def _input_columns(sample: pa.Table, recipe: DataConfig) -> list[dict[str, str]]:
-    """The user's columns and how a server is given them: text, numbers, truths."""
-    keys = recipe.series if recipe.task == "forecast" else recipe.sequence
-    time = recipe.time
+def _input_columns(sample: pa.Table) -> list[dict[str, str]]:
+    """The user's columns and what they held: text, numbers, truths. A request may write its cells in another way."""
     columns = []
     for name in sample.column_names:
-        kind = sample.schema.field(name).type
-        if time is not None and name == time.column:
-            epoch = time.format == "epoch"
-            told = ("long" if pa.types.is_integer(kind) else "double") if epoch else "string"
-        elif name in keys or name in recipe.categories:
-            told = "string"
+        kind = plain(sample.column(name)).type
+        if pa.types.is_integer(kind):
+            told = "long"
+        elif pa.types.is_boolean(kind):
+            told = "boolean"
+        elif pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
+            told = "double"
         else:
-            told = "boolean" if pa.types.is_boolean(kind) else "double"
+            told = "string"
         columns.append({"name": name, "type": told})
     return columns
 
@@ -229,19 +252,30 @@ def _cell(value: Any, told: str) -> Any:
     if told == "string":
         return value.isoformat() if isinstance(value, datetime.date | datetime.datetime) else str(value)
     if told == "double":
-        try:
-            return float(value)
-        except (TypeError, ValueError):  # a blank cell spelled as text
-            return None
+        return float(value)
     return value
 
 
-def _residuals(folder: Path, number: int, horizon: int, targets: tuple[str, ...]) -> Array:
-    """[n, H, K] absolute ones on the validation part, rising along n: from the predictions that the search kept."""
+def _residuals(folder: Path, number: int, table: Table, data: Prepared) -> Residuals:
+    """On the validation part, from the predictions that the search kept."""
     kept = read(folder, "predictions")
     rows = kept.filter(pc.and_(pc.equal(kept["trial"], number), pc.equal(kept["part"], "validation")))
     errors = np.abs(rows["actual"].to_numpy() - rows["predicted"].to_numpy())
-    return np.sort(errors.reshape(-1, horizon, len(targets)), axis=0)
+    errors = errors.reshape(-1, data.horizon, len(data.target_names))
+    if data.task == "regression":
+        return Residuals(np.sort(errors, axis=0))
+    names = [table.series_name(one) for one in range(len(table.keys))]
+    place = {name: one for one, name in enumerate(names)}
+    series = [place[name] for name in rows["series"].to_pylist()[:: data.horizon * len(data.target_names)]]
+    return Residuals.by_series(errors, np.array(series), names, positive(changes(table, _trained(table, data))))
+
+
+def _trained(table: Table, data: Prepared) -> npt.NDArray[np.int64]:
+    """[S] one past the last row of each series that training saw; past its last where training saw none of it."""
+    ends = data.ends[data.parts["train"]]
+    last = np.zeros(len(table.keys), dtype=np.int64)
+    np.maximum.at(last, np.searchsorted(table.offsets, ends - 1, side="right") - 1, ends + data.horizon)
+    return np.where(last > 0, last, table.offsets[1:])
 
 
 def _pins() -> list[str]:

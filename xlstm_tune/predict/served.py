@@ -23,19 +23,16 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     # Without type hints: MLflow would check every request against them, once more than by the signature.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """model_input: a pandas DataFrame. params: `level` of the intervals, and `all` for every origin."""
-        import pyarrow as pa
+        """model_input: a pandas DataFrame, or columns by name, or a list of rows.
 
-        from xlstm_tune.errors import DataError, UserError
+        params: `level` of the intervals, and `all` for every origin.
+        """
+        from xlstm_tune.errors import UserError
         from xlstm_tune.predict.forecasts import DEFAULT_LEVEL, forecasts, source_of
 
         asked = params or {}
         try:
-            try:
-                table = pa.Table.from_pandas(model_input, preserve_index=False)
-            except (pa.ArrowException, TypeError, AttributeError) as error:
-                raise DataError(f"the request is no table ({str(error).splitlines()[0]}); mend its cells") from None
-            source = source_of(table, "the request")
+            source = source_of(_table(model_input), "the request")
             made = forecasts(self.champion, source, asked.get("level", DEFAULT_LEVEL), bool(asked.get("all", False)))
         except UserError as error:
             # MLflow answers HTTP 400 with this sentence; anything else would be a server's fault.
@@ -43,6 +40,27 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         for note in made.notes:
             logging.getLogger("xlstm_tune.predict").warning(note)
         return made.table.to_pandas()
+
+
+def _table(given: Any) -> Any:
+    """As an Arrow table. A column of text and numbers is text, which says better than Arrow what is wrong with it."""
+    import pandas as pd  # type: ignore[import-untyped]
+    import pyarrow as pa
+
+    from xlstm_tune.errors import DataError
+
+    try:
+        frame = given if isinstance(given, pd.DataFrame) else pd.DataFrame(given)
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            raise ValueError(f"it has more than one column named '{twice[0]}'")
+        for name in frame:
+            if pd.api.types.infer_dtype(frame[name]) in ("mixed", "mixed-integer"):
+                frame = frame.assign(**{name: frame[name].map(str, na_action="ignore")})
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the request is no table ({reason}); send rows of named columns") from None
 
 
 mlflow.models.set_model(ChampionModel())

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
+from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import find_winner, make_champion
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import Judge
@@ -26,7 +27,7 @@ def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, 
     try:
         made = make_champion(plan.folder, plan.spec, plan.table, plan.data)
         if made is not None and plan.refit:
-            made = _refit(plan, judge, placement, spool, console)
+            made = _refit(plan, judge, placement, spool, console, made)
     except UserError as error:  # all else of the search stands
         console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
         return
@@ -34,8 +35,12 @@ def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, 
         spool.model(made, plan.spec.name)
 
 
-def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console) -> Path | None:
-    """The champion made anew of the winner that has been trained again; as it was, with a note, where that failed."""
+def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console, former: Path) -> Path | None:
+    """The champion made anew of the winner that has been trained again; as it was, with a note, where that failed.
+
+    former: the folder of the champion as it was searched.
+    """
+    before = float(read_about(former)["scores"]["test"]["rmse"])
     winner = find_winner(plan.folder, plan.spec.search.objective)
     assert winner is not None
     with console.status("training the winner again on training and validation part"):
@@ -51,9 +56,22 @@ def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console
     spool.metrics({f"refit_test_{name}": value for name, value in refit.test.items()})
     console.print(
         f"Trained again on training and validation part for {count(refit.epochs, 'epoch')}, the winner has a test rmse "
-        f"of {number(refit.test['rmse'])}.",
+        f"of {number(refit.test['rmse'])}. {_against(before, refit.test['rmse'], former)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
     return make_champion(plan.folder, plan.spec, plan.table, plan.data, refit)
+
+
+def _against(before: float, after: float, champion: Path) -> str:
+    """The winner trained again beside the winner as it was searched, and the way back to that."""
+    if after <= before:
+        return f"As it was searched it has {number(before)}."
+    return (
+        f"That is worse by {100 * (after / before - 1):.2g} % than the {number(before)} that it has as it was "
+        "searched. It is the champion all the same, because it has learnt from more data; that one training differs "
+        "a little from the next is expected, but many percent say that training again does harm here. For the former "
+        f"one remove {champion}: the next python -m xlstm_tune.predict makes it anew of its weights, which are kept. "
+        "If MLflow has a version of it, give that the alias 'champion'."
+    )

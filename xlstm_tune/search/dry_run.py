@@ -120,7 +120,7 @@ def _baselines(plan: Plan) -> Grid:
         table.add_column(f"{part} RMSE", justify="right")
     for baseline in plan.baselines:
         figures = (
-            score_units(baseline.predictions[part], actual(plan.data, part), plan.data.target_std)["rmse"]
+            score_units(baseline.predictions[part], actual(plan.table, plan.data, part), plan.data.target_std)["rmse"]
             for part in JUDGED
         )
         table.add_row(baseline.name, *(number(figure) for figure in figures))

@@ -90,15 +90,12 @@ def predict_parts(
     return parts
 
 
-def actual(data: Prepared, part: str) -> Array:
-    """What really happened in a part, in the target's own units, [n, H, K] float64."""
+def actual(table: Table, data: Prepared, part: str) -> Array:
+    """What really happened in a part, as the table has it, [n, H, K] float64: back from float32, 31 is 30.999999."""
     samples = data.parts[part]
     if data.task == "regression":
-        standardised = data.targets[samples][:, None, :]
-    else:
-        rows = data.ends[samples][:, None] + np.arange(data.horizon)
-        standardised = data.targets[rows]
-    return np.asarray(standardised.astype(np.float64) * data.target_std + data.target_mean)
+        return np.asarray(table.targets[samples][:, None, :])
+    return np.asarray(table.targets[data.ends[samples][:, None] + np.arange(data.horizon)])
 
 
 def sample_labels(table: Table, data: Prepared, part: str) -> list[tuple[str, str]]:
@@ -144,7 +141,7 @@ class Judge:
 
     def __init__(self, table: Table, data: Prepared) -> None:
         self._data = data
-        self._truth = {part: actual(data, part) for part in JUDGED}
+        self._truth = {part: actual(table, data, part) for part in JUDGED}
         self._labels = {part: sample_labels(table, data, part) for part in JUDGED}
 
     def truth(self, part: str) -> Array:

@@ -11,9 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from xlstm_tune.errors import StorageError
-
-LOCK = "driver.lock"
-"""In the search folder: who runs it, as text. The lock itself is the operating system's and ends with its owner."""
+from xlstm_tune.layout import LOCK
 
 
 @contextmanager

@@ -81,8 +81,6 @@ def _log(
     mlflow.set_registry_uri(uri)
     # Else the model would lie with the default experiment, in a folder of wherever this process was started.
     mlflow.set_experiment(experiment_id=client.get_run(run).info.experiment_id)
-    serving = about["serving"]
-    example = json.loads((folder / EXAMPLE).read_bytes())["dataframe_split"]
     # MLflow tells each step on stderr, and advises type hints, by which it would check every request a second time.
     with redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,24 +91,35 @@ def _log(
             registered_model_name=name,
             run_id=run,
             tags=tags,
-            python_model=str(CODE),
-            artifacts={"champion": str(folder)},
-            signature=signature_of(serving),
-            input_example=_frame(example, serving["inputs"]),
-            pip_requirements=serving["requirements"],
+            **parts_of(folder, about),
         )
     return str(made.registered_model_version)
 
 
+def parts_of(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What `mlflow.pyfunc` makes the model of. about: of the champion in `folder`."""
+    serving = about["serving"]
+    example = json.loads((folder / EXAMPLE).read_bytes())["dataframe_split"]
+    return {
+        "python_model": str(CODE),
+        "artifacts": {"champion": str(folder)},
+        "signature": signature_of(serving),
+        "input_example": _frame(example, serving["inputs"]),
+        "metadata": {"columns": [column["name"] for column in serving["inputs"]]},
+        "pip_requirements": serving["requirements"],
+    }
+
+
 def signature_of(serving: dict[str, Any]) -> ModelSignature:
-    """The user's columns in, the forecasts' columns out; of its parameters `level` is that of the intervals."""
-    inputs, outputs = (
-        Schema([ColSpec(DataType[column["type"]], column["name"]) for column in serving[side]])
-        for side in ("inputs", "outputs")
-    )
+    """The forecasts' columns out; of its parameters `level` is that of the intervals.
+
+    Nothing of the columns in: MLflow would refuse a column of whole numbers where it was told fractions, and a year
+    where it was told text. The model checks its columns itself; their names are the metadata's, rows the example's.
+    """
+    outputs = Schema([ColSpec(DataType[column["type"]], column["name"]) for column in serving["outputs"]])
     level = ParamSpec("level", DataType.double, 0.9)
     every = ParamSpec("all", DataType.boolean, False)
-    return ModelSignature(inputs, outputs, ParamSchema([level, every]))
+    return ModelSignature(None, outputs, ParamSchema([level, every]))
 
 
 _ARROW = {"string": pa.string(), "double": pa.float64(), "long": pa.int64(), "boolean": pa.bool_()}

@@ -44,19 +44,28 @@ def evaluate(
     return judge(model, windows, target_std, batch_size, dtype).result()
 
 
-def predict(model: Forecaster, windows: Windows, batch_size: int = 256, dtype: torch.dtype | None = None) -> Tensor:
+def predict(
+    model: Forecaster,
+    windows: Windows,
+    batch_size: int = 256,
+    dtype: torch.dtype | None = None,
+    every_quantile: bool = False,
+) -> Tensor:
     """Standardised predictions of every sample of a part, in its order: [n, H, K] float32 on the CPU.
 
-    dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with.
+    dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with. With `every_quantile`
+    [n, H, K, Q], as the model's own.
     """
-    return torch.cat([predicted.cpu() for predicted, _ in _forward(model, windows, batch_size, dtype)])
+    return torch.cat([predicted.cpu() for predicted, _ in _forward(model, windows, batch_size, dtype, every_quantile)])
 
 
 @torch.no_grad()
 def _forward(
-    model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None
+    model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None, every_quantile: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end.
+
+    With `every_quantile` predicted is [b, H, K, Q].
 
     Where a batch runs out of memory, it and those after it are halved.
     """
@@ -65,7 +74,7 @@ def _forward(
     def batch_at(start: int, size: int) -> tuple[Tensor, Tensor]:
         x, y, lengths, static = windows.batch(torch.arange(start, min(start + size, len(windows)), device=device))
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            predicted = model(x, lengths, static)
+            predicted = model(x, lengths, static, every_quantile)
         return predicted.float(), y
 
     was_training = model.training
