@@ -93,3 +93,15 @@ def test_view_draws_a_panel_on_a_terminal(progress: Progress) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_waiting_for_kernels_is_said_and_says_nothing_about_the_pace(progress: Progress) -> None:
+    progress.waits = "compiling the kernels"
+    progress.started(0, "lstm", 5)
+    assert progress.verdict() == "compiling the kernels"
+    progress.first_trial = time.monotonic() - 110
+    progress.compiled(100.0)
+    progress.compiled(90.0)
+    progress.epoch(0, 5, 3.0)
+    progress.ended_trial(0, "completed")
+    assert progress.seconds_left() == pytest.approx(90.0, rel=0.05)
