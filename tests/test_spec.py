@@ -64,6 +64,23 @@ def test_load_spec_refuses_a_key_that_stands_twice(tmp_path: Path) -> None:
         load(tmp_path, "name: a\nspace: {}\ndata: {}\ndata: {}\n".lstrip())
 
 
+def test_load_spec_merges_mappings_where_yaml_does(tmp_path: Path) -> None:
+    text = """
+name: a
+data: &data {source: sample:wave, target: y, lookback: 8}
+training: &training {epochs: 3, batch_size: 16}
+"""
+    assert load(tmp_path, text + "model: {<<: {layers: 3}, dropout: 0.2}\n").model.layers == 3
+    spec = load(tmp_path, text.replace("{epochs", "{<<: [{epochs: 7, clip: 2.0}, {clip: 3.0}], epochs"))
+    assert (spec.training.epochs, spec.training.clip) == (3, 2.0)  # what is written wins, then the first that is merged
+    with pytest.raises(SpecError, match=r"line 6.*'layers' stands twice"):
+        load(tmp_path, text + "model: {<<: {layers: 3}, layers: 1,\n layers: 2}\n")
+    with pytest.raises(SpecError, match=r"'<<' stands twice"):
+        load(tmp_path, text + "model: {<<: {layers: 3}, <<: {layers: 1}}\n")
+    with pytest.raises(SpecError, match="expected a mapping"):
+        load(tmp_path, text + "model: {<<: 3}\n")
+
+
 def test_load_spec_sets_nested_keys_and_keys_of_the_space(tmp_path: Path) -> None:
     spec = load(
         tmp_path,

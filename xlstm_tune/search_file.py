@@ -25,25 +25,36 @@ DEEPEST = 50
 MOST_DIGITS = 400
 """Of a whole number; every float fits."""
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-4 is a number, dates and weeks stay text, a key stands once."""
 
     def construct_document(self, node: yaml.Node) -> Any:
         _check_node(node, {})
+        self._check_keys(node, set())
         return super().construct_document(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def _check_keys(self, node: yaml.Node, known: set[int]) -> None:
+        """Raise SpecError for a key that is written twice. Before anything is merged (`<<`), which writes keys anew."""
+        if id(node) in known or isinstance(node, yaml.ScalarNode):
+            return
+        known.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            for one in node.value:
+                self._check_keys(one, known)
+            return
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node, value in node.value:
             line = f"line {key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode):
                 raise SpecError(f"{line}: a list or mapping stands where a key must; write the key as plain text")
-            key = self.construct_object(key_node)
+            key = "<<" if key_node.tag == _MERGE else self.construct_object(key_node)
             if key in seen:
                 raise SpecError(f"{line}: the key '{shortened(str(key))}' stands twice; keep one of them")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+            self._check_keys(value, known)
 
 
 # The scalars of YAML 1.2. PyYAML's own 1.1 reads 1e-4 as text, 2006_1 as a number, 12:30 as 750, off as false.
@@ -53,7 +64,7 @@ _SCALARS = {
     "int": (r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", "-+.0123456789"),
 }
-_PLAIN = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", "tag:yaml.org,2002:merge"}
+_PLAIN = {"tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map", _MERGE}
 _Loader.yaml_implicit_resolvers = {}
 _PATTERNS = [(_kind, re.compile(rf"(?:{_pattern})\Z")) for _kind, (_pattern, _) in _SCALARS.items()]
 _PATTERNS.append(("float", re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")))
@@ -62,7 +73,7 @@ for _kind, _compiled in _PATTERNS:
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", _compiled, [*_first, *([""] if _kind == "null" else [])]
     )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^(?:<<)$"), ["<"])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"^(?:<<)$"), ["<"])
 
 
 def _check_node(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

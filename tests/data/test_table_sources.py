@@ -14,6 +14,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from table_files import DAILY, load, load_text, one_sentence, refusal
 
+from xlstm_tune.data.read import without_credentials
 from xlstm_tune.errors import DataError
 
 
@@ -141,6 +142,27 @@ def test_load_files_whose_types_differ_are_widened(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("date,cases,x\n2012-01-03 00:00:00,1.5,7\n2012-01-04 00:00:00,2.5,8\n")
     table = load(tmp_path / "*.csv", missing="interpolate")
     assert table.values.tolist() == [[1, 7], [2, 7], [1.5, 7], [2.5, 8]]
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("a@b.csv", "a@b.csv"),
+        ("s3://bucket/a@b.csv", "s3://bucket/a@b.csv"),
+        ("s3://key:secret@bucket/a@b.csv?region=eu-west-1", "s3://bucket/a@b.csv?region=eu-west-1"),
+        ("s3://key:se/c@ret@bucket/a.csv", "s3://bucket/a.csv"),
+        ("hdfs://host:8020/a@b.csv", "hdfs://host:8020/a@b.csv"),
+        ("gs://anonymous@bucket/x", "gs://anonymous@bucket/x"),
+        ("gs://someone@bucket/x", "gs://bucket/x"),
+        ("abfs://box@acct.dfs.core.windows.net/d/x.parquet", "abfs://box@acct.dfs.core.windows.net/d/x.parquet"),
+        ("abfss://box:s@ret@acct.dfs.core.windows.net/x", "abfss://box@acct.dfs.core.windows.net/x"),
+        ("abfs://:secret@acct.blob.core.windows.net/box/x", "abfs://acct.blob.core.windows.net/box/x"),
+        ("abfs://box@acct/x?tenant_id=t&client_secret=s&client_id=c", "abfs://box@acct/x?tenant_id=t&client_id=c"),
+        ("abfs://box@acct/x?sig=s", "abfs://box@acct/x"),
+    ],
+)
+def test_without_credentials_keeps_the_place(source: str, kept: str) -> None:
+    assert without_credentials(source) == kept
 
 
 @pytest.mark.slow  # Arrow tries for six seconds before it gives up

@@ -162,6 +162,11 @@ def test_the_frozen_search_file_holds_no_password(tmp_path: Path) -> None:
     assert frozen.search.storage == "postgresql://***@host/db"
     assert frozen.data.source == ["s3://bucket/a.csv?region=eu-west-1"]
     assert frozen.model_copy(update={"search": spec.search, "data": spec.data}) == spec
+    kept = spec.model_copy(
+        update={"data": spec.data.model_copy(update={"source": ["abfs://box:secret@acct.net/x.csv"]})}
+    )
+    create_folder(tmp_path / "azure", kept, "abc")
+    assert load_spec(str(tmp_path / "azure" / SPEC)).data.source == ["abfs://box@acct.net/x.csv"]
     with pytest.raises(StorageError, match=r"--set search\.storage=URL") as caught:
         check_password(frozen)
     assert "\n" not in str(caught.value)

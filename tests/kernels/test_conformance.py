@@ -255,3 +255,45 @@ def test_masks_of_a_wrong_kind_are_refused(op, backend):
         run(lengths=torch.tensor([4, 1]))
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.3 \(the steps\), got 0"):
         run(lengths=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_ops_without_samples_give_empty_results_and_zero_gradients(op, backend, warm):
+    inputs = [tensor.float().requires_grad_() for tensor in problem(op, (0, 5, 2, 8), warm)]
+    outputs = OPS[op][1](inputs, backend=backend, lengths=torch.zeros(0, dtype=torch.long))
+    whole = OPS[op][1](problem(op, (3, 5, 2, 8), warm), backend="reference")
+    assert [out.shape for out in outputs] == [torch.Size([0, *out.shape[1:]]) for out in whole]
+    gradients = torch.autograd.grad(sum(out.sum() for out in outputs), inputs)
+    assert all(torch.equal(found, torch.zeros_like(tensor)) for found, tensor in zip(gradients, inputs, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_ops_take_a_plain_tuple_as_the_state(op):
+    inputs = problem(op, (3, 5, 2, 8))
+    function, count = {"lstm": lstm, "slstm": slstm, "mlstm": mlstm}[op], OPS[op][2]
+    wanted = OPS[op][1](inputs)
+    for state in (tuple(inputs[count:]), inputs[count:]):
+        h, final = function(*inputs[:count], state)
+        assert all(torch.equal(one, other) for one, other in zip((h, *final), wanted, strict=True))
+    with pytest.raises(ValueError, match=rf"{op}: initial_state must be .*State or a tuple of \d tensors .*, got 1 of"):
+        function(*inputs[:count], (inputs[count],))
+    with pytest.raises(TypeError, match=rf"{op}: initial_state must be .*, got Tensor"):
+        function(*inputs[:count], inputs[count])
+    with pytest.raises(TypeError, match=rf"{op}: state \w must be a torch tensor, got ndarray"):
+        function(*inputs[:count], tuple(tensor.numpy() for tensor in inputs[count:]))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_ops_refuse_what_is_no_floating_point_tensor(op):
+    function, count = {"lstm": lstm, "slstm": slstm, "mlstm": mlstm}[op], OPS[op][2]
+    names = ("q", "k", "v", "i", "f") if op == "mlstm" else ("gates", "recurrent", "bias")
+    inputs = problem(op, (3, 5, 2, 8), warm=False)
+    for at, name in enumerate(names):
+        changed = [*inputs[:at], inputs[at].long(), *inputs[at + 1 :]]
+        with pytest.raises(ValueError, match=rf"{op}: {name} must be floating-point, .* got torch.int64"):
+            function(*changed)
+        with pytest.raises(TypeError, match=rf"{op}: {name} must be a torch tensor, got ndarray"):
+            function(*inputs[:at], inputs[at].numpy(), *inputs[at + 1 : count])
+    with pytest.raises(TypeError, match=rf"{op}: lengths must be a torch tensor, got list"):
+        function(*inputs, lengths=[5, 5, 5])

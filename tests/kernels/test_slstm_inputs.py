@@ -114,3 +114,15 @@ def test_from_inputs_wrong_shapes_say_what_was_wanted():
         slstm_from_inputs(inputs[0], inputs[1][:, :2], *inputs[2:])
     with pytest.raises(ValueError, match=r"in_weight .*axis 3 \(D_in\) is 3 and must be 4"):
         slstm_from_inputs(*inputs[:2], inputs[2][..., :3], *inputs[3:])
+
+
+def test_from_inputs_of_no_samples_or_of_no_floats():
+    inputs = [tensor.float().requires_grad_() for tensor in problem(0, 7, 2, 16)]
+    h, final = slstm_from_inputs(*inputs[:5], tuple(inputs[5:]))
+    assert h.shape == (0, 7, 2, 16)
+    assert all(one.shape == (0, 2, 16) for one in final)
+    assert all(not found.any() for found in torch.autograd.grad(h.sum(), inputs))
+    with pytest.raises(TypeError, match="slstm: for_zo must be a torch tensor, got ndarray"):
+        slstm_from_inputs(inputs[0], inputs[1].detach().numpy(), *inputs[2:5])
+    with pytest.raises(ValueError, match=r"slstm: gates must be floating-point, .* got torch.int64"):
+        slstm_from_inputs(*(tensor.long() for tensor in inputs[:5]))

@@ -236,3 +236,11 @@ def test_a_driver_that_was_killed_counts_until_its_last_word(tmp_path: Path) -> 
     history.add({"t": 5020.0, "e": "closed", "reason": "interrupted"})
     assert history.trials[0].spent == pytest.approx(20.0)
     assert history.trials[1].spent == 0.0
+
+
+def test_compiling_kernels_is_not_spent() -> None:
+    history = History()
+    history.add({"e": "began", "t": 100.0, "numbers": [0], "params": [{}]})
+    history.add({"e": "epoch", "t": 170.0, "row": row(0, 1, compile_seconds=60.0)})
+    history.add({"e": "epoch", "t": 175.0, "row": row(0, 2, done=True)})
+    assert history.trials[0].spent == pytest.approx(15.0)

@@ -113,3 +113,15 @@ def test_panel_and_closing_line_break_between_words_alone(progress: Progress, wi
     ended = closing.get().splitlines()
     words = progress.line().split(" · about")[0].split()
     assert max(map(len, ended)) <= width and " ".join(ended).split()[: len(words)] == words
+
+
+def test_waiting_for_kernels_is_said_and_says_nothing_about_the_pace(progress: Progress) -> None:
+    progress.waits = "compiling the kernels"
+    progress.started(0, "lstm", 5)
+    assert progress.verdict() == "compiling the kernels"
+    progress.first_trial = time.monotonic() - 110
+    progress.compiled(100.0)
+    progress.compiled(90.0)
+    progress.epoch(0, 5, 3.0)
+    progress.ended_trial(0, "completed")
+    assert progress.seconds_left() == pytest.approx(90.0, rel=0.05)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.folder import SPEC, create_folder
-from xlstm_tune.search.resume import check_same_search, keep_spec
+from xlstm_tune.search.journal import Journal
+from xlstm_tune.search.resume import check_enough_trials, check_same_search, keep_spec
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 
@@ -118,3 +121,15 @@ def test_a_folder_is_made_whole_or_not_at_all(folder: Path) -> None:
     with pytest.raises(StorageError, match="another search took the name 't'"):
         create_folder(folder, spec(), "other")
     assert [path.name for path in folder.parent.iterdir()] == ["t"]
+
+
+def test_fewer_trials_than_were_begun_are_refused(folder: Path) -> None:
+    params = {"model.dropout": 0.1}
+    with closing(Journal(folder)) as journal:
+        journal.began([0, 1, 2], [params] * 3)
+        journal.ended(TrialEnd(1, "t", "completed", None, 1.0, params))
+        journal.ended(TrialEnd(3, None, "duplicate", None, 1.0, params, duplicate_of=0))
+    check_enough_trials(folder, spec())
+    check_enough_trials(folder, spec(search={"trials": 3}))
+    with pytest.raises(StorageError, match=r"has begun 3 trials already, so search.trials \(--trials\) cannot be 2"):
+        check_enough_trials(folder, spec(search={"trials": 2}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 READABLE = (*_CSV, *_PARQUET, *_ARROW)
 """File name endings that can be read."""
+# A / may stand unquoted in a password; after a port comes the path.
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?![^/@]*:\d+/)([^/@]*:[^@]*|[^/@]*)@")
+# The secret of Azure's registered programs, and the signature of its signed addresses.
+_SECRET_OPTION = re.compile(r"(?<=[?&])(?:client_secret|sig)=[^&]*&?")
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,23 @@ def _find(source: str) -> list[_File]:
         raise DataError(f"'{shown}' cannot be reached: {_first_line(error).replace(source, shown)}") from None
 
 
+def without_credentials(source: str) -> str:
+    """The source without user, key and password. What names the place stays: an abfs container, gs://anonymous@."""
+    found = _USERINFO.match(source)
+    if found is not None:
+        scheme, info = found.groups()
+        rest = source[found.end() :]
+        authority, slash, path = rest.partition("/")
+        rest = authority.rpartition("@")[2] + slash + path  # of a password with an unquoted @ in it
+        container = info.partition(":")[0] if scheme.lower() in ("abfs", "abfss") else ""
+        kept = container or (info if info == "anonymous" else "")
+        source = f"{scheme}://{kept}{'@' if kept else ''}{rest}"
+    return _SECRET_OPTION.sub("", source).rstrip("?&") if "://" in source else source
+
+
 def _without_secrets(source: str) -> str:
-    """The source as messages may show it: without the key and secret that an s3:// address can carry."""
-    scheme, found, rest = source.partition("://")
-    if not found:
-        return source
-    place = rest.partition("?")[0]
-    return f"{scheme}://{place.rpartition('@')[2]}"
+    """The source as messages may show it: without credentials and options."""
+    return without_credentials(source).partition("?")[0] if "://" in source else source
 
 
 def _first_magic(text: str) -> int | None:

@@ -1,7 +1,8 @@
 """The public ops of the model family: lstm(), slstm() and mlstm(), one signature over all backends.
 
 Legend: B batch, T steps, N heads, D head width. Half-precision inputs are computed in float32: h comes back in the
-inputs' dtype, states stay in float32.
+inputs' dtype, states stay in float32. Gradients are written by hand, so that they cannot be differentiated in turn: no
+op has a double backward (`create_graph=True`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_ga
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
-from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.shapes import as_state, expect_floats, expect_shape, expect_tensor, of_no_samples
 from xlstm_tune.kernels.slstm_inputs_numba import from_inputs_fits, slstm_from_inputs_numba
 from xlstm_tune.kernels.slstm_numba import slstm_numba
 from xlstm_tune.kernels.slstm_reference import SLSTMState, slstm_reference
@@ -41,7 +42,7 @@ def lstm(
     gates: Tensor,
     recurrent: Tensor,
     bias: Tensor | None = None,
-    initial_state: LSTMState | None = None,
+    initial_state: LSTMState | tuple[Tensor, ...] | None = None,
     *,
     projection: Tensor | None = None,
     resets: Tensor | None = None,
@@ -52,12 +53,13 @@ def lstm(
 
     gates: [B, T, N, 4, D], the inputs' share of the gates i, f, g, o. recurrent: [N, 4, D, P]. bias: [N, 4, D].
     projection: [N, P, D], from the cell's output to h; None = none, and P = D.
-    initial_state: h [B, N, P] and c [B, N, D]; None is the empty state, zeros.
+    initial_state: h [B, N, P] and c [B, N, D], as an LSTMState or a plain tuple; None is the empty state, zeros.
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
     lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
     Returns h over time [B, T, N, P], zero in the padding, and the state after the last real step. All inputs are
-    differentiable.
-    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    differentiable, once: there is no double backward.
+    Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
+    cannot run here.
     """
     expect_shape(gates, "lstm: gates", B=None, T=None, N=None, gates=4, D=None)
     batch, steps, heads, _, width = gates.shape
@@ -67,14 +69,21 @@ def lstm(
         expect_shape(bias, "lstm: bias", N=heads, gates=4, D=width)
     if projection is not None:
         expect_shape(projection, "lstm: projection", N=heads, P=out, D=width)
-    if initial_state is not None:
-        expect_shape(initial_state.h, "lstm: state h", B=batch, N=heads, P=out)
-        expect_shape(initial_state.c, "lstm: state c", B=batch, N=heads, D=width)
+    state = as_state(initial_state, LSTMState, "lstm")
+    if state is not None:
+        expect_shape(state.h, "lstm: state h", B=batch, N=heads, P=out)
+        expect_shape(state.c, "lstm: state c", B=batch, N=heads, D=width)
+    expect_floats("lstm", gates=gates, recurrent=recurrent, bias=bias, projection=projection, **_named(state))
     check_masks("lstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(gates, recurrent)
     choice = resolve("lstm", backend, gates.device.type, dtype, projection is not None)
     cell, kind = _cell(choice), _kind(choice, gates, dtype)
-    state = None if initial_state is None else LSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    if not batch:
+        hung_on = (gates, recurrent, bias, projection, *(state or ()))
+        shapes = ((batch, steps, heads, out), (batch, heads, out), (batch, heads, width))
+        h, *final = of_no_samples(hung_on, dtype, *shapes)
+        return h.to(gates.dtype), LSTMState(*final)
+    state = None if state is None else LSTMState(*(tensor.to(dtype) for tensor in state))
     with torch.autocast(gates.device.type, enabled=False):
         inputs = gates.to(kind)
         if resets is not None or lengths is not None:
@@ -97,7 +106,7 @@ def slstm(
     gates: Tensor,
     recurrent: Tensor,
     bias: Tensor | None = None,
-    initial_state: SLSTMState | None = None,
+    initial_state: SLSTMState | tuple[Tensor, ...] | None = None,
     *,
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -106,21 +115,29 @@ def slstm(
     """The sLSTM cell over a sequence; equations in `slstm_reference`.
 
     gates: [B, T, N, 4, D], the inputs' share of the gates i, f, z, o. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
-    initial_state: h, c, n, m, each [B, N, D]; None is the empty state, and so is n = 0 for a single element.
+    initial_state: h, c, n, m, each [B, N, D], as an SLSTMState or a plain tuple; None is the empty state, and so is
+    n = 0 for a single element.
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
     lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
     Returns h over time [B, T, N, D], zero in the padding, and the state after the last real step. All inputs are
-    differentiable.
-    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    differentiable, once: there is no double backward.
+    Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
+    cannot run here.
     """
     expect_shape(gates, "slstm: gates", B=None, T=None, N=None, gates=4, D=None)
-    batch, _, heads, _, width = gates.shape
-    _check_slstm(batch, heads, width, recurrent, bias, initial_state)
-    check_masks("slstm", resets, lengths, batch, gates.shape[1])
+    batch, steps, heads, _, width = gates.shape
+    state = as_state(initial_state, SLSTMState, "slstm")
+    _check_slstm(batch, heads, width, recurrent, bias, state)
+    expect_floats("slstm", gates=gates, recurrent=recurrent, bias=bias, **_named(state))
+    check_masks("slstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(gates, recurrent)
     choice = resolve("slstm", backend, gates.device.type, dtype)
     cell, kind = _cell(choice), _kind(choice, gates, dtype)
-    state = None if initial_state is None else SLSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    if not batch:
+        hung_on = (gates, recurrent, bias, *(state or ()))
+        h, *final = of_no_samples(hung_on, dtype, (batch, steps, heads, width), *[(batch, heads, width)] * 4)
+        return h.to(gates.dtype), SLSTMState(*final)
+    state = None if state is None else SLSTMState(*(tensor.to(dtype) for tensor in state))
     with torch.autocast(gates.device.type, enabled=False):
         inputs = gates.to(kind)
         if resets is not None or lengths is not None:
@@ -139,7 +156,7 @@ def slstm_from_inputs(
     in_weight: Tensor,
     recurrent: Tensor,
     bias: Tensor,
-    initial_state: SLSTMState | None = None,
+    initial_state: SLSTMState | tuple[Tensor, ...] | None = None,
     *,
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -150,8 +167,16 @@ def slstm_from_inputs(
     for_if, for_zo: [B, T, E], what the gates i and f, and z and o, see. in_weight: [N, 4, D out, D in], N D = E.
     The rest, what is returned and raised: as for `slstm`.
     """
-    tensors = (for_if, for_zo, in_weight, recurrent, bias, *(initial_state or ()))
-    plain = all(tensor.dtype == torch.float32 for tensor in tensors) and resets is None and lengths is None
+    state = as_state(initial_state, SLSTMState, "slstm")
+    tensors = (for_if, for_zo, in_weight, recurrent, bias, *(state or ()))
+    for name, tensor in zip(("for_if", "for_zo", "in_weight", "recurrent", "bias"), tensors, strict=False):
+        expect_tensor(tensor, f"slstm: {name}")
+    plain = (
+        len(for_if) > 0
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and resets is None
+        and lengths is None
+    )
     plain = plain and from_inputs_fits(in_weight)
     device = for_if.device.type
     if plain and not torch.is_autocast_enabled(device) and resolve("slstm", backend, device).backend == "numba":
@@ -159,10 +184,10 @@ def slstm_from_inputs(
         heads, _, width, _ = in_weight.shape
         expect_shape(for_if, "slstm: for_if", B=None, T=None, E=heads * width)
         expect_shape(for_zo, "slstm: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)
-        _check_slstm(len(for_if), heads, width, recurrent, bias, initial_state)
-        return slstm_from_inputs_numba(for_if, for_zo, in_weight, recurrent, bias, initial_state)
+        _check_slstm(len(for_if), heads, width, recurrent, bias, state)
+        return slstm_from_inputs_numba(for_if, for_zo, in_weight, recurrent, bias, state)
     gates = slstm_gates(for_if, for_zo, in_weight)
-    return slstm(gates, recurrent, bias, initial_state, resets=resets, lengths=lengths, backend=backend)
+    return slstm(gates, recurrent, bias, state, resets=resets, lengths=lengths, backend=backend)
 
 
 def _check_slstm(
@@ -181,7 +206,7 @@ def mlstm(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    initial_state: MLSTMState | None = None,
+    initial_state: MLSTMState | tuple[Tensor, ...] | None = None,
     *,
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -190,12 +215,14 @@ def mlstm(
     """The mLSTM cell over a sequence; equations in `mlstm_forms`.
 
     q, k: [B, T, N, D] (k unscaled). v: [B, T, N, V]. i, f: [B, T, N], the gates before exponential and sigmoid.
-    initial_state: C [B, N, D, V], n [B, N, D], m [B, N]; None is the empty state (0, 0, -inf).
+    initial_state: C [B, N, D, V], n [B, N, D], m [B, N], as an MLSTMState or a plain tuple; None is the empty state
+    (0, 0, -inf).
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
     lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
     Returns h over time [B, T, N, V], zero in the padding, and the state after the last real step. All inputs are
-    differentiable.
-    Raises ValueError for a wrong shape, BackendUnavailable for a backend that cannot run here.
+    differentiable, once: there is no double backward.
+    Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
+    cannot run here.
     """
     expect_shape(q, "mlstm: q", B=None, T=None, N=None, D=None)
     batch, steps, heads, width = q.shape
@@ -203,16 +230,22 @@ def mlstm(
     expect_shape(v, "mlstm: v", B=batch, T=steps, N=heads, D=None)
     expect_shape(i, "mlstm: i", B=batch, T=steps, N=heads)
     expect_shape(f, "mlstm: f", B=batch, T=steps, N=heads)
-    if initial_state is not None:
-        expect_shape(initial_state.c, "mlstm: state c", B=batch, N=heads, D_k=width, D_v=v.shape[-1])
-        expect_shape(initial_state.n, "mlstm: state n", B=batch, N=heads, D_k=width)
-        expect_shape(initial_state.m, "mlstm: state m", B=batch, N=heads)
+    state = as_state(initial_state, MLSTMState, "mlstm")
+    if state is not None:
+        expect_shape(state.c, "mlstm: state c", B=batch, N=heads, D_k=width, D_v=v.shape[-1])
+        expect_shape(state.n, "mlstm: state n", B=batch, N=heads, D_k=width)
+        expect_shape(state.m, "mlstm: state m", B=batch, N=heads)
+    expect_floats("mlstm", q=q, k=k, v=v, i=i, f=f, **_named(state))
     check_masks("mlstm", resets, lengths, batch, steps)
     dtype = _compute_dtype(q, k, v, i, f)
     choice = resolve("mlstm", backend, q.device.type, dtype, width=max(width, v.shape[-1]))
     same = q.dtype == k.dtype == v.dtype
     cell, kind = _cell(choice), _kind(choice, q, dtype) if same else dtype
-    state = None if initial_state is None else MLSTMState(*(tensor.to(dtype) for tensor in initial_state))
+    if not batch:
+        shapes = (v.shape, (batch, heads, width, v.shape[-1]), (batch, heads, width), (batch, heads))
+        h, *final = of_no_samples((q, k, v, i, f, *(state or ())), dtype, *shapes)
+        return h.to(q.dtype), MLSTMState(*final)
+    state = None if state is None else MLSTMState(*(tensor.to(dtype) for tensor in state))
     with torch.autocast(q.device.type, enabled=False):
         i, f = i.to(dtype), f.to(dtype)
         if resets is not None or lengths is not None:
@@ -221,6 +254,11 @@ def mlstm(
         if lengths is not None:
             h = blank_padding(h, lengths)
     return h.to(q.dtype), final
+
+
+def _named(state: LSTMState | SLSTMState | MLSTMState | None) -> dict[str, Tensor]:
+    """A state's tensors by what messages call them."""
+    return {} if state is None else {f"state {name}": tensor for name, tensor in state._asdict().items()}
 
 
 def _cell(choice: Choice) -> Callable[..., Any]:

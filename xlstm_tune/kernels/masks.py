@@ -19,6 +19,8 @@ SHUT = -1e30
 def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch: int, steps: int) -> None:
     """Raise ValueError unless resets is a boolean [B, T] and lengths integers [B] in 1..T (either may be None).
 
+    Raises TypeError where they are no tensors.
+
     On a GPU the values of lengths are checked there: a wrong one ends in a CUDA error at a later call.
     """
     if resets is not None:
@@ -29,6 +31,8 @@ def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch:
         expect_shape(lengths, f"{name}: lengths", B=batch)
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
             raise ValueError(f"{name}: lengths must be integers, steps of each sample, got {lengths.dtype}")
+        if not batch:
+            return
         # Reading them out would break a graph that is being compiled, and a vmapped tensor has no one value.
         if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(lengths):
             return

@@ -37,6 +37,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run(compiled: Callable[..., Any], tasks: int, *arguments: Any) -> None:
     """compiled(first, end, *arguments) for all tasks, split evenly among as many threads as kernels have."""
+    if not tasks:
+        return
     threads = min(_own_threads or torch.get_num_threads(), tasks)
     cuts = [tasks * number // threads for number in range(threads + 1)]
     # The first call compiles: one thread only, since compiling takes a lock.

@@ -71,6 +71,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """When it was first given to one, by whatever driver."""
         self._spent: dict[int, float] = {}
         """Seconds that workers had it under earlier drivers."""
+        self._compiled: dict[int, float] = {}
+        """Seconds that its worker has spent on compiling kernels, which is done once and no cost of the trial."""
         self._members: dict[int, list[Member]] = {}
         self._together: dict[int, int] = {}
         """How many configurations the Ray trial of each began with."""
@@ -146,6 +148,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         for row in result["rows"]:
+            self._compiled[row["number"]] = self._compiled.get(row["number"], 0.0) + row.get("compile_seconds", 0.0)
+            self._progress.compiled(self._compiled[row["number"]])
             self._epoch(row["number"], row)
             if row["done"]:
                 self._finish(row["number"])
@@ -228,7 +232,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         now = ended or time.time()
         last, started = self._last.pop(number, {}), self._started.pop(number, None)
         first = self._first.pop(number, started)
-        spent = self._spent.pop(number, 0.0) + (now - started if started else 0.0)
+        here = max(0.0, now - started - self._compiled.pop(number, 0.0)) if started else 0.0
+        spent = self._spent.pop(number, 0.0) + here
         together = self._together.pop(number, 1)
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None

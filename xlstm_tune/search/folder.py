@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from xlstm_tune import __version__
+from xlstm_tune.data.read import without_credentials
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import CHECKPOINTS as CHECKPOINTS
 from xlstm_tune.layout import CONFIG as CONFIG
@@ -143,7 +144,7 @@ def frozen(spec: SearchSpec) -> dict[str, Any]:
     if not storage.startswith("sqlite") and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
         frozen["search"]["storage"] = hide_credentials(storage)
     # Without a key in the address, the environment's is used.
-    frozen["data"]["source"] = [re.sub(r"(?<=://)([^/@]*:[^@]*|[^/@]*)@", "", one) for one in spec.data.source]
+    frozen["data"]["source"] = [without_credentials(one) for one in spec.data.source]
     return frozen
 
 

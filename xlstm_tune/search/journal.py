@@ -49,7 +49,7 @@ class Past:
     end: TrialEnd | None = None
     ended: float | None = None
     spent: float = 0.0
-    """Seconds that workers had it."""
+    """Seconds that workers had it, without those of compiling kernels."""
     _since: float | None = None
 
     @property
@@ -97,7 +97,7 @@ class History:
                     row["done"] = True
                 past.rows.append((now, row))
                 self.rows.append(event["row"])
-                past.pause(now)
+                past.pause(now - row.get("compile_seconds", 0.0))
                 past._since = None if row["done"] else now
             case "ended":
                 end = TrialEnd(**event["end"])

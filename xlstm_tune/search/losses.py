@@ -28,6 +28,8 @@ _WORDS = {
 """What Ray says of a lost worker, and what that means."""
 FIRST_EPOCH = 60.0
 """Seconds that the first epoch of a worker process gets more than `resources.trial_timeout`: it loads the kernels."""
+COMPILING = 600.0
+"""The same where the machine keeps no compiled kernels yet."""
 
 
 class Losses(FIFOScheduler):  # type: ignore[misc]

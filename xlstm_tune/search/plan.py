@@ -18,7 +18,7 @@ from xlstm_tune.search.folder import check_folder, check_password, check_same_da
 from xlstm_tune.search.fusion import widest
 from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
 from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
-from xlstm_tune.search.resume import check_same_search
+from xlstm_tune.search.resume import check_enough_trials, check_same_search
 from xlstm_tune.search.space import Space
 from xlstm_tune.search.store import Remote, Shared, make_store
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
@@ -95,6 +95,7 @@ def make_plan(
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
     if resume:
         check_same_search(folder, spec)
+        check_enough_trials(folder, spec)
     kept = make_store(storage, folder, spec.resources.trial_timeout)
     uri = tracking_uri or _tracked_at(folder, resume)
     if not elsewhere:

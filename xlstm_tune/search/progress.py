@@ -34,6 +34,8 @@ class Progress:
     baseline: tuple[str, float] | None
     """Name and validation figure of the best baseline."""
     note: str = "starting Ray and the first workers"
+    waits: str = ""
+    """What the first trials wait for."""
     completed: int = 0
     pruned: int = 0
     failed: int = 0
@@ -50,6 +52,8 @@ class Progress:
     """Trials ended by an earlier part of the search, which say nothing about the pace."""
     began: float = field(default_factory=time.monotonic)
     first_trial: float | None = None
+    compiling: float = 0.0
+    """Seconds that a trial waited for its kernels at most: once, so that they say nothing about the pace."""
 
     @property
     def ended(self) -> int:
@@ -60,7 +64,7 @@ class Progress:
         """A trial began."""
         if self.first_trial is None:
             self.first_trial = time.monotonic()
-            self.note = ""
+            self.note = self.waits
         self.running[number] = (name, 0, epochs)
 
     def epoch(self, number: int, epoch: int, objective: float, error: float | None = None) -> None:
@@ -68,6 +72,10 @@ class Progress:
         name, _, epochs = self.running.get(number, (f"trial {number}", 0, epoch))
         self.running[number] = (name, epoch, epochs)
         self.scored(number, name, objective, error)
+
+    def compiled(self, seconds: float) -> None:
+        """A trial has waited so long for its kernels."""
+        self.compiling = max(self.compiling, seconds)
 
     def scored(self, number: int, name: str, objective: float, error: float | None = None) -> None:
         """A trial has reached this objective; NaN never counts."""
@@ -94,7 +102,7 @@ class Progress:
             return None
         # Running trials count by the share of their epochs that is done.
         share = sum(epoch / max(epochs, 1) for _, epoch, epochs in list(self.running.values()))
-        pace = (time.monotonic() - self.first_trial) / (here + share)
+        pace = max(0.0, time.monotonic() - self.first_trial - self.compiling) / (here + share)
         return max(0.0, pace * (self.total - self.ended - share))
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from xlstm_tune.data.read import without_credentials
 from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
@@ -18,7 +19,7 @@ from xlstm_tune.search.folder import ENVIRONMENT, SPEC
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.resources import Placement
-from xlstm_tune.tracking import Spool, hide_credentials, python_command
+from xlstm_tune.tracking import Spool, python_command
 
 REPORT = "XLSTM_TUNE_REPORT"
 """Environment variable: `off` leaves the report page to be made later, by `python -m xlstm_tune.report`."""
@@ -38,7 +39,7 @@ def record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter)
         "trials": plan.trials,
         "seed": spec.search.seed,
         "data_fingerprint": data.fingerprint,
-        "source": hide_credentials(", ".join(spec.data.source)),
+        "source": ", ".join(map(without_credentials, spec.data.source)),
         **population_params(spec.population),
     } | {f"samples_{part}": len(samples) for part, samples in data.parts.items()}
     spool.search_started(spec.name, params, {"task": data.task}, [plan.folder / SPEC, plan.folder / ENVIRONMENT])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.search.duplicates import never_begun
 from xlstm_tune.search.folder import SPEC, frozen, spec_text
+from xlstm_tune.search.journal import read_journal
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import write_atomically
@@ -27,6 +29,17 @@ def check_same_search(folder: Path, spec: SearchSpec) -> None:
         raise StorageError(
             f"the search '{folder.name}' was begun with other settings, so its trials and new ones could not be "
             f"compared: {'; '.join(differences)}; take that back, or start a new search with another --name"
+        )
+
+
+def check_enough_trials(folder: Path, spec: SearchSpec) -> None:
+    """Raise StorageError when `search.trials` is less than the search in `folder` has begun already."""
+    ends = [past.end for past in read_journal(folder).trials.values()]
+    begun = sum(end is None or (end.status != "duplicate" and not never_begun(end.reason)) for end in ends)
+    if spec.search.trials is not None and spec.search.trials < begun:
+        raise StorageError(
+            f"the search '{folder.name}' has begun {begun:,} trials already, so search.trials (--trials) cannot be "
+            f"{spec.search.trials:,}; give at least {begun:,}, or leave it out"
         )
 
 

@@ -36,6 +36,7 @@ from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
 from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
+from xlstm_tune.training.clock import nothing_compiled
 
 ANY = 1_000_000
 """Trials at a time: more than there will ever be."""
@@ -239,6 +240,8 @@ def _search(
     spec = plan.spec
     objective = spec.search.objective
     progress = Progress(plan.trials, objective, best_baseline(plan.folder, objective))
+    if not plan.address and not placement.gpus and nothing_compiled():
+        progress.waits = "compiling the kernels for this processor, which takes a minute, once"
     store = plan.store
     driver = Driver(spec, store, results, spool, progress)
     if plan.resume:

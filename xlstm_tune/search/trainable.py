@@ -25,7 +25,7 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.folder import CONFIG, HUNG, disk_full, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.goals import times_forecasts, too_slow
-from xlstm_tune.search.losses import FIRST_EPOCH
+from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.single_trial import SingleTrial
@@ -34,6 +34,7 @@ from xlstm_tune.search.system import SystemMetrics
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.allocator import keep_freed_memory
 from xlstm_tune.training.checkpoint import write_atomically
+from xlstm_tune.training.clock import compile_seconds, nothing_compiled
 from xlstm_tune.training.latency import forecast_latency
 from xlstm_tune.training.loop import Diverged, shape_of
 from xlstm_tune.training.micro import out_of_memory
@@ -50,7 +51,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._data: Prepared = ray.get(data[0])
         self._spec, self._store = SearchSpec.parse(spec), store
         self._folder = store.folder
-        self._extra = FIRST_EPOCH
+        self._extra = COMPILING if nothing_compiled() else FIRST_EPOCH
         self._system = SystemMetrics()
         self._worker = f"process {os.getpid()} on {platform.node()}"
         keep_freed_memory()
@@ -102,6 +103,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """One epoch. Returns what referee, searcher and driver see: `rows`, and the best of them as Ray's own."""
+        compiled = compile_seconds()
         try:
             with self._watched():
                 rows = self._started().step()
@@ -118,7 +120,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             self._keep_traceback()
             return self._all_failed(f"error: {type(error).__name__}: {error}")
         number, system = self._trials[0]["number"], self._system.read()
-        rows = [{"number": number, "worker": self._worker, **row} for row in rows]
+        about = {"worker": self._worker, "compile_seconds": compile_seconds() - compiled}
+        rows = [{"number": number, **about, **row} for row in rows]
         for row in rows:
             if row["status"] != "failed":
                 row |= self._timed(row["number"])

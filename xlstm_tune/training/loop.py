@@ -10,7 +10,6 @@ Shapes: B batch, L lookback, F features, H horizon, K targets, S static inputs, 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
 from xlstm_tune.training import capture
+from xlstm_tune.training.clock import clock
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.judge import eval_batch, judge
 from xlstm_tune.training.losses import loss_of
@@ -88,7 +88,7 @@ class EpochResult:
     validation: dict[str, float]
     """Every metric of `metrics.METRICS` on every validation sample."""
     seconds: float
-    """Training and validation."""
+    """Training and validation, without compiling kernels."""
     sequences_per_s: float
     """Of training alone."""
     learning_rate: float
@@ -187,7 +187,7 @@ def train(
 
     while not state.finished:
         epoch = state.epoch + 1
-        started = time.perf_counter()
+        started = clock()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         with seeded(training.seed, epoch, device), threads_for(model):
@@ -206,12 +206,12 @@ def train(
                 losses[number], norms[number] = captured(index, *each[number])
             rate = rates[-1]
         train_loss = checked_loss(losses, norms, len(samples), state, rate)
-        trained = time.perf_counter()
+        trained = clock()
 
         judged = judge(model, held_out, data.target_std, eval_batch(config, data, device), dtype)
         validation = judged.result()
         improved = close_epoch(state, validation, rate, judged.end)
-        ended = time.perf_counter()
+        ended = clock()
         yield EpochResult(
             epoch=epoch,
             train_loss=train_loss,

@@ -14,7 +14,6 @@ Legend: M members of a pack, B batch, L lookback, F features, H horizon, K targe
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from torch.func import functional_call, vmap
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.training import capture
+from xlstm_tune.training.clock import clock
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.judge import eval_batch
 from xlstm_tune.training.loop import (
@@ -170,11 +170,11 @@ class Pack:
 
     def epoch(self) -> list[tuple[EpochResult | None, str | None]]:
         """Train one epoch and judge it; for each member a result, or why it has failed."""
-        started = time.perf_counter()
+        started = clock()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         losses, norms, rates = self._train()
-        trained = time.perf_counter()
+        trained = clock()
         outcomes: list[float | str] = []
         for place, state in enumerate(self.states):
             try:
@@ -182,7 +182,7 @@ class Pack:
             except Diverged as reason:
                 outcomes.append(f"diverged: {reason}")
         judged = self._judge()
-        ended = time.perf_counter()
+        ended = clock()
         count = len(self.states)
         found: list[tuple[EpochResult | None, str | None]] = []
         for place, (state, outcome) in enumerate(zip(self.states, outcomes, strict=True)):
