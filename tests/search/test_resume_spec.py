@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.folder import SPEC, create_folder
 from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.folder import SPEC, create_folder
 from xlstm_tune.search.journal import Journal
 from xlstm_tune.search.resume import check_enough_trials, check_same_search, keep_spec
 from xlstm_tune.search_file import load_spec
