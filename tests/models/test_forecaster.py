@@ -1,5 +1,7 @@
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -163,3 +165,18 @@ def test_backend_is_described_and_an_explicit_one_refused(monkeypatch):
     for family in ("xlstm", "mlstm", "slstm"):
         with pytest.raises(BackendUnavailable, match="'triton' was asked for"):
             build_model(config(family), SHAPE, backend="triton")(torch.zeros(2, 10, 3))
+
+
+@pytest.mark.slow  # a process of its own
+def test_count_parameters_does_not_go_through_torch_compile():
+    """On torch's meta device each initialiser did, which imports its compiler for seconds to fill no memory."""
+    program = """
+import sys
+from xlstm_tune.models.config import FAMILIES, ModelConfig
+from xlstm_tune.models.forecaster import Shape, count_parameters
+for family in FAMILIES:
+    count_parameters(ModelConfig(family=family), Shape(1, 8, 1, 1))
+print("torch._dynamo" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False"]

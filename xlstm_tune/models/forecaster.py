@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xlstm_tune.kernels.dispatch import Choice, resolve
 from xlstm_tune.kernels.shapes import expect_shape
@@ -67,9 +70,28 @@ def build_model(config: ModelConfig, shape: Shape, backend: str = "auto") -> For
 
 def count_parameters(config: ModelConfig, shape: Shape) -> int:
     """Trainable numbers of the model, counted without allocating or drawing any."""
-    with torch.device("meta"):
-        model = build_model(config, shape)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return _counted(config.model_copy(update={"dropout": 0.0}), shape)  # which changes no shape, and is often searched
+
+
+@lru_cache(maxsize=4096)
+def _counted(config: ModelConfig, shape: Shape) -> int:
+    return sum(parameter.numel() for parameter in outline(config, shape).parameters())
+
+
+def outline(config: ModelConfig, shape: Shape) -> Forecaster:
+    """The model without memory for its weights, to look at their sizes."""
+    with torch.device("meta"), _Unfilled():
+        return build_model(config, shape)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what only fills tensors: without memory it does nothing, by long ways."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class Forecaster(nn.Module):

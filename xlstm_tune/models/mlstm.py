@@ -92,7 +92,7 @@ class MLSTMLayer(nn.Module):
         nn.init.zeros_(self.gates.weight)
         with torch.no_grad():
             self.gates.bias[:heads].normal_(std=0.1)
-            self.gates.bias[heads:] = torch.linspace(3.0, 6.0, heads)
+            self.gates.bias[heads:] = torch.linspace(3.0, 6.0, heads, device="cpu")
 
     def forward(
         self,

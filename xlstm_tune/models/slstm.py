@@ -35,7 +35,7 @@ def forget_bias(heads: int, width: int, block: int = 0, blocks: int = 1) -> Tens
     to spread over: u = n / (N - 1) then runs over the heads, as over the units of one head (and is 0 for one unit).
     """
     units = heads if width == 1 else width
-    spread = torch.arange(units) / max(units - 1, 1)
+    spread = torch.arange(units, device="cpu") / max(units - 1, 1)
     bias = 5.0 - 12.0 * spread ** (0.3 + 1.3 * block / max(blocks - 1, 1))
     return bias.view(heads, 1) if width == 1 else bias.expand(heads, width)
 

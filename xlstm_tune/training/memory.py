@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.models.forecaster import Forecaster, Shape, build_model, outline
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 from xlstm_tune.training.losses import loss_of
@@ -63,8 +63,7 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
     counts 16-bit activations. The measurement itself runs on the CPU. Raises BackendUnavailable as `train` does.
     """
     dtype = autocast_dtype(config.training.precision, pick_device(device))
-    with torch.device("meta"):
-        model = build_model(config.model, shape)
+    model = outline(config.model, shape)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     weights = sum(tensor.nbytes for tensor in model.state_dict().values()) / _MIB
     gradients = sum(parameter.nbytes for parameter in model.parameters()) / _MIB
