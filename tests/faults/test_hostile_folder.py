@@ -141,10 +141,12 @@ def test_nothing_in_the_package_reads_files_that_can_run_code(path: Path) -> Non
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         for name in names:
-            forbidden = {"pickle", "cPickle", "cloudpickle", "joblib", "dill", "marshal", "shelve", "pandas"}
+            forbidden = {"pickle", "cPickle", "cloudpickle", "joblib", "dill", "marshal", "shelve"}
             assert name.split(".")[0] not in forbidden, name
+            assert name != "pandas" or path.name == "served.py", name  # MLflow hands its frames to the model there
     for name, call in calls(tree):
         assert name not in {"eval", "exec", "compile", "torch.load", "torch.jit.load", "np.load", "numpy.load"}, name
+        assert not re.match(r"(pd|pandas)\.(read_|HDFStore|io)", name), name
         assert not any(keyword.arg == "allow_pickle" for keyword in call.keywords), name
         assert not re.search(r"\byaml\.(unsafe|full)_load", name), name
         if name in {"yaml.load", "yaml.load_all"}:

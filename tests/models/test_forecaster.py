@@ -160,7 +160,7 @@ def test_backend_is_described_and_an_explicit_one_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     described = build_model(config("xlstm"), SHAPE).describe_backend()
     assert "slstm: " in described and "mlstm: " in described
-    assert build_model(config("lstm_torch"), SHAPE).describe_backend() == "lstm_torch: torch.nn.LSTM"
+    assert build_model(config("lstm_torch"), SHAPE).describe_backend() == "lstm_torch: torch.nn.LSTM, in float32"
     assert build_model(config("lstm"), SHAPE).describe_backend().startswith("lstm: ")
     for family in ("xlstm", "mlstm", "slstm"):
         with pytest.raises(BackendUnavailable, match="'triton' was asked for"):

@@ -91,7 +91,7 @@ def test_an_object_that_is_written_anew_is_read_as_it_was_at_one_moment(where: O
         for lines in range(1, 10_000):
             where.put("growing", f"{lines:04d}\n".encode() * lines)
             writing.set()
-            if done.wait(0.02):
+            if done.wait(0.05):
                 return
 
     def check(content: bytes) -> None:

@@ -37,43 +37,45 @@ def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable
     )
 
 
-def sequence_notes(
+def lengths_note(offsets: np.ndarray, name: Callable[[int], str]) -> str | None:
+    """One sentence on sequences that are much shorter than others; None where there are none. name: of a sequence."""
+    lengths = np.diff(offsets)
+    if lengths.min() >= _SHORT * lengths.max():
+        return None
+    return f"sequences have {lengths.min()} to {lengths.max()} rows, the shortest: {name(int(np.argmin(lengths)))}"
+
+
+def sequence_gaps_note(
     time: np.ndarray,
     offsets: np.ndarray,
     kind: Kind,
     column: str | None,
     name: Callable[[int], str],
     label: Callable[[int], str],
-) -> list[str]:
-    """A sentence each on sequences that are much shorter than others, and on gaps within sequences.
+) -> str | None:
+    """One sentence on gaps within sequences; None where there are none.
 
     column: the time column. name: of a sequence. label: the time of a row.
     """
-    notes = []
-    lengths = np.diff(offsets)
-    if lengths.min() < _SHORT * lengths.max():
-        shortest = int(np.argmin(lengths))
-        notes.append(f"sequences have {lengths.min()} to {lengths.max()} rows, the shortest: {name(shortest)}")
     usual = modal_step(time, offsets)
     if usual is None or kind == "order":
-        return notes
+        return None
     later = later_rows(time, offsets)
     steps = time[later] - time[later - 1]
     odd = steps != usual
     if odd.sum() > (1 - _REGULAR) * len(steps) or (kind == "date" and _calendar(steps)):
-        return notes
+        return None
     if kind == "date" and usual == _DAY:
         odd &= ~_leap_day(time[later], steps)
-    if odd.any():
-        row = int(later[odd][0])
-        gappy = np.unique(np.searchsorted(offsets, later[odd], side="right") - 1)
-        step = describe_step(usual, kind)
-        notes.append(
-            f"{len(gappy)} of {len(lengths)} sequences have gaps in '{column}', where rows are not {step} apart, the "
-            f"first: {name(int(gappy[0]))}, between {label(row - 1)} and {label(row)}; every row counts as one step "
-            f"all the same"
-        )
-    return notes
+    if not odd.any():
+        return None
+    row = int(later[odd][0])
+    gappy = np.unique(np.searchsorted(offsets, later[odd], side="right") - 1)
+    return (
+        f"{len(gappy)} of {len(offsets) - 1} sequences have gaps in '{column}', where rows are not "
+        f"{describe_step(usual, kind)} apart, the first: {name(int(gappy[0]))}, between {label(row - 1)} and "
+        f"{label(row)}; every row counts as one step all the same"
+    )
 
 
 def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from xlstm_tune.data.calendar import cycle_columns
 from xlstm_tune.data.clock import Kind, cell, modal_step, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
-from xlstm_tune.data.gaps import gaps_note, sequence_notes
+from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
 from xlstm_tune.data.missing import fill
 from xlstm_tune.data.read import Source, read_source
 from xlstm_tune.data.roles import Roles, assign_roles
@@ -156,9 +156,9 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     )
     if config.task == "forecast":
         gaps = gaps_note(time, rows.offsets, kind, table.time_label)
-        notes += [gaps] if gaps else []
     else:
-        notes += sequence_notes(time, rows.offsets, kind, roles.time, table.series_name, table.time_label)
+        gaps = sequence_gaps_note(time, rows.offsets, kind, roles.time, table.series_name, table.time_label)
+    notes += [gaps] if gaps else []
     return replace(table, notes=tuple(notes), fingerprint=_fingerprint(table))
 
 

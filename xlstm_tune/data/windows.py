@@ -17,6 +17,7 @@ from torch import Tensor
 from xlstm_tune.data.clock import season_of
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.cut import PARTS
+from xlstm_tune.data.gaps import lengths_note
 from xlstm_tune.data.scaling import Scaling, fit_scaling
 from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
@@ -98,6 +99,8 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
     notes = [*table.notes, *result.notes]
+    if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):
+        notes.append(lengths)
 
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     train = result.parts["train"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.simd import CONTRACT, LANES, transpose
+from xlstm_tune.kernels.stale import forget_stale
 
 f32 = np.float32
 _pool: ThreadPoolExecutor | None = None
@@ -23,16 +26,19 @@ _own_threads: int | None = None
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, without holding the interpreter's lock, and keep the machine code on disk.
-
-    Numba looks at the kernel's own file to see whether that code is stale: after a change in simd.py or here, remove
-    the *.nbi files in __pycache__.
-    """
+    """Compile at the first call, without holding the interpreter's lock, and keep the machine code on disk."""
     try:
         compiled: Callable[..., Any] = njit(nogil=True, fastmath=CONTRACT, cache=True)(function)
     except RuntimeError:  # no folder can be written: compiled anew in each process
-        compiled = njit(nogil=True, fastmath=CONTRACT)(function)
+        return cast(Callable[..., Any], njit(nogil=True, fastmath=CONTRACT)(function))
+    _seen_to(compiled._cache.cache_path)  # type: ignore[attr-defined]
     return compiled
+
+
+@cache
+def _seen_to(place: str) -> None:
+    """Stale code in Numba's folder is removed, once in a process."""
+    forget_stale(Path(place))
 
 
 def run(compiled: Callable[..., Any], tasks: int, *arguments: Any) -> None:

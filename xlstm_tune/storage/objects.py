@@ -20,7 +20,7 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _AT_ONCE = 8
 """Transfers side by side: objects are small, and each waits for its answer."""
 _BLOCK = 1 << 20
-_TRIES = 20
+_TRIES = 30
 """Of reading an object that somebody writes anew."""
 _USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
