@@ -237,6 +237,19 @@ class SearchSpec(Spec):
     training: TrainingConfig = TrainingConfig()
     resources: ResourceConfig = ResourceConfig()
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat_keys(cls, raw: Any) -> Any:
+        """Settings below their section, as the other sections of the file have them, are told how `space:` has them."""
+        for section, lines in raw.items() if isinstance(raw, dict) else ():
+            for key in lines if section in ("model", "training", "data") and isinstance(lines, dict) else ():
+                if (flat := f"{section}.{key}") in SEARCHABLE:
+                    raise ValueError(
+                        f"'space.{section}' is no setting but a section, and space has one line for each setting, with "
+                        f"its flat key; write `{flat}: {{...}}` instead of '{key}' below '{section}'"
+                    )
+        return raw
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:

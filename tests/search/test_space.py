@@ -45,6 +45,12 @@ def make_space(space: dict[str, Any], search: dict[str, Any] | None = None, **se
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "unknown key": ({"model.hiden_size": {"choice": [8]}}, {}, ["space.model.hiden_size", "'model.hidden_size'"]),
     "key without its section": ({"hidden_size": {"choice": [8]}}, {}, ["'model.hidden_size'"]),
+    "setting below its section": (
+        {"model": {"hidden_size": {"choice": [8, 16]}}},
+        {},
+        ["'space.model' is no setting", "write `model.hidden_size: {...}` instead of 'hidden_size' below 'model'"],
+    ),
+    "section with a range": ({"training": {"choice": [1]}}, {}, ["'space.training' is not a setting"]),
     "empty choice": ({"model.dropout": {"choice": []}}, {}, ["space.model.dropout", "empty choice"]),
     "choice of the wrong type": ({"model.hidden_size": {"choice": [64, "big"]}}, {}, ["whole number", "'big'"]),
     "fraction for a whole number": ({"model.hidden_size": {"choice": [64.5]}}, {}, ["whole number", "64.5"]),
