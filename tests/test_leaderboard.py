@@ -78,6 +78,24 @@ def test_verdict_says_when_nothing_was_scored(tmp_path: Path) -> None:
     assert "No trial could be scored (1 failed)" in verdict(board)
 
 
+def failures(folder: Path, *reasons: str) -> str:
+    rows = [trial(number, "failed", None) | {"reason": reason} for number, reason in enumerate(reasons)]
+    write(folder, rows, {}, {"last_value": 4.0})
+    output = io.StringIO()
+    print_leaderboard(build_leaderboard(folder, "val_rmse"), Console(file=output, width=120))
+    return output.getvalue()
+
+
+def test_verdict_names_the_one_reason_of_all_failures(tmp_path: Path) -> None:
+    too_large = "too large: {} parameters, search.constraints.max_parameters is 10"
+    text = failures(tmp_path / "large", too_large.format("1,104"), too_large.format("20,304"))
+    assert f"No trial could be scored (2 failed), all for this reason: {too_large.format('1,104')}. The reasons" in text
+    text = failures(tmp_path / "one", "RuntimeError: shapes\n[red] [3, 4] do not fit.")
+    assert "(1 failed) for this reason: RuntimeError: shapes [red] [3, 4] do not fit. The reasons" in text
+    for folder, reasons in {"two": ("worker died", "out of memory"), "cut": ("worker died", "interrupted")}.items():
+        assert "for this reason" not in failures(tmp_path / folder, *reasons)
+
+
 def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tmp_path: Path) -> None:
     write(tmp_path, [trial(n, "completed", 3.0 + n) for n in range(15)], {14: 9.0}, {"mean": 20.0})
     board = build_leaderboard(tmp_path, "val_rmse")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.strict import Spec, did_you_mean
+from xlstm_tune.strict import Spec, did_you_mean, shortened
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 Scalar = bool | int | float | str
@@ -133,6 +133,14 @@ class SearchConfig(Spec):
                 raise ValueError("'search.objective' is a list, which names the costs; leave out 'search.costs'")
             if not objective:
                 raise ValueError("'search.objective' is an empty list; give a metric such as val_rmse first")
+            for place, name in enumerate(objective):
+                # Told here, by the place in the list that was written: below, there is no list any more.
+                what, allowed = ("a cost", get_args(Cost)) if place else ("a metric", get_args(Objective))
+                if name not in allowed:
+                    raise ValueError(
+                        f"'search.objective[{place}]' must be {what}, one of {', '.join(allowed)}, "
+                        f"got {shortened(repr(name))}; one metric stands first, and costs follow"
+                    )
             raw["objective"], raw["costs"] = objective[0], objective[1:]
         if raw.get("costs"):
             raw.setdefault("scheduler", "none")
@@ -228,6 +236,19 @@ class SearchSpec(Spec):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     resources: ResourceConfig = ResourceConfig()
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat_keys(cls, raw: Any) -> Any:
+        """Settings below their section, as the other sections of the file have them, are told how `space:` has them."""
+        for section, lines in raw.items() if isinstance(raw, dict) else ():
+            for key in lines if section in ("model", "training", "data") and isinstance(lines, dict) else ():
+                if (flat := f"{section}.{key}") in SEARCHABLE:
+                    raise ValueError(
+                        f"'space.{section}' is no setting but a section, and space has one line for each setting, with "
+                        f"its flat key; write `{flat}: {{...}}` instead of '{key}' below '{section}'"
+                    )
+        return raw
 
     @field_validator("name")
     @classmethod

@@ -35,7 +35,12 @@ def test_a_list_of_objectives_is_one_with_costs() -> None:
     [
         ({"objective": ["val_rmse", "parameters"], "scheduler": "asha"}, "'search.scheduler' is 'asha', which stops"),
         ({"objective": ["val_rmse", "latency"]}, "latency_ms"),
-        ({"objective": ["val_rmse", "val_mae"]}, "parameters"),
+        (
+            {"objective": ["val_rmse", "val_mae"]},
+            "'search.objective[1]' must be a cost, one of parameters, latency_ms, got 'val_mae'",
+        ),
+        ({"objective": ["parameters", "val_mae"]}, "'search.objective[0]' must be a metric, one of val_rmse, val_mae,"),
+        ({"objective": ["val_rmse", ["parameters"]]}, "'search.objective[1]' must be a cost"),
         ({"objective": []}, "empty list"),
         ({"objective": ["val_rmse", "parameters"], "costs": ["latency_ms"]}, "leave out 'search.costs'"),
         ({"costs": ["parameters", "parameters"]}, "one cost twice"),

@@ -16,11 +16,11 @@ from xlstm_tune.search.space import Space
 from xlstm_tune.spec import SearchSpec
 
 
-def spec_of(folder: Path) -> SearchSpec:
+def spec_of(folder: Path, **sections: object) -> SearchSpec:
     (folder / "t.csv").write_text("y\n" + "\n".join(str((n * 37) % 101) for n in range(200)) + "\n")
     data = {"source": str(folder / "t.csv"), "target": "y", "lookback": 12, "horizon": 3}
     space = {"model.family": {"choice": ["lstm_torch"]}, "model.hidden_size": {"choice": [8, 16]}}
-    return SearchSpec.parse({"name": "packed", "data": data, "space": space})
+    return SearchSpec.parse({"name": "packed", "data": data, "space": space, **sections})
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,32 @@ def test_cluster_gpu_mib_tells_what_torch_finds_on_each_node_in_time() -> None:
         assert cluster_gpu_mib(seconds=0.0) == []
     finally:
         ray.shutdown()
+
+
+def printed(spec: SearchSpec, folder: Path) -> str:
+    made = planning.make_plan(spec, Space.from_spec(spec), str(folder / "searches"), None, None)
+    console = Console(file=io.StringIO(), width=250)
+    print_plan(made, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("grace", "noted"), [(4, False), (5, True), (6, True)])
+def test_dry_run_notes_a_grace_period_that_leaves_the_scheduler_idle(grace: int, noted: bool, tmp_path: Path) -> None:
+    def text(**search: object) -> str:
+        return printed(spec_of(tmp_path, search={"grace_epochs": grace, **search}, training={"epochs": 5}), tmp_path)
+
+    words = f"note: search.scheduler 'asha' stops no trial early, since search.grace_epochs is {grace} and no trial"
+    assert (words in text()) == noted
+    assert "stops no trial early" not in text(scheduler="none")
+
+
+def test_dry_run_notes_a_limit_that_no_model_keeps(tmp_path: Path) -> None:
+    def text(limit: int, **more: object) -> str:
+        made = spec_of(tmp_path, search={"constraints": {"max_parameters": limit}, **more})
+        return printed(made, tmp_path)
+
+    words = "note: search.constraints.max_parameters is 10, and the smallest model has "
+    for algorithm in ("tpe", "grid"):
+        assert words in text(10, algorithm=algorithm)
+    assert "no trial would be trained" in text(10)
+    assert "max_parameters" not in text(1_000_000)

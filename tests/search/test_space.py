@@ -45,6 +45,12 @@ def make_space(space: dict[str, Any], search: dict[str, Any] | None = None, **se
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "unknown key": ({"model.hiden_size": {"choice": [8]}}, {}, ["space.model.hiden_size", "'model.hidden_size'"]),
     "key without its section": ({"hidden_size": {"choice": [8]}}, {}, ["'model.hidden_size'"]),
+    "setting below its section": (
+        {"model": {"hidden_size": {"choice": [8, 16]}}},
+        {},
+        ["'space.model' is no setting", "write `model.hidden_size: {...}` instead of 'hidden_size' below 'model'"],
+    ),
+    "section with a range": ({"training": {"choice": [1]}}, {}, ["'space.training' is not a setting"]),
     "empty choice": ({"model.dropout": {"choice": []}}, {}, ["space.model.dropout", "empty choice"]),
     "choice of the wrong type": ({"model.hidden_size": {"choice": [64, "big"]}}, {}, ["whole number", "'big'"]),
     "fraction for a whole number": ({"model.hidden_size": {"choice": [64.5]}}, {}, ["whole number", "64.5"]),
@@ -324,3 +330,37 @@ def test_draw_stays_inside_and_resolves(seed: int) -> None:
     params = space.draw(random.Random(seed))
     assert all(domain.contains(params[domain.key]) for domain in space.domains if domain.key in params)
     assert spec.resolve(params).training.batch_size == params["training.batch_size"]
+
+
+def test_conditions_that_exclude_each_other_are_told() -> None:
+    space: dict[str, Any] = {
+        "model.family": {"choice": ["lstm", "slstm", "xlstm"]},
+        "model.pattern": {"choice": ["s", "ms"], "when": {"model.family": "xlstm"}},
+        "model.heads": {"choice": [2, 4], "when": {"model.family": ["lstm", "slstm"], "model.pattern": "ms"}},
+        "model.conv_kernel": {"choice": [0, 4], "when": {"model.heads": 4}},
+    }
+    never = make_space(space)
+    assert [domain.key for domain in never.domains] == ["model.family", "model.pattern"]
+    assert never.notes[0] == (
+        "'space.model.heads' is never searched, because 'model.heads' needs model.family to be 'lstm' or 'slstm' and "
+        "'model.pattern' needs model.family to be 'xlstm'"
+    )
+    assert "'space.model.conv_kernel' is never searched, because 'model.heads' is never" in never.notes[1]
+    assert len(never.notes) == 2
+    space["model.heads"]["when"]["model.family"] = ["lstm", "xlstm"]
+    assert not make_space(space).notes
+
+
+def test_conditions_that_exclude_each_other_further_up_are_told() -> None:
+    space = {
+        "model.family": {"choice": ["lstm", "slstm", "xlstm"]},
+        "model.layers": {"choice": [1, 2], "when": {"model.family": ["lstm", "slstm"]}},
+        "model.pattern": {"choice": ["s", "ms"], "when": {"model.family": "xlstm"}},
+        "model.dropout": {"choice": [0.0, 0.1], "when": {"model.layers": 2}},
+        "model.conv_kernel": {"choice": [0, 4], "when": {"model.dropout": 0.1, "model.pattern": "ms"}},
+    }
+    (note,) = make_space(space).notes
+    assert note.endswith(
+        "because 'model.layers' needs model.family to be 'lstm' or 'slstm' and 'model.pattern' needs model.family to "
+        "be 'xlstm'"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.report.resampling import ENOUGH, FEW_ALPHA, FEWEST
 from xlstm_tune.results import read
+from xlstm_tune.strict import shortened
 
 SHOWN = 10
 """Trials on the terminal, besides the best of each family; the tables hold all."""
@@ -65,6 +67,8 @@ class Leaderboard:
     """What the predictions say; None where nothing has any."""
     cost: Mapping[str, float] = field(default_factory=dict)
     """cpu_hours, gpu_hours, trials_per_hour, as far as they are known."""
+    reason: str = ""
+    """Of every trial that failed by itself, up to the figures in it; empty where they differ or none did."""
 
     @property
     def lead(self) -> Difference | None:
@@ -153,7 +157,17 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
             )
     trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
     costs = cost(rows, search_row(folder))
-    return Leaderboard(metric, trials, _baselines(folder, metric), counts, gather(folder, objective), costs)
+    baselines = _baselines(folder, metric)
+    return Leaderboard(metric, trials, baselines, counts, gather(folder, objective), costs, shared_reason(rows))
+
+
+def shared_reason(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The reason of every trial that failed by itself, in the words of the first; empty where they differ.
+
+    Figures aside: models that are all too large are so by different sizes. rows: of the trials table.
+    """
+    reasons = [str(row["reason"] or "") for row in rows if how_ended(row) == "failed"]
+    return reasons[0] if len({re.sub(r"\d[\d,.]*", "0", reason) for reason in reasons}) == 1 else ""
 
 
 def best_baseline(folder: Path, objective: str) -> tuple[str, float] | None:
@@ -195,7 +209,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         console.print(f"* {STOPPED_EARLY}", style="dim", highlight=False)
     console.print()
     # A terminal would break the sentence within a word; a file keeps one line.
-    console.print(verdict(board), highlight=False, soft_wrap=not console.is_terminal)
+    # A reason may hold brackets, which are no markup.
+    console.print(verdict(board), highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console: Console) -> None:
@@ -221,9 +236,13 @@ def verdict(board: Leaderboard) -> str:
     """One sentence: the winner, and its distance to the best baseline on both parts."""
     ends = ", ".join(f"{count} {status}" for status, count in board.counts.items() if count)
     if board.winner is None:
-        return (
-            f"No trial could be scored ({ends}). The reasons stand in the trials table and beside each trial's config."
-        )
+        told = "The reasons stand in the trials table and beside each trial's config."
+        if board.reason and not board.counts.get(UNFINISHED):
+            failed = board.counts["failed"]
+            # Without its full stop, which messages of libraries have and ours have not.
+            reason = shortened(" ".join(board.reason.split()), 300).removesuffix(".")
+            return f"No trial could be scored ({ends}){', all' if failed > 1 else ''} for this reason: {reason}. {told}"
+        return f"No trial could be scored ({ends}). {told}"
     winner, metric = board.winner, board.metric
     score = number(winner.validation.get(metric), winner.validation_error)
     early = ", stopped early by the scheduler" if winner.status == "pruned" else ""

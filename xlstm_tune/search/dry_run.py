@@ -28,10 +28,11 @@ SAMPLE = 200
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Shapes, split sizes, distinct configurations, parameter counts, memory."""
-    spec, data = plan.spec, plan.data
+    spec = plan.spec
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(style="bold")
-    for title, text in [*data_lines(plan), *space_lines(plan), *model_lines(plan)]:
+    sized = _sized(plan)
+    for title, text in [*data_lines(plan), *space_lines(plan), *model_lines(plan, sized)]:
         grid.add_row(title, escape(text))
     where = plan.placement.describe() if plan.placement else f"decided by the cluster at {plan.address}"
     grid.add_row("placement", where)
@@ -45,7 +46,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)
     console.print(_baselines(plan), highlight=False)
-    for note in (*data.notes, *plan.space.notes):
+    for note in (*plan.notes, *_out_of_reach(plan, sized[0][0])):
         console.print(f"note: {note}", highlight=False, markup=False)
 
 
@@ -81,15 +82,33 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-def model_lines(plan: Plan) -> list[tuple[str, str]]:
-    """Parameters of the smallest and largest model; memory that training the largest takes."""
-    configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
-    sized = sorted(((count_parameters(c.model, shape_of(plan.data, c)), i) for i, c in enumerate(configs)))
-    least, most = configs[sized[0][1]], configs[sized[-1][1]]
+def model_lines(plan: Plan, sized: list[tuple[int, TrialConfig]]) -> list[tuple[str, str]]:
+    """Parameters of the smallest and largest model; memory that training the largest takes. sized: of `_sized`."""
+    least, most = sized[0][1], sized[-1][1]
     largest = f"{sized[-1][0]:,} ({most.title()})"
     return [
         ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
         ("memory", _memory(plan, most, sized[-1][0])),
+    ]
+
+
+def _sized(plan: Plan) -> list[tuple[int, TrialConfig]]:
+    """The configurations looked at and their parameters, smallest first."""
+    configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
+    sized = [(count_parameters(config.model, shape_of(plan.data, config)), config) for config in configs]
+    return sorted(sized, key=lambda each: each[0])
+
+
+def _out_of_reach(plan: Plan, least: int) -> list[str]:
+    """A note where no model looked at is within the limit of parameters. least: those of the smallest."""
+    limit = plan.spec.search.constraints.max_parameters
+    if limit is None or least <= limit:
+        return []
+    # The smallest model of a space that cannot be listed may not have been drawn.
+    some = "" if plan.space.count() is not None or plan.spec.search.algorithm == "grid" else f" of {SAMPLE} looked at"
+    return [
+        f"search.constraints.max_parameters is {limit:,}, and the smallest model{some} has {least:,} parameters: "
+        f"{'hardly any' if some else 'no'} trial would be trained; raise the limit, or search smaller models"
     ]
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.words import count
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, check_password, check_same_data, find_folder
 from xlstm_tune.search.fusion import widest
@@ -62,6 +63,11 @@ class Plan:
     def trials(self) -> int:
         """Distinct configurations that will be trained."""
         return wanted_trials(self.spec, self.space)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the search starts, one sentence each."""
+        return (*self.data.notes, *self.space.notes, *_idle_scheduler(self.spec))
 
     def size(self) -> str:
         """How much there is to search: `176 points, 16 of them repeat another: 160 distinct configurations`."""
@@ -135,6 +141,18 @@ def check_data(spec: SearchSpec, space: Space) -> tuple[Table, Prepared]:
 def chosen_uri(storage: Path) -> str:
     """Where MLflow's runs go without --tracking-uri: MLflow's own environment variable, else a file in the storage."""
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+
+
+def _idle_scheduler(spec: SearchSpec) -> list[str]:
+    """A note where the scheduler can stop nothing, which was hardly meant."""
+    search, epochs = spec.search, spec.max_epochs()
+    if search.scheduler == "none" or search.grace_epochs is None or search.grace_epochs < epochs:
+        return []
+    return [
+        f"search.scheduler '{search.scheduler}' stops no trial early, since search.grace_epochs is "
+        f"{search.grace_epochs:,} and no trial trains more than {count(epochs, 'epoch')}; "
+        "give fewer grace_epochs, or scheduler: none"
+    ]
 
 
 def _tracked_at(folder: Path, resume: bool) -> str:

@@ -89,7 +89,7 @@ def data_facts(plan: Plan) -> dict[str, Any]:
         "inputs": [*data.feature_names, *data.static_names],
         "keys": list(table.key_names),
         "groups": list(group_columns(table, data)),
-        "notes": [*data.notes, *plan.space.notes],
+        "notes": list(plan.notes),
         "best_possible": plan.best_possible,
     }
 

@@ -106,7 +106,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         f"{plan.size()}. Results: {plan.folder}",
         highlight=False,
     )
-    for note in (*plan.data.notes, *plan.space.notes):
+    for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     board, outcome = _run(plan, stopping, console)
     _print_board(plan, board, console)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Params = dict[str, Scalar]
 """A point of the space: the keys that exist there, and their values."""
 
+_Need = tuple[tuple[Scalar, ...], str]
+"""The values of one setting with which another can exist, and whose condition left no more of them."""
+
 COUNT_LIMIT = 10_000
 """Larger spaces are not enumerated: this many points take a second at worst."""
 GRID_LIMIT = 200_000
@@ -64,9 +67,12 @@ class Space:
         plain = {key: Domain.from_dimension(key, dimension) for key, dimension in spec.space.items()}
         conditions = {key: _conditions(key, dimension, plain) for key, dimension in spec.space.items()}
         domains: dict[str, Domain] = {}
+        needs: dict[str, dict[str, _Need]] = {}
         notes: list[str] = []
         for key in _parents_first(spec, conditions):
             never = _never_met(spec, conditions[key], domains)
+            if not never:
+                needs[key], never = _all_needs(key, conditions[key], needs)
             if never:
                 notes.append(f"'space.{key}' is never searched, because {never}")
                 continue
@@ -327,3 +333,26 @@ def _never_met(spec: SearchSpec, conditions: Mapping[str, tuple[Scalar, ...]], s
         if (fixed := _fixed(spec, other)) not in values:
             return f"{other} is fixed at {fixed!r}"
     return ""
+
+
+def _all_needs(
+    key: str, conditions: Mapping[str, tuple[Scalar, ...]], known: Mapping[str, Mapping[str, _Need]]
+) -> tuple[dict[str, _Need], str]:
+    """What must hold of each other setting where `key` exists, and why that can never be; the latter empty if it can.
+
+    A setting hangs on all that those in its own conditions hang on. known: the needs of those, where they are searched.
+    """
+    needs: dict[str, _Need] = {}
+    own = {other: (values, key) for other, values in conditions.items()}
+    for asked in (own, *(known[other] for other in conditions if other in known)):
+        for other, (values, whose) in asked.items():
+            before, first = needs.get(other, (values, whose))
+            both = tuple(value for value in before if value in values)
+            if not both:
+                return needs, f"{_needs(first, other, before)} and {_needs(whose, other, values)}"
+            needs[other] = (both, first if len(both) == len(before) else whose)
+    return needs, ""
+
+
+def _needs(key: str, other: str, values: tuple[Scalar, ...]) -> str:
+    return f"'{key}' needs {other} to be {' or '.join(repr(value) for value in values)}"
