@@ -188,7 +188,7 @@ def test_name_has_every_searched_setting_that_is_not_as_usual(tmp_path: Path) ->
     assert len(set(names)) == len(points)
     assert spec.title(spec.resolve({})) == spec.resolve({}).title()
     named = spec.title(spec.resolve({"training.weight_decay": 0.1, "model.pooling": "mean"}))
-    assert named == f"{spec.resolve({}).title()} · weight_decay 0.1 · pooling mean"
+    assert named == f"{spec.resolve({}).title()} · wd 0.1 · pooling mean"
 
 
 def test_searchable_keys_are_settings_of_a_trial(tmp_path: Path) -> None:

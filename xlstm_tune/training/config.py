@@ -17,6 +17,7 @@ from xlstm_tune.strict import Spec
 _NAMED = ("family", "pattern", "layers", "hidden_size", "dropout", "patch_length", "patch_stride")
 NAMED = (*(f"model.{key}" for key in _NAMED), "training.learning_rate")
 """Keys that a title has of its own."""
+_SHORTER = {"training.weight_decay": "wd"}
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 Level = Annotated[float, Field(gt=0, lt=1)]
 
@@ -105,7 +106,8 @@ class TrialConfig:
         for key in usual:
             if key not in (*NAMED, *left_out) and key in settings and settings[key] != usual[key]:
                 value = settings[key]
-                parts.append(f"{key.partition('.')[2]} {_short(value) if isinstance(value, float) else value}")
+                name = _SHORTER.get(key, key.partition(".")[2])
+                parts.append(f"{name} {_short(value) if isinstance(value, float) else value}")
         return " · ".join(parts)
 
 
