@@ -128,7 +128,7 @@ def test_verdict_says_when_a_lead_may_be_chance(tmp_path: Path) -> None:
     assert "The test part is too small to tell the two apart" in verdict(board)
     write_search(tmp_path / "lag", families={"lstm": 3.0}, baselines={"last_value": 1.0})
     text = verdict(build_leaderboard(tmp_path / "lag", "val_rmse"))
-    assert "told apart: 95%" in text and "another seed may reverse it, and `population: {seeds: 3}`" in text
+    assert "told apart: 95%" in text and "another seed may reverse it, and 'population: {seeds: 3}'" in text
 
 
 def test_verdict_tells_an_interval_that_several_comparisons_take_back(tmp_path: Path) -> None:

@@ -146,6 +146,12 @@ def test_memory_is_limited_by_the_estimate(data: Prepared) -> None:
     )
 
 
+def test_latency_has_two_digits(data: Prepared) -> None:
+    config = make_spec(SMALL).resolve({})
+    found = [forecast_latency(config, shape_of(data, config), "cpu") for _ in range(2)]
+    assert all(one == float(f"{one:.2g}") > 0 for one in found)
+
+
 def test_latency_grows_with_the_model(data: Prepared) -> None:
     def config(layers: int) -> TrialConfig:
         return make_spec(SMALL).resolve({"model.layers": layers, "model.family": "slstm"})

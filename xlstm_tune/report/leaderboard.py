@@ -296,7 +296,7 @@ def scope(seeds: int) -> str:
         return f"Trained models count by their mean over {seeds} seeds, whose differences are part of the interval"
     return (
         "This speaks of these trained models on this test part; another seed may reverse it, and "
-        "`population: {seeds: 3}` takes that into account"
+        "'population: {seeds: 3}' takes that into account"
     )
 
 
