@@ -17,13 +17,12 @@ _SHORT = 0.9
 
 def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
     """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
-    usual = modal_step(time, offsets)
-    if usual is None or kind == "order":
+    found = _steps(time, offsets, kind)
+    if found is None:
         return None
-    later = later_rows(time, offsets)
-    steps = time[later] - time[later - 1]
+    usual, later, steps = found
     odd = later[steps != usual]
-    if not len(odd) or (kind == "date" and _calendar(steps)):
+    if not len(odd):
         return None
     if len(odd) > (1 - _REGULAR) * len(steps):
         low, high = (describe_step(int(step), kind) for step in (steps.min(), steps.max()))
@@ -57,13 +56,12 @@ def sequence_gaps_note(
 
     column: the time column. name: of a sequence. label: the time of a row.
     """
-    usual = modal_step(time, offsets)
-    if usual is None or kind == "order":
+    found = _steps(time, offsets, kind)
+    if found is None:
         return None
-    later = later_rows(time, offsets)
-    steps = time[later] - time[later - 1]
+    usual, later, steps = found
     odd = steps != usual
-    if odd.sum() > (1 - _REGULAR) * len(steps) or (kind == "date" and _calendar(steps)):
+    if odd.sum() > (1 - _REGULAR) * len(steps):
         return None
     if kind == "date" and usual == _DAY:
         odd &= ~_leap_day(time[later], steps)
@@ -76,6 +74,17 @@ def sequence_gaps_note(
         f"{describe_step(usual, kind)} apart, the first: {name(int(gappy[0]))}, between {label(row - 1)} and "
         f"{label(row)}; every row counts as one step all the same"
     )
+
+
+def _steps(time: np.ndarray, offsets: np.ndarray, kind: Kind) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """The usual step, rows that follow another of their series, and the step to each; None where steps say nothing,
+    as those of the calendar."""
+    usual = modal_step(time, offsets)
+    if usual is None or kind == "order":
+        return None
+    later = later_rows(time, offsets)
+    steps = time[later] - time[later - 1]
+    return None if kind == "date" and _calendar(steps) else (usual, later, steps)
 
 
 def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:

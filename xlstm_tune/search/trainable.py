@@ -51,8 +51,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._data: Prepared = ray.get(data[0])
         self._spec, self._store = SearchSpec.parse(spec), store
         self._folder = store.folder
-        self._latency: dict[str, float] = {}
-        """By architecture: what this process has measured stands for all its trials, so that chance makes no winner."""
+        self._of_architecture: dict[str, float] = {}
+        """Latencies, each of which stands for all trials of an architecture, so that chance makes no winner."""
         self._extra = COMPILING if nothing_compiled() else FIRST_EPOCH
         self._system = SystemMetrics()
         self._worker = f"process {os.getpid()} on {platform.node()}"
@@ -69,6 +69,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._trials: list[dict[str, Any]] = config["trials"]
         self._known = {one["number"]: int(one["known"]) for one in self._trials}
         self._trial: SingleTrial | PopulationTrial | FusedTrial | None = None
+        self._latency: dict[int, float] = {}
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
             torch.cuda.empty_cache()
@@ -141,12 +142,14 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         """How long a forecast takes, where the search asks; too long is a failure."""
         if not times_forecasts(self._spec.search):
             return {}
-        (params,) = (one["params"] for one in self._trials if one["number"] == number)
-        config = self._spec.resolve(params)
-        same = f"{config.model.model_dump_json(exclude={'dropout'})} {config.lookback} {config.training.precision}"
-        if same not in self._latency:
-            self._latency[same] = forecast_latency(config, shape_of(self._data, config))
-        latency = self._latency[same]
+        if number not in self._latency:
+            (params,) = (one["params"] for one in self._trials if one["number"] == number)
+            config = self._spec.resolve(params)
+            same = f"{config.model.model_dump_json(exclude={'dropout'})} {config.lookback} {config.training.precision}"
+            if same not in self._of_architecture:
+                self._of_architecture[same] = forecast_latency(config, shape_of(self._data, config))
+            self._latency[number] = self._of_architecture[same]
+        latency = self._latency[number]
         reason = too_slow(self._spec, latency)
         if reason is None:
             return {"latency_ms": latency}
