@@ -167,7 +167,8 @@ def test_a_driver_killed_while_it_judges_the_finalists_has_them_judged_by_a_resu
     """All trials have ended by then, but the search has not."""
     search = Search(tmp_path / "searches")
     search.start(str(write_search(tmp_path)))
-    search.until(lambda: search.folder.exists() and '"e": "closed"' in (search.folder / JOURNAL).read_text())
+    journal = search.folder / JOURNAL
+    search.until(lambda: journal.exists() and '"e": "closed"' in journal.read_text())
     search.kill()
     judged = read(search.folder, "scores").num_rows
     assert "won: rmse" in search.run("--resume", "wave")
