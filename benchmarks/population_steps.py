@@ -15,8 +15,9 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import prepare
 from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
-from xlstm_tune.training.loop import train
+from xlstm_tune.training.loop import shape_of, train
 from xlstm_tune.training.population import train_population
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -49,6 +50,7 @@ class Members:
             )
             for number in range(max(1, case.members))
         ]
+        self.parameters = count_parameters(model, shape_of(data, configs[0]))
         self.speeds = self._together(configs, data) if case.members else self._alone(configs[0], data)
 
     def _alone(self, config: TrialConfig, data: Any) -> Iterator[float]:
@@ -64,8 +66,8 @@ class Members:
             yield len(found) / sum(1.0 / result.sequences_per_s for result in found)
 
     def check(self) -> dict[str, Any]:
-        """An epoch, after which every kernel is compiled."""
-        return {"sequences_per_s": next(self.speeds)}
+        """An epoch, after which every kernel is compiled. Parameters: of a member."""
+        return {"sequences_per_s": next(self.speeds), "parameters": self.parameters}
 
     def step(self) -> list[float]:
         """Seconds of a step of one member, as an epoch has it on average."""

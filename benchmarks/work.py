@@ -70,8 +70,12 @@ class Work:
 def work(case: Case, parameters: int) -> Work:
     """Of one step of a case, whose model has so many parameters."""
     whole = case.what == "pass"
-    block = {"lstm": _lstm, "slstm": _slstm, "mlstm": _mlstm}[case.model]
-    token = block(case, True) * (case.blocks - 1) + block(case, whole) + products(case.features * case.width)
+    kinds = {"m": _mlstm, "s": _slstm, "l": _lstm}
+    pattern = case.model if case.model == "ms" else case.model[0] * case.blocks
+    *before, last = (kinds[letter] for letter in pattern)
+    token = last(case, whole) + products(case.features * case.width)
+    for block in before:
+        token += block(case, True)
     if whole and case.model != "lstm":
         token += Work(0, 0, 5 * case.width)
     if not whole:

@@ -32,7 +32,7 @@ class Case:
     """`pass`: forward and backward of the bare stack, input gradient included. `step`: forward, loss, backward and
     optimiser of the whole forecaster on a batch at hand. `trained`: a step as the side's own training loop runs it."""
     model: str
-    """lstm, slstm or mlstm."""
+    """lstm, slstm, mlstm or ms, which is an mLSTM and an sLSTM block."""
     batch: int
     steps: int
     features: int = 0
