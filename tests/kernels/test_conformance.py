@@ -191,6 +191,21 @@ def test_nan_in_one_sample_stays_there_and_shows(op, backend):
     assert not h[[0, 1, 3]].isnan().any()
 
 
+@pytest.mark.parametrize("width", [5, 16])
+@pytest.mark.parametrize(("op", "backend"), BACKENDS)
+def test_nan_in_one_sample_leaves_the_gradients_of_the_others(op, backend, width):
+    """Whatever a sample leaves behind in a kernel's memory."""
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    clean = problem(op, (3, 9, 2, width))
+    own = [place for place, tensor in enumerate(clean) if len(tensor) == 3]
+    broken = [tensor.clone() for tensor in clean]
+    for place in own:
+        broken[place][1] = torch.nan
+    true, found = (results(op, inputs, dtype, backend=backend)[-len(clean) :] for inputs in (clean, broken))
+    for place in own:
+        torch.testing.assert_close(found[place][[0, 2]], true[place][[0, 2]], rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "backend"), BACKENDS)
 def test_vmap_over_members_equals_each_alone(op, backend):

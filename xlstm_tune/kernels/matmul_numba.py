@@ -2,9 +2,9 @@
 
 Legend: R rows, K inputs, N outputs, a multiple of LANES; G groups, each with a weight of its own.
 
-A tile of outputs is summed in registers: 24 vectors, as 6 rows × 4 vectors or 12 rows × 2 or 1. For each input, a tile
-loads its vectors of weights once and spreads one number a row. As long as the weight stays in the second-level cache
-this is faster than a library's product, which packs its operands first.
+A tile of outputs is summed in registers (`register_products`): with AVX-512 24 vectors, as 6 rows × 4 vectors or 12
+rows × 2 or 1. For each input, a tile loads its vectors of weights once and spreads one number a row. As long as the
+weight stays in the second-level cache this is faster than a library's product, which packs its operands first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from xlstm_tune.kernels.library import Kernel, register
-from xlstm_tune.kernels.simd import (
-    LANES,
+from xlstm_tune.kernels.register_products import (
     add_product_1_1,
     add_product_4_1,
     add_product_4_4,
@@ -27,6 +26,7 @@ from xlstm_tune.kernels.simd import (
     product_12_1,
     product_12_2,
 )
+from xlstm_tune.kernels.simd import LANES
 from xlstm_tune.kernels.tiles import f32, flat, kernel, run
 
 ROWS = 12

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from xlstm_tune.kernels.simd import CONTRACT, LANES, load, prefetch, splat, spread, store, transpose
+from xlstm_tune.kernels.simd import CONTRACT, LANES, WIDE, load, prefetch, splat, spread, store, transpose
 
 ROWS = 8
 """Rows in registers at a time: enough independent sums to hide the latency of a fused product and sum."""
@@ -28,19 +28,37 @@ def onto(rows, a, at, row, step, b, b_at, b_step, count):
     """rows + a @ b over an inner axis of `count`. Element (r, k) of a is at + r · row + k · step; row k of b starts at
     b_at + k · b_step."""
     r0, r1, r2, r3, r4, r5, r6, r7 = rows
+    if WIDE:
+        for _ in range(count):
+            x = load(b, b_at)
+            r0 = r0 + spread(a, at) * x
+            r1 = r1 + spread(a, at + row) * x
+            r2 = r2 + spread(a, at + 2 * row) * x
+            r3 = r3 + spread(a, at + 3 * row) * x
+            r4 = r4 + spread(a, at + 4 * row) * x
+            r5 = r5 + spread(a, at + 5 * row) * x
+            r6 = r6 + spread(a, at + 6 * row) * x
+            r7 = r7 + spread(a, at + 7 * row) * x
+            at += step
+            b_at += b_step
+        return r0, r1, r2, r3, r4, r5, r6, r7
+    r0, r1, r2, r3 = _onto_four(r0, r1, r2, r3, a, at, row, step, b, b_at, b_step, count)
+    r4, r5, r6, r7 = _onto_four(r4, r5, r6, r7, a, at + 4 * row, row, step, b, b_at, b_step, count)
+    return r0, r1, r2, r3, r4, r5, r6, r7
+
+
+@njit(forceinline=True, fastmath=CONTRACT)
+def _onto_four(r0, r1, r2, r3, a, at, row, step, b, b_at, b_step, count):
+    """As `onto`, of the four rows that fit into the registers of AVX2."""
     for _ in range(count):
         x = load(b, b_at)
         r0 = r0 + spread(a, at) * x
         r1 = r1 + spread(a, at + row) * x
         r2 = r2 + spread(a, at + 2 * row) * x
         r3 = r3 + spread(a, at + 3 * row) * x
-        r4 = r4 + spread(a, at + 4 * row) * x
-        r5 = r5 + spread(a, at + 5 * row) * x
-        r6 = r6 + spread(a, at + 6 * row) * x
-        r7 = r7 + spread(a, at + 7 * row) * x
         at += step
         b_at += b_step
-    return r0, r1, r2, r3, r4, r5, r6, r7
+    return r0, r1, r2, r3
 
 
 @njit
@@ -91,7 +109,8 @@ def padded(size):
 
 @njit
 def copy_in(rows, at, stride, count, width, block, block_width, block_rows):
-    """Rows [count, width], `stride` apart in a flat array → block [block_rows, block_width]; zeros in further rows."""
+    """Rows [count, width], `stride` apart in a flat array → block [block_rows, block_width]; zeros in further rows and
+    columns, where something that is not finite may have been left."""
     whole = width - width % LANES
     for row in range(count):
         place = row * block_width
@@ -99,6 +118,8 @@ def copy_in(rows, at, stride, count, width, block, block_width, block_rows):
             store(block, place + start, load(rows, at + start))
         for feature in range(whole, width):
             block[place + feature] = rows[at + feature]
+        for feature in range(width, block_width):
+            block[place + feature] = np.float32(0)
         at += stride
     for place in range(count * block_width, block_rows * block_width, LANES):
         store(block, place, splat(np.float32(0)))

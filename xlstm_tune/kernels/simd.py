@@ -16,14 +16,27 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
 CONTRACT = {"contract"}
 """A product and a sum become one instruction; nothing else about rounding, NaN or infinity is given up."""
 
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+
+def _wide_registers() -> bool:
+    """Whether Numba compiles for AVX-512, which holds a vector in one register and has 32 of them.
+
+    Others need two (AVX2, which has 16) or four (NEON, which has 32).
+    """
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return "+avx512f" in features.split(",")
+
+
+WIDE = _wide_registers()
+
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _BITS = ir.VectorType(ir.IntType(1), LANES)
 
@@ -39,21 +52,21 @@ mask = _Lanes(name=f"boolx{LANES}")
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: _Lanes):
-        super().__init__(manager, kind, _FLOATS if kind == vector else _BITS)
+        super().__init__(manager, kind, FLOATS if kind == vector else _BITS)
 
 
-def _spread(builder: Any, scalar: Any) -> Any:
+def spread_value(builder: Any, scalar: Any) -> Any:
     """A vector with the scalar in every lane."""
-    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), lanes)
+    return builder.shuffle_vector(first, ir.Constant(FLOATS, ir.Undefined), lanes)
 
 
 def _widen(context: Any, builder: Any, value: Any, kind: Any) -> Any:
     """Operands of an operator as vectors."""
     if kind == vector:
         return value
-    return _spread(builder, context.cast(builder, value, kind, types.float32))
+    return spread_value(builder, context.cast(builder, value, kind, types.float32))
 
 
 def _operator(symbol: Any, instruction: str, result: _Lanes, *extra: str) -> None:
@@ -89,7 +102,7 @@ _operator(operator.gt, "fcmp_ordered", mask, ">")
 _operator(operator.eq, "fcmp_ordered", mask, "==")
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
+def pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
     """Address of element `offset` of a flat array."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.gep(data, [offset])
@@ -100,8 +113,8 @@ def load(typing_context: Any, array: Any, offset: Any) -> Any:
     """LANES neighbours of a flat float32 array, from `offset` on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _pointer(context, builder, signature.args[0], *arguments)
-        return builder.load(builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        address = pointer(context, builder, signature.args[0], *arguments)
+        return builder.load(builder.bitcast(address, FLOATS.as_pointer()), align=4)
 
     return vector(array, types.intp), generate
 
@@ -111,8 +124,8 @@ def store(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
     """Write the lanes to neighbours of a flat float32 array, from `offset` on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], builder.bitcast(address, _FLOATS.as_pointer()), align=4)
+        address = pointer(context, builder, signature.args[0], *arguments[:2])
+        builder.store(arguments[2], builder.bitcast(address, FLOATS.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
@@ -123,7 +136,7 @@ def splat(typing_context: Any, value: Any) -> Any:
     """A vector with the number in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, arguments[0])
+        return spread_value(builder, arguments[0])
 
     return vector(types.float32), generate
 
@@ -133,7 +146,7 @@ def spread(typing_context: Any, array: Any, offset: Any) -> Any:
     """A vector with element `offset` of a flat float32 array in every lane; unlike an index, not checked for a sign."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, builder.load(_pointer(context, builder, signature.args[0], *arguments)))
+        return spread_value(builder, builder.load(pointer(context, builder, signature.args[0], *arguments)))
 
     return vector(array, types.intp), generate
 
@@ -153,7 +166,7 @@ def with_sign(typing_context: Any, value: Any, sign: Any) -> Any:
     """Each lane of `value` with the sign of that of `sign`; NaN stays NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS])
+        kind = ir.FunctionType(FLOATS, [FLOATS, FLOATS])
         copy = cgutils.get_or_insert_function(builder.module, kind, f"llvm.copysign.v{LANES}f32")
         return builder.call(copy, arguments)
 
@@ -168,7 +181,7 @@ def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
         bytes_ = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [bytes_] + [ir.IntType(32)] * 3)
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), bytes_)
+        address = builder.bitcast(pointer(context, builder, signature.args[0], *arguments), bytes_)
         read, second_level, data = (ir.Constant(ir.IntType(32), number) for number in (0, 2, 1))
         builder.call(fetch, [address, read, second_level, data])
         return context.get_dummy_value()
@@ -181,7 +194,7 @@ def sum_lanes(typing_context: Any, value: Any) -> Any:
     """The sum of the lanes, a float, in an order that suits the processor."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
         name = f"llvm.vector.reduce.fadd.v{LANES}f32"
         reduce = cgutils.get_or_insert_function(builder.module, kind, name)
         start = ir.Constant(ir.FloatType(), -0.0)
@@ -198,7 +211,7 @@ def _shift_exponent(typing_context: Any, value: Any, shifted: Any) -> Any:
         value, shifted = arguments
         power = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
         scale = builder.add(power, ir.Constant(_INTS, [127 << 23] * LANES))
-        return builder.fmul(value, builder.bitcast(scale, _FLOATS))
+        return builder.fmul(value, builder.bitcast(scale, FLOATS))
 
     return vector(vector, vector), generate
 
@@ -215,8 +228,7 @@ def transpose(
             places = [builder.add(offset, builder.mul(stride, ir.Constant(stride.type, row))) for row in range(LANES)]
             kind = signature.args[3 * number]
             return [
-                builder.bitcast(_pointer(context, builder, kind, array, place), _FLOATS.as_pointer())
-                for place in places
+                builder.bitcast(pointer(context, builder, kind, array, place), FLOATS.as_pointer()) for place in places
             ]
 
         square = [builder.load(address, align=4) for address in rows(0)]
@@ -245,77 +257,9 @@ def turn(typing_context: Any, value: Any) -> Any:
     lanes = [lane - lane % 4 + (lane + 1) % 4 for lane in range(LANES)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.shuffle_vector(arguments[0], ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, lanes))
+        return builder.shuffle_vector(arguments[0], ir.Constant(FLOATS, ir.Undefined), ir.Constant(_INTS, lanes))
 
     return vector(value), generate
-
-
-def _product(rows: int, vectors: int, onto: bool = False) -> Any:
-    """An intrinsic: `rows` rows of x times a matrix, `vectors` vectors wide, summed in registers, to rows of out.
-
-    x, weight and out are flat arrays whose rows lie a stride apart from an offset on, the numbers of a row of x `step`
-    apart; the rows of weight are `count`. With `onto` the product is added to what stands in out.
-    """
-
-    @intrinsic
-    def product(
-        typing_context: Any, x: Any, at: Any, row: Any, step: Any, count: Any, weight: Any, at_weight: Any,
-        row_weight: Any, out: Any, at_out: Any, row_out: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _, _, row, step, count, _, _, row_weight, _, _, row_out = arguments
-            kinds = signature.args
-            from_x, from_weight, to_out = (
-                _pointer(context, builder, kinds[place], *arguments[place : place + 2]) for place in (0, 5, 8)
-            )
-            number = row.type
-
-            def vector_at(address: Any, vector: int) -> Any:
-                place = builder.gep(address, [ir.Constant(number, vector * LANES)])
-                return builder.bitcast(place, _FLOATS.as_pointer())
-
-            before, loop = builder.block, builder.append_basic_block("product")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            source = builder.phi(number)
-            source.add_incoming(ir.Constant(number, 0), before)
-            sums = [builder.phi(_FLOATS) for _ in range(rows * vectors)]
-            at_source = builder.mul(source, step)
-            here = builder.gep(from_weight, [builder.mul(source, row_weight)])
-            weights = [builder.load(vector_at(here, vector), align=4) for vector in range(vectors)]
-            found: list[Any] = []
-            for at_row in range(rows):
-                place = builder.add(builder.mul(row, ir.Constant(number, at_row)), at_source)
-                seen = _spread(builder, builder.load(builder.gep(from_x, [place])))
-                for one in weights:
-                    added = builder.fmul(seen, one, flags=tuple(CONTRACT))
-                    found.append(builder.fadd(sums[len(found)], added, flags=tuple(CONTRACT)))
-            following = builder.add(source, ir.Constant(number, 1))
-            source.add_incoming(following, loop)
-            for old, new in zip(sums, found, strict=True):
-                old.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
-                old.add_incoming(new, loop)
-            done = builder.append_basic_block("summed")
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
-            builder.position_at_end(done)
-            for place, value in enumerate(found):
-                at_row, vector = divmod(place, vectors)
-                address = builder.gep(to_out, [builder.mul(row_out, ir.Constant(number, at_row))])
-                target = vector_at(address, vector)
-                if onto:
-                    value = builder.fadd(builder.load(target, align=4), value)
-                builder.store(value, target, align=4)
-            return context.get_dummy_value()
-
-        size = types.intp
-        return types.void(x, size, size, size, size, weight, size, size, out, size, size), generate
-
-    return product
-
-
-product_6_4, product_12_2, product_12_1 = _product(6, 4), _product(12, 2), _product(12, 1)
-add_product_4_4, add_product_8_2, add_product_16_1 = _product(4, 4, True), _product(8, 2, True), _product(16, 1, True)
-add_product_4_1, add_product_1_1 = _product(4, 1, True), _product(1, 1, True)
 
 
 f32 = np.float32
