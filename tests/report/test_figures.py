@@ -28,6 +28,7 @@ from xlstm_tune.report.sections.cost import cost
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
 from xlstm_tune.report.sections.excluded import excluded
+from xlstm_tune.report.sections.progress import progress
 from xlstm_tune.report.sections.settings import importances, settings
 from xlstm_tune.report.sections.standing import leaderboard, summary
 from xlstm_tune.report.sections.winner import winner
@@ -149,6 +150,18 @@ def test_parallel_coordinates_hold_every_scored_trial_in_few_traces(record: Reco
     heights = [one for trace in drawn.data for one in trace["y"] if one is not None]
     assert min(heights) < 0 and max(heights) <= 1  # settings that a trial does not have lie below
     assert f"of {len(record.scored)} the best" in drawn.caption
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((3.0, 4.0), "The first, trial 0, stayed the best: 3.000."),
+        ((4.0, 3.0), "The best so far fell from 4.000 to 3.000, which trial 1 reached (100 % of the way through)."),
+    ],
+)
+def test_progress_says_of_a_fall_only_where_there_was_one(values: tuple[float, ...], said: str, tmp_path: Path) -> None:
+    made = few(tmp_path, [trial_row(number, {}, value) for number, value in enumerate(values)])
+    assert figure(progress(made), "history").caption.endswith(said)
 
 
 def test_curves_mark_stopped_and_failed_trials(record: Record) -> None:

@@ -55,3 +55,18 @@ def test_plan_says_where_no_group_is_known(tmp_path: Path, monkeypatch: pytest.M
         plan = make_plan(spec, Space.from_spec(spec), str(tmp_path / str(at)), None, None)
         said = [note for note in plan.data.notes if note.startswith("no baseline group_mean")]
         assert len(said) == told and ("group_mean" in [one.name for one in plan.baselines]) == (not told)
+
+
+@pytest.mark.parametrize(
+    ("search", "exhausted"),
+    [({"algorithm": "grid"}, True), ({"algorithm": "grid", "trials": 3}, False), ({"trials": 9}, True)],
+)
+def test_plan_knows_when_its_space_holds_no_other_configuration(
+    search: dict[str, object], exhausted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    settings = spec_of(tmp_path, ("county", "year"), LAST_YEARS).model_dump()
+    settings |= {"search": search, "space": {"model.hidden_size": {"choice": [4, 8, 12, 16]}}}
+    spec = SearchSpec.parse(settings)
+    plan = make_plan(spec, Space.from_spec(spec), str(tmp_path / "s"), None, None)
+    assert plan.exhausted is exhausted

@@ -65,6 +65,12 @@ class Plan:
         return wanted_trials(self.spec, self.space)
 
     @property
+    def exhausted(self) -> bool:
+        """These trials are all that there is to train: a grid's distinct points, or a finite space."""
+        grid = self.spec.search.algorithm == "grid"
+        return self.trials == (len(self.space.grid().points) if grid else self.space.count())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the search starts, one sentence each."""
         return (*self.data.notes, *self.space.notes, *_idle_scheduler(self.spec))

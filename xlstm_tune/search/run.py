@@ -92,9 +92,9 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if plan.resume:
         keep_spec(plan.folder, plan.spec)
         if _finished(plan):
+            more = "Its space holds no other configuration." if plan.exhausted else "Give it more with --trials."
             console.print(
-                f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. "
-                "Give it more with --trials.",
+                f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. {more}",
                 highlight=False,
             )
             _print_board(plan, build_leaderboard(plan.folder, plan.spec.search.objective), console)

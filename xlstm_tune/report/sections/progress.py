@@ -78,11 +78,14 @@ def progress(record: Record) -> Section | None:
     if (limit := record.best_possible("validation")) is not None:
         data.append(level(limit, ends, "best possible"))
     found = numbers[lowest.index(min(lowest))]
-    caption = (
-        f"{counted(len(rows), 'scored trial')} in the order of their numbers; hollow marks were stopped early. The "
-        f"best so far fell from {number(lowest[0])} to {number(lowest[-1])}, which trial {found} reached"
-        f" ({_share(numbers, found)} of the way through)."
-    )
+    caption = f"{counted(len(rows), 'scored trial')} in the order of their numbers; hollow marks were stopped early. "
+    if found == numbers[0]:
+        caption += f"The first, trial {found}, stayed the best: {number(lowest[-1])}."
+    else:
+        caption += (
+            f"The best so far fell from {number(lowest[0])} to {number(lowest[-1])}, which trial {found} reached"
+            f" ({_share(numbers, found)} of the way through)."
+        )
     x = axis("Trial", **whole(ends[1]))
     y = axis(title, **log_if_wide([row[record.objective] for row in rows]))
     return Section(
