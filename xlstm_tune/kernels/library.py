@@ -109,7 +109,9 @@ def _transformed(tensor: Tensor) -> bool:
         if torch._C._functorch.is_gradtrackingtensor(tensor):
             return True
         tensor = torch._C._functorch.get_unwrapped(tensor)
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
