@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from xlstm_tune.kernels import lstm, slstm
 
@@ -28,3 +29,24 @@ def test_vmap_over_parameters_that_alone_want_gradients(op, backend):
         member.requires_grad_()
         op(gates, member, backend=backend)[0].sum().backward()
         torch.testing.assert_close(gradient, member.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("op", [lstm, slstm])
+def test_derivatives_other_than_backward_are_refused(op, backend):
+    # Forward mode would come out as zeros, without a word.
+    gates, recurrent = torch.randn(2, 3, 1, 4, 2), torch.randn(1, 4, 2, 2)
+
+    def run(x):
+        return op(x, recurrent, backend=backend)[0]
+
+    with pytest.raises(RuntimeError, match=r"takes no torch\.func\.grad"):
+        torch.func.jvp(run, (gates,), (gates,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="nor forward-mode tangents"):
+        run(forward_ad.make_dual(gates, gates))
+    with pytest.raises(RuntimeError, match=r"takes no torch\.func\.grad"):
+        torch.vmap(torch.func.grad(lambda x: run(x).sum()))(torch.stack([gates, gates]))
+    gates.requires_grad_()
+    (gradient,) = torch.autograd.grad(run(gates).sum(), gates, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no double backward"):
+        gradient.sum().backward()

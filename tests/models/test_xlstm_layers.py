@@ -198,6 +198,22 @@ def test_layer_refuses_a_wrong_width(name):
         LAYERS[name]()(torch.zeros(2, 3, 9))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_refuses_what_is_no_state(name):
+    with pytest.raises(ValueError, match=r"Layer: state must be [SM]LSTMLayerState or a tuple of 2 .*, got 1 of them"):
+        LAYERS[name]()(torch.zeros(2, 3, 8), (torch.zeros(2, 3, 8),))
+    with pytest.raises(TypeError, match=r"Layer: state must be .*, got Tensor"):
+        LAYERS[name]()(torch.zeros(2, 3, 8), torch.zeros(2, 3, 8))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_takes_lengths_of_any_whole_numbers(name):
+    layer, x = LAYERS[name](), torch.randn(2, 3, 8)
+    wanted, _ = layer(x, lengths=torch.tensor([3, 1]))
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(layer(x, lengths=torch.tensor([3, 1], dtype=dtype))[0], wanted)
+
+
 def test_layer_refuses_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="heads must divide width, got 3 heads and width 8"):
         SLSTMLayer(8, heads=3)

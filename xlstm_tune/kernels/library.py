@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
 
@@ -65,7 +66,20 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
 
     torch.library.register_autograd(forward_op, backward, setup_context=setup_context)
 
+    def backward_twice(ctx: Any, *gradients: Tensor | None) -> None:
+        raise RuntimeError(
+            f"{kernel.name} has no double backward: its gradients cannot be differentiated in turn; take them without "
+            "create_graph"
+        )
+
+    torch.library.register_autograd(backward_op, backward_twice)
+
     def call(*tensors: Tensor | None, **options: Any) -> Tensors:
+        if any(_transformed(tensor) for tensor in tensors[:count] if tensor is not None):
+            raise RuntimeError(
+                f"{kernel.name} takes no torch.func.grad, vjp, jvp or other derivative of torch.func, nor forward-mode "
+                "tangents: use backward() or torch.autograd.grad, outside any vmap"
+            )
         differentiable = (tensor for tensor in tensors[:count] if tensor is not None)
         train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in differentiable)
         found = _tuple(forward_op(*tensors, train, *(options[name] for name in kernel.options)))
@@ -82,6 +96,22 @@ def members(*tensors: Tensor) -> int:
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a tensor requires a gradient, or what a vmap has wrapped in it does."""
     return _unwrapped(tensor).requires_grad
+
+
+def _transformed(tensor: Tensor) -> bool:
+    """Whether a derivative of torch.func or a forward-mode tangent is being taken of a tensor.
+
+    torch would stop at the first with a message of its own inside, and would take the second for zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

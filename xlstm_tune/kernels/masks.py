@@ -69,7 +69,7 @@ def mask_gates(gates: Tensor, axis: int, resets: Tensor | None, lengths: Tensor 
 
 def at_end(over_time: Tensor, lengths: Tensor) -> Tensor:
     """The entries [B, ...] of a tensor [B, T, ...] at each sample's last real step."""
-    index = (lengths - 1).view(-1, *[1] * (over_time.dim() - 1)).expand(-1, 1, *over_time.shape[2:])
+    index = (lengths.long() - 1).view(-1, *[1] * (over_time.dim() - 1)).expand(-1, 1, *over_time.shape[2:])
     return over_time.gather(1, index).squeeze(1)
 
 

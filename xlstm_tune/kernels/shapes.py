@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-State = TypeVar("State", bound=tuple[Tensor, ...])
+State = TypeVar("State", bound=tuple[Any, ...])
 
 
 def expect_tensor(value: Any, name: str) -> None:
@@ -48,15 +48,15 @@ def expect_floats(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be floating-point, such as torch.float32, got {tensor.dtype}")
 
 
-def as_state(given: Any, kind: type[State], op: str) -> State | None:
-    """A cell's state of the named tuple `kind`, from one or a plain tuple or list; None stays None.
+def as_state(given: Any, kind: type[State], op: str, name: str = "initial_state") -> State | None:
+    """The state of the named tuple `kind`, from one or a plain tuple or list; None stays None. name: the argument's.
 
     Raises TypeError for anything else, ValueError for a wrong number of tensors.
     """
     if given is None or isinstance(given, kind):
         return given
     names: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
-    wanted = f"{op}: initial_state must be {kind.__name__} or a tuple of {len(names)} tensors ({', '.join(names)})"
+    wanted = f"{op}: {name} must be {kind.__name__} or a tuple of {len(names)} tensors ({', '.join(names)})"
     if not isinstance(given, tuple | list):
         raise TypeError(f"{wanted}, got {type(given).__name__}")
     if len(given) != len(names):

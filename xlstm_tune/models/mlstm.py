@@ -22,7 +22,7 @@ from xlstm_tune.kernels.around import (
 )
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.kernels.mlstm_layer_numba import MLSTMLayerWeights
-from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.shapes import as_state, expect_shape
 from xlstm_tune.models.block import BlockDiagonal, HeadNorm, init_down_projection, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.draws import Dropout
@@ -107,6 +107,7 @@ class MLSTMLayer(nn.Module):
         x may come as rows of fewer numbers and a basis: the up-projection is then of those rows.
         """
         rows, up = self._rows(x, resets, lengths)
+        state = as_state(state, MLSTMLayerState, "MLSTMLayer", "state")
         seen_by_gates = self._gate_weights()
         weights = self._weights(up, seen_by_gates)
         if weights is not None and state is None and resets is None and lengths is None:

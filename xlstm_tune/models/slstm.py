@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xlstm_tune.kernels import SLSTMState, slstm_from_inputs
-from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.shapes import as_state, expect_shape
 from xlstm_tune.models.block import HeadNorm, init_projection
 from xlstm_tune.models.conv import CausalConv
 from xlstm_tune.models.draws import Dropout
@@ -97,6 +97,7 @@ class SLSTMLayer(nn.Module):
     ) -> tuple[Tensor, SLSTMLayerState]:
         """Convolution and cell: h over time [B, T, N, D] (0 at padding) and the state after the last real step."""
         expect_steps("SLSTMLayer", x, self.width, resets, lengths)
+        state = as_state(state, SLSTMLayerState, "SLSTMLayer", "state")
         x = hide_padding(x, lengths)
         if self.conv is None:
             if state is not None:
