@@ -25,7 +25,7 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """model_input: a pandas DataFrame, or columns by name, or a list of rows.
 
-        params: `level` of the intervals, and `all` for every origin.
+        params: `level` of the intervals, and `all` for every origin. Returns a DataFrame, None where there is nothing.
         """
         from xlstm_tune.errors import UserError
         from xlstm_tune.predict.forecasts import DEFAULT_LEVEL, forecasts, source_of
@@ -39,7 +39,11 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
         for note in made.notes:
             logging.getLogger("xlstm_tune.predict").warning(note)
-        return made.table.to_pandas()
+        answer = made.table.to_pandas()
+        # Such as an interval that there is none of. A server writes None as null, and NaN as NaN, which is no JSON.
+        for name in answer.columns[answer.isna().any()]:
+            answer[name] = answer[name].astype(object).where(answer[name].notna(), None)
+        return answer
 
 
 def _table(given: Any) -> Any:
