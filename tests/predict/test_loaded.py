@@ -46,6 +46,14 @@ def test_the_table_that_it_was_trained_on_is_taken(fields: tuple[Any, pd.DataFra
     pd.testing.assert_frame_equal(model.predict(table.drop(columns="t")), wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("index", ["day", ["field", "year", "day"]])
+def test_an_index_with_a_name_is_a_column(fields: tuple[Any, pd.DataFrame, Path], index: str | list[str]) -> None:
+    model, wanted, place = fields
+    table = pd.read_csv(place)
+    pd.testing.assert_frame_equal(model.predict(table.set_index(index)), wanted, rtol=1e-6)
+    pd.testing.assert_frame_equal(model.predict(table.set_index("day", drop=False)), wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kinds", [{"field": str, "year": float}, {"area": int}, {"rain": str}, {"soil": "category"}])
 def test_numbers_keys_and_text_may_be_of_any_kind(
     fields: tuple[Any, pd.DataFrame, Path], kinds: dict[str, Any]

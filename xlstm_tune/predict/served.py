@@ -47,7 +47,10 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 def _table(given: Any) -> Any:
-    """As an Arrow table. A column of text and numbers is text, which says better than Arrow what is wrong with it."""
+    """As an Arrow table, where an index with a name is a column, as in a Parquet file of pandas.
+
+    A column of text and numbers is text, which says better than Arrow what is wrong with it.
+    """
     import pandas as pd  # type: ignore[import-untyped]
     import pyarrow as pa
 
@@ -55,6 +58,8 @@ def _table(given: Any) -> Any:
 
     try:
         frame = given if isinstance(given, pd.DataFrame) else pd.DataFrame(given)
+        levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        frame = frame.reset_index(level=levels) if levels else frame
         twice = frame.columns[frame.columns.duplicated()]
         if len(twice):
             raise ValueError(f"it has more than one column named '{twice[0]}'")
