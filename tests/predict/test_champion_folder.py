@@ -132,6 +132,15 @@ def test_what_the_command_cannot_do_is_one_sentence(
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize("shown", ["mine.csv", "m*.csv", "."])
+def test_the_command_never_writes_over_its_table(folder: Path, tmp_path: Path, shown: str) -> None:
+    table, place = folder.parents[1] / "single.csv", tmp_path / "mine.csv"
+    place.write_bytes(table.read_bytes())
+    code, output = command("single", str(tmp_path / shown), "--storage", str(folder.parent), "--output", str(place))
+    assert code == 2 and "which TABLE is read from; give the forecasts a file of their own" in output
+    assert place.read_bytes() == table.read_bytes()
+
+
 def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Path) -> None:
     search = Path(shutil.copytree(folder, tmp_path / "single"))
     shutil.rmtree(search / "champion")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 from champions import SEVERAL, YIELDS, finish, same, several, yields
+from mlflow.pyfunc.scoring_server import predictions_to_json
 
 from xlstm_tune.data.read import read_source
 from xlstm_tune.predict.champion import load_champion, read_about
@@ -23,7 +26,7 @@ def loaded(folder: Path, table: Path, data: dict[str, Any], **sections: Any) -> 
     """The model that MLflow keeps of a finished search, and what `predict` says of the search's table."""
     champion = champion_of(finish(folder / "searches", table.stem, data | {"source": str(table)}, **sections))
     mlflow.pyfunc.save_model(folder / "model", **parts_of(champion, read_about(champion)))
-    made = forecasts(load_champion(champion), read_source([str(table)], {})).table.to_pandas()
+    made = pd.DataFrame(forecasts(load_champion(champion), read_source([str(table)], {})).table.to_pydict())
     return mlflow.pyfunc.load_model(str(folder / "model")), made
 
 
@@ -43,6 +46,14 @@ def test_the_table_that_it_was_trained_on_is_taken(fields: tuple[Any, pd.DataFra
     pd.testing.assert_frame_equal(model.predict(table.drop(columns="t")), wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("index", ["day", ["field", "year", "day"]])
+def test_an_index_with_a_name_is_a_column(fields: tuple[Any, pd.DataFrame, Path], index: str | list[str]) -> None:
+    model, wanted, place = fields
+    table = pd.read_csv(place)
+    pd.testing.assert_frame_equal(model.predict(table.set_index(index)), wanted, rtol=1e-6)
+    pd.testing.assert_frame_equal(model.predict(table.set_index("day", drop=False)), wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kinds", [{"field": str, "year": float}, {"area": int}, {"rain": str}, {"soil": "category"}])
 def test_numbers_keys_and_text_may_be_of_any_kind(
     fields: tuple[Any, pd.DataFrame, Path], kinds: dict[str, Any]
@@ -50,6 +61,17 @@ def test_numbers_keys_and_text_may_be_of_any_kind(
     model, wanted, place = fields
     made = model.predict(pd.read_csv(place).astype(kinds))
     same(made["predicted"].tolist(), wanted["predicted"].tolist())
+
+
+def test_intervals_that_there_are_none_of_are_null_in_a_servers_answer(
+    fields: tuple[Any, pd.DataFrame, Path],
+) -> None:
+    model, wanted, place = fields
+    answer = io.StringIO()
+    predictions_to_json(model.predict(pd.read_csv(place), params={"level": 0.999}), answer)
+    rows = json.loads(answer.getvalue(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))["predictions"]
+    assert [(row["lower"], row["upper"]) for row in rows] == [(None, None)] * len(wanted)
+    same([row["predicted"] for row in rows], wanted["predicted"].tolist())
 
 
 def test_whole_numbers_are_taken_for_the_target_and_dates_for_the_time(tmp_path: Path) -> None:

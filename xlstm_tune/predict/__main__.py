@@ -75,12 +75,14 @@ def find_search(storage: str, name: str) -> Path:
 
 def _go(folder: Path, table: str, place: Path, level: float, every: bool, console: Console) -> None:
     # Imported here: what is wrong with the command itself is said before torch is loaded.
-    from xlstm_tune.data.read import read_source
+    from xlstm_tune.data.read import local_files, read_source
     from xlstm_tune.predict.champion import load_champion
     from xlstm_tune.predict.forecasts import forecasts
     from xlstm_tune.predict.make import champion_of
     from xlstm_tune.predict.write import print_rows, write_table
 
+    if any(os.path.realpath(file) == os.path.realpath(place) for file in local_files(table) or ()):
+        raise StorageError(f"--output names {place}, which TABLE is read from; give the forecasts a file of their own")
     champion = load_champion(champion_of(folder))
     made = forecasts(champion, read_source([table], {}, champion.data.labels), level, every)
     for note in made.notes:

@@ -24,6 +24,7 @@ from xlstm_tune.errors import DataError
 from xlstm_tune.predict.champion import Champion
 from xlstm_tune.predict.familiar import unlike
 from xlstm_tune.predict.intervals import Array, changes
+from xlstm_tune.predict.zeros import with_zeros
 from xlstm_tune.training.judge import eval_batch, predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 
@@ -63,7 +64,7 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         raise DataError(f"the level of the intervals must lie between 0 and 1, got {level:g}")
     _check_columns(champion, source)
     try:
-        table = make_table(source, champion.data, judged=False)
+        table = make_table(with_zeros(champion, source), champion.data, judged=False)
     except DataError as error:
         raise DataError(_at_prediction(str(error))) from None
     forecast = champion.scaling.forecast

@@ -25,7 +25,7 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """model_input: a pandas DataFrame, or columns by name, or a list of rows.
 
-        params: `level` of the intervals, and `all` for every origin.
+        params: `level` of the intervals, and `all` for every origin. Returns a DataFrame, None where there is nothing.
         """
         from xlstm_tune.errors import UserError
         from xlstm_tune.predict.forecasts import DEFAULT_LEVEL, forecasts, source_of
@@ -39,11 +39,18 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(str(error)) from None
         for note in made.notes:
             logging.getLogger("xlstm_tune.predict").warning(note)
-        return made.table.to_pandas()
+        answer = made.table.to_pandas()
+        # Such as an interval that there is none of. A server writes None as null, and NaN as NaN, which is no JSON.
+        for name in answer.columns[answer.isna().any()]:
+            answer[name] = answer[name].astype(object).where(answer[name].notna(), None)
+        return answer
 
 
 def _table(given: Any) -> Any:
-    """As an Arrow table. A column of text and numbers is text, which says better than Arrow what is wrong with it."""
+    """As an Arrow table, where an index with a name is a column, as in a Parquet file of pandas.
+
+    A column of text and numbers is text, which says better than Arrow what is wrong with it.
+    """
     import pandas as pd  # type: ignore[import-untyped]
     import pyarrow as pa
 
@@ -51,6 +58,8 @@ def _table(given: Any) -> Any:
 
     try:
         frame = given if isinstance(given, pd.DataFrame) else pd.DataFrame(given)
+        levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        frame = frame.reset_index(level=levels) if levels else frame
         twice = frame.columns[frame.columns.duplicated()]
         if len(twice):
             raise ValueError(f"it has more than one column named '{twice[0]}'")
