@@ -50,7 +50,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "mlflow": ("tracking/", "predict/served.py"),
     "triton": ("kernels/",),
     "numba": ("kernels/",),
-    "llvmlite": ("kernels/simd.py",),
+    "llvmlite": ("kernels/simd.py", "kernels/register_products.py"),
 }
 LIGHT = ("errors.py", "strict.py", "spec.py", "search_file.py", "search/__main__.py", "search/space.py")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.report import scores
+from xlstm_tune.report.contenders import contenders
 from xlstm_tune.report.differences import Difference as Difference
 from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.predictions import (
@@ -82,9 +83,9 @@ def objective_of(row: Mapping[str, Any] | None) -> str:
 def gather(folder: Path, objective: str | None = None) -> Evidence | None:
     """From the tables of a search folder; None where nothing has predictions yet.
 
-    objective: with its `val_`; None = as the search's row says. Of each family the best trial that has predictions
-    counts. Test data chose nothing, so test figures need no correction for the winner being the best of many.
-    Raises StorageError if the folder holds no results.
+    objective: with its `val_`; None = as the search's row says. Of each family and block pattern the best trial
+    that has predictions counts. Test data chose nothing, so test figures need no correction for the winner being the
+    best of many. Raises StorageError if the folder holds no results.
     """
     row = search_row(folder)
     objective = objective or objective_of(row)
@@ -138,20 +139,16 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
 def _finalists(
     trials: list[dict[str, Any]], parts: Mapping[tuple[int | None, str], set[str]], objective: str
 ) -> tuple[list[Model], list[str]]:
-    """The best trial of each family among those with predictions, best first on validation."""
-    scored = [row for row in trials if row["status"] in ("completed", "pruned") and row[objective] is not None]
-    scored.sort(key=lambda row: (row[objective], row["trial"]))
-    best: dict[str, Model] = {}
-    for row in scored:
-        if (row["trial"], row["family"]) in parts:
-            best.setdefault(row["family"], _model(row))
-    models, notes = list(best.values()), []
-    if models and scored[0]["trial"] != models[0].trial:
+    """The trials that stand for their architectures among those with predictions, best first on validation."""
+    best = contenders(trials, objective)
+    judged = contenders([row for row in trials if (row["trial"], row["family"]) in parts], objective)
+    notes = []
+    if judged and best[0]["trial"] != judged[0]["trial"]:
         notes.append(
-            f"Trial {scored[0]['trial']} is better on validation than trial {models[0].trial}, but has no "
+            f"Trial {best[0]['trial']} is better on validation than trial {judged[0]['trial']}, but has no "
             "predictions yet."
         )
-    return models, notes
+    return [_model(row) for row in judged], notes
 
 
 def _model(row: dict[str, Any]) -> Model:

@@ -24,7 +24,7 @@ from xlstm_tune.results import read
 from xlstm_tune.strict import shortened
 
 SHOWN = 10
-"""Trials on the terminal, besides the best of each family; the tables hold all."""
+"""Trials on the terminal, besides those with test figures; the tables hold all."""
 
 
 METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
@@ -191,10 +191,10 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     names += ["MSE std.\ntest", "MAE std.\ntest", "param-\neters", "epochs", "seconds"] if wide else ["param-\neters"]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for rank, entry in enumerate(board.trials, start=1):
-        if rank <= SHOWN or entry.test:
-            style = "bold" if rank == 1 else None
-            table.add_row(str(rank), str(entry.trial), _titled(entry), *_cells(entry, board.metric, wide), style=style)
+    shown = [(rank, entry) for rank, entry in enumerate(board.trials, start=1) if rank <= SHOWN or entry.test]
+    for rank, entry in shown:
+        style = "bold" if rank == 1 else None
+        table.add_row(str(rank), str(entry.trial), _titled(entry), *_cells(entry, board.metric, wide), style=style)
     table.add_section()
     for entry in board.baselines:
         table.add_row("", "", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
@@ -203,6 +203,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         table.add_row("", "", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
     console.print()
     console.print(table)
+    if left := len(board.trials) - len(shown):
+        console.print(f"{left:,} more trial{'s' if left > 1 else ''}: in the report", style="dim", highlight=False)
     if any(entry.validation_error is not None for entry in board.trials):
         console.print("± standard error of the mean over seeds", style="dim", highlight=False)
     if any(entry.status == "pruned" for entry in board.trials):

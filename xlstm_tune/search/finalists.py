@@ -1,4 +1,4 @@
-"""After the search: the best of each family and the best of all are scored on the test part, once.
+"""After the search: the best of each family and block pattern are scored on the test part, once.
 
 Test data decide nothing; they are looked at here for the first time.
 """
@@ -20,6 +20,7 @@ from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import build_model
+from xlstm_tune.report.contenders import contenders
 from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.store import Shared
@@ -49,24 +50,20 @@ class Finalist:
 def finalists(
     trials: Iterable[dict[str, Any]], spec: SearchSpec, members: Iterable[dict[str, Any]] = ()
 ) -> list[Finalist]:
-    """The best finished trial of each family; the first of them is the best of all.
+    """The trials that stand for their architectures (`contenders`); the first of them is the best of all.
 
-    trials, members: rows of these tables; of the trials' JSON columns, `params` and `setting` as dicts. Pruned trials
-    may win: their best epoch counts as any other's.
+    trials, members: rows of these tables; of the trials' JSON columns, `params` and `setting` as dicts.
     """
     objective = spec.search.objective
-    scored = [row for row in trials if row["status"] in ("completed", "pruned") and row[objective] is not None]
-    best: dict[str, dict[str, Any]] = {}
-    for row in sorted(scored, key=lambda row: (row[objective], row["trial"])):
-        best.setdefault(row["family"], row)
-    chosen: dict[int, list[tuple[float, int]]] = {row["trial"]: [] for row in best.values()}
-    settings = {row["trial"]: row.get("setting") for row in best.values()}
+    best = contenders(trials, objective)
+    chosen: dict[int, list[tuple[float, int]]] = {row["trial"]: [] for row in best}
+    settings = {row["trial"]: row.get("setting") for row in best}
     for row in members:
         if row["trial"] in chosen and json.loads(row["setting"]) == settings[row["trial"]]:
             chosen[row["trial"]].append((row[objective], row["member"]))
     return [
         Finalist(row["trial"], row["family"], row["params"], tuple(m for _, m in sorted(chosen[row["trial"]])))
-        for row in best.values()
+        for row in best
     ]
 
 

@@ -60,7 +60,7 @@ def score_finalists(
     results: ResultsWriter,
     spool: Spool,
 ) -> None:
-    """Test figures for the best of each family: the one look at the test part.
+    """Test figures for the best of each family and block pattern: the one look at the test part.
 
     rows: of the trials table; `params` as a dict. data: Ray's reference to the data.
 

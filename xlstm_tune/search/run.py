@@ -190,7 +190,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 record_start(plan, judge, spool, results)
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in STOPS:  # the one look at the test part is for the end
-                    with console.status("testing the best of each family"):
+                    with console.status("testing the best of each family and pattern"):
                         score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
             except KeyboardInterrupt:

@@ -115,7 +115,8 @@ def leaderboard(record: Record) -> Section | None:
     lead = "Errors in the target's own units, each trial at its best epoch. "
     if any(entry.validation_error is not None for entry in board.trials):
         lead += "± is the standard error of the mean over seeds. "
-    lead += "Test figures exist for the best of each family and the baselines. Click a heading to sort."
+    lead += "Test figures exist for the best of each family and block pattern, and for the baselines. "
+    lead += "Click a heading to sort."
     caption = f"{counted(len(board.trials), 'scored trial')} and {counted(len(board.baselines), 'baseline')}"
     return Section("leaderboard", "Leaderboard", lead, [Table(caption, columns, rows)])
 
