@@ -19,6 +19,8 @@ LOCK = "driver.lock"
 """In the search folder: who runs it, as text. The lock itself is the operating system's and ends with its owner."""
 CHAMPION = "champion"
 """The folder of the winner, ready to be served."""
+ABOUT = "champion.json"
+"""In that folder: what makes it one."""
 
 
 def trial_folder(search_folder: str | Path, number: int) -> Path:

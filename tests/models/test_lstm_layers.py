@@ -336,3 +336,10 @@ def test_open_forget_gates_raises_the_forget_bias_of_every_layer_and_direction_a
             expected[5:10] = 1.5
         torch.testing.assert_close(change, expected)
     open_forget_gates(kind(3, 5, 1, bias=False), 1.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("state", [(torch.zeros(1, 2, 5),), torch.zeros(1, 2, 5)], ids=["one", "tensor"])
+def test_a_state_that_is_no_pair_is_refused(kind, state):
+    with pytest.raises(TypeError, match=r"state must be a pair of tensors \(h, c\), got "):
+        kind(3, 5, 1)(torch.randn(2, 4, 3), state)

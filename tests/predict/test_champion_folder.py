@@ -109,6 +109,17 @@ def test_the_command_writes_csv_and_says_who_predicts(folder: Path, tmp_path: Pa
     assert lines[0] == '"origin","step","target","predicted","lower","upper"' and len(lines) == 7
 
 
+def test_the_command_takes_a_champion_that_was_copied_elsewhere(folder: Path, tmp_path: Path) -> None:
+    table, made = folder.parents[1] / "single.csv", {}
+    shutil.copytree(champion_of(folder), tmp_path / "prod")
+    for name in ("single", str(tmp_path / "prod")):
+        place = tmp_path / "out.csv"
+        code, output = command(name, str(table), "--storage", str(folder.parent), "--output", str(place))
+        assert code == 0, output
+        made[name] = place.read_text()
+    assert len(set(made.values())) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -273,6 +273,9 @@ def _check_projection(projection: int, hidden_size: int) -> None:
 
 def _check_state(state: LSTMState | None, rows: int, batch: int, state_size: int, hidden_size: int) -> None:
     if state is not None:
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            got = f"{len(state)} entries" if isinstance(state, tuple | list) else type(state).__name__
+            raise TypeError(f"lstm: state must be a pair of tensors (h, c), got {got}")
         h, c = state
         expect_shape(h, "lstm: state h", L=rows, B=batch, P=state_size)
         expect_shape(c, "lstm: state c", L=rows, B=batch, D=hidden_size)

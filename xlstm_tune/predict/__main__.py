@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import StorageError, UserError, one_line
-from xlstm_tune.layout import SPEC
+from xlstm_tune.layout import ABOUT, SPEC
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
 
@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 @app.command(help="Forecast from a table with the winner of a finished search, in the table's own columns and units.")
 def predict(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The search.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The search, or the path of a champion's folder.")],
     table: Annotated[
         str, typer.Argument(metavar="TABLE", help="CSV, Parquet or Arrow with the columns of the search's data.")
     ],
@@ -48,7 +48,8 @@ def predict(
             raise StorageError(f"--output must end in {' or '.join(ENDINGS)}, got '{output}'")
         if not place.absolute().parent.is_dir():
             raise StorageError(f"--output names a file in {place.absolute().parent}, which is no folder; make it first")
-        folder = find_search(storage, name)
+        alone = Path(os.path.expanduser(name))
+        folder = alone if (alone / ABOUT).is_file() else find_search(storage, name)
         with console.status("reading"):
             _go(folder, table, place, level, every, console)
     except UserError as error:
@@ -65,7 +66,10 @@ def find_search(storage: str, name: str) -> Path:
         storage = local_storage(storage, name)
     root = Path(os.path.expanduser(storage)).absolute()
     if not re.fullmatch(NAME, name):
-        raise StorageError(f"NAME is that of a search, which is no path, got '{name}'; give its folder with --storage")
+        raise StorageError(
+            f"NAME is that of a search, which is no path, or a champion's folder, which holds {ABOUT}, got '{name}'; "
+            "give the folder that a search lies in with --storage"
+        )
     if not (root / name / SPEC).is_file():
         known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if root.is_dir() else []
         hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"

@@ -21,7 +21,7 @@ from xlstm_tune.data.clock import Kind
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.scaling import Columns, Scaling
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import WEIGHTS
+from xlstm_tune.layout import ABOUT, WEIGHTS
 from xlstm_tune.lines import sync
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
@@ -32,7 +32,6 @@ from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 SCHEMA = 2
 """1 took the residuals of all series together."""
-ABOUT = "champion.json"
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
 """A request that a server of the model answers: rows of the user's table."""

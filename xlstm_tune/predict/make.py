@@ -20,8 +20,8 @@ from xlstm_tune.data.scaling import Scaling
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, prepare
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
-from xlstm_tune.predict.champion import ABOUT, save_champion
+from xlstm_tune.layout import ABOUT, CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
+from xlstm_tune.predict.champion import save_champion
 from xlstm_tune.predict.columns import output_columns
 from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
@@ -146,13 +146,13 @@ def make_champion(
 
 
 def champion_of(folder: Path) -> Path:
-    """The champion's folder of a search, made now if the search has none.
+    """The champion's folder of a search, made now if the search has none; of such a folder, itself.
 
     Raises StorageError when the search has not come to its end, or its data have changed since.
     """
-    place = folder / CHAMPION
-    if (place / ABOUT).exists():
-        return place
+    for place in (folder, folder / CHAMPION):
+        if (place / ABOUT).exists():
+            return place
     spec = load_spec(str(folder / SPEC))
     if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
         if who := _runs(folder):

@@ -103,7 +103,8 @@ class Leaderboard:
         return table
 
     def summary(self) -> dict[str, float]:
-        """Figures for the parent run: the winner's, the best baseline's, the gain in per cent, trials by end, cost.
+        """Figures for the parent run: the winner and its figures, the best baseline's, the gain in per cent, trials by
+        end, cost.
 
         gain_test_percent_low and _high: the 95 % interval of the gain in RMSE on the test part.
         """
@@ -111,6 +112,8 @@ class Leaderboard:
         figures |= self.cost
         if self.winner is None:
             return figures
+        if self.winner.trial is not None:
+            figures["best_trial"] = float(self.winner.trial)
         best = self.baselines[0] if self.baselines else None
         for part, name in (("validation", "val"), ("test", "test")):
             mine = getattr(self.winner, part).get(self.metric)

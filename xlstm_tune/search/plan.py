@@ -81,7 +81,11 @@ class Plan:
             return self.space.describe()
         grid = self.space.grid()
         repeats = f", {grid.duplicates} of them repeat another" if grid.duplicates else ""
-        return f"{grid.size:,} points{repeats}: {len(grid.points):,} distinct configurations"
+        points, configurations = (
+            f"{count:,} {noun}{'s' if count != 1 else ''}"
+            for count, noun in ((grid.size, "point"), (len(grid.points), "distinct configuration"))
+        )
+        return f"{points}{repeats}: {configurations}"
 
 
 def make_plan(

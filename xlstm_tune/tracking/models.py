@@ -26,12 +26,13 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 from mlflow.utils import requirements_utils
 
 import xlstm_tune
+from xlstm_tune.layout import ABOUT
 
 log = logging.getLogger("xlstm_tune.tracking")
 
 ALIAS = "champion"
 DIGEST_TAG, SEARCH_TAG = "xlstm_tune.champion", "xlstm_tune.search"
-ABOUT, EXAMPLE = "champion.json", "example.json"
+EXAMPLE = "example.json"
 CODE = Path(xlstm_tune.__file__).parent / "predict" / "served.py"
 
 

@@ -162,9 +162,9 @@ def residuals(
     drift = ""
     if half and order is not None:
         drift = f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}."
-    caption = (
-        f"Predicted minus actual, averaged over a sample's steps, {in_order}: {len(means):,} samples{shown}.{drift}"
-    )
+    several = len(made.error) > len(means)
+    averaged = ", averaged over a sample's steps" if several else ""
+    caption = f"Predicted minus actual{averaged}, {in_order}: {len(means):,} samples{shown}.{drift}"
     lines = [
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]
@@ -176,9 +176,10 @@ def residuals(
     if against is not None:
         bars.insert(0, _histogram(found[against], edges, label(against.title), BASELINE, 0.6))
         spread += f", of {against.name}'s between {_quartiles(found[against])}"
+    apart = ", steps apart" if several else ""
     shape = layout(axis("Predicted minus actual"), axis("Share", tickformat=".0%"), barmode="overlay", bargap=0.05)
     lines.append(
-        Figure("histogram", "Spread of errors", f"Errors on the {part} part, steps apart; {spread}.", bars, shape, 300)
+        Figure("histogram", "Spread of errors", f"Errors on the {part} part{apart}; {spread}.", bars, shape, 300)
     )
     return Figures(lines)
 
