@@ -156,8 +156,9 @@ def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Pat
     search = Path(shutil.copytree(folder, tmp_path / "single"))
     shutil.rmtree(search / "champion")
     shutil.rmtree(search / "results" / "scores")
-    with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end"):
+    with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end") as caught:
         champion_of(search)
+    assert str(caught.value).endswith(f"--resume {search.name} --storage {search.parent}")
     running = rf"is still being run by process {os.getpid()} on \S+ since .*; wait until it ends$"
     with locked(search), pytest.raises(StorageError, match=running):
         champion_of(search)

@@ -131,6 +131,13 @@ def test_distributions_are_inferred_where_the_search_file_is_silent_or_does_not_
     }
 
 
+def test_slices_tell_the_best_of_each_value(tmp_path: Path) -> None:
+    values = (("ms", 3.0), ("sm", 3.1), ("ms", 2.9), ("sm", 4.0), ("sm", 2.95), ("ms", 5.0))
+    made = few(tmp_path, [trial_row(n, {"model.pattern": name}, value) for n, (name, value) in enumerate(values)])
+    said = figure(settings(made), "slice-0").caption
+    assert said == "model.pattern: the best of 6 trials had ms. The best of each value: ms 2.900, sm 2.950."
+
+
 @pytest.mark.parametrize("points", [[{"a": 1}], [{"a": 1}] * 6, [{}, {}]])
 def test_figures_that_trials_do_not_allow_become_sentences(tmp_path: Path, points: list[dict[str, Any]]) -> None:
     made = few(tmp_path, [trial_row(n, one, 3.0) for n, one in enumerate(points)])

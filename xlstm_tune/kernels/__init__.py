@@ -55,7 +55,8 @@ def lstm(
     projection: [N, P, D], from the cell's output to h; None = none, and P = D.
     initial_state: h [B, N, P] and c [B, N, D], as an LSTMState or a plain tuple; None is the empty state, zeros.
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
-    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    lengths: integers [B] in 1..T, the real steps of each sample; padding after them may hold any finite numbers; None =
+    T for all.
     Returns h over time [B, T, N, P], zero in the padding, and the state after the last real step. All inputs are
     differentiable, once: there is no double backward.
     Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
@@ -118,7 +119,8 @@ def slstm(
     initial_state: h, c, n, m, each [B, N, D], as an SLSTMState or a plain tuple; None is the empty state, and so is
     n = 0 for a single element.
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
-    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    lengths: integers [B] in 1..T, the real steps of each sample; padding after them may hold any finite numbers; None =
+    T for all.
     Returns h over time [B, T, N, D], zero in the padding, and the state after the last real step. All inputs are
     differentiable, once: there is no double backward.
     Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
@@ -218,7 +220,8 @@ def mlstm(
     initial_state: C [B, N, D, V], n [B, N, D], m [B, N], as an MLSTMState or a plain tuple; None is the empty state
     (0, 0, -inf).
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
-    lengths: integers [B] in 1..T, the real steps of each sample, padding after them; None = T for all.
+    lengths: integers [B] in 1..T, the real steps of each sample; padding after them may hold any finite numbers; None =
+    T for all.
     Returns h over time [B, T, N, V], zero in the padding, and the state after the last real step. All inputs are
     differentiable, once: there is no double backward.
     Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that

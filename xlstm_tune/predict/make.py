@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -161,7 +162,7 @@ def champion_of(folder: Path) -> Path:
             )
         raise StorageError(
             f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
-            f"python -m xlstm_tune.search --resume {folder.name}"
+            f"{_resume(folder)}"
         )
     table = load_table(spec.data)
     data = prepare(table, spec.data, spec.max_lookback())
@@ -181,9 +182,14 @@ def champion_of(folder: Path) -> Path:
     if made is None:
         raise StorageError(
             f"the best trial of the search '{folder.name}' has not been scored on the test part yet; go on with the "
-            f"search by python -m xlstm_tune.search --resume {folder.name}"
+            f"search by {_resume(folder)}"
         )
     return made
+
+
+def _resume(folder: Path) -> str:
+    place = shlex.quote(str(folder.absolute().parent))
+    return f"python -m xlstm_tune.search --resume {shlex.quote(folder.name)} --storage {place}"
 
 
 def _runs(folder: Path) -> str | None:

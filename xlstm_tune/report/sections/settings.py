@@ -7,6 +7,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 
 from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
+from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.parallel import parallel_coordinates
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.study import Rebuilt, quiet, rebuild
@@ -18,6 +19,8 @@ FEWEST = 5
 """Scored trials from which an importance is shown."""
 SLICES = 16
 """Settings drawn, the most important first."""
+MOST_VALUES = 8
+"""Whose best is told one by one."""
 
 
 def settings(record: Record) -> Section | None:
@@ -130,7 +133,19 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
         x |= {"type": "log", "dtick": "D2"}
     y = axis(title, **log_if_wide([row[record.objective] for row in record.scored]))
     caption = f"{key}: the best of {len(rows)} trials had {shown}."
+    if isinstance(distribution, CategoricalDistribution):
+        caption += _each_best(points)
     return Figure(f"slice-{place}", f"Objective by {key}", caption, data, layout(x, y, showlegend=False), 260)
+
+
+def _each_best(points: Any) -> str:
+    """A sentence: the best objective of each value, so that a small lead is seen as one; "" for one value or many."""
+    best: dict[str, float] = {}
+    for value, score in sorted(zip(points.x, points.y, strict=True), key=lambda point: point[1]):
+        best.setdefault(str(value).strip("'"), score)
+    if not 1 < len(best) <= MOST_VALUES:
+        return ""
+    return f" The best of each value: {', '.join(f'{label(value)} {number(score)}' for value, score in best.items())}."
 
 
 def _reason(error: BaseException) -> str:
