@@ -31,8 +31,7 @@ def test_onto_adds_a_product_to_scaled_rows(turned):
 def test_copy_pads_with_zeros_and_comes_back():
     rows = draw(3, 2, 19)  # 3 rows of 19, every second one
     wide = padded(19)
-    block = np.zeros((LANES, wide), np.float32)
-    block[3:] = np.nan
+    block = np.full((LANES, wide), np.nan, np.float32)
     copy_in(rows.ravel(), 19, 2 * 19, 3, 19, block.reshape(-1), wide, LANES)
     assert np.array_equal(block[:3, :19], rows[:, 1])
     assert not block[3:].any() and not block[:, 19:].any()
