@@ -138,9 +138,13 @@ def _p(value: float) -> Cell:
 
 
 def _short(model: Any) -> str:
-    trial = getattr(model, "trial", None)
+    """`lstm 3`, `ms 7`, or a baseline's name."""
+    trial, name = getattr(model, "trial", None), str(getattr(model, "name", model))
+    if trial is None:
+        return name
     family = getattr(model, "family", None)
-    return str(getattr(model, "name", model)) if trial is None else f"{family or 'trial'} {trial}{_mark(model)}"
+    kind = name.partition(" · ")[0] if family == "xlstm" else family or "trial"
+    return f"{kind} {trial}{_mark(model)}"
 
 
 def metrics(record: Record) -> Section | None:
