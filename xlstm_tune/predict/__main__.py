@@ -85,9 +85,9 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
     from xlstm_tune.predict.make import champion_of
     from xlstm_tune.predict.write import print_rows, write_table
 
+    champion = load_champion(champion_of(folder))
     if any(os.path.realpath(file) == os.path.realpath(place) for file in local_files(table) or ()):
         raise StorageError(f"--output names {place}, which TABLE is read from; give the forecasts a file of their own")
-    champion = load_champion(champion_of(folder))
     made = forecasts(champion, read_source([table], {}, champion.data.labels), level, every)
     for note in made.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
