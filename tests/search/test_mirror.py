@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from buckets import CREDENTIALS, S3
 from typer.testing import CliRunner
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.predict.__main__ import app as predict
 from xlstm_tune.report.__main__ import main as report
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.__main__ import app
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC, check_folder, find_folder
 from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.mirror import PERIOD, Mirror, mirrored
@@ -28,7 +26,7 @@ from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.stopping import TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import CUT, OWNER, bring, read_cut
-from xlstm_tune.storage.objects import Objects, without_secrets
+from xlstm_tune.storage.objects import Objects
 from xlstm_tune.tracking import Spool
 from xlstm_tune.tracking.__main__ import main as tracking
 
@@ -390,52 +388,6 @@ def test_an_owner_that_says_nothing_for_three_periods_is_taken_over_and_hears_of
     assert stopping.reason == TAKEN_OVER and "has been taken over by process" in said[-1]
     assert "another driver has taken over" in (mirror.finish() or "")
     life.close()
-
-
-SECRET = "s3://someone:topsecret@nowhere/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        (SECRET, SECRET.replace("someone:topsecret", "***")),
-        ("s3://key@bucket/x", "s3://***@bucket/x"),
-        ("abfs://container@account/x", "abfs://container@account/x"),
-        ("abfs://container:key@account/x", "abfs://***@account/x"),
-        ("gs://bucket/x", "gs://bucket/x"),
-    ],
-)
-def test_credentials_of_an_address_are_never_shown(uri: str, shown: str) -> None:
-    assert without_secrets(uri) == shown == Objects(uri).shown
-    assert (Objects(uri) / "wave").shown == without_secrets((Objects(uri) / "wave").uri)
-
-
-@pytest.mark.parametrize(
-    ("storage", "words"),
-    [
-        (SECRET, "cannot be used"),
-        ("s4://bucket/x", "unknown scheme 's4'"),
-        ("s3://bucket/x?nonsense=1", "cannot be used"),
-    ],
-)
-def test_a_storage_that_cannot_be_used_is_one_sentence_before_anything_starts(
-    storage: str, words: str, where: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    began = time.monotonic()
-    result = CliRunner().invoke(app, ["quickstart", "--storage", storage])
-    assert result.exit_code == 2 and time.monotonic() - began < 60
-    error = result.stderr.strip()
-    assert error.startswith("error: ") and words in error and "\n" not in error and "topsecret" not in error
-    assert not (tmp_path / "here" / "searches").exists()
-
-
-def test_a_bucket_that_is_not_there_is_one_sentence(s3: S3, where: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(StorageError, match=r"cannot be used .*bucket"):
-        check_folder(s3.uri("not-there", user="testing:testing@"), "wave")
 
 
 def test_other_commands_fetch_a_search_from_its_uri(
