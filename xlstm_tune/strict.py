@@ -91,6 +91,11 @@ def shortened(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 trial`, `1,234 trials`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _rule(problem: Any) -> str:
     """What the value must be, for one pydantic problem."""
     kind, context = problem["type"], problem.get("ctx", {})

@@ -21,7 +21,7 @@ from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.report.resampling import ENOUGH, FEW_ALPHA, FEWEST
 from xlstm_tune.results import read
-from xlstm_tune.strict import shortened
+from xlstm_tune.strict import counted, shortened
 
 SHOWN = 10
 """Trials on the terminal, besides those with test figures; the tables hold all."""
@@ -207,7 +207,7 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     console.print()
     console.print(table)
     if left := len(board.trials) - len(shown):
-        console.print(f"{left:,} more trial{'s' if left > 1 else ''}: in the report", style="dim", highlight=False)
+        console.print(f"{counted(left, 'more trial')}: in the report", style="dim", highlight=False)
     if any(entry.validation_error is not None for entry in board.trials):
         console.print("± standard error of the mean over seeds", style="dim", highlight=False)
     if any(entry.status == "pruned" for entry in board.trials):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xlstm_tune.report.leaderboard import number
+from xlstm_tune.strict import counted as counted
 
 Trace = dict[str, Any]
 
@@ -143,11 +144,6 @@ def duration(seconds: float | None) -> str:
     if seconds < 48 * 3600:
         return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600)} h"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 trial`, `1,234 trials`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def thinned(count: int, most: int) -> slice:

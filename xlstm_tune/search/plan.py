@@ -24,6 +24,7 @@ from xlstm_tune.search.space import Space
 from xlstm_tune.search.store import Remote, Shared, make_store
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.storage.copy import kept_at
+from xlstm_tune.strict import counted
 from xlstm_tune.tracking import check_tracking_uri, default_uri, remembered_uri
 from xlstm_tune.tracking.uri import sqlite_path
 from xlstm_tune.training.loop import shape_of
@@ -81,11 +82,7 @@ class Plan:
             return self.space.describe()
         grid = self.space.grid()
         repeats = f", {grid.duplicates} of them repeat another" if grid.duplicates else ""
-        points, configurations = (
-            f"{count:,} {noun}{'s' if count != 1 else ''}"
-            for count, noun in ((grid.size, "point"), (len(grid.points), "distinct configuration"))
-        )
-        return f"{points}{repeats}: {configurations}"
+        return f"{counted(grid.size, 'point')}{repeats}: {counted(len(grid.points), 'distinct configuration')}"
 
 
 def make_plan(

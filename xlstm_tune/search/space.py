@@ -16,7 +16,7 @@ from xlstm_tune.errors import SpecError
 from xlstm_tune.search.domains import Domain, setting
 from xlstm_tune.search.population import check_population
 from xlstm_tune.spec import SEARCHABLE, Dimension, Scalar, SearchSpec
-from xlstm_tune.strict import did_you_mean
+from xlstm_tune.strict import counted, did_you_mean
 from xlstm_tune.training.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Space:
         """The size in words: `160 distinct configurations`."""
         count = self.count()
         if count is not None:
-            return f"{count:,} distinct configuration{'s' if count != 1 else ''}"
+            return counted(count, "distinct configuration")
         if any(domain.continuous for domain in self.domains):
             return "infinitely many configurations"
         return f"more than {COUNT_LIMIT:,} configurations"
