@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # one with a report.
 os.environ.setdefault("XLSTM_TUNE_REGISTER", "off")
 os.environ.setdefault("XLSTM_TUNE_REPORT", "off")
+os.environ.setdefault("XLSTM_TUNE_IMPORTANCE", "off")
 # Searches of tests are tracked beside their results, wherever those of the person who runs the tests are.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

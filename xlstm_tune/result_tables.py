@@ -141,6 +141,18 @@ KINDS = {
         key=("trial", "model", "part"),
         whole=True,
     ),
+    # What each input is worth to the best trial: its errors on the test part when that input is another sample's.
+    "importance": Kind(
+        {
+            "trial": _INT,
+            "input": _TEXT,  # a column of the data, all values of a category together; null = inputs as they are
+            "series": _TEXT,  # of a sample, as in `predictions`
+            "time": _TEXT,
+            "square": _REAL,  # squared error, its mean over steps, targets, shuffles and seeds
+        },
+        key=("trial", "input"),
+        whole=True,
+    ),
     "baselines": Kind(
         {"name": _TEXT, "part": _TEXT, **_metrics(), "settings": _TEXT}, key=("name", "part"), json=("settings",)
     ),

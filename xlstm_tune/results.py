@@ -1,4 +1,4 @@
-"""The tables of a search (its own row, trials, members, epochs, predictions, baselines, scores), as Parquet.
+"""The tables of a search (its own row, trials, members, epochs, predictions, importance, …), as Parquet.
 
 They lie in `<folder>/results`.
 
@@ -98,16 +98,11 @@ class ResultsWriter:
 
         A table, or columns as arrays of one length; the columns are those of the schema, in any order.
         """
-        kind = KINDS["predictions"]
-        names = table.column_names if isinstance(table, pa.Table) else list(table)
-        for name in names:
-            check_column("predictions", name)
-        for name in kind.columns:
-            if name not in names:
-                raise KeyError(f"table 'predictions' needs the column '{name}'")
-        if not isinstance(table, pa.Table):
-            table = pa.table({name: pa.array(table[name], kind.columns[name]) for name in kind.columns})
-        self._write_part("predictions", [table.select(list(kind.columns)).cast(kind.schema)])
+        self._write_columns("predictions", table)
+
+    def importance(self, table: pa.Table | Mapping[str, Any]) -> None:
+        """What one or more inputs are worth to a trial, given as predictions are."""
+        self._write_columns("importance", table)
 
     def flush(self) -> None:
         """Put everything into part files now."""
@@ -143,6 +138,18 @@ class ResultsWriter:
         for other, waiting in self._buffers.items():
             if len(waiting.rows) >= self._most_rows or (waiting.rows and now - waiting.since >= self._most_seconds):
                 self._flush(other)
+
+    def _write_columns(self, kind_name: str, table: pa.Table | Mapping[str, Any]) -> None:
+        kind = KINDS[kind_name]
+        names = table.column_names if isinstance(table, pa.Table) else list(table)
+        for name in names:
+            check_column(kind_name, name)
+        for name in kind.columns:
+            if name not in names:
+                raise KeyError(f"table '{kind_name}' needs the column '{name}'")
+        if not isinstance(table, pa.Table):
+            table = pa.table({name: pa.array(table[name], kind.columns[name]) for name in kind.columns})
+        self._write_part(kind_name, [table.select(list(kind.columns)).cast(kind.schema)])
 
     def _flush(self, name: str) -> None:
         rows = self._buffers[name].rows

@@ -13,7 +13,7 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import prepare
 from xlstm_tune.layout import WEIGHTS, trial_folder
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import Judge, predict_parts
+from xlstm_tune.search.finalists import Finalist, Judge, predict_finalist
 from xlstm_tune.search.folder import create_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights
@@ -43,7 +43,8 @@ def finish(storage: Path, name: str, data: dict[str, Any], **sections: Any) -> P
         scores = {f"val_{key}": value for key, value in last.validation.items()}
         row = {"trial": 0, "name": config.title(), "status": "completed", "family": "lstm", "best_epoch": 1}
         results.trial(row | {"config": config.flat(), "params": {}} | scores)
-        for part, predicted in predict_parts(place, {}, spec, prepared).items():
+        (parts,) = predict_finalist(folder, Finalist(0, "lstm", {}), spec, prepared)
+        for part, predicted in parts.items():
             results.scores([{"trial": 0, "model": "lstm", "part": part, **judge.metrics(part, predicted)}])
             results.predictions(judge.columns(0, "lstm", part, predicted))
     return folder

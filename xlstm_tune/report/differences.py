@@ -214,8 +214,8 @@ def _between(low: int, high: int) -> str:
 
 def _rule() -> str:
     return (
-        f"with fewer than {ENOUGH}, two models are told apart only where the adjusted p is below {FEW_ALPHA}, and with "
-        f"fewer than {FEWEST} never."
+        f"with fewer than {ENOUGH}, nothing is told apart unless its adjusted p is below {FEW_ALPHA}, and with fewer "
+        f"than {FEWEST} nothing at all."
     )
 
 

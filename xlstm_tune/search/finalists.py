@@ -19,13 +19,14 @@ import torch
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import JUDGED
-from xlstm_tune.models.forecaster import build_model
+from xlstm_tune.models.forecaster import Forecaster, build_model
 from xlstm_tune.report.contenders import contenders
 from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.judge import predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device, shape_of
 from xlstm_tune.training.members import standard_error
@@ -67,24 +68,21 @@ def finalists(
     ]
 
 
-def predict_parts(
-    place: Path, params: dict[str, Any], spec: SearchSpec, data: Prepared, device: torch.device | None = None
-) -> dict[str, Array]:
-    """Forecasts of the weights in a trial's or member's folder for the judged parts.
+def load_models(
+    folder: Path, one: Finalist, spec: SearchSpec, data: Prepared, device: torch.device | None = None
+) -> tuple[list[Forecaster], TrialConfig, torch.device, torch.dtype | None]:
+    """The models of a finalist's members, in their order, its settings, their device, and what they compute in.
 
-    device: None = the GPU where there is one, else the CPU.
-    Returns the validation and test part in the target's own units, [n, H, K].
+    folder: of the search. device: None = the GPU where there is one, else the CPU. dtype: of autocast.
     """
-    config, device = spec.resolve(params), pick_device(device)
-    dtype = autocast_dtype(config.training.precision, device)
-    model = build_model(config.model, shape_of(data, config))
-    model.load_state_dict(load_weights(place / WEIGHTS))
-    model.to(device)
-    parts = {}
-    for part in JUDGED:
-        standardised = predict(model, Windows(data, part, config.lookback, device), dtype=dtype).double().numpy()
-        parts[part] = standardised * data.target_std + data.target_mean
-    return parts
+    config, device = spec.resolve(one.params), pick_device(device)
+    place = trial_folder(folder, one.number)
+    models = []
+    for each in [member_folder(place, member) for member in one.members] or [place]:
+        model = build_model(config.model, shape_of(data, config))
+        model.load_state_dict(load_weights(each / WEIGHTS))
+        models.append(model.to(device))
+    return models, config, device, autocast_dtype(config.training.precision, device)
 
 
 def actual(table: Table, data: Prepared, part: str) -> Array:
@@ -145,6 +143,10 @@ class Judge:
         """What happened in a part, in the target's own units, [n, H, K]."""
         return self._truth[part]
 
+    def labels(self, part: str) -> list[tuple[str, str]]:
+        """(series, time) of each sample of a part."""
+        return self._labels[part]
+
     def metrics(self, part: str, predicted: Array) -> dict[str, float]:
         """Scores of predictions [n, H, K] in the target's own units."""
         return score_units(predicted, self._truth[part], self._data.target_std)
@@ -162,7 +164,7 @@ Scored = tuple[Finalist, list[dict[str, Array]]]
 def predict_here(chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Prepared) -> Iterator[Scored]:
     """Predict on this machine's processors, in this process: new ones would load torch again, which takes longer."""
     for one in chosen:
-        yield one, _predict(folder, one, spec, data, torch.device("cpu"))
+        yield one, predict_finalist(folder, one, spec, data, torch.device("cpu"))
 
 
 def predict_remotely(
@@ -184,17 +186,24 @@ def predict_remotely(
 def _predict_task(store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
     store.pull(trial_folder(store.folder, one.number))
     try:
-        return _predict(store.folder, one, SearchSpec.parse(raw), data)
+        return predict_finalist(store.folder, one, SearchSpec.parse(raw), data)
     finally:
         store.leave()
 
 
-def _predict(
+def predict_finalist(
     folder: Path, one: Finalist, spec: SearchSpec, data: Prepared, device: torch.device | None = None
 ) -> list[dict[str, Array]]:
-    place = trial_folder(folder, one.number)
-    places = [member_folder(place, member) for member in one.members] or [place]
-    return [predict_parts(each, one.params, spec, data, device) for each in places]
+    """Forecasts of the judged parts in the target's own units, [n, H, K], by each of its models."""
+    models, config, device, dtype = load_models(folder, one, spec, data, device)
+    windows = {part: Windows(data, part, config.lookback, device) for part in JUDGED}
+    return [
+        {
+            part: predict(model, samples, dtype=dtype).double().numpy() * data.target_std + data.target_mean
+            for part, samples in windows.items()
+        }
+        for model in models
+    ]
 
 
 def mean_scores(figures: Sequence[dict[str, float]]) -> dict[str, Any]:

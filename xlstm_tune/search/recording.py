@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from xlstm_tune.data.read import without_credentials
@@ -16,6 +17,7 @@ from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC
+from xlstm_tune.search.importance import PART, importance_columns, measure, measure_remotely, wanted
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.resources import Placement
@@ -86,6 +88,41 @@ def score_finalists(
                     if row["trial"] == one.number and row["member"] in tested:
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
+
+
+def record_importance(
+    plan: Plan,
+    judge: Judge,
+    placement: Placement,
+    rows: list[dict[str, Any]],
+    data: Any,
+    results: ResultsWriter,
+    console: Console,
+) -> None:
+    """What each input is worth to the winner; whatever is wrong with that, the search stands.
+
+    rows, data: as for `score_finalists`, which has to be through.
+    """
+    best = finalists(rows, plan.spec, read(plan.folder, "members").to_pylist())[:1]
+    if not best or not wanted():
+        return
+    (one,) = best
+    trained = next((row["seconds"] or 0.0 for row in rows if row["trial"] == one.number), 0.0)
+    try:
+        with console.status("shuffling each input of the winner"):
+            if plan.address or placement.gpus:
+                found = measure_remotely(plan.store, one, plan.spec, data, placement, trained)
+            else:
+                found = measure(plan.folder, one, plan.spec, plan.data, trained, torch.device("cpu"))
+        if found is not None:
+            results.importance(importance_columns(one.number, found, judge.labels(PART)))
+    except Exception as error:
+        console.print(
+            f"note: what each input is worth could not be told ({type(error).__name__}: {error})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, console: Console) -> None:

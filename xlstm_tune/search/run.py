@@ -30,7 +30,7 @@ from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
-from xlstm_tune.search.recording import record_end, record_start, score_finalists
+from xlstm_tune.search.recording import record_end, record_importance, record_start, score_finalists
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
@@ -193,6 +193,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                     with console.status("testing the best of each family and pattern"):
                         score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
+                    record_importance(plan, judge, placement, outcome.rows, outcome.data, results, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)
                 raise

@@ -7,35 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.data.windows import Batch, Prepared
 from xlstm_tune.models.forecaster import Forecaster
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.metrics import ErrorSums
 from xlstm_tune.training.micro import fitting
 
 
+class Samples(Protocol):
+    """Samples by their position, such as a part's `Windows`."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Batch:
+        """The samples at positions `index`, int64 [b]."""
+        ...
+
+
 def judge(
     model: Forecaster,
-    windows: Windows,
+    windows: Samples,
     target_std: np.ndarray,
     batch_size: int,
     dtype: torch.dtype | None = None,
 ) -> ErrorSums:
     """The errors over every sample of a part, without dropout. dtype: of autocast, None = float32."""
     sums = ErrorSums(target_std, next(model.parameters()).device)
-    for predicted, actual in _forward(model, windows, batch_size, dtype):
+    for predicted, actual in forecasts(model, windows, dtype, batch_size):
         sums.add(predicted, actual)
     return sums
 
 
 def evaluate(
     model: Forecaster,
-    windows: Windows,
+    windows: Samples,
     target_std: np.ndarray,
     batch_size: int,
     dtype: torch.dtype | None = None,
@@ -46,7 +57,7 @@ def evaluate(
 
 def predict(
     model: Forecaster,
-    windows: Windows,
+    windows: Samples,
     batch_size: int = 256,
     dtype: torch.dtype | None = None,
     every_quantile: bool = False,
@@ -56,12 +67,16 @@ def predict(
     dtype: of autocast, None = float32; `autocast_dtype` gives what a trial was validated with. With `every_quantile`
     [n, H, K, Q], as the model's own.
     """
-    return torch.cat([predicted.cpu() for predicted, _ in _forward(model, windows, batch_size, dtype, every_quantile)])
+    return torch.cat([predicted.cpu() for predicted, _ in forecasts(model, windows, dtype, batch_size, every_quantile)])
 
 
 @torch.no_grad()
-def _forward(
-    model: Forecaster, windows: Windows, batch_size: int, dtype: torch.dtype | None, every_quantile: bool = False
+def forecasts(
+    model: Forecaster,
+    windows: Samples,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 256,
+    every_quantile: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(predicted, actual) of all samples in order, [b, H, K] float32; the model's mode is put back at the end.
 

@@ -10,6 +10,7 @@ from xlstm_tune.report.sections.cost import cost
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
 from xlstm_tune.report.sections.excluded import excluded
+from xlstm_tune.report.sections.inputs import inputs
 from xlstm_tune.report.sections.progress import progress
 from xlstm_tune.report.sections.repeat import repeat
 from xlstm_tune.report.sections.settings import settings
@@ -22,6 +23,7 @@ SECTIONS: Sequence[Callable[[Record], Section | None]] = (
     differences,
     metrics,
     winner,
+    inputs,
     progress,
     learning_curves,
     settings,

@@ -1,0 +1,86 @@
+"""The importance of inputs: figures by hand, how sure they are, and what a page says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_tables import forecast_labels, sequence_labels, write_search
+
+from xlstm_tune.report.blocks import Figure, Table
+from xlstm_tune.report.inputs import Inputs, read_inputs
+from xlstm_tune.report.record import read_record
+from xlstm_tune.report.sections.inputs import inputs
+from xlstm_tune.results import ResultsWriter
+
+RISES = {"rain": 2.0, "sun": 1.0, "wind": 0.999}
+"""Times the RMSE with all inputs as they are."""
+
+
+def write(folder: Path, labels: list[tuple[str, str]], task: str = "forecast", noise: float = 0.2) -> Path:
+    write_search(folder, task, labels=labels)
+    rng = np.random.default_rng(1)
+    plain = np.square(rng.normal(size=len(labels)))
+    series, time = zip(*labels, strict=True)
+    with ResultsWriter(folder) as writer:
+        for name, times in {None: 1.0, **RISES}.items():
+            square = plain if name is None else plain * np.square(times + noise * rng.normal(size=len(labels)))
+            square *= plain.mean() * times**2 / square.mean()
+            columns = {"trial": [0] * len(labels), "input": [name] * len(labels)}
+            writer.importance(columns | {"series": series, "time": time, "square": square})
+    return folder
+
+
+def read(folder: Path, trial: int = 0) -> Inputs | None:
+    record = read_record(folder)
+    return read_inputs(folder, trial, dict(record.data))
+
+
+def test_rises_are_shares_of_the_rmse_with_all_inputs(tmp_path: Path) -> None:
+    found = read(write(tmp_path, forecast_labels(240)))
+    assert found is not None and found.samples == 240 and found.tells and not found.notes
+    assert [one.name for one in found.worth] == ["rain", "sun", "wind"]
+    assert [one.rise for one in found.worth] == pytest.approx([100.0, 0.0, -0.1], abs=1e-9)
+    for one in found.worth:
+        assert one.low < one.rise < one.high
+    assert [one.sure for one in found.worth] == [True, False, False]
+
+
+def test_few_years_tell_nothing(tmp_path: Path) -> None:
+    found = read(write(tmp_path, sequence_labels(20, 3), "regression"))
+    assert found is not None and not found.tells and not any(one.sure for one in found.worth)
+    assert "3 values of year" in found.notes[0]
+    made = inputs(read_record(tmp_path))
+    assert made is not None
+    figure = made.blocks[0]
+    assert isinstance(figure, Figure)
+    assert "another sequence" in made.lead and "too small to tell any of that from chance" in figure.caption
+
+
+def test_the_section_names_the_first_two_and_how_many_are_no_chance(tmp_path: Path) -> None:
+    made = inputs(read_record(write(tmp_path, forecast_labels(240))))
+    assert made is not None
+    figure, table, _ = made.blocks
+    assert isinstance(figure, Figure) and isinstance(table, Table)
+    assert figure.caption.startswith(
+        "Shuffled, rain raises the RMSE most, by 100.0 %, then sun by 0.0 %. 1 of 3 inputs "
+    )
+    assert [row.cells[3].text for row in table.rows] == ["leant on", "may be chance", "may be chance"]
+
+
+def test_nothing_is_said_where_nothing_was_measured(tmp_path: Path) -> None:
+    write_search(tmp_path / "old")
+    assert read(tmp_path / "old") is None and inputs(read_record(tmp_path / "old")) is None
+    assert read(write(tmp_path / "other", forecast_labels(50)), trial=3) is None, "of another trial"
+
+
+def test_an_input_written_again_replaces_the_former(tmp_path: Path) -> None:
+    labels = forecast_labels(40)
+    write(tmp_path, labels)
+    series, time = zip(*labels, strict=True)
+    with ResultsWriter(tmp_path) as writer:
+        columns = {"trial": [0] * 40, "input": ["sun"] * 40, "series": series, "time": time}
+        writer.importance(columns | {"square": np.full(40, 100.0)})
+    found = read(tmp_path)
+    assert found is not None and found.worth[0].name == "sun"

@@ -1,0 +1,109 @@
+"""Which inputs the winner leans on: how much worse it gets when each is shuffled among the samples."""
+
+from __future__ import annotations
+
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
+from xlstm_tune.report.inputs import Inputs, Worth, read_inputs
+from xlstm_tune.report.leaderboard import number
+from xlstm_tune.report.record import Record, finite
+from xlstm_tune.report.sections.standing import last
+from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout
+
+MOST = 20
+"""Inputs that are drawn; the table has all."""
+
+
+def inputs(record: Record) -> Section | None:
+    """None where nothing was measured: an unfinished search, or one of an older version."""
+    best = record.board.winner
+    found = None if best is None or best.trial is None else read_inputs(record.folder, best.trial, record.data)
+    if best is None or found is None or not found.worth:
+        return None
+    kind = "sequence" if record.data.get("task") == "regression" else "window"
+    lead = (
+        f"How much higher the test RMSE of {best.model}, trial {best.trial}, gets when the values of one input are "
+        f"those of another {kind}. With all inputs as they are it is {number(found.rmse)}, from "
+        f"{counted(found.samples, kind)}."
+    )
+    caution = (
+        "Inputs that resemble each other stand in for one another, so that none of them may seem to matter; and what a "
+        "model leans on need not be a cause."
+    )
+    blocks: list[Block] = [_figure(found), _table(found), Sentences([caution, *found.notes])]
+    return Section("inputs", "Which inputs the winner leans on", lead, blocks)
+
+
+def _figure(found: Inputs) -> Figure:
+    drawn = found.worth[:MOST]
+    data: list[Trace] = []
+    for sure, name, color in ((True, "more than chance", ACCENT), (False, "may be chance", BASELINE)):
+        if kept := [one for one in drawn if one.sure is sure]:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "showlegend": True,
+                    "y": [label(one.name) for one in kept],
+                    "x": [one.rise for one in kept],
+                    "error_x": {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": [one.high - one.rise for one in kept],
+                        "arrayminus": [one.rise - one.low for one in kept],
+                        "color": color,
+                        "thickness": 2,
+                        "width": 5,
+                    },
+                    "marker": {"color": color, "size": 10, "symbol": "circle" if sure else "circle-open"},
+                    "hovertemplate": "%{y}: %{x:.2f} % higher<extra></extra>",
+                }
+            )
+    x = axis("RMSE higher by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
+    y = axis(type="category", categoryorder="array", categoryarray=[label(one.name) for one in drawn[::-1]])
+    return Figure("inputs", "Importance of inputs", _caption(found), data, layout(x, y), 130 + 30 * len(drawn))
+
+
+def _caption(found: Inputs) -> str:
+    first, *others = found.worth
+    told = [one for one in found.worth if one.sure and one.rise > 0]
+    said = f"Shuffled, {first.name} raises the RMSE most, by {first.rise:.1f} %"
+    said += f", then {others[0].name} by {others[0].rise:.1f} %." if others else "."
+    if not found.tells:
+        said += " The test part is too small to tell any of that from chance."
+    else:
+        verb = "are" if len(told) > 1 else "is"
+        said += f" {len(told) or 'None'} of {counted(len(found.worth), 'input')} {verb} more than chance explains."
+    drawn = f" The {MOST} with the largest rise are drawn." if len(found.worth) > MOST else ""
+    return f"{said} Lines are 95 % intervals of each input alone.{drawn}"
+
+
+def _table(found: Inputs) -> Table:
+    rows = [
+        Row(
+            [
+                Cell(one.name),
+                Cell(f"{one.rise:+.1f}", one.rise),
+                Cell(f"{one.low:+.1f} … {one.high:+.1f}" if _known(one) else "not known", last(one.low)),
+                Cell(_verdict(one)),
+            ]
+        )
+        for one in found.worth
+    ]
+    columns = [
+        Column("Input", wide=True),
+        Column("RMSE higher by, %", True),
+        Column("95 % interval", True),
+        Column("Verdict"),
+    ]
+    return Table(f"{counted(len(rows), 'input')}, each shuffled by itself", columns, rows)
+
+
+def _verdict(one: Worth) -> str:
+    if not one.sure:
+        return "may be chance"
+    return "leant on" if one.rise > 0 else "misleads"
+
+
+def _known(one: Worth) -> bool:
+    return finite(one.low) and finite(one.high)
