@@ -85,7 +85,7 @@ def test_exact_tie_is_no_difference(tmp_path: Path) -> None:
 def test_few_windows_never_tell_models_apart(tmp_path: Path) -> None:
     found = of(tmp_path, labels=forecast_labels(6), baselines={"mean": 40.0})
     assert found.blocks < 4 and not any(one.told_apart for one in found.differences)
-    assert any("with fewer than 4 never" in note for note in found.notes)
+    assert any("with fewer than 4 nothing at all" in note for note in found.notes)
 
 
 def test_few_blocks_tell_apart_what_is_beyond_doubt_and_nothing_else(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_few_blocks_tell_apart_what_is_beyond_doubt_and_nothing_else(tmp_path: P
     against = {one.b.name: one for one in found.differences if one.a == found.winner}
     assert against["mean"].told_apart and against["mean"].p_adjusted < 0.01
     assert not against["slstm d32"].told_apart
-    assert any("only where the adjusted p is below 0.01" in note for note in found.notes)
+    assert any("nothing is told apart unless its adjusted p is below 0.01" in note for note in found.notes)
 
 
 def test_each_pair_has_blocks_of_its_own_length(tmp_path: Path) -> None:

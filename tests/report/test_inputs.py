@@ -34,7 +34,7 @@ def write(folder: Path, labels: list[tuple[str, str]], task: str = "forecast", n
 
 def read(folder: Path, trial: int = 0) -> Inputs | None:
     record = read_record(folder)
-    return read_inputs(folder, trial, dict(record.data))
+    return read_inputs(folder, trial, record.data)
 
 
 def test_rises_are_shares_of_the_rmse_with_all_inputs(tmp_path: Path) -> None:

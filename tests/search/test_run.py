@@ -74,7 +74,7 @@ def search_here(folder: Path, *arguments: str, codes: tuple[int, ...] = (0,)) ->
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLSTM_TUNE_REPORT": "on"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLSTM_TUNE_REPORT": "on", "XLSTM_TUNE_IMPORTANCE": "on"}
 
 
 def study_of(folder: Path, name: str = "wave") -> optuna.Study:
@@ -187,6 +187,25 @@ def test_run_scores_the_best_of_each_family_on_the_test_part_only_once(finished:
         assert np.sqrt(((mine["predicted"] - mine["actual"]) ** 2).mean()) == pytest.approx(row["rmse"], rel=1e-6)
 
 
+def test_run_tells_what_each_input_is_worth_to_the_winner(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    best = min((row for row in trials_of(folder) if row["status"] == "completed"), key=lambda row: row["val_rmse"])
+    rows = read(folder / "searches" / "wave", "importance").to_pandas()
+    assert set(rows["trial"]) == {best["trial"]}
+    (row,) = read(folder / "searches" / "wave", "search").to_pylist()
+    inputs = len(json.loads(row["data"])["inputs"])
+    assert rows["input"].nunique() == inputs and rows["input"].isna().sum() == len(rows) // (inputs + 1)
+    (score,) = (
+        row
+        for row in read(folder / "searches" / "wave", "scores").to_pylist()
+        if (row["trial"], row["part"]) == (best["trial"], "test")
+    )
+    plain = rows[rows["input"].isna()]["square"]
+    assert np.sqrt(plain.mean()) == pytest.approx(score["rmse"], rel=1e-4)
+    page = (folder / "searches" / "wave" / "report.html").read_text()
+    assert "Which inputs the winner leans on" in page
+
+
 def test_run_records_itself(finished: tuple[Path, str]) -> None:
     folder, output = finished
     (row,) = read(folder / "searches" / "wave", "search").to_pylist()
@@ -229,13 +248,22 @@ def test_run_keeps_weights_and_config_of_each_trial(finished: tuple[Path, str]) 
             assert json.loads((place / "config.json").read_text())["config"]["model.family"] == row["family"]
 
 
-def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(finished: tuple[Path, str]) -> None:
+def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(
+    finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = finished
+
+    def broken(*_: object) -> None:
+        raise ValueError("by a test")
+
     before = {row["trial"]: row for row in trials_of(folder)}
     output = search_here(folder, "--resume", "wave")
     assert "is finished" in output and "won: rmse" in output
     assert len(trials_of(folder)) == len(before)
+    monkeypatch.setenv("XLSTM_TUNE_IMPORTANCE", "on")
+    monkeypatch.setattr("xlstm_tune.search.recording.measure", broken)
     output = search_here(folder, "--resume", "wave", "--trials", "10")
+    assert "note: what each input is worth could not be told (ValueError: by a test)" in output
     after = {row["trial"]: row for row in trials_of(folder)}
     assert sum(row["status"] != "duplicate" for row in after.values()) == 10
     for number, row in before.items():

@@ -5,6 +5,7 @@ n samples, H horizon steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Inputs:
     notes: list[str]
 
 
-def read_inputs(folder: Path, trial: int, data: dict[str, Any]) -> Inputs | None:
+def read_inputs(folder: Path, trial: int, data: Mapping[str, Any]) -> Inputs | None:
     """data: the search row's. None where nothing was measured for this trial, or the model makes no error at all.
 
     The intervals are those of differences between models (`differences`), each shuffled input standing for a model.
@@ -66,7 +67,7 @@ def read_inputs(folder: Path, trial: int, data: dict[str, Any]) -> Inputs | None
     rmse = float(np.sqrt(squares[plain].mean()))
     if not rmse > 0:
         return None
-    seen = facts(data)
+    seen = facts(dict(data))
     # Of errors nothing but their squares counts, each the mean over the steps: as if all steps were off by as much.
     horizon = int(data.get("horizon") or 1)
     n = len(squares[plain])
@@ -75,8 +76,9 @@ def read_inputs(folder: Path, trial: int, data: dict[str, Any]) -> Inputs | None
     judged = Judged(PART, series, time, targets=("",), actual=np.zeros((n, horizon, 1)), predicted=errors)
     pairs = [(plain, model) for model in squares if model != plain]
     compared = compare_pairs(judged, pairs, seen)
+    percent = 100 / rmse
     worth = [
-        Worth(one.b.name, *(100 * value / rmse for value in (one.gain, one.low, one.high)), one.told_apart)
+        Worth(one.b.name, percent * one.gain, percent * one.low, percent * one.high, one.told_apart)
         for one in compared.differences
     ]
     worth.sort(key=lambda one: -one.rise)
