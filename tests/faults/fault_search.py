@@ -193,7 +193,8 @@ def check_accounted(folder: Path, undisturbed: Path, but: int | None = None, uri
         assert study[number].state.name == STATES[row["status"]]
         run, curve, files = runs[number]
         assert run.info.status == RUNS[row["status"]]
-        assert row["members"] or run.info.run_name == row["name"], "a population's row has its best member's name"
+        title = f"{number}: {row['name']}"
+        assert row["members"] or run.info.run_name == title, "a population's row has its best member's name"
         assert {"config.json", "weights.safetensors"} <= files
         assert curve == sorted((epoch, one["val_rmse"]) for (trial, epoch), one in epochs.items() if trial == number)
         if row["status"] == "completed":

@@ -10,7 +10,10 @@ import pytest
 from report_tables import forecast_labels, write_search
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.report.blocks import Table
 from xlstm_tune.report.compare import comparable, compare
+from xlstm_tune.report.comparison import sections
+from xlstm_tune.results import ResultsWriter, read
 
 
 def two(folder: Path, one: dict[str, Any], other: dict[str, Any]) -> list[Path]:
@@ -32,6 +35,21 @@ def test_searches_of_the_same_data_are_compared_in_pairs(tmp_path: Path) -> None
     (lead,) = found.differences
     assert (lead.a.name, lead.b.name) == ("second: xlstm d32", "first: lstm d32")
     assert lead.told_apart and 0 < lead.low < lead.gain < lead.high and found.blocks > 10 and found.notes == []
+
+
+def test_means_over_seeds_come_with_their_standard_errors(tmp_path: Path) -> None:
+    folders = two(tmp_path, {"families": {"lstm": 2.0}}, {"families": {"xlstm": 1.0}})
+    rows = [row for row in read(folders[0], "trials").to_pylist() if row["trial"] == 0]
+    with ResultsWriter(folders[0]) as writer:
+        writer.trial(rows[0] | {"members": 3, "std_error": 0.25})
+        score = {"model": "lstm", "trial": 0, "part": "test", "rmse": 2.0, "seeds": 3, "rmse_std_error": 123.4}
+        writer.scores([score])
+    found = compare(folders)
+    assert [one.errors for one in found.searches] == [(None, None), (0.25, 123.4)]
+    table = sections(found)[0].blocks[1]
+    assert isinstance(table, Table) and "± is the standard error of the mean over seeds" in table.caption
+    assert [cell.text for cell in table.rows[1].cells[2:4]] == ["2.000 ± 0.25", "2.000 ± 123"]
+    assert [cell.text for cell in table.rows[0].cells[2:4]] == ["1.000", "1.000"]
 
 
 def test_searches_that_are_equally_good_are_not_told_apart(tmp_path: Path) -> None:

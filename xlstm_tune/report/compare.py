@@ -33,6 +33,8 @@ class Searched:
     """The winner's rmse, mae (target's units), mse_standardised, mae_standardised; {} without a winner."""
     test: Mapping[str, float | None]
     """The same on the test part; {} before that is looked at."""
+    errors: tuple[float | None, float | None]
+    """Standard errors of the objective's means over seeds, on validation and test; None where there is one seed."""
     trials: int
     """That ended; duplicates are not counted."""
     seconds: float | None
@@ -164,15 +166,18 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     scored = [t for t in trials if t["status"] in ("completed", "pruned") and t[objective] is not None]
     best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)
     test: dict[str, float | None] = {}
+    test_error = None
     for score in read(folder, "scores").to_pylist():
         if best and score["trial"] == best["trial"] and score["part"] == "test":
             test = {metric: score[metric] for metric in _METRICS}
+            test_error = score[f"{objective.removeprefix('val_')}_std_error"]
     return Searched(
         name,
         folder,
         winner=Model(best["name"], best["family"], best["trial"], best["status"] == "pruned") if best else None,
         validation={metric: best[f"val_{metric}"] for metric in _METRICS} if best else {},
         test=test,
+        errors=(best["std_error"] if best else None, test_error),
         trials=len(trials),
         seconds=float(row["seconds"]) if row and row["ended"] and row["seconds"] else None,
     )

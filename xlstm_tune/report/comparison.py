@@ -65,8 +65,8 @@ def _table(compared: Any, metric: str) -> Table:
         cells = [
             Cell(one.name, note=str(one.folder)),
             Cell(title_of(one.winner) if one.winner is not None else "none yet"),
-            Cell(number(mine), last(mine)),
-            Cell(number(test), last(test)),
+            Cell(number(mine, one.errors[0]), last(mine)),
+            Cell(number(test, one.errors[1]), last(test)),
             Cell(f"{one.trials:,}", one.trials),
             Cell(duration(one.seconds), last(one.seconds)),
         ]
@@ -79,4 +79,7 @@ def _table(compared: Any, metric: str) -> Table:
         Column("Trials", True),
         Column("Time", True),
     ]
-    return Table("Searches, best first on validation", columns, rows)
+    caption = "Searches, best first on validation"
+    if any(error is not None for one in compared.searches for error in one.errors):
+        caption += "; ± is the standard error of the mean over seeds"
+    return Table(caption, columns, rows)

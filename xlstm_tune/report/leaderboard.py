@@ -350,4 +350,4 @@ def number(value: float | None, error: float | None = None) -> str:
     if value is None:
         return ""
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
-    return text if error is None else f"{text} ± {error:,.2g}"
+    return text if error is None else f"{text} ± {f'{error:,.0f}' if error >= 10 else f'{error:.2g}'}"

@@ -280,9 +280,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
             self._track(number, row, winner_tags(winner) if winner else {})
 
     def _begin_run(self, number: int, config: TrialConfig) -> None:
-        """The trial's run in MLflow."""
+        """The trial's run in MLflow, named with its number, as two trials may differ in nothing that a title says."""
         title, params = trial_title(self._spec, config), trial_params(self._spec, config)
-        self._spool.trial_started(number, title, params, {"family": config.model.family})
+        self._spool.trial_started(number, f"{number}: {title}", params, {"family": config.model.family})
 
     def _track(self, number: int, row: dict[str, Any], tags: dict[str, str]) -> None:
         """The trial's run in MLflow ends, with its files, when they are here."""
