@@ -192,6 +192,8 @@ class ResourceConfig(Spec):
     def _share(cls, gpus: float | str) -> float | str:
         if isinstance(gpus, float) and 0 < gpus < 0.001:
             raise ValueError(f"must be 0 or at least 0.001, got {gpus}")
+        if isinstance(gpus, float) and gpus > 1 and not gpus.is_integer():  # Ray would wait for ever
+            raise ValueError(f"must be a whole number above 1, since a trial shares one GPU or has its own, got {gpus}")
         return gpus
 
 

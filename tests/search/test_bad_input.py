@@ -123,6 +123,7 @@ CASES: dict[str, tuple[str | None, dict[str, object], list[str]]] = {
         ["model.dropout", "grid"],
     ),
     "more GPUs than there are": (table(), {"resources__gpus_per_trial": 64}, ["64", "GPU"]),
+    "one GPU and a half": (table(), {"resources__gpus_per_trial": 1.5}, ["gpus_per_trial", "whole number above 1"]),
     "more of a GPU than nothing": (table(), {"resources__gpus_per_trial": 1e-310}, ["gpus_per_trial", "0.001"]),
     "hardly any CPU": (table(), {"resources__cpus_per_trial": 1e-310}, ["cpus_per_trial", "0.001", "1e-310"]),
     "stride beyond 64 bits": (table(), {"data__stride": 2**63}, ["data.stride", "1000000000"]),

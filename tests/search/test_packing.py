@@ -38,6 +38,17 @@ def test_pack_by_the_scarcest(
     assert ("to itself" in made.why) == (expected == 1)
 
 
+@pytest.mark.parametrize(
+    ("trials", "width", "gpus", "expected"),
+    [(16, 1, 8, 2), (17, 1, 8, 3), (64, 1, 8, 8), (100, 1, 8, 8), (3, 1, 8, 1), (32, 4, 8, 1), (34, 4, 8, 2)],
+)
+def test_pack_leaves_no_gpu_idle_where_trials_are_few(trials: int, width: int, gpus: int, expected: int) -> None:
+    available = {"CPU": 256.0, "GPU": float(gpus)}
+    made = pack(Largest("lstm", 1000, each_mib=10), 80_000, ResourceConfig(), available, width, trials)
+    assert made.per_gpu == expected
+    assert ("the number of trials sets the limit" in made.why) == (expected < 8)
+
+
 @pytest.mark.parametrize("per_gpu", range(1, 9))
 def test_place_gives_every_gpu_its_trials(per_gpu: int) -> None:
     share = Packing(per_gpu, "").share

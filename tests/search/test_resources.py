@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from xlstm_tune.errors import ResourceError
-from xlstm_tune.search.resources import Placement, place
+from xlstm_tune.search.resources import Placement, own_gpus_alone, place
 from xlstm_tune.spec import ResourceConfig
 
 
@@ -31,3 +33,21 @@ def test_place_fills_what_there_is(config: dict, available: dict[str, float], ex
 def test_place_refuses_more_than_there_is(config: dict) -> None:
     with pytest.raises(ResourceError, match="this machine has"):
         place(ResourceConfig.parse(config), {"CPU": 4.0, "GPU": 0.0})
+
+
+@pytest.mark.slow
+def test_a_worker_sees_no_gpu_but_its_own() -> None:
+    import ray
+
+    def seen() -> str | None:
+        own_gpus_alone()
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)  # said, not had
+    try:
+        task = ray.remote(seen)
+        assert ray.get(task.options(num_cpus=1).remote()) == ""
+        assert ray.get(task.options(num_cpus=1, num_gpus=0.5).remote()) in ("0", "1")
+        assert ray.get(task.options(num_cpus=1, num_gpus=2).remote()) == "0,1"
+    finally:
+        ray.shutdown()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -305,6 +307,97 @@ def test_capture_is_not_refused(
     assert run(config, make_forecast(rows=90), "cuda")[-1].captured
     assert all(one.captured for one in run_together(members(config), make_forecast(rows=90), "cuda")[-3:])
     assert not caplog.records
+
+
+class Counted:
+    """What torch counts of a graph's memory: who holds it, and whether a capture takes from it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, ends: bool) -> None:
+        self.held, self.open, self.least = 0, False, 0
+        counted = self
+
+        class Graph:
+            ended = False
+
+            def replay(self) -> None: ...
+
+            def pool(self) -> None:
+                if not self.ended:
+                    raise RuntimeError("without a preceding successful capture")
+
+            def __del__(self) -> None:
+                if self.ended:
+                    counted.release()
+
+        @contextmanager
+        def graph(made: Graph, pool: Any, stream: Any) -> Iterator[None]:
+            counted.held, counted.open = counted.held + 1, True
+            try:
+                yield
+            finally:
+                if ends:
+                    counted.open, made.ended = False, True
+
+        def end(device: int, pool: Any) -> None:
+            if not counted.open:
+                raise RuntimeError("not currently recording")
+            counted.open = False
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: counted.release(), raising=False)
+        monkeypatch.setattr(torch.cuda, "default_generators", (torch.default_generator,))
+
+    def release(self) -> None:
+        self.held -= 1
+        self.least = min(self.least, self.held)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_failed_capture_gives_its_memory_back_once(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ends: torch's capture ends in order, as where the step itself raises; else it is broken, and its end raises."""
+    counted = Counted(monkeypatch, ends=ends)
+    monkeypatch.setattr(capture, "_VERSION", (2, 13))
+
+    def full(*inputs: Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Buffer:
+        device = torch.device("cuda", 0)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture.record(full, (Buffer(),), None, "pool")  # type: ignore[arg-type]
+    gc.collect()
+    assert (counted.held, counted.open, counted.least) == (0, False, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("what", ["memory", "error"])
+def test_a_step_that_fails_while_it_is_captured_ends_no_process(
+    what: str, make_forecast: Maker, make_config: Maker
+) -> None:
+    data, config = make_forecast(rows=90), make_config(model=MODELS[1], epochs=2, precision="fp32")
+    first = run(config, data, device="cuda")  # a graph that lives, or lived, beside it
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x * 2
+        if torch.cuda.is_current_stream_capturing():
+            if what == "error":
+                raise RuntimeError("by a test")
+            torch.empty(2**45, dtype=torch.uint8, device=x.device)
+        return y.sum(), y.norm()
+
+    captured = Captured(step, step, device)
+    for number in range(WARM_UP + 3):
+        loss, _ = captured(torch.full((4,), float(number), device=device))
+        assert loss.item() == 8.0 * number
+    assert not captured.active and not captured.replaying
+    del captured
+    gc.collect()
+    assert_same(run(config, data, device="cuda"), first)
 
 
 @pytest.mark.gpu

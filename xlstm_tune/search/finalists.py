@@ -22,7 +22,7 @@ from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import Forecaster, build_model
 from xlstm_tune.report.contenders import contenders
 from xlstm_tune.search.folder import WEIGHTS, member_folder, trial_folder
-from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.resources import Placement, own_gpus_alone
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
@@ -184,6 +184,7 @@ def predict_remotely(
 
 
 def _predict_task(store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
+    own_gpus_alone()
     store.pull(trial_folder(store.folder, one.number))
     try:
         return predict_finalist(store.folder, one, SearchSpec.parse(raw), data)

@@ -23,7 +23,7 @@ from torch import Tensor
 from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.search.finalists import Finalist, load_models
 from xlstm_tune.search.folder import trial_folder
-from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.resources import Placement, own_gpus_alone
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.judge import forecasts
@@ -163,6 +163,7 @@ def measure_remotely(
 def _measure_task(
     store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared, trained: float
 ) -> Importance | None:
+    own_gpus_alone()
     store.pull(trial_folder(store.folder, one.number))
     try:
         return measure(store.folder, one, SearchSpec.parse(raw), data, trained)

@@ -56,12 +56,19 @@ class Largest:
 
 
 def pack(
-    largest: Largest, gpu_mib: float, config: ResourceConfig, available: Mapping[str, float], width: int = 1
+    largest: Largest,
+    gpu_mib: float,
+    config: ResourceConfig,
+    available: Mapping[str, float],
+    width: int = 1,
+    trials: int | None = None,
 ) -> Packing:
     """As many trials on a GPU as its memory holds of the largest, as CPUs and `max_concurrent` allow, at most `MOST`.
 
     gpu_mib: memory of the smallest GPU. available: the `CPU` and `GPU` counts, of which there is at least one GPU.
     width: configurations that are to train together in each trial; fewer where a whole GPU does not hold as many.
+    trials: configurations that there are in all; None = any number. Ray fills one GPU before it takes the next: more on
+    one than their share would leave others idle.
     """
     if width > 1:
         width = _narrowed(width, largest.each_mib, gpu_mib - largest.mib + largest.each_mib)
@@ -77,6 +84,8 @@ def pack(
         (slots // each, "the CPUs"),
         (-(-(config.max_concurrent or MOST * each) // each), "resources.max_concurrent"),
     ]
+    if trials is not None:
+        limits.append((-(-math.ceil(trials / width) // each), "the number of trials"))
     per_gpu, limit = min(limits, key=lambda one: one[0])
     per_gpu = max(1, per_gpu)
     shared = f"{per_gpu} trials share a GPU" if per_gpu > 1 else "each trial has a GPU to itself"

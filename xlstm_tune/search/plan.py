@@ -197,7 +197,8 @@ def fit(
     gpu_mib: tells the memory of the smallest GPU; 0 where torch finds none, None where none told it in time, and then
     nothing shares one. fullest: the most trials on one node; None = all are on one.
     """
-    width = widest(spec, space, wanted_trials(spec, space), placement.gpus > 0)
+    trials = wanted_trials(spec, space)
+    width = widest(spec, space, trials, placement.gpus > 0)
     if not placement.gpus:
         return replace(placement, width=room_on_cpu(spec, space, data, width, fullest or placement.concurrent))
     if not packable(spec.resources, available):
@@ -206,7 +207,7 @@ def fit(
         untold = "no GPU of the cluster told its memory in time"
         unseen = "torch finds none where Ray has them, and trials train on processors there"
         return replace(placement, why=f"each trial has a GPU to itself: {untold if memory is None else unseen}")
-    packing = pack(largest_trial(spec, space, data), memory, spec.resources, available, width)
+    packing = pack(largest_trial(spec, space, data), memory, spec.resources, available, width, trials)
     placed = place(spec.resources, available, where, packing.share, packing.why)
     return replace(placed, width=packing.width)
 

@@ -11,7 +11,7 @@ from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.resources import Placement, own_gpus_alone
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights
@@ -57,6 +57,7 @@ def _refit_task(
 
     name: of the folder of the new weights, below the search's.
     """
+    own_gpus_alone()
     config = SearchSpec.parse(raw).resolve(settings)
     device = pick_device()
     try:

@@ -128,6 +128,18 @@ def local_resources() -> dict[str, float]:
     return {"CPU": float(cpus()), "GPU": float(torch.cuda.device_count())}
 
 
+def own_gpus_alone() -> None:
+    """In a worker, before torch looks at a GPU: hide those that Ray did not give it.
+
+    Ray names a worker's GPUs in CUDA_VISIBLE_DEVICES, but leaves the variable alone where a worker has none: all of
+    them would then train on the first.
+    """
+    import ray
+
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def cpus() -> int:
     """Processors that this process may use: not all of them, where it is bound to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

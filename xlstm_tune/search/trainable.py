@@ -7,6 +7,7 @@ lives on and takes the next trial, which spares it the seconds of importing torc
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from xlstm_tune.search.goals import times_forecasts, too_slow
 from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
+from xlstm_tune.search.resources import own_gpus_alone
 from xlstm_tune.search.single_trial import SingleTrial
 from xlstm_tune.search.store import Shared, StorageAway
 from xlstm_tune.search.system import SystemMetrics
@@ -48,6 +50,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
         The data come to a node once and are mapped by its trials without copies. store: of the search's files.
         """
+        own_gpus_alone()
         self._data: Prepared = ray.get(data[0])
         self._spec, self._store = SearchSpec.parse(spec), store
         self._folder = store.folder
@@ -72,6 +75,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._latency: dict[int, float] = {}
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
+            # A process's first optimiser lies in a circle of references, and a graph's memory with it.
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
@@ -120,6 +125,9 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             if disk_full(error):  # no fault of the trial, and no other would fare better
                 return self._result([], done=True) | {"disk_full": str(error)}
             self._keep_traceback()
+            if isinstance(error, torch.AcceleratorError):
+                # Nothing works on this GPU in this process any more: the trial goes on in another, as after any death.
+                os._exit(1)
             return self._all_failed(f"error: {type(error).__name__}: {error}")
         number, system = self._trials[0]["number"], self._system.read()
         about = {"worker": self._worker, "compile_seconds": compile_seconds() - compiled}

@@ -35,6 +35,8 @@ WARM_UP = 3
 """Steps of a shape before it is captured, as many as torch's own helper takes."""
 NO_MEMORY = "a whole batch does not fit in memory, and how it is split may change"
 
+_VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +83,7 @@ class Captured:
         self._warmed: dict[tuple[torch.Size, ...], int] = {}
         self._recorded: dict[tuple[torch.Size, ...], _Recorded] = {}
         on_gpu = self.active and device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._stream = _stream_of(device) if on_gpu else None
         self._pool: Any = torch.cuda.graph_pool_handle() if on_gpu else None
 
     def __call__(self, *inputs: Any) -> Outputs:
@@ -171,17 +173,25 @@ def record(
         with torch.cuda.stream(stream), torch.cuda.graph(graph, pool=pool, stream=stream):
             outputs = step(*buffers)
     except BaseException:
-        _end_of_a_broken_capture(buffers[0].device.index, pool)
+        _end_of_a_broken_capture(graph, buffers[0].device.index, pool)
         raise
     return graph.replay, outputs
 
 
-def _end_of_a_broken_capture(device: int, pool: Any) -> None:
-    """Tell the allocator and the random generator, which would go on as during a capture; refused where torch did."""
-    with suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(device, pool)
-    with suppress(RuntimeError):
-        torch._C._cuda_releasePool(device, pool)
+def _end_of_a_broken_capture(graph: torch.cuda.CUDAGraph, device: int, pool: Any) -> None:
+    """Tell the allocator and the random generator, which would go on as during a capture, what torch did not tell them.
+
+    A step that raises by itself, as where memory runs out, breaks nothing: torch ends the capture in order, and the
+    graph gives its memory back when it goes. Giving it back here too would end the process.
+    """
+    with suppress(RuntimeError):  # only a graph whose capture ended in order tells its pool
+        graph.pool()
+        return
+    if _VERSION < (2, 14):  # later ones give the memory back however the capture ended (pytorch/pytorch#190348)
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, pool)
+        with suppress(RuntimeError):
+            torch._C._cuda_releasePool(device, pool)
     with suppress(RuntimeError):
         generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())  # the copy knows of no capture
@@ -191,6 +201,12 @@ def _first_line(error: BaseException) -> str:
     """What went wrong; where the end of a broken capture fails too, what broke it."""
     first = error.__context__ or error
     return f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The one that steps are captured on. Libraries keep a workspace for every stream they have seen, for good."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @cache
