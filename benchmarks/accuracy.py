@@ -36,8 +36,9 @@ from etth1 import DEFAULT, MISSING, TEST, TRAIN, VALIDATION
 from machine import describe, write_results
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import baselines, best_possible
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.finalists import actual

@@ -118,11 +118,16 @@ class Session:
         if self.path is None:
             return
         told = self.results | {"targets": targets(self.results)}
-        for suffix, text in ((".json", json.dumps(told, indent=1)), (".md", "\n".join(tables(self.results)))):
-            begun = self.path.with_suffix(suffix + ".new")
-            begun.write_text(text + "\n")
-            begun.replace(self.path.with_suffix(suffix))
+        # One by one: what was measured is kept, whatever becomes of its table.
+        self._write(".json", json.dumps(told, indent=1))
+        self._write(".md", "\n".join(tables(self.results)))
         self.saved = time.monotonic()
+
+    def _write(self, suffix: str, text: str) -> None:
+        assert self.path is not None
+        begun = self.path.with_suffix(suffix + ".new")
+        begun.write_text(text + "\n")
+        begun.replace(self.path.with_suffix(suffix))
 
     def deadline(self, part: str) -> float:
         """When a part has to end, by time.monotonic()."""
@@ -243,11 +248,11 @@ def time_cases(
         if prepared is None:
             session.say(f"{side}: {case.title}")
             request = {"do": "prepare", "side": side, "case": asdict(case)}
-            row |= lane.ask(request, min(left, REQUEST_SECONDS))
+            row |= lane.ask(request, REQUEST_SECONDS, left)
         if "error" not in row:
             each = EACH[section] / (4 if session.arguments.quick else 1)
             timing = {"do": "time", "seconds": each, "graph": side == OURS and section != "stack"}
-            row |= lane.ask(timing, max(2, min(session.left(part), REQUEST_SECONDS)))
+            row |= lane.ask(timing, REQUEST_SECONDS, max(2, session.left(part)))
         session.add("timings", row)
 
 

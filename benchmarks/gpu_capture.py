@@ -33,7 +33,7 @@ def time_capture(session: Any, lane: Any, longest: float) -> None:
             session.add("capture", {"members": members, "error": "not run: no time was left"})
             continue
         session.say(title)
-        answer = lane.ask({"do": "capture", "members": members}, min(left, longest))
+        answer = lane.ask({"do": "capture", "members": members}, longest, left)
         session.add("capture", {"members": members} | answer)
 
 
@@ -127,12 +127,17 @@ def _data(size: dict[str, int]) -> Any:
 
 
 def wrong_captures(rows: list[dict[str, Any]]) -> list[str]:
-    """What does not train as it does eagerly, a line each."""
-    return [
-        f"training step, {row['members']} together: losses differ by {row['differs']:.1e} when captured"
-        for row in rows
-        if "error" not in row and not row["differs"] <= SAME
-    ]
+    """What does not train, or not as it does eagerly, a line each."""
+    wrong = []
+    for row in rows:
+        if "error" not in row and not row["differs"] <= SAME:
+            wrong.append(f"losses differ by {row['differs']:.1e} when captured")
+        elif not row.get("error", "not run").startswith("not run"):
+            wrong.append(row["error"])
+        else:
+            continue
+        wrong[-1] = f"training step, {row['members']} together: {wrong[-1]}"
+    return wrong
 
 
 def capture_table(rows: list[dict[str, Any]], header: Callable[..., list[str]], line: Callable[..., str]) -> list[str]:

@@ -6,8 +6,10 @@ Requests and answers are lines of JSON; see gpu_worker.py for the other end.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 PACKAGES = HERE.parent / ".gpu-packages" / f"{sys.version_info.major}.{sys.version_info.minor}"
 """What `make gpu-packages` brings, for interpreters that have torch and little else."""
+CUDA = "/usr/local/cuda"
 START_SECONDS = 120.0
 """For an interpreter to start and import torch: a first time from a cold disk takes long."""
 
@@ -38,9 +41,16 @@ def environment(interpret: bool, **more: str) -> dict[str, str]:
     places = [str(HERE.parent), str(PACKAGES), variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(place for place in places if place)
     variables["PATH"] = os.pathsep.join([variables.get("PATH", ""), str(PACKAGES / "bin")])  # ninja
+    if shutil.which("nvcc") is None and not Path(CUDA).exists():
+        # Some peers join this path to others when they are imported, also where nothing of theirs needs nvcc.
+        variables.setdefault("CUDA_HOME", CUDA)
     # Without it torch's deterministic mode, which fills new memory with NaN, refuses products on a GPU.
     variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return variables | more
+
+
+class TooLong(Lost):
+    """It did not answer in time."""
 
 
 class Child:
@@ -90,7 +100,7 @@ class Child:
         while b"\n" not in self._unread:
             left = until - time.monotonic()
             if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise Lost(f"took longer than {seconds:.0f} s {what}")
+                raise TooLong(f"took longer than {seconds:.0f} s {what}")
             piece = os.read(self._process.stdout.fileno(), 65536)
             if not piece:
                 raise Lost(self._ended())
@@ -121,12 +131,16 @@ class Lane:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer, or {"error": one line}."""
+    def ask(self, request: dict[str, Any], seconds: float, left: float = math.inf) -> dict[str, Any]:
+        """The answer, or {"error": one line}. left: until the part that it belongs to has to end; what that cuts short
+        has not been run, and is no failure."""
         try:
             if self._child is None:
                 self._child = Child(self._variables)
-            answer = self._child.ask(request, seconds)
+            answer = self._child.ask(request, min(seconds, left))
+        except TooLong as late:
+            self.end()
+            return {"error": "not run: no time was left to finish it" if left < seconds else str(late)}
         except Lost as lost:
             self.end()
             return {"error": str(lost)}
@@ -170,8 +184,8 @@ class Pool:
                     request = waiting.get_nowait()
                 except Empty:
                     return
-                left = min(seconds, deadline - time.monotonic())
-                answer = lane.ask(request, left) if left > 1 else {"error": "not run: no time was left"}
+                left = deadline - time.monotonic()
+                answer = lane.ask(request, seconds, left) if left > 1 else {"error": "not run: no time was left"}
                 done.put((request, answer))
 
         with ThreadPoolExecutor(len(self._lanes)) as threads:

@@ -58,7 +58,7 @@ def time_ways(session: Any, lane: Any, longest: float) -> None:
                 continue
             session.say(title)
             request = {"do": "way", "case": asdict(case), "way": way, "seconds": SECONDS}
-            session.add("ways", row | lane.ask(request, min(left, longest)))
+            session.add("ways", row | lane.ask(request, longest, left))
 
 
 def ways_table(

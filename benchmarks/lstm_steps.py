@@ -38,8 +38,9 @@ from machine import describe, write_results
 from torch import Tensor, nn
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.kernels.dispatch import resolve
 from xlstm_tune.models import primitives
 from xlstm_tune.models.config import ModelConfig

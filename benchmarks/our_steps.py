@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from worker import Case, Task, roughen, serve, timed, vital_signs
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.forecaster import Shape, build_model
 from xlstm_tune.models.lstm import LSTM

@@ -274,8 +274,8 @@ def measure_stock(folder: Path, trials: int) -> Measured:
     from ray.air.integrations.mlflow import MLflowLoggerCallback
     from ray.tune.search.optuna import OptunaSearch
 
+    from xlstm_tune.data.prepare import prepare
     from xlstm_tune.data.table import load_table
-    from xlstm_tune.data.windows import prepare
     from xlstm_tune.search.resources import local_resources, place
     from xlstm_tune.search.single_trial import SingleTrial
     from xlstm_tune.search.store import Shared

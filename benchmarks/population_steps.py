@@ -12,8 +12,8 @@ from our_steps import STEPS, write_table
 from worker import Case, serve
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.training.config import TrainingConfig, TrialConfig

@@ -28,8 +28,8 @@ WANTED_PICTURES = 0.03
 
 def make(folder: Path, samples: int, width: int) -> Any:
     """Data of a sine wave and the spec of a search over it."""
+    from xlstm_tune.data.prepare import prepare
     from xlstm_tune.data.table import load_table
-    from xlstm_tune.data.windows import prepare
     from xlstm_tune.spec import SearchSpec
 
     values = np.sin(np.arange(samples) / 8) * 10 + np.random.default_rng(0).normal(size=samples)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
 MODULES = ("worker", "checks", "limits", "peers", "memory", "mlstm_peers", "stack", "capture")
 UNNEEDED = ("ray", "optuna", "mlflow", "pydantic", "typer", "rich", "pyarrow", "safetensors", "epiweeks")
+
+MARK = "pytest.mark." + "gpu"
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -63,12 +67,47 @@ def test_gpu_modules_need_torch_triton_and_numba_alone() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def alone(program: str, *missing: str) -> str:
+    """What a program says in an interpreter that has no package but those of benchmarks/gpu.txt."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
+    places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}", "PATH": os.environ["PATH"]}
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{blocked}; {program}"],
+        capture_output=True,
+        text=True,
+        env=places,
+        cwd=BENCHMARKS.parent,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+MISSING = ("ray", "optuna", "mlflow", "typer", "rich", "pyarrow", "epiweeks", "scipy", "yaml")
+
+
+@pytest.mark.slow
+def test_capture_trains_with_the_packages_of_a_gpu_machine() -> None:
+    size = {"batch": 4, "steps": 10, "width": 16}
+    measured = f"import torch, gpu_capture; print(gpu_capture.measure(2, torch.device('cpu'), {size}))"
+    assert "'differs': 0.0" in alone(measured, *MISSING, "safetensors")
+
+
+@pytest.mark.slow
+def test_gpu_tests_are_found_with_the_packages_of_a_gpu_machine() -> None:
+    collect = "import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-m', 'gpu', *sys.argv[1:]]))"
+    files = [str(path) for path in sorted(BENCHMARKS.parent.glob("tests/**/*.py")) if MARK in path.read_text()]
+    said = alone(f"sys.argv[1:] = {files}; {collect}", *MISSING)
+    assert "test_capture.py" in said and "test_micro.py" in said and "error" not in said
+
+
 @pytest.mark.slow
 def test_lane_goes_on_after_an_accident() -> None:
     from gpu_child import Lane, environment
 
     with Lane(environment(True)) as lane:
         assert lane.ask({"do": "describe"}, 0.0) == {"error": "took longer than 0 s for 'describe'"}
+        late = lane.ask({"do": "describe"}, 60, left=0.0)["error"]
+        assert late == "not run: no time was left to finish it", "what a deadline cuts short is no failure"
         crashed = lane.ask({"do": "nothing that is known"}, 60)["error"]
         assert crashed.startswith("the process ended with exit code 1: AttributeError")
         assert lane.ask({"do": "floor", "op": "none", "dtype": "float32"}, 60)["error"].startswith("KeyError: ")
@@ -250,6 +289,12 @@ def test_failures_are_errors_beyond_the_tolerance_and_accidents() -> None:
         "slstm, graph, width 64: differs by 1.0e-02",
     ]
     assert "| slstm | float32 | inf | h, width 5, plain | 1e-04 | 0 of 3 | FAILED |" in tables(results)
+    broken = [{"members": 1, "error": "ImportError: x"}, {"members": 4, "error": "not run: no time was left"}]
+    results["capture"] = [*broken, {"members": 16, "differs": 0.5}, {"members": 16, "differs": 0.0}]
+    assert failures(results)[3:] == [
+        "training step, 1 together: ImportError: x",
+        "training step, 16 together: losses differ by 5.0e-01 when captured",
+    ]
 
 
 class FakeLane:
@@ -271,9 +316,9 @@ class FakeLane:
     def end(self) -> None:
         pass
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], seconds: float, left: float = math.inf) -> dict[str, Any]:
         json.dumps(request)
-        assert seconds > 0
+        assert seconds > 0 and left > 0
         if request["do"] == self.accident:
             raise KeyboardInterrupt
         case = request.get("case", {})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from split_tables import make
 
-from xlstm_tune.data.windows import prepare
+from xlstm_tune.data.prepare import prepare
 
 
 def notes(cells: list[float], **keys: Any) -> tuple[str, ...]:

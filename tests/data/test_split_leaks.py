@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from split_tables import counties, daily, days, ends_of, make, refusal
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.split import check_no_leak, split
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import DataError
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from split_tables import DAY_ONE, make, refusal
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.split import Split, check_no_leak, split
 from xlstm_tune.data.table import Table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import DataError, SpecError
 
 PARTS = ("train", "validation", "test")

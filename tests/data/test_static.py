@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import DataError, SpecError
 from xlstm_tune.models.baselines import baselines
 

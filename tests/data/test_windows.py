@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

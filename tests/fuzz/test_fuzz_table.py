@@ -20,8 +20,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import UserError
 from xlstm_tune.models.baselines import baselines
 from xlstm_tune.search.plan import sample_groups

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models import baselines as module
 from xlstm_tune.models.baselines import Baseline, baselines, best_possible, mase_scale
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.layout import WEIGHTS, trial_folder
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finalists import Finalist, Judge, predict_finalist

@@ -16,8 +16,8 @@ from champions import SEVERAL, reported, several
 from tracked import MlflowClient
 from typer.testing import CliRunner
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import champion_of

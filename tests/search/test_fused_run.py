@@ -11,8 +11,8 @@ import pytest
 import yaml
 from wave_search import rows, runs, search, write_wave
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.loop import train
 

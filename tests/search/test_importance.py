@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search import importance
 from xlstm_tune.search.finalists import Finalist, predict_finalist

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import LOCK
 from xlstm_tune.search.__main__ import app

@@ -36,7 +36,8 @@ def test_make_plan_with_gpus_packs_and_says_why(
 ) -> None:
     monkeypatch.setattr(planning, "local_resources", lambda: {"CPU": 32.0, "GPU": 2.0})
     monkeypatch.setattr(planning, "local_gpu_mib", lambda: memory)
-    spec = spec_of(tmp_path)
+    rates = {"training.learning_rate": {"log_float": [1e-4, 1e-2]}}  # so that there are trials for all GPUs
+    spec = spec_of(tmp_path, space={"model.family": {"choice": ["lstm_torch"]}} | rates)
     made = planning.make_plan(spec, Space.from_spec(spec), str(tmp_path / "searches"), None, None)
     assert made.placement is not None and made.placement.gpus == gpus
     assert made.placement.concurrent == round(2 / gpus)

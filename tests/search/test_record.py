@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import prepare
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.folder import create_folder
 from xlstm_tune.search.plan import Plan

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.search.refit import _refit_task
 from xlstm_tune.search.store import Shared

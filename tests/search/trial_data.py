@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 
 CLOCKS = ("epoch_seconds", "sequences_per_s", "peak_memory_mib")
 EVERY_EPOCH = "1e9"

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from xlstm_tune.data.future import later_stamps, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
+from xlstm_tune.data.prepare import prepare_to_predict
 from xlstm_tune.data.read import Source
 from xlstm_tune.data.table import Table, make_table
-from xlstm_tune.data.windows import Prepared, Windows, prepare_to_predict
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
 from xlstm_tune.predict.champion import Champion

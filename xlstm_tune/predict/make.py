@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from xlstm_tune.data.clock import plain
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.scaling import Scaling
 from xlstm_tune.data.table import Table, load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ABOUT, CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
 from xlstm_tune.predict.champion import save_champion

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
-from xlstm_tune.data.windows import Prepared, prepare
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.data.words import count
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
 from xlstm_tune.search.folder import check_folder, check_password, check_same_data, find_folder

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_tune.data.windows import Prepared, Windows, prepare
+from xlstm_tune.data.prepare import prepare
+from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array

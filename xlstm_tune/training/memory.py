@@ -74,12 +74,13 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
 
 
 def process_mib(estimate: MemoryEstimate, data: Prepared, members: int = 1) -> float:
-    """MiB that a trial's process takes of a GPU: context, data, and `SAFETY` times what training or scoring takes.
+    """MiB that a trial's process takes of a GPU: context, data, and `SAFETY` times what training and scoring take: the
+    graph of a step keeps its memory while the model is scored.
 
     members: of the population that the trial trains in one pass, each with weights and activations of its own.
     """
     kept = estimate.weights_mib + estimate.gradients_mib + estimate.optimiser_mib
-    working = max(estimate.activations_mib * members, EVALUATION_MIB)
+    working = estimate.activations_mib * members + EVALUATION_MIB
     return CONTEXT_MIB + data_mib(data) + SAFETY * (kept * members + working)
 
 

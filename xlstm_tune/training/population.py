@@ -363,7 +363,10 @@ class Pack:
                 found += of(members, whole) if most > 1 else fitting(partial(of, members), whole)[0]
             return found
 
-        whole = max(1, eval_batch(self.states[0].config, self.data, self.device) // count)
+        config = self.states[0].config
+        whole = max(1, eval_batch(config, self.data, self.device) // count)
+        if self.device.type == "cuda":  # a training batch of each fits, and a few samples at a time leave a GPU idle
+            whole = max(whole, config.training.batch_size)
         found, _ = fitting(attempt, count)
         return found
 
