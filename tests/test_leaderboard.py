@@ -65,6 +65,15 @@ def test_build_leaderboard_ranks_scored_trials_and_baselines(tmp_path: Path) -> 
     ) and "50.0% lower on validation and 50.0% lower" in verdict(board)
 
 
+def test_a_trial_that_the_end_of_the_search_cut_short_is_not_the_schedulers_doing(tmp_path: Path) -> None:
+    rows = [trial(0, "pruned", 3.0) | {"reason": "interrupted"}, trial(1, "pruned", 4.0, "slstm")]
+    write(tmp_path, rows, {}, {"last_value": 5.0})
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert board.counts["pruned"] == 1 and board.counts["unfinished"] == 1
+    text = verdict(board)
+    assert "(trial 0, not finished) won" in text and text.endswith("Trials: 1 pruned, 1 unfinished.")
+
+
 def test_verdict_says_when_nothing_beat_the_baselines(tmp_path: Path) -> None:
     write(tmp_path, [trial(0, "completed", 5.0)], {0: 5.5}, {"last_value": 4.0})
     text = verdict(build_leaderboard(tmp_path, "val_rmse"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from report_tables import forecast_labels, sequence_labels, write_search
 
 from xlstm_tune.report.blocks import Figure, Table
-from xlstm_tune.report.inputs import Inputs, read_inputs
+from xlstm_tune.report.inputs import Inputs, Worth, read_inputs
 from xlstm_tune.report.record import read_record
-from xlstm_tune.report.sections.inputs import inputs
+from xlstm_tune.report.sections.inputs import _caption, _table, inputs
 from xlstm_tune.results import ResultsWriter
 
 RISES = {"rain": 2.0, "sun": 1.0, "wind": 0.999}
@@ -58,14 +59,68 @@ def test_few_years_tell_nothing(tmp_path: Path) -> None:
     assert "another sequence" in made.lead and "too small to tell any of that from chance" in figure.caption
 
 
+def test_one_input_with_few_blocks_says_nothing_of_the_others(tmp_path: Path) -> None:
+    """Two of the inputs hang together over the whole part, as one whose errors drift does."""
+    labels = forecast_labels(40)
+    write_search(tmp_path, labels=labels)
+    plain = np.square(np.random.default_rng(0).normal(size=40))
+    squares = {None: plain, "rain": 9 * plain + 1, "drift": plain + np.linspace(0, 1, 40) ** 3}
+    with ResultsWriter(tmp_path) as writer:
+        for name, square in squares.items():
+            series, time = zip(*labels, strict=True)
+            columns = {"trial": [0] * 40, "input": [name] * 40, "series": series, "time": time}
+            writer.importance(columns | {"square": square})
+    found = read(tmp_path)
+    assert found is not None and found.tells and found.worth[0].name == "rain" and found.worth[0].sure
+    made = inputs(read_record(tmp_path))
+    assert made is not None and isinstance(made.blocks[0], Figure)
+    assert "1 of 2 inputs is more than chance explains" in made.blocks[0].caption
+
+
+def test_what_matters_is_found_among_hundreds(tmp_path: Path) -> None:
+    labels = forecast_labels(240)
+    write_search(tmp_path, labels=labels)
+    rng = np.random.default_rng(0)
+    plain = np.square(rng.normal(size=240))
+    series, time = (list(column) for column in zip(*labels, strict=True))
+    with ResultsWriter(tmp_path) as writer:
+        for number in range(301):
+            name = f"x{number}" if number else None
+            square = (4.0 if number == 1 else 1.0) * plain * (1 + 0.1 * rng.normal(size=240))
+            columns = {"trial": [0] * 240, "input": [name] * 240, "series": series, "time": time}
+            writer.importance(columns | {"square": square if number else plain})
+    found = read(tmp_path)
+    assert found is not None and [one.name for one in found.worth if one.sure] == ["x1"]
+
+
+def test_an_input_that_gave_no_numbers_is_named_and_left_out(tmp_path: Path) -> None:
+    write(tmp_path, forecast_labels(40))
+    series, time = zip(*forecast_labels(40), strict=True)
+    with ResultsWriter(tmp_path) as writer:
+        columns = {"trial": [0] * 40, "input": ["sun"] * 40, "series": series, "time": time}
+        writer.importance(columns | {"square": np.full(40, np.inf)})
+    found = read(tmp_path)
+    assert found is not None and [one.name for one in found.worth] == ["rain", "wind"]
+    assert found.notes[0] == "Shuffled, these led to forecasts that are no numbers: sun."
+
+
+def test_a_section_of_some_samples_says_of_how_many(tmp_path: Path) -> None:
+    write(tmp_path, forecast_labels(240))
+    record = read_record(tmp_path)
+    made = inputs(replace(record, data={**record.data, "samples": {"test": 900}}))
+    assert made is not None and "from 240 of 900 windows, spread evenly." in made.lead
+    found = Inputs(0, 1.0, 240, [Worth("a", -0.04, -1.0, 1.0, False), Worth("b", 0.0, 0.0, 0.0, False)], True, [])
+    assert _caption(found).startswith("Shuffled, no input raises the RMSE.")
+    assert [row.cells[1].text for row in _table(found).rows] == ["+0.0", "+0.0"]
+    assert [row.cells[3].text for row in _table(found).rows] == ["may be chance", "changes nothing"]
+
+
 def test_the_section_names_the_first_two_and_how_many_are_no_chance(tmp_path: Path) -> None:
     made = inputs(read_record(write(tmp_path, forecast_labels(240))))
     assert made is not None
     figure, table, _ = made.blocks
     assert isinstance(figure, Figure) and isinstance(table, Table)
-    assert figure.caption.startswith(
-        "Shuffled, rain raises the RMSE most, by 100.0 %, then sun by 0.0 %. 1 of 3 inputs "
-    )
+    assert figure.caption.startswith("Shuffled, rain raises the RMSE most, by 100.0 %. 1 of 3 inputs ")
     assert [row.cells[3].text for row in table.rows] == ["leant on", "may be chance", "may be chance"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search import importance
 from xlstm_tune.search.finalists import Finalist, predict_finalist
-from xlstm_tune.search.importance import Input, Shuffled, importance_columns, inputs_of, measure, measure_remotely
+from xlstm_tune.search.importance import (
+    Importance,
+    Input,
+    Shuffled,
+    importance_columns,
+    inputs_of,
+    measure,
+    measure_remotely,
+)
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
@@ -78,6 +87,13 @@ def test_inputs_are_the_columns_and_whole_categories(trained: tuple[Path, Search
     assert [data.feature_names[column] for column in found["rain"].columns] == ["rain"] and not found["rain"].static
     assert {data.feature_names[column] for column in found["soil"].columns} == {"soil=clay", "soil=sand", "soil=loam"}
     assert found["size"].static == (0,) and not found["size"].columns
+    names = ("rain", "year_sin", "week_sin", "year_cos")
+    dated = inputs_of(replace(data, feature_names=names, static_names=()), [], ["year"])
+    assert [(one.name, one.columns) for one in dated] == [
+        ("rain", (0,)),
+        ("calendar: year", (1, 3)),
+        ("week_sin", (2,)),
+    ]
     assert len(inputs_of(data, [])) == 6, "without categories a '=' in a name means nothing"
 
 
@@ -108,7 +124,7 @@ def test_measure_tells_what_the_model_needs_from_noise(trained: tuple[Path, Sear
     folder, spec, data = trained
     one = Finalist(0, "lstm", {})
     found = measure(folder, one, spec, data, trained=1.0, device=CPU)
-    assert found is not None and list(found.samples) == list(range(24))
+    assert isinstance(found, Importance) and list(found.samples) == list(range(24))
     rmse = {name: float(np.sqrt(squares.mean())) for name, squares in found.squares.items()}
     (parts,) = predict_finalist(folder, one, spec, data, CPU)
     truth = data.targets[data.parts["test"]] * data.target_std + data.target_mean
@@ -116,7 +132,7 @@ def test_measure_tells_what_the_model_needs_from_noise(trained: tuple[Path, Sear
     assert rmse["rain"] > 1.5 * rmse[None] and rmse["size"] > 1.5 * rmse[None]
     assert rmse["sun"] < 1.2 * rmse[None]
     again = measure(folder, one, spec, data, trained=1.0, device=CPU)
-    assert again is not None
+    assert isinstance(again, Importance)
     assert all(np.array_equal(squares, again.squares[name]) for name, squares in found.squares.items())
 
 
@@ -124,7 +140,7 @@ def test_measure_of_a_population_is_the_mean_over_its_seeds(trained: tuple[Path,
     folder, spec, data = trained
     alone = measure(folder, Finalist(0, "lstm", {}), spec, data, trained=1.0, device=CPU)
     both = measure(folder, Finalist(1, "lstm", {}, members=(1, 0)), spec, data, trained=1.0, device=CPU)
-    assert alone is not None and both is not None
+    assert isinstance(alone, Importance) and isinstance(both, Importance)
     for name, squares in alone.squares.items():
         np.testing.assert_allclose(both.squares[name], squares, rtol=1e-12)
 
@@ -140,17 +156,33 @@ def test_measure_takes_fewer_samples_and_shuffles_where_time_is_short(
         passes.append(len(index))
         return batch(self, index)
 
+    def looked_at(seconds: float) -> list[int]:
+        """The samples of each pass after the first two, which warm up and tell how long one takes."""
+        passes.clear()
+        monkeypatch.setattr(importance, "LEAST_SECONDS", seconds)
+        assert not isinstance(measure(folder, Finalist(0, "lstm", {}), spec, data, trained=0.0, device=CPU), str)
+        assert passes[:2] == [2, 5]
+        return passes[2:]
+
     monkeypatch.setattr(Shuffled, "batch", counted)
-    monkeypatch.setattr(importance, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(importance, "FEWEST_SAMPLES", 5)
-    found = measure(folder, Finalist(0, "lstm", {}), spec, data, trained=0.0, device=CPU)
-    assert found is not None and list(found.samples) == [0, 6, 12, 17, 23]
-    assert all(len(squares) == 5 for squares in found.squares.values())
-    assert passes == [2, 24, 5, 5, 5, 5], "a call to warm up, all inputs as they are, and each of the four once"
-    passes.clear()
-    monkeypatch.setattr(importance, "LEAST_SECONDS", 1000.0)
-    measure(folder, Finalist(0, "lstm", {}), spec, data, trained=0.0, device=CPU)
-    assert passes == [2, 24] + [24] * 4 * importance.SHUFFLES
+    assert looked_at(0.0) == [5] * 5, "all inputs as they are, and each of the four once"
+    assert looked_at(1000.0) == [24] * (1 + 4 * importance.SHUFFLES)
+    monkeypatch.setattr(importance, "MOST_SAMPLES", 10)
+    assert looked_at(1000.0) == [10] * (1 + 4 * importance.SHUFFLES)
+
+
+def test_measure_says_why_there_is_nothing_to_tell(
+    trained: tuple[Path, SearchSpec, Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spec, data = trained
+    one = Finalist(0, "lstm", {})
+    alone = replace(data, parts=data.parts | {"test": data.parts["test"][:1]})
+    assert measure(folder, one, spec, alone, trained=0.0, device=CPU) == "the test part has a single sample"
+    monkeypatch.setattr(importance, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(importance, "MOST_SECONDS", 0.0)
+    said = measure(folder, one, spec, data, trained=0.0, device=CPU)
+    assert isinstance(said, str) and said.startswith("4 inputs would take about ")
 
 
 def test_others_are_all_once_and_never_the_same() -> None:
@@ -160,7 +192,7 @@ def test_others_are_all_once_and_never_the_same() -> None:
 
 
 def test_columns_name_each_sample_of_each_input() -> None:
-    found = importance.Importance(np.array([0, 2]), {None: np.array([1.0, 2.0]), "rain": np.array([3.0, 4.0])})
+    found = Importance(np.array([0, 2]), {None: np.array([1.0, 2.0]), "rain": np.array([3.0, 4.0])})
     columns = importance_columns(7, found, [("a", "1"), ("b", "2"), ("c", "3")])
     assert columns["input"] == [None, None, "rain", "rain"] and columns["trial"] == [7] * 4
     assert list(columns["series"]) == ["a", "c", "a", "c"] and list(columns["time"]) == ["1", "3", "1", "3"]
@@ -179,6 +211,6 @@ def test_measure_by_a_task_of_ray_is_the_same(trained: tuple[Path, SearchSpec, P
         there = measure_remotely(Shared(folder), one, spec, ray.put(data), Placement(1, 0, 1), trained=1.0)
     finally:
         ray.shutdown()
-    assert here is not None and there is not None
+    assert isinstance(here, Importance) and isinstance(there, Importance)
     for name, squares in here.squares.items():
         np.testing.assert_allclose(there.squares[name], squares, rtol=1e-5)

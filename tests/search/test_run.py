@@ -263,7 +263,7 @@ def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(
     monkeypatch.setenv("XLSTM_TUNE_IMPORTANCE", "on")
     monkeypatch.setattr("xlstm_tune.search.recording.measure", broken)
     output = search_here(folder, "--resume", "wave", "--trials", "10")
-    assert "note: what each input is worth could not be told (ValueError: by a test)" in output
+    assert "note: what each input is worth was not told (ValueError: by a test)" in output
     after = {row["trial"]: row for row in trials_of(folder)}
     assert sum(row["status"] != "duplicate" for row in after.values()) == 10
     for number, row in before.items():

@@ -24,6 +24,11 @@ def how_ended(row: Mapping[str, Any]) -> str:
     return UNFINISHED if row["status"] == "failed" and row["reason"] in CUT_SHORT else str(row["status"])
 
 
+def cut_short(row: Mapping[str, Any]) -> bool:
+    """Whether the end of the search came before a trial's own; it may have a figure, that of its best epoch so far."""
+    return row["reason"] in CUT_SHORT and row["status"] in ("failed", "pruned", UNFINISHED)
+
+
 @dataclass(frozen=True)
 class FamilyBudget:
     """One family, as if each family had had `k` trials. Figures are those of the objective on validation."""

@@ -202,7 +202,7 @@ def _windows(judged: Judged, what: Influence, seen: Facts, runs: Runs | None) ->
     if blocks.min() < ENOUGH:
         notes.append(
             f"The {judged.part} part holds about {_between(round(blocks.min()), round(blocks.max()))} independent "
-            f"blocks of windows; {_rule()}"
+            f"block{'s' if round(blocks.max()) != 1 else ''} of windows; {_rule()}"
         )
     how = f"{row}{together}; their length was chosen {chosen}"
     return _Found(low, high, p, block, blocks, how, notes)

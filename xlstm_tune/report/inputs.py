@@ -46,7 +46,7 @@ class Inputs:
     worth: list[Worth]
     """Largest rise first."""
     tells: bool
-    """There are samples enough, of enough years or the like, to tell anything."""
+    """Of at least one input there are samples enough, of enough years or the like, to tell anything."""
     notes: list[str]
 
 
@@ -64,6 +64,12 @@ def read_inputs(folder: Path, trial: int, data: Mapping[str, Any]) -> Inputs | N
     squares: dict[Model, NDArray[np.float64]] = {plain: rows["square"].filter(first).to_numpy()}
     for name in rows["input"].unique().drop_null().to_pylist():
         squares[Model(name, None, trial)] = rows["square"].filter(pc.equal(rows["input"], name)).to_numpy()
+    notes = []
+    if unknown := [one.name for one in squares if not np.isfinite(squares[one]).all()]:
+        squares = {one: square for one, square in squares.items() if one.name not in unknown}
+        notes.append(f"Shuffled, these led to forecasts that are no numbers: {', '.join(unknown)}.")
+    if plain not in squares:
+        return None
     rmse = float(np.sqrt(squares[plain].mean()))
     if not rmse > 0:
         return None
@@ -82,5 +88,5 @@ def read_inputs(folder: Path, trial: int, data: Mapping[str, Any]) -> Inputs | N
         for one in compared.differences
     ]
     worth.sort(key=lambda one: -one.rise)
-    tells = all(one.beyond is None for one in compared.differences) and compared.blocks >= FEWEST
-    return Inputs(trial, rmse, n, worth, tells, compared.notes)
+    tells = any(one.beyond is None and one.blocks >= FEWEST for one in compared.differences)
+    return Inputs(trial, rmse, n, worth, tells, [*notes, *compared.notes])

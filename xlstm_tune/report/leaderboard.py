@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xlstm_tune.report.budget import UNFINISHED, how_ended
+from xlstm_tune.report.budget import UNFINISHED, cut_short, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
@@ -28,7 +28,7 @@ SHOWN = 10
 
 
 METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
-STOPPED_EARLY = "stopped early by the scheduler; its best epoch counts"
+STOPPED_EARLY = "stopped early; its best epoch counts"
 WIDE = 110
 """Columns of a terminal that hold the whole table."""
 
@@ -51,6 +51,8 @@ class Entry:
     validation_error: float | None = None
     """Standard error of the objective on the validation part, where it is a mean over several seeds."""
     test_error: float | None = None
+    cut: bool = False
+    """The end of the search came before its own."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)
     rows = read(folder, "trials").to_pylist()
     for row in rows:
-        counts[how_ended(row)] += 1
+        counts[UNFINISHED if cut_short(row) else how_ended(row)] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
             trials.append(
@@ -156,6 +158,7 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
                     epochs=row["epochs"],
                     validation_error=row["std_error"],
                     test_error=test[f"{metric}_std_error"] if test else None,
+                    cut=cut_short(row),
                 )
             )
     trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
@@ -229,7 +232,11 @@ def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console
         table.add_column(goal, justify="right", no_wrap=True)
     for trial in front:
         row = by_number[trial]
-        table.add_row(str(trial), Text(row["name"]), *(number(row[goal]) for goal in goals))
+        table.add_row(
+            str(trial),
+            Text(row["name"]),
+            *(f"{row[goal]:,}" if goal == "parameters" else number(row[goal]) for goal in goals),
+        )
     console.print()
     console.print(
         f"Pareto front of {', '.join(goals)}: no trial beats one of these {len(front)} in all", highlight=False
@@ -250,7 +257,7 @@ def verdict(board: Leaderboard) -> str:
         return f"No trial could be scored ({ends}). {told}"
     winner, metric = board.winner, board.metric
     score = number(winner.validation.get(metric), winner.validation_error)
-    early = ", stopped early by the scheduler" if winner.status == "pruned" else ""
+    early = ", not finished" if winner.cut else ", stopped early by the scheduler" if winner.status == "pruned" else ""
     text = f"{winner.model} (trial {winner.trial}{early}) won: {metric} {score} on validation"
     if winner.test:
         text += f", {number(winner.test.get(metric), winner.test_error)} on test"

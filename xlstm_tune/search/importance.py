@@ -33,10 +33,12 @@ IMPORTANCE = "XLSTM_TUNE_IMPORTANCE"
 PART = "test"
 SHUFFLES = 5
 """Of each input, each with other samples: fewer where time is short."""
-MOST_SAMPLES, FEWEST_SAMPLES = 1000, 100
+MOST_SAMPLES, FEWEST_SAMPLES = 1000, 30
 """Looked at, spread evenly over the part; fewer where time is short."""
 LEAST_SECONDS, SHARE = 5.0, 0.05
-"""The time that is taken for it at most: so much, or this share of what the winner's training took."""
+"""The time that it is fitted into: so much, or this share of what the winner's training took."""
+MOST_SECONDS = 60.0
+"""The time, if it is more than that, beyond which the fewest samples are not looked at either."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,18 @@ class Shuffled:
         return own
 
 
-def inputs_of(data: Prepared, categories: Sequence[str]) -> list[Input]:
-    """The columns of the data that the model sees, in its order; all values of a category (`weather=rain`) are one."""
+def inputs_of(data: Prepared, categories: Sequence[str], calendar: Sequence[str] = ()) -> list[Input]:
+    """The columns of the data that the model sees, in its order.
+
+    All values of a category (`weather=rain`) are one, and both columns of a cycle of the calendar, `data.calendar`: one
+    without the other would be a date that there is not.
+    """
+    cycles = {f"{cycle}_{wave}": f"calendar: {cycle}" for cycle in calendar for wave in ("sin", "cos")}
     columns: dict[str, list[int]] = {}
     static: dict[str, list[int]] = {}
     for names, found in ((data.feature_names, columns), (data.static_names, static)):
         for position, name in enumerate(names):
-            whole = next((one for one in categories if name.startswith(f"{one}=")), name)
+            whole = next((one for one in categories if name.startswith(f"{one}=")), cycles.get(name, name))
             found.setdefault(whole, []).append(position)
     every = dict.fromkeys([*columns, *static])
     return [Input(name, tuple(columns.get(name, ())), tuple(static.get(name, ()))) for name in every]
@@ -106,18 +113,17 @@ def measure(
     data: Prepared,
     trained: float,
     device: torch.device | None = None,
-) -> Importance | None:
-    """The errors of a finalist, with each input shuffled and with none; None where the part has a single sample.
+) -> Importance | str:
+    """The errors of a finalist, with each input shuffled and with none; a sentence where there is no time or no sample.
 
     trained: seconds that its training took. device: as for `load_models`. What is drawn is the same for the same
-    `search.seed`.
+    `search.seed` and number of samples, which follows from the time that a pass takes.
     """
     models, config, device, dtype = load_models(folder, one, spec, data, device)
     windows = Windows(data, PART, config.lookback, device)
     if len(windows) < 2:
-        return None
-    samples = _spread(len(windows), MOST_SAMPLES)
-    inputs = inputs_of(data, spec.data.categories)
+        return "the test part has a single sample"
+    inputs = inputs_of(data, spec.data.categories, spec.data.calendar)
 
     def squares(shuffled: Shuffled) -> npt.NDArray[np.float64]:
         total = np.zeros(len(shuffled))
@@ -129,16 +135,18 @@ def measure(
     def onto(positions: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(positions).to(device)
 
-    squares(Shuffled(windows, onto(samples[:2])))  # what a first call takes longer is no measure of the others
+    few = _spread(len(windows), FEWEST_SAMPLES)
+    squares(Shuffled(windows, onto(few[:2])))  # what a first call takes longer is no measure of the others
     began = time.monotonic()
-    plain = squares(Shuffled(windows, onto(samples)))
-    once = (time.monotonic() - began) * len(inputs)
+    squares(Shuffled(windows, onto(few)))
+    each = (time.monotonic() - began) / len(few) * len(inputs)  # seconds for a sample with every input shuffled once
     allowed = max(LEAST_SECONDS, SHARE * trained)
-    shuffles = int(min(SHUFFLES, max(1.0, allowed // max(once, 1e-9))))
-    if once > allowed:
-        kept = _spread(len(samples), max(FEWEST_SAMPLES, int(len(samples) * allowed / once)))
-        samples, plain = samples[kept], plain[kept]
-    found: dict[str | None, npt.NDArray[np.float64]] = {None: plain}
+    if each * len(few) > max(MOST_SECONDS, allowed):
+        return f"{len(inputs)} inputs would take about {each * len(few):.0f} s"
+    room = int(min(allowed / max(each, 1e-9), SHUFFLES * MOST_SAMPLES))
+    samples = _spread(len(windows), min(MOST_SAMPLES, max(FEWEST_SAMPLES, room)))
+    shuffles = min(SHUFFLES, max(1, room // len(samples)))
+    found: dict[str | None, npt.NDArray[np.float64]] = {None: squares(Shuffled(windows, onto(samples)))}
     for number, changed in enumerate(inputs):
         generator = np.random.default_rng([spec.search.seed, number])
         total = np.zeros(len(samples))
@@ -151,18 +159,18 @@ def measure(
 
 def measure_remotely(
     store: Shared, one: Finalist, spec: SearchSpec, data: Any, placement: Placement, trained: float
-) -> Importance | None:
+) -> Importance | str:
     """`measure` by a Ray task with a trial's own resources. data, store: as for `finalists.predict_remotely`."""
     import ray
 
     task = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(_measure_task)
-    found: Importance | None = ray.get(task.remote(store, one, spec.model_dump(by_alias=True), data, trained))
+    found: Importance | str = ray.get(task.remote(store, one, spec.model_dump(by_alias=True), data, trained))
     return found
 
 
 def _measure_task(
     store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared, trained: float
-) -> Importance | None:
+) -> Importance | str:
     own_gpus_alone()
     store.pull(trial_folder(store.folder, one.number))
     try:

@@ -114,15 +114,13 @@ def record_importance(
                 found = measure_remotely(plan.store, one, plan.spec, data, placement, trained)
             else:
                 found = measure(plan.folder, one, plan.spec, plan.data, trained, torch.device("cpu"))
-        if found is not None:
-            results.importance(importance_columns(one.number, found, judge.labels(PART)))
     except Exception as error:
-        console.print(
-            f"note: what each input is worth could not be told ({type(error).__name__}: {error})",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        found = f"{type(error).__name__}: {error}"
+    if isinstance(found, str):
+        said = f"note: what each input is worth was not told ({found})"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    else:
+        results.importance(importance_columns(one.number, found, judge.labels(PART)))
 
 
 def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, console: Console) -> None:

@@ -20,10 +20,14 @@ def inputs(record: Record) -> Section | None:
     if best is None or found is None or not found.worth:
         return None
     kind = "sequence" if record.data.get("task") == "regression" else "window"
+    total = (record.data.get("samples") or {}).get("test", found.samples)
+    samples = counted(found.samples, kind)
+    if found.samples < total:
+        samples = f"{found.samples:,} of {counted(total, kind)}, spread evenly"
     lead = (
         f"How much higher the test RMSE of {best.model}, trial {best.trial}, gets when the values of one input are "
-        f"those of another {kind}. With all inputs as they are it is {number(found.rmse)}, from "
-        f"{counted(found.samples, kind)}."
+        f"those of another {kind}. With all inputs as they are it is {number(found.rmse)}, "
+        f"from {samples}{' and all seeds together' if best.validation_error is not None else ''}."
     )
     caution = (
         "Inputs that resemble each other stand in for one another, so that none of them may seem to matter; and what a "
@@ -65,10 +69,12 @@ def _figure(found: Inputs) -> Figure:
 
 
 def _caption(found: Inputs) -> str:
-    first, *others = found.worth
+    raising = [one for one in found.worth if round(one.rise, 1) > 0]
     told = [one for one in found.worth if one.sure and one.rise > 0]
-    said = f"Shuffled, {first.name} raises the RMSE most, by {first.rise:.1f} %"
-    said += f", then {others[0].name} by {others[0].rise:.1f} %." if others else "."
+    if not raising:
+        return "Shuffled, no input raises the RMSE."
+    said = f"Shuffled, {raising[0].name} raises the RMSE most, by {raising[0].rise:.1f} %"
+    said += f", then {raising[1].name} by {raising[1].rise:.1f} %." if len(raising) > 1 else "."
     if not found.tells:
         said += " The test part is too small to tell any of that from chance."
     else:
@@ -83,7 +89,7 @@ def _table(found: Inputs) -> Table:
         Row(
             [
                 Cell(one.name),
-                Cell(f"{one.rise:+.1f}", one.rise),
+                Cell(f"{round(one.rise, 1) + 0.0:+.1f}", one.rise),
                 Cell(f"{one.low:+.1f} … {one.high:+.1f}" if _known(one) else "not known", last(one.low)),
                 Cell(_verdict(one)),
             ]
@@ -100,6 +106,8 @@ def _table(found: Inputs) -> Table:
 
 
 def _verdict(one: Worth) -> str:
+    if one.rise == one.low == one.high == 0:
+        return "changes nothing"
     if not one.sure:
         return "may be chance"
     return "leant on" if one.rise > 0 else "misleads"
