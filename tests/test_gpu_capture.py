@@ -46,4 +46,8 @@ def test_times_stand_side_by_side_and_wrong_losses_are_failures() -> None:
     assert "| 4 | 10.00 | 4.00 (was not captured) | 2.50 | 1.0e-02 |" in lines
     assert "| 16 | out of memory |  |  |  |" in lines
     assert capture_table([], header, line) == []
-    assert wrong_captures(rows) == ["training step, 4 together: losses differ by 1.0e-02 when captured"]
+    assert wrong_captures(rows) == [
+        "training step, 4 together: losses differ by 1.0e-02 when captured",
+        "training step, 16 together: out of memory",
+    ]
+    assert not wrong_captures([{"members": 16, "error": "not run: no time was left"}])
