@@ -18,6 +18,8 @@ from xlstm_tune.errors import ResourceError
 from xlstm_tune.search.resources import Bundle, slots_on
 
 _HERE = ("127.0.0.1", "localhost")
+ENDS_WITHIN = 10.0
+"""Seconds for a task that does nothing, once there is room for it."""
 LOOK_SECONDS = 2.0
 """Between two looks at the nodes."""
 
@@ -142,11 +144,15 @@ def wait_for_node(trial: Bundle, growth: Growth, where: str, say: Callable[[str]
     began = time.monotonic()
     # What waits is what an autoscaler goes by; nothing else would make it add a node before the first trial.
     asked = ray.remote(num_cpus=trial.cpus, num_gpus=trial.gpus, max_retries=-1)(_nothing).remote()
+    patience = 0.0
     try:
         while not (slots_on(nodes_now(), trial) or ray.wait([asked], timeout=0)[0]):
             time.sleep(LOOK_SECONDS)
+        patience = ENDS_WITHIN
     finally:
-        ray.cancel(asked)
+        # Where there is room it ends by itself. Ray ends this process where a task is cancelled as it ends.
+        if not ray.wait([asked], timeout=patience)[0]:
+            ray.cancel(asked)
     say(f"a node with {trial.describe()} has come, after {time.monotonic() - began:.0f} s")
     return True
 
