@@ -48,10 +48,11 @@ def walk(
         _walk_by_step(gates, recurrent, bias, state, keep, h, write, ends, stored, piece)
         return
     before, *cell = state
-    kept = before if keep is None else keep[:, :, piece.start :]
+    # What is not read has the dtype of something that never changes it: another dtype is another kernel to compile.
+    kept = ends[0] if keep is None else keep[:, :, piece.start :]
     kernels.forward[(heads, programs(batch, cut))](
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
-        *ends, *(stored or ends[:2]),
+        *ends, *(stored or (ends[0], ends[0])),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
         PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, STAGES=cut.stages,
         num_warps=cut.warps, num_stages=cut.stages,
