@@ -4,6 +4,8 @@ steps, what is kept for the backward pass, tensors of more than 2^31 numbers.
 Memory that is not yet written holds NaN throughout, so that reading it shows.
 """
 
+import os
+
 import pytest
 import torch
 
@@ -222,6 +224,14 @@ def test_heads_that_are_too_wide_are_refused():
         mlstm(wide, wide, wide, gates, gates, backend="triton")
     with pytest.raises(ValueError, match="design 'walk' takes heads of up to 128, and these are 513 wide"):
         mlstm_triton(wide, wide, wide, gates, gates, design="walk")
+
+
+@pytest.mark.skipif(os.environ.get("XLSTM_TUNE_TEST_GPU") == "1", reason="of the interpreter")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_16_bits_are_near_the_truth_by_products_of_a_gpu(design, dtype, bfloat16_products):
+    inputs = [one.to(dtype) if at < 3 else one for at, one in enumerate(problem(2, 70, 1, 24, 20))]
+    assert_near_truth(inputs, 3e-2, design=design)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """What Triton's kernels of LSTM and sLSTM do beyond the conformance suite: 16-bit inputs, any width, launch sizes."""
 
+import os
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ pytest.importorskip("triton")
 from xlstm_tune.kernels.dispatch import ON_CHIP
 from xlstm_tune.kernels.parts_triton import INTERPRETED, launch
 
+ON_GPU = os.environ.get("XLSTM_TUNE_TEST_GPU") == "1"
 OPS = {"lstm": (lstm, LSTMState, 2), "slstm": (slstm, SLSTMState, 4)}
 
 
@@ -25,15 +28,15 @@ def problem(op, width, steps=6, batch=5, heads=2):
     return [draw(batch, steps, heads, 4, width), recurrent, draw(heads, 4, width), *state]
 
 
-def results(op, inputs, dtype, backend):
-    """Outputs and gradients, states in float32 (float64 for the reference)."""
+def results(op, inputs, dtype, backend, weighed=None):
+    """Outputs and gradients, states in float32 (float64 for the reference). weighed: outputs that have a gradient."""
     function, kind, _ = OPS[op]
     exact = torch.promote_types(dtype, torch.float32)
     inputs = [tensor.to(dtype if at < 3 else exact).requires_grad_() for at, tensor in enumerate(inputs)]
     h, final = function(*inputs[:3], kind(*inputs[3:]), backend=backend)
     outputs = (h, *final)
     generator = torch.Generator().manual_seed(1)
-    loss = sum((out.to(exact) * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
+    loss = sum((out.to(exact) * torch.randn(out.shape, generator=generator)).sum() for out in outputs[:weighed])
     return outputs, torch.autograd.grad(loss, inputs)
 
 
@@ -47,6 +50,20 @@ def test_16_bit_inputs_are_summed_in_float32(op, width):
     assert [out.dtype for out in mine[0]] == [torch.float16] + [torch.float32] * OPS[op][2]
     for one, other in zip((*mine[0], *mine[1]), (*true[0], *true[1]), strict=True):
         assert (one.double() - other).abs().max() <= 2e-3 * other.abs().max()
+
+
+@pytest.mark.skipif(ON_GPU, reason="of the interpreter")
+@pytest.mark.parametrize("width", [5, 32, 100])
+@pytest.mark.parametrize("op", OPS)
+def test_bfloat16_is_near_the_truth(op, width, bfloat16_products):
+    inputs = [tensor.bfloat16().float() for tensor in problem(op, width)]
+    # Of sLSTM's last state m has a gradient that jumps where the greater of two numbers changes.
+    options = {"weighed": 4} if op == "slstm" else {}
+    mine = results(op, inputs, torch.bfloat16, "triton", **options)
+    true = results(op, inputs, torch.float64, "reference", **options)
+    assert [out.dtype for out in mine[0]] == [torch.bfloat16] + [torch.float32] * OPS[op][2]
+    for one, other in zip((*mine[0], *mine[1]), (*true[0], *true[1]), strict=True):
+        assert (one.double() - other).abs().max() <= 2e-2 * other.abs().max()
 
 
 @pytest.mark.parametrize("op", OPS)
