@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpu_cases import Refused
+from gpu_rows import open_
 
 MEMBERS = (1, 4, 16)
 """Of the population; 1 is a run alone."""
@@ -130,13 +131,9 @@ def wrong_captures(rows: list[dict[str, Any]]) -> list[str]:
     """What does not train, or not as it does eagerly, a line each."""
     wrong = []
     for row in rows:
-        if "error" not in row and not row["differs"] <= SAME:
-            wrong.append(f"losses differ by {row['differs']:.1e} when captured")
-        elif not row.get("error", "not run").startswith("not run"):
-            wrong.append(row["error"])
-        else:
-            continue
-        wrong[-1] = f"training step, {row['members']} together: {wrong[-1]}"
+        said = row.get("error") or f"losses differ by {row['differs']:.1e} when captured"
+        if not (open_(row) or ("error" not in row and row["differs"] <= SAME)):
+            wrong.append(f"training step, {row['members']} together: {said}")
     return wrong
 
 

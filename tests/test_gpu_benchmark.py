@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +17,6 @@ from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_steps
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
-MODULES = ("worker", "checks", "limits", "peers", "memory", "mlstm_peers", "stack", "capture")
-UNNEEDED = ("ray", "optuna", "mlflow", "pydantic", "typer", "rich", "pyarrow", "safetensors", "epiweeks")
-
-MARK = "pytest.mark." + "gpu"
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -55,49 +50,6 @@ def test_gpu_interpret_checks_on_a_cpu() -> None:
     counts = ["7 of 7", "7 of 7", "6 of 6"] * 2  # recomputing, which mLSTM always does, is no variant of it
     assert all(row.endswith(f"| {count} | ok |") for row, count in zip(rows[:6], counts, strict=True))
     assert [row.rsplit(" | ", 1)[1] for row in rows[6:]] == ["not run: a CPU has no CUDA graphs |", "ok |", "ok |"] * 3
-
-
-@pytest.mark.slow
-def test_gpu_modules_need_torch_triton_and_numba_alone() -> None:
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({UNNEEDED}))"
-    modules = ["gpu", *(f"gpu_{name}" for name in MODULES)]
-    program = f"{blocked}; import {', '.join(modules)}"
-    places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}"}
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=places)
-    assert finished.returncode == 0, finished.stderr
-
-
-def alone(program: str, *missing: str) -> str:
-    """What a program says in an interpreter that has no package but those of benchmarks/gpu.txt."""
-    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing}))"
-    places = {"PYTHONPATH": f"{BENCHMARKS}:{BENCHMARKS.parent}", "PATH": os.environ["PATH"]}
-    finished = subprocess.run(
-        [sys.executable, "-c", f"{blocked}; {program}"],
-        capture_output=True,
-        text=True,
-        env=places,
-        cwd=BENCHMARKS.parent,
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout
-
-
-MISSING = ("ray", "optuna", "mlflow", "typer", "rich", "pyarrow", "epiweeks", "scipy", "yaml")
-
-
-@pytest.mark.slow
-def test_capture_trains_with_the_packages_of_a_gpu_machine() -> None:
-    size = {"batch": 4, "steps": 10, "width": 16}
-    measured = f"import torch, gpu_capture; print(gpu_capture.measure(2, torch.device('cpu'), {size}))"
-    assert "'differs': 0.0" in alone(measured, *MISSING, "safetensors")
-
-
-@pytest.mark.slow
-def test_gpu_tests_are_found_with_the_packages_of_a_gpu_machine() -> None:
-    collect = "import pytest; sys.exit(pytest.main(['--collect-only', '-q', '-m', 'gpu', *sys.argv[1:]]))"
-    files = [str(path) for path in sorted(BENCHMARKS.parent.glob("tests/**/*.py")) if MARK in path.read_text()]
-    said = alone(f"sys.argv[1:] = {files}; {collect}", *MISSING)
-    assert "test_capture.py" in said and "test_micro.py" in said and "error" not in said
 
 
 @pytest.mark.slow

@@ -19,14 +19,19 @@ without a figure say nothing of their family."""
 UNFINISHED = "unfinished"
 
 
-def how_ended(row: Mapping[str, Any]) -> str:
-    """The status of a row of the trials table, for people: UNFINISHED instead of failed where it was cut short."""
-    return UNFINISHED if row["status"] == "failed" and row["reason"] in CUT_SHORT else str(row["status"])
-
-
 def cut_short(row: Mapping[str, Any]) -> bool:
     """Whether the end of the search came before a trial's own; it may have a figure, that of its best epoch so far."""
     return row["reason"] in CUT_SHORT and row["status"] in ("failed", "pruned", UNFINISHED)
+
+
+def how_ended(row: Mapping[str, Any]) -> str:
+    """The status of a row of the trials table, for people: UNFINISHED instead of failed where it was cut short."""
+    return UNFINISHED if row["status"] == "failed" and cut_short(row) else str(row["status"])
+
+
+def counted_as(row: Mapping[str, Any]) -> str:
+    """How a trial counts among those of a search: all that were cut short as UNFINISHED, with or without a figure."""
+    return UNFINISHED if cut_short(row) else str(row["status"])
 
 
 @dataclass(frozen=True)

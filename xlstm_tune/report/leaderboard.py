@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xlstm_tune.report.budget import UNFINISHED, cut_short, how_ended
+from xlstm_tune.report.budget import UNFINISHED, counted_as, cut_short, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
@@ -142,7 +142,7 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)
     rows = read(folder, "trials").to_pylist()
     for row in rows:
-        counts[UNFINISHED if cut_short(row) else how_ended(row)] += 1
+        counts[counted_as(row)] += 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
             trials.append(

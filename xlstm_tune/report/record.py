@@ -18,7 +18,7 @@ import yaml
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT, SPEC
-from xlstm_tune.report.budget import UNFINISHED, FamilyBudget, cut_short, equal_budget, how_ended
+from xlstm_tune.report.budget import FamilyBudget, counted_as, equal_budget, how_ended
 from xlstm_tune.report.evidence import Evidence
 from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboard
 from xlstm_tune.report.style import Palette
@@ -77,8 +77,8 @@ class Record:
 
     @property
     def counts(self) -> Counter[str]:
-        """Trials by how they ended; those that were cut short are UNFINISHED, with or without a figure."""
-        return Counter(UNFINISHED if cut_short(row) else row["status"] for row in self.trials)
+        """Trials by how they ended, as `counted_as` has it."""
+        return Counter(map(counted_as, self.trials))
 
     @property
     def planned(self) -> int | None:

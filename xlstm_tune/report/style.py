@@ -133,6 +133,34 @@ def level(value: float, x: Sequence[Any], name: str, color: str = LIMIT) -> Trac
     }
 
 
+def intervals(points: Iterable[tuple[str, float, float, float]], name: str, *, sure: bool, hover: str) -> Trace:
+    """Values with their intervals, side by side for the eye: each a label, the value, and the ends of its interval.
+
+    sure: what is told from chance, in colour and filled. hover: what the value is, as plotly writes it.
+    """
+    labels, values, lows, highs = zip(*points, strict=True)
+    color = ACCENT if sure else BASELINE
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "showlegend": True,
+        "y": list(labels),
+        "x": list(values),
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - value for value, high in zip(values, highs, strict=True)],
+            "arrayminus": [value - low for value, low in zip(values, lows, strict=True)],
+            "color": color,
+            "thickness": 2,
+            "width": 5,
+        },
+        "marker": {"color": color, "size": 10, "symbol": "circle" if sure else "circle-open"},
+        "hovertemplate": f"%{{y}}: {hover}<extra></extra>",
+    }
+
+
 def duration(seconds: float | None) -> str:
     """1 h 5 min, 3 min 20 s, 12.5 s; empty for None."""
     if seconds is None or not math.isfinite(seconds):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -184,10 +185,17 @@ def predict_remotely(
 
 
 def _predict_task(store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
+    with in_a_task(store, one):
+        return predict_finalist(store.folder, one, SearchSpec.parse(raw), data)
+
+
+@contextmanager
+def in_a_task(store: Shared, one: Finalist) -> Iterator[None]:
+    """In a Ray task: a finalist's files are here, and torch sees the task's GPUs alone."""
     own_gpus_alone()
     store.pull(trial_folder(store.folder, one.number))
     try:
-        return predict_finalist(store.folder, one, SearchSpec.parse(raw), data)
+        yield
     finally:
         store.leave()
 

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.data.windows import Batch, Prepared, Windows
-from xlstm_tune.search.finalists import Finalist, load_models
-from xlstm_tune.search.folder import trial_folder
-from xlstm_tune.search.resources import Placement, own_gpus_alone
+from xlstm_tune.search.finalists import Finalist, in_a_task, load_models
+from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.judge import forecasts
@@ -171,12 +170,8 @@ def measure_remotely(
 def _measure_task(
     store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared, trained: float
 ) -> Importance | str:
-    own_gpus_alone()
-    store.pull(trial_folder(store.folder, one.number))
-    try:
+    with in_a_task(store, one):
         return measure(store.folder, one, SearchSpec.parse(raw), data, trained)
-    finally:
-        store.leave()
 
 
 def importance_columns(trial: int, found: Importance, labels: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -175,12 +175,13 @@ def cluster_gpu_mib(seconds: float = 60.0) -> list[float]:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0.0) >= 1
     ]
-    told, late = [], asked
-    if asked:
-        ready, late = ray.wait(asked, num_returns=len(asked), timeout=seconds)
-        for answer in ready:
-            with contextlib.suppress(ray.exceptions.RayError):
-                told.append(float(ray.get(answer)))
+    if not asked:
+        return []
+    ready, late = ray.wait(asked, num_returns=len(asked), timeout=seconds)
+    told = []
+    for answer in ready:
+        with contextlib.suppress(ray.exceptions.RayError):
+            told.append(float(ray.get(answer)))
     for answer in late:  # and no other: Ray ends the process where a task is cancelled at the moment at which it ends
         ray.cancel(answer)
     return told

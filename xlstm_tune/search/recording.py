@@ -15,7 +15,7 @@ from xlstm_tune.data.read import without_credentials
 from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import Judge, finalists, mean_scores, predict_here, predict_remotely
+from xlstm_tune.search.finalists import Finalist, Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC
 from xlstm_tune.search.importance import PART, importance_columns, measure, measure_remotely, wanted
 from xlstm_tune.search.plan import Plan
@@ -61,12 +61,13 @@ def score_finalists(
     data: Any,
     results: ResultsWriter,
     spool: Spool,
-) -> None:
+) -> Finalist | None:
     """Test figures for the best of each family and block pattern: the one look at the test part.
 
     rows: of the trials table; `params` as a dict. data: Ray's reference to the data.
 
-    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed.
+    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed. Returns
+    the winner; None where no trial was scored.
     """
     members = read(plan.folder, "members").to_pylist()
     chosen = finalists(rows, plan.spec, members)
@@ -88,12 +89,14 @@ def score_finalists(
                     if row["trial"] == one.number and row["member"] in tested:
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
+    return chosen[0] if chosen else None
 
 
 def record_importance(
     plan: Plan,
     judge: Judge,
     placement: Placement,
+    one: Finalist,
     rows: list[dict[str, Any]],
     data: Any,
     results: ResultsWriter,
@@ -101,13 +104,11 @@ def record_importance(
 ) -> None:
     """What each input is worth to the winner; whatever is wrong with that, the search stands.
 
-    rows, data: as for `score_finalists`, which has to be through.
+    one: the winner. rows, data: as for `score_finalists`.
     """
-    best = finalists(rows, plan.spec, read(plan.folder, "members").to_pylist())[:1]
-    if not best or not wanted():
+    if not wanted():
         return
-    (one,) = best
-    trained = next((row["seconds"] or 0.0 for row in rows if row["trial"] == one.number), 0.0)
+    (trained,) = (row["seconds"] or 0.0 for row in rows if row["trial"] == one.number)
     try:
         with console.status("shuffling each input of the winner"):
             if plan.address or placement.gpus:

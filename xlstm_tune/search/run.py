@@ -191,9 +191,10 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in STOPS:  # the one look at the test part is for the end
                     with console.status("testing the best of each family and pattern"):
-                        score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
+                        best = score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
-                    record_importance(plan, judge, placement, outcome.rows, outcome.data, results, console)
+                    if best is not None:
+                        record_importance(plan, judge, placement, best, outcome.rows, outcome.data, results, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)
                 raise

@@ -12,7 +12,7 @@ from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, 
 from xlstm_tune.report.leaderboard import STOPPED_EARLY, number, scope
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
-from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout, metric_title, whole
+from xlstm_tune.report.style import BASELINE, Trace, axis, counted, intervals, layout, metric_title, whole
 
 TITLE = "Which models are told apart"
 
@@ -63,31 +63,15 @@ def _scope(pairs: Sequence[Any]) -> str:
 def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
     """Differences of the evidence as intervals and as a table."""
     names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
-    data: list[Trace] = []
-    for chosen, name, color in ((True, "told apart", ACCENT), (False, "not told apart", BASELINE)):
-        kept = [(title, one) for title, one in zip(names, pairs, strict=True) if bool(one.told_apart) is chosen]
+    data = []
+    for chosen, name in ((True, "told apart"), (False, "not told apart")):
+        kept = [
+            (title, one.gain_percent, one.low_percent, one.high_percent)
+            for title, one in zip(names, pairs, strict=True)
+            if bool(one.told_apart) is chosen
+        ]
         if kept:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": name,
-                    "showlegend": True,
-                    "y": [title for title, _ in kept],
-                    "x": [one.gain_percent for _, one in kept],
-                    "error_x": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [one.high_percent - one.gain_percent for _, one in kept],
-                        "arrayminus": [one.gain_percent - one.low_percent for _, one in kept],
-                        "color": color,
-                        "thickness": 2,
-                        "width": 5,
-                    },
-                    "marker": {"color": color, "size": 10, "symbol": "circle" if chosen else "circle-open"},
-                    "hovertemplate": "%{y}: %{x:.2f} % lower<extra></extra>",
-                }
-            )
+            data.append(intervals(kept, name, sure=chosen, hover="%{x:.2f} % lower"))
     x = axis("RMSE lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
     told = sum(bool(one.told_apart) for one in pairs)

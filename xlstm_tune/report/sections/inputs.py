@@ -7,7 +7,7 @@ from xlstm_tune.report.inputs import Inputs, Worth, read_inputs
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
-from xlstm_tune.report.style import ACCENT, BASELINE, Trace, axis, counted, layout
+from xlstm_tune.report.style import BASELINE, axis, counted, intervals, layout
 
 MOST = 20
 """Inputs that are drawn; the table has all."""
@@ -39,30 +39,10 @@ def inputs(record: Record) -> Section | None:
 
 def _figure(found: Inputs) -> Figure:
     drawn = found.worth[:MOST]
-    data: list[Trace] = []
-    for sure, name, color in ((True, "more than chance", ACCENT), (False, "may be chance", BASELINE)):
-        if kept := [one for one in drawn if one.sure is sure]:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": name,
-                    "showlegend": True,
-                    "y": [label(one.name) for one in kept],
-                    "x": [one.rise for one in kept],
-                    "error_x": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [one.high - one.rise for one in kept],
-                        "arrayminus": [one.rise - one.low for one in kept],
-                        "color": color,
-                        "thickness": 2,
-                        "width": 5,
-                    },
-                    "marker": {"color": color, "size": 10, "symbol": "circle" if sure else "circle-open"},
-                    "hovertemplate": "%{y}: %{x:.2f} % higher<extra></extra>",
-                }
-            )
+    data = []
+    for sure, name in ((True, "more than chance"), (False, "may be chance")):
+        if kept := [(label(one.name), one.rise, one.low, one.high) for one in drawn if one.sure is sure]:
+            data.append(intervals(kept, name, sure=sure, hover="%{x:.2f} % higher"))
     x = axis("RMSE higher by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=[label(one.name) for one in drawn[::-1]])
     return Figure("inputs", "Importance of inputs", _caption(found), data, layout(x, y), 130 + 30 * len(drawn))
