@@ -123,6 +123,13 @@ class Worker:
         self.task = None
         return measure(members, DEVICE)
 
+    def launch(self, case: dict[str, Any], cut: dict[str, int], seconds: float) -> dict[str, Any]:
+        """A case launched with other parameters: see gpu_launch_times.py."""
+        from gpu_launch_times import measure
+
+        self.task = None
+        return measure(Case(**case), cut, seconds, DEVICE)
+
     def first(self, op: str, dtype: str, width: int) -> dict[str, Any]:
         """Seconds of the first forward and backward of a shape."""
         from gpu_limits import first

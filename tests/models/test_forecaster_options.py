@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -292,3 +293,20 @@ def test_wrong_input_says_what_was_wanted() -> None:
         fixed(x[:, :11])
     with pytest.raises(ValueError, match="lengths must be None with pooling 'flatten'"):
         fixed(x, torch.tensor([12, 12]))
+
+
+@pytest.mark.parametrize("channels", ["joint", "independent"])
+def test_forecasts_end_at_the_floor_of_each_target_but_not_in_training(channels):
+    torch.manual_seed(0)
+    free = build_model(config("lstm", channels=channels), SHAPE)
+    with torch.no_grad():
+        free.head.bias.normal_()
+    held = build_model(config("lstm", channels=channels), replace(SHAPE, floor=(0.2, -0.1)))
+    held.load_state_dict(free.state_dict())  # the floor is no weight
+    x = torch.randn(50, 12, 3)
+    assert torch.equal(held(x), free(x)) and (held(x) < -0.1).any()
+    held.eval(), free.eval()
+    assert torch.equal(held(x), free(x).maximum(torch.tensor([0.2, -0.1])))
+    assert (held(x)[..., 0] >= 0.2).all() and (held(x)[..., 1] == -0.1).any()
+    with pytest.raises(ValueError, match=r"Shape.floor must have a number for each of 2 targets, got \(0.2,\)"):
+        replace(SHAPE, floor=(0.2,))

@@ -65,6 +65,8 @@ class DataConfig(Spec):
     """Regression: the columns that make one sequence, such as [county, year]."""
     target: Names
     """One column, several, or `all`."""
+    target_minimum: float | None = None
+    """The least value that a target can have, such as 0 for counts: no forecast and no interval goes below it."""
     features: Names = ["all"]
     """Inputs: `all` (every column but time, series, sequence and static) or a list; a forecast's targets are always
     inputs."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from xlstm_tune.data.clock import season_of
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import lengths_note
+from xlstm_tune.data.minimum import check_minimum
 from xlstm_tune.data.scaling import Scaling, fit_scaling
 from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
@@ -32,7 +34,7 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     check_no_leak(table, result, config)
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
-    notes = [*table.notes, *result.notes]
+    notes = [*table.notes, *result.notes, *check_minimum(table, config)]
     if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):
         notes.append(lengths)
 
@@ -41,7 +43,9 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
     digest = hashlib.sha256(table.fingerprint.encode())
     # Keys that came later are not in it until they are given, so that older searches can go on.
-    later = {} if config.split.order else {"split": {"order"}}
+    later: dict[str, Any] = {} if config.split.order else {"split": {"order"}}
+    if config.target_minimum is None:
+        later["target_minimum"] = True
     cut = config.model_dump_json(exclude={"source": True, **later})
     digest.update(f"{cut} {largest}{' refit' if refit else ''}".encode())
     return _assemble(
@@ -55,11 +59,14 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
         season=config.season or season_of(table.step, table.time_kind),
         notes=tuple(notes),
         fingerprint=digest.hexdigest(),
+        minimum=config.target_minimum,
     )
 
 
-def prepare_to_predict(table: Table, scaling: Scaling, result: Split, horizon: int, lookback: int) -> Prepared:
-    """A new table as inputs, by the statistics of the training that `scaling` holds.
+def prepare_to_predict(
+    table: Table, scaling: Scaling, result: Split, horizon: int, lookback: int, minimum: float | None
+) -> Prepared:
+    """A new table as inputs, by the statistics of the training that `scaling` holds; minimum: of the targets.
 
     result: its parts train and validation may be empty. A forecast's horizon may lie behind the last row of its series:
     what stands there of the targets means nothing.
@@ -67,8 +74,9 @@ def prepare_to_predict(table: Table, scaling: Scaling, result: Split, horizon: i
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     task = "forecast" if scaling.forecast else "regression"
     prepared = _assemble(
-        table, scaling, result, series, task, horizon, lookback, season=1, notes=(), fingerprint=table.fingerprint
-    )
+        table, scaling, result, series, task, horizon, lookback,
+        season=1, notes=(), fingerprint=table.fingerprint, minimum=minimum,
+    )  # fmt: skip
     if not scaling.forecast:
         return prepared
     behind = np.zeros((horizon, len(table.target_names)), dtype=np.float32)
@@ -86,6 +94,7 @@ def _assemble(
     season: int,
     notes: tuple[str, ...],
     fingerprint: str,
+    minimum: float | None,
 ) -> Prepared:
     """series: int64 [N], of each sample."""
     targets = scaling.standardised_targets(table)
@@ -117,4 +126,5 @@ def _assemble(
         static_names=scaling.static.names,
         series=None if static is None else series,
         scaling=scaling,
+        target_minimum=minimum,
     )

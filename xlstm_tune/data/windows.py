@@ -61,11 +61,29 @@ class Prepared:
     """int64 [N]: the row of `static` for each sample; None without static inputs."""
     scaling: Scaling | None = None
     """What the columns were standardised by; None for arrays that were made by hand."""
+    target_minimum: float | None = None
+    """In the targets' units: no forecast goes below it; None = there is none."""
+
+    @property
+    def floor(self) -> tuple[float, ...]:
+        """`target_minimum` of each of K targets, standardised; () without one."""
+        return standardised_floor(self.target_minimum, self.target_mean, self.target_std)
+
+    def in_units(self, standardised: np.ndarray) -> np.ndarray:
+        """Forecasts or targets [.., K] in the targets' units, float64."""
+        values: np.ndarray = standardised.astype(np.float64) * self.target_std + self.target_mean
+        # What was cut off at the minimum was rounded since.
+        return values if self.target_minimum is None else np.maximum(values, self.target_minimum)
 
     @property
     def shortest(self) -> int:
         """Steps that every sample has before its end."""
         return int((self.ends - self.starts).min())
+
+
+def standardised_floor(minimum: float | None, mean: np.ndarray, std: np.ndarray) -> tuple[float, ...]:
+    """The least value of targets in deviations [K] from their means [K]; () for None."""
+    return () if minimum is None else tuple(((minimum - mean) / std).tolist())
 
 
 class Batch(NamedTuple):

@@ -103,7 +103,7 @@ def mase_scale(data: Prepared, offsets: Index) -> list[float | None] | None:
 
 def _own_units(data: Prepared, standardised: NDArray[np.floating]) -> Array:
     """[…, K] from units of the training part's deviation to the target's own."""
-    return np.asarray(standardised.astype(np.float64) * data.target_std + data.target_mean)
+    return data.in_units(standardised)
 
 
 def _mean(data: Prepared) -> Baseline:

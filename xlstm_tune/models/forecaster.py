@@ -43,6 +43,8 @@ class Shape:
     """Levels to forecast, rising; empty = one number for each target and step."""
     varying: bool = False
     """Some samples are shorter than the lookback: they come padded, with their lengths."""
+    floor: tuple[float, ...] = ()
+    """The least forecast of each target, standardised; empty = none."""
 
     def __post_init__(self) -> None:
         for name in ("features", "lookback", "horizon", "targets"):
@@ -53,6 +55,8 @@ class Shape:
                 f"Shape.target_columns must name one input column for each of {self.targets} targets, "
                 f"got {self.target_columns}"
             )
+        if self.floor and len(self.floor) != self.targets:
+            raise ValueError(f"Shape.floor must have a number for each of {self.targets} targets, got {self.floor}")
         for column in self.target_columns:
             if not 0 <= column < self.features:
                 raise ValueError(
@@ -125,6 +129,8 @@ class Forecaster(nn.Module):
         self.head = nn.Linear(self.pooling.width, math.prod(self.outputs))
         trend = config.decomposition == "trend"
         self.trend = TrendSkip(shape.lookback, shape.horizon, config.trend_kernel) if trend else None
+        self.floor: Tensor | None
+        self.register_buffer("floor", torch.tensor(shape.floor).unsqueeze(1) if shape.floor else None, persistent=False)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(self.pooling.width))
         nn.init.zeros_(self.head.bias)
 
@@ -136,7 +142,8 @@ class Forecaster(nn.Module):
         T is L where the weights depend on it (`flatten`, `trend`), else any number of steps.
         lengths: int64 [B] in 1..T where samples are padded on the right; what stands in the padding does not matter.
         static: [B, S] where the shape has statics.
-        With quantiles the forecast is the one nearest to the median. Raises ValueError for a wrong shape.
+        With quantiles the forecast is the one nearest to the median. In training forecasts may lie below the floor, for
+        there they would learn nothing; in eval mode they end there. Raises ValueError for a wrong shape.
         """
         self._check(x, lengths, static)
         batch = x.shape[0]
@@ -165,6 +172,8 @@ class Forecaster(nn.Module):
             y = y + _take(centre, self._columns).unsqueeze(-1)
         if self.config.channels == "independent":
             y = y.reshape(batch, self.shape.targets, self.shape.horizon, -1).transpose(1, 2)
+        if self.floor is not None and not self.training:
+            y = y.maximum(self.floor)
         if self.outputs[-1] > 1:
             # Crossing quantiles are put in order, which never makes their loss larger (Chernozhukov et al. 2010).
             y = y.sort(-1).values

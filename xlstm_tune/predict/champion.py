@@ -20,6 +20,7 @@ from xlstm_tune import __version__
 from xlstm_tune.data.clock import Kind
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.scaling import Columns, Scaling
+from xlstm_tune.data.windows import standardised_floor
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ABOUT, WEIGHTS
 from xlstm_tune.lines import sync
@@ -147,6 +148,7 @@ def load_champion(folder: Path | str) -> Champion:
             target_columns=scaling.target_columns,
             statics=len(scaling.static.names),
             quantiles=config.training.levels,
+            floor=standardised_floor(data.target_minimum, targets.mean, targets.std),
             **about["shape"],
         )
         model = build_model(config.model, shape)

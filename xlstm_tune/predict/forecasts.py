@@ -75,7 +75,8 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         samples = forecast_origins(table, length, every)
     else:
         samples = sequences(table, length, not champion.shape.varying)
-    data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length)
+    minimum = champion.data.target_minimum
+    data = prepare_to_predict(table, champion.scaling, samples, champion.shape.horizon, length, minimum)
     notes += samples.notes
     quantiles = _predict(champion, data)
     predicted = quantiles[..., champion.model.point]
@@ -87,7 +88,8 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
             f"{_needed(level)}"
         )
     columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
-    columns += [predicted.reshape(-1), *(_bound(predicted + sign * half) for sign in (-1, 1))]
+    lower = predicted - half if minimum is None else np.maximum(predicted - half, minimum)
+    columns += [predicted.reshape(-1), _bound(lower), _bound(predicted + half)]
     columns += [quantiles[..., at].reshape(-1) for at in range(len(champion.shape.quantiles))]
     made = pa.table(dict(zip(champion.outputs, map(_arrow, columns), strict=True)))
     return Forecasts(_with_key_types(made, source.table, table.key_names), tuple(notes))
@@ -100,14 +102,13 @@ def _predict(champion: Champion, data: Prepared) -> Array:
     model = champion.model.to(device)
     windows = Windows(data, PREDICTED, champion.shape.lookback, device)
     size = min(eval_batch(champion.config, data, device), 256)
-    standardised = predict(model, windows, size, dtype, every_quantile=True).double().numpy()
+    standardised = predict(model, windows, size, dtype, every_quantile=True).numpy()
     if not np.isfinite(standardised).all():
         sample = int(np.flatnonzero(~np.isfinite(standardised).all(axis=(1, 2, 3)))[0])
         raise DataError(
             f"the model's forecast is not a finite number for sample {sample + 1}; look for extreme values in its rows"
         )
-    targets = champion.scaling.targets
-    return np.asarray(standardised * targets.std[:, None] + targets.mean[:, None])
+    return data.in_units(standardised.swapaxes(2, 3)).swapaxes(2, 3)
 
 
 def _half_widths(champion: Champion, table: Table, data: Prepared, level: float, notes: list[str]) -> Array:

@@ -207,10 +207,7 @@ def predict_finalist(
     models, config, device, dtype = load_models(folder, one, spec, data, device)
     windows = {part: Windows(data, part, config.lookback, device) for part in JUDGED}
     return [
-        {
-            part: predict(model, samples, dtype=dtype).double().numpy() * data.target_std + data.target_mean
-            for part, samples in windows.items()
-        }
+        {part: data.in_units(predict(model, samples, dtype=dtype).numpy()) for part, samples in windows.items()}
         for model in models
     ]
 

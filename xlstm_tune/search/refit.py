@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import WEIGHTS
@@ -67,7 +65,7 @@ def _refit_task(
                 break
         model = result.state.model
         windows = Windows(data, "test", config.lookback, device)
-        made = predict(model, windows, dtype=autocast_dtype(config.training.precision, device)).double().numpy()
+        made = predict(model, windows, dtype=autocast_dtype(config.training.precision, device)).numpy()
         place = store.folder / name
         place.mkdir(parents=True, exist_ok=True)
         save_weights(place / WEIGHTS, model.state_dict())
@@ -78,4 +76,4 @@ def _refit_task(
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     finally:
         store.leave()
-    return np.asarray(made * data.target_std + data.target_mean)
+    return data.in_units(made)

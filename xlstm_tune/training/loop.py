@@ -273,6 +273,7 @@ def shape_of(data: Prepared, config: TrialConfig | None = None) -> Shape:
         statics=len(data.static_names),
         quantiles=() if config is None else config.training.levels,
         varying=data.task == "regression" and data.shortest < lookback,
+        floor=data.floor,
     )
 
 
