@@ -26,8 +26,8 @@ def by_table(case: Case, device: torch.device) -> dict[str, int]:
     if case.op == "mlstm":
         found: dict[str, int] = module.launch(getattr(torch, case.dtype), case.width, case.values, case.steps)
         return {name: found[name] for name in ("CHUNK", "num_warps", "num_stages")}
-    shape = (case.heads * case.members, case.batch, 1, 4, case.width)
-    cut = module.launch_for(torch.empty(shape, device=device, dtype=getattr(torch, case.dtype)))
+    numbers = torch.empty(case.width, device=device, dtype=getattr(torch, case.dtype))
+    cut = module.launch_for(numbers, case.heads * case.members, case.batch)
     if cut is None:
         raise ValueError(f"no kernel runs all steps of {case.title}")
     return {name: asdict(cut)[name] for name in ("samples", "warps", "stages")}

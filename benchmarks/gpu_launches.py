@@ -39,14 +39,14 @@ HEADS = 4
 KINDS = tuple((width, dtype) for width in (16, 32, 64, 128) for dtype in ("bfloat16", "float32"))
 GATED_KINDS = tuple(kind for kind in KINDS if kind != (128, "float32"))
 """Of the others one kernel runs all steps."""
-SAMPLES = {"bfloat16": (16, 32), "float32": (4, 8, 16)}
-"""Products of 16 bits have 16 rows at least."""
-WARPS = {16: (1, 2, 4), 32: (1, 2, 4, 8), 64: (4, 8), 128: (4, 8, 16)}
+SAMPLES = {"bfloat16": (8, 16), "float32": (4, 8, 16)}
+WARPS = {16: (1, 2, 4), 32: (1, 2, 4, 8), 64: (4, 8, 16), 128: (8, 16)}
 """By head width."""
+STAGES = {16: (3,), 32: (3,), 64: (1, 3), 128: (1, 2)}
 COMPILED = 0.45
 """Of --seconds, by when compiling has to end."""
 REQUEST_SECONDS = 90.0
-SECONDS = 0.1
+SECONDS = 0.08
 """Of calls for a time."""
 
 
@@ -60,7 +60,7 @@ def candidates(op: str, width: int, dtype: str) -> Iterator[dict[str, int]]:
         return
     for samples in SAMPLES[dtype]:
         for warps in WARPS[width]:
-            for stages in (3,) if width < 64 else (1, 2, 3):
+            for stages in STAGES[width]:
                 yield {"samples": samples, "warps": warps, "stages": stages}
 
 

@@ -59,16 +59,16 @@ def compiled(kernel, signature, constants, options, allowed, even=()):
     return f"{kernel.__module__}.{kernel.__name__}", made.metadata.shared, allowed, spilled(made.asm["cubin"])
 
 
-def gated(width, dtype):
-    """LSTM's and sLSTM's kernels of heads of a width."""
+def gated(width, dtype, few=False):
+    """LSTM's and sLSTM's kernels of heads of a width; few: for few programs."""
     size = getattr(torch, dtype).itemsize
     whole = ["batch", "steps", "count", "heads", "width", "begins", "ends", "t", "total"]
     inputs = ["gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"]
-    cut = launch(width, size, INTERPRETED)
+    cut = launch(width, size, INTERPRETED, few)
     flags = dict.fromkeys(["KEEP", "WRITE", "TRAIN", "SEEN", "STABILISED"], True)
     flags |= {"PRECISION": "ieee" if size == 4 else "tf32"}
-    flags |= {"BLOCK": STEP_UNITS} if cut is None else {"BLOCK": cut.samples, "WIDE": cut.width, "STAGES": cut.stages}
-    options = {} if cut is None else {"num_warps": cut.warps, "num_stages": cut.stages}
+    flags |= {"BLOCK": STEP_UNITS} if cut is None else {"STAGES": cut.stages} | cut.options(width)
+    options = {name: flags.pop(name) for name in ("num_warps", "num_stages") if name in flags}
     kinds = dict.fromkeys(whole, "i32") | dict.fromkeys(inputs, "*" + NAMES[getattr(torch, dtype)])
     found = []
     for module in (lstm_steps_triton, slstm_steps_triton):

@@ -1,6 +1,7 @@
 """What Triton's kernels of LSTM and sLSTM do beyond the conformance suite: 16-bit inputs, any width, launch sizes."""
 
 import os
+from itertools import chain
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from xlstm_tune.kernels import LSTMState, SLSTMState, lstm, slstm
 
 pytest.importorskip("triton")
 from xlstm_tune.kernels.dispatch import ON_CHIP
-from xlstm_tune.kernels.parts_triton import INTERPRETED, launch
+from xlstm_tune.kernels.parts_triton import INTERPRETED, launch, launch_for
 
 ON_GPU = os.environ.get("XLSTM_TUNE_TEST_GPU") == "1"
 OPS = {"lstm": (lstm, LSTMState, 2), "slstm": (slstm, SLSTMState, 4)}
@@ -70,7 +71,7 @@ def test_bfloat16_is_near_the_truth(op, width, bfloat16_products):
 def test_both_designs_give_the_same(op, monkeypatch):
     inputs = problem(op, 20)
     whole = results(op, inputs, torch.float32, "triton")
-    monkeypatch.setattr(f"xlstm_tune.kernels.{op}_triton.launch_for", lambda tensor: None)
+    monkeypatch.setattr(f"xlstm_tune.kernels.{op}_triton.launch_for", lambda *_: None)
     by_step = results(op, inputs, torch.float32, "triton")
     for one, other in zip((*whole[0], *whole[1]), (*by_step[0], *by_step[1]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -95,14 +96,32 @@ def test_resets_and_lengths_hold_in_16_bits(op):
         assert (one.double() - other).abs().max() <= 5e-3 * other.abs().max()
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("bytes_each", [2, 4])
-def test_every_width_has_a_launch_up_to_what_fits(bytes_each):
+def test_every_width_has_a_launch_up_to_what_fits(bytes_each, few):
     for width in range(1, 300):
-        found = launch(width, bytes_each, INTERPRETED)
+        found = launch(width, bytes_each, INTERPRETED, few)
         assert (found is not None) == (width <= ON_CHIP[bytes_each])
         if found is not None:
             assert found.width >= max(16, width) and found.width & (found.width - 1) == 0
-            assert found.samples >= 16 and found.memory <= INTERPRETED
+            assert found.samples >= 4 and 0 < found.memory <= INTERPRETED
+
+
+def test_programs_are_smaller_where_they_would_leave_half_of_the_chip_idle():
+    tensor = torch.empty(64)
+    assert launch_for(tensor, heads=4, batch=256).samples < launch_for(tensor, heads=4, batch=272).samples
+    assert launch_for(tensor, heads=66, batch=16).samples < launch_for(tensor, heads=67, batch=1).samples
+
+
+@pytest.mark.skipif(ON_GPU, reason="of the interpreter")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("op", OPS)
+def test_few_programs_and_many_give_the_same(op, dtype, monkeypatch):
+    inputs = problem(op, 20, batch=19)
+    few = results(op, inputs, dtype, "triton")
+    monkeypatch.setattr("xlstm_tune.kernels.parts_triton.INTERPRETED_PROCESSORS", 0)
+    for one, other in zip(chain(*few), chain(*results(op, inputs, dtype, "triton")), strict=True):
+        assert (one - other).abs().max() <= (1e-3 if dtype == torch.float16 else 1e-6) * other.abs().max()
 
 
 def test_a_smaller_chip_reads_less_ahead_or_goes_step_by_step():

@@ -46,11 +46,15 @@ def compiled(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype"),
-    [(32, "float32"), (64, "float32"), (64, "bfloat16"), (100, "float16"), (128, "bfloat16"), (200, "float32")],
-)
-def test_kernels_compile_for_a_gpu_and_fit(compiled, width, dtype):
-    assert len(compiled("gated", width, dtype)) == 4
+    ("width", "dtype", "few"),
+    [
+        (32, "float32", False), (64, "float32", False), (64, "bfloat16", False), (100, "float16", False),
+        (128, "bfloat16", False), (200, "float32", False), (8, "bfloat16", True), (16, "float32", True),
+        (64, "float32", True), (128, "bfloat16", True),
+    ],
+)  # fmt: skip
+def test_kernels_compile_for_a_gpu_and_fit(compiled, width, dtype, few):
+    assert len(compiled("gated", width, dtype, few)) == 4
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def _cell_back(dh, dc, i, f, g, o, c, c_new):
 def forward(
     gates, recurrent, bias, h0, c0, keep, h_out, c_out, saved, cells, batch, steps, count, heads, width,
     KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
@@ -33,6 +33,7 @@ def forward(
     [B, T, N, D], written only if WRITE; gates, keep and h_out point to the first of these steps. saved [N, B, S, 4, D]
     and cells [N, B, S + 1, D], written only if TRAIN.
     """
+    width = width // EVEN * EVEN  # tells the compiler what divides it
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -79,12 +80,14 @@ def forward(
 def backward(
     recurrent, keep, saved, cells, grad_h, through, grad_c, d_gates, d_h, d_c, batch, steps, count, heads, width,
     KEEP: tl.constexpr, SEEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; grad_h [B, T, N, D] and d_gates [N, B, T, 4, D] point to the first of these steps too.
 
     through [N, B, D] is what the last h receives from the steps after these, grad_c what its c does. SEEN: h has
     gradients, grad_h.
     """
+    width = width // EVEN * EVEN  # tells the compiler what divides it
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)

@@ -39,7 +39,7 @@ def walk(
     and ends [N, B, D], the last c, in float32.
     """
     heads, batch, steps, _, width = gates.shape
-    cut = launch_for(gates)
+    cut = launch_for(gates, heads, batch)
     if cut is None:
         _walk_by_step(gates, recurrent, bias, state, keep, h, write, ends, stored, piece)
         return
@@ -50,8 +50,7 @@ def walk(
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
         *ends, *(stored or (ends[0], ends[0])),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
-        PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, STAGES=cut.stages,
-        num_warps=cut.warps, num_stages=cut.stages,
+        PRECISION=exact(gates), STAGES=cut.stages, **cut.options(width),
     )  # fmt: skip
 
 
@@ -100,14 +99,14 @@ def walk_back(
     heads, batch, steps, _, width = d_gates.shape
     of_h = d_gates if grad_h is None else grad_h[:, piece.start :]
     d_gates_here = d_gates[:, :, piece.start :]
-    cut = launch_for(recurrent)
+    cut = launch_for(recurrent, heads, batch)
     if cut is not None:
         found = [torch.empty_like(one) for one in gradients]
         kept = gradients[0] if keep is None else keep[:, :, piece.start :]
         kernels.backward[(heads, programs(batch, cut))](
             recurrent, kept, *stored, of_h, *gradients, d_gates_here, *found,
             batch, steps, len(piece), heads, width, KEEP=keep is not None, SEEN=grad_h is not None,
-            PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
+            PRECISION=exact(recurrent), **cut.options(width),
         )  # fmt: skip
         return found
     d_h, d_c = gradients[0], gradients[1].clone()

@@ -1,13 +1,15 @@
 """What the Triton kernels of LSTM and sLSTM share: functions of gates, and how many programs share the work.
 
 No kernel is tuned at run time: a search visits hundreds of shapes, and trying variants for each would cost seconds.
-`launch` looks into a small table by head width and dtype instead. Its numbers were chosen by what the compiled kernels
-take of registers and shared memory on an H100; they have not been timed on a GPU.
+`launch` looks into a small table by head width and dtype instead. Its numbers were chosen by what kernels compiled for
+an H100 take of registers, shared memory and instructions a step; they have not been timed on a GPU, which
+`benchmarks/gpu_launches.py` does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 import triton
@@ -26,44 +28,66 @@ class Launch:
 
     width: int
     """The head's width, made a power of two and at least 16, as products on a GPU need it."""
+    samples: int
     warps: int
     stages: int
     """How far both passes read ahead."""
     memory: int
     """Bytes of shared memory that the hungriest kernel takes, as Triton 3.6 compiles it for an H100."""
-    samples: int = 16
+
+    def options(self, width: int) -> dict[str, int]:
+        """Arguments of a kernel over heads of this width."""
+        sizes = {"BLOCK": self.samples, "WIDE": self.width, "EVEN": gcd(width, 16)}
+        return sizes | {"num_warps": self.warps, "num_stages": self.stages}
 
 
 _LAUNCHES = {
-    (16, 2): [Launch(16, 1, 3, 18_432)],
-    (16, 4): [Launch(16, 1, 3, 25_600)],
-    (32, 2): [Launch(32, 2, 3, 44_032)],
-    (32, 4): [Launch(32, 4, 3, 57_344)],
-    (64, 2): [Launch(64, 4, 3, 104_448), Launch(64, 4, 1, 43_008)],
+    (16, 2): [Launch(16, 8, 1, 3, 9_728)],
+    (16, 4): [Launch(16, 16, 1, 3, 25_600)],
+    (32, 2): [Launch(32, 16, 4, 3, 44_032)],
+    (32, 4): [Launch(32, 16, 4, 3, 57_344)],
+    (64, 2): [Launch(64, 16, 8, 3, 104_448), Launch(64, 16, 8, 1, 43_008)],
     # With four warps the compiler gives up on sLSTM's forward pass: 32 registers, and 6 KB a thread outside of them.
-    (64, 4): [Launch(64, 8, 3, 151_552), Launch(64, 8, 1, 86_016)],
-    (128, 2): [Launch(128, 8, 2, 212_992), Launch(128, 8, 1, 151_552)],
+    (64, 4): [Launch(64, 16, 8, 3, 151_552), Launch(64, 16, 8, 1, 86_016)],
+    (128, 2): [Launch(128, 16, 16, 2, 212_992), Launch(128, 16, 16, 1, 151_552)],
 }
-"""By padded width and bytes of a number, the one to be preferred first."""
+"""By padded width and bytes of a number, the one to be preferred first. Of those that take about as many instructions
+for a sample, the one that takes fewest for a warp: a step's instructions follow each other."""
+_FEW = {
+    (16, 4): [Launch(16, 4, 2, 3, 9_216)],
+    (32, 2): [Launch(32, 8, 4, 3, 26_112)],
+    (32, 4): [Launch(32, 4, 4, 3, 26_624)],
+    (64, 2): [Launch(64, 8, 8, 3, 68_608)],
+    (64, 4): [Launch(64, 4, 8, 3, 86_016)],
+    (128, 2): [Launch(128, 8, 16, 2, 172_032)],
+}
+"""For programs that would leave half of the device idle, smaller ones: they take up to half as many instructions more
+for a sample, and a half to a fifth of them for a warp."""
+_TILE = 16
+"""Samples by which programs are counted when that is decided."""
 INTERPRETED = 232_448
 """The shared memory that the interpreter acts as if it had: an H100's."""
+INTERPRETED_PROCESSORS = 132
+"""Likewise."""
 
 
-def launch(width: int, bytes_each: int, memory: int) -> Launch | None:
+def launch(width: int, bytes_each: int, memory: int, few: bool = False) -> Launch | None:
     """For heads of this width in a dtype, on a device with so many bytes of shared memory; None where no kernel for the
-    whole sequence fits."""
-    padded = max(16, triton.next_power_of_2(width))
-    fitting = (one for one in _LAUNCHES.get((padded, bytes_each), []) if one.memory <= memory)
-    return next(fitting, None)
+    whole sequence fits. few: there are few programs."""
+    key = (max(16, triton.next_power_of_2(width)), bytes_each)
+    preferred = [*(_FEW.get(key, []) if few else []), *_LAUNCHES.get(key, [])]
+    return next((one for one in preferred if one.memory <= memory), None)
 
 
-def launch_for(tensor: Tensor) -> Launch | None:
-    """`launch` of a tensor [.., D] where it lies."""
-    memory = INTERPRETED
+def launch_for(tensor: Tensor, heads: int, batch: int) -> Launch | None:
+    """`launch` of a tensor [.., D] where it lies, for so many heads (of all members) and samples."""
+    memory, processors = INTERPRETED, INTERPRETED_PROCESSORS
     if tensor.is_cuda:
         # What Triton itself holds a kernel against before it starts it.
-        memory = triton.runtime.driver.active.utils.get_device_properties(tensor.get_device())["max_shared_mem"]
-    return launch(tensor.shape[-1], tensor.element_size(), memory)
+        properties = triton.runtime.driver.active.utils.get_device_properties(tensor.get_device())
+        memory, processors = properties["max_shared_mem"], properties["multiprocessor_count"]
+    few = 2 * heads * int(triton.cdiv(batch, _TILE)) <= processors
+    return launch(tensor.shape[-1], tensor.element_size(), memory, few)
 
 
 def programs(batch: int, launched: Launch) -> int:

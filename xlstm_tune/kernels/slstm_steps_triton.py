@@ -50,7 +50,7 @@ def forward(
     gates, recurrent, bias, h0, c0, n0, m0, keep, h_out, c_out, n_out, m_out, saved, cells,
     batch, steps, count, heads, width,
     KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr, STAGES: tl.constexpr,
+    WIDE: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
 
@@ -58,6 +58,7 @@ def forward(
     [B, T, N, D], written only if WRITE; gates, keep and h_out point to the first of these steps. saved [N, B, S, 5, D]
     and cells [N, B, S + 1, 2, D], written only if TRAIN.
     """
+    width = width // EVEN * EVEN  # tells the compiler what divides it
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -114,7 +115,7 @@ def backward(
     recurrent, keep, saved, cells, grad_h, through, grad_c, grad_n, grad_m, d_gates, d_h, d_c, d_n, d_m,
     batch, steps, count, heads, width, begins, ends,
     KEEP: tl.constexpr, SEEN: tl.constexpr, STABILISED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; grad_h [B, T, N, D] and d_gates [N, B, T, 4, D] point to the first of these steps too.
 
@@ -123,6 +124,7 @@ def backward(
     `slstm_reference.backward`); between steps dm is what it holds there. begins, ends: whether the sequence does so
     with these steps, 0 or 1; there, dm is m's own gradient.
     """
+    width = width // EVEN * EVEN  # tells the compiler what divides it
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)

@@ -43,7 +43,7 @@ def walk(
     and ends [N, B, D], the last c, n, m, in float32.
     """
     heads, batch, steps, _, width = gates.shape
-    cut = launch_for(gates)
+    cut = launch_for(gates, heads, batch)
     if cut is None:
         _walk_by_step(gates, recurrent, bias, state, keep, h, write, ends, stored, piece)
         return
@@ -54,8 +54,7 @@ def walk(
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
         *ends, *(stored or (ends[0], ends[0])),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
-        PRECISION=exact(gates), BLOCK=cut.samples, WIDE=cut.width, STAGES=cut.stages,
-        num_warps=cut.warps, num_stages=cut.stages,
+        PRECISION=exact(gates), STAGES=cut.stages, **cut.options(width),
     )  # fmt: skip
 
 
@@ -103,7 +102,7 @@ def walk_back(
     """The way back of `walk`: as `gated_triton.Cell` says. Between pieces the gradient of m is what
     `slstm_steps_triton.backward` carries from step to step instead."""
     heads, batch, steps, _, width = d_gates.shape
-    cut = launch_for(recurrent)
+    cut = launch_for(recurrent, heads, batch)
     if cut is None:
         return _walk_back_by_step(recurrent, keep, grad_h, gradients, stabilised, d_gates, stored, piece)
     found = [torch.empty_like(one) for one in gradients]
@@ -114,7 +113,7 @@ def walk_back(
         recurrent, kept, *stored, of_h, *gradients, d_gates[:, :, piece.start :], *found,
         batch, steps, len(piece), heads, width, int(piece.start == 0), int(piece.stop == steps),
         KEEP=keep is not None, SEEN=grad_h is not None, STABILISED=stabilised,
-        PRECISION=exact(recurrent), BLOCK=cut.samples, WIDE=cut.width, num_warps=cut.warps, num_stages=cut.stages,
+        PRECISION=exact(recurrent), **cut.options(width),
     )  # fmt: skip
     return found
 
