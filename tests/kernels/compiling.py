@@ -62,8 +62,8 @@ def compiled(kernel, signature, constants, options, allowed, even=()):
 def gated(width, dtype, few=False):
     """LSTM's and sLSTM's kernels of heads of a width; few: for few programs."""
     size = getattr(torch, dtype).itemsize
-    whole = ["batch", "steps", "count", "heads", "width", "begins", "ends", "t", "total"]
-    inputs = ["gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h"]
+    whole = ["batch", "steps", "count", "heads", "width", "begins", "ends", "t"]
+    inputs = ["gates", "recurrent", "bias", "h_out", "d_gates", "grad_h", "h", "product"]
     cut = launch(width, size, INTERPRETED, few)
     flags = dict.fromkeys(["KEEP", "WRITE", "TRAIN", "SEEN", "STABILISED"], True)
     flags |= {"PRECISION": "ieee" if size == 4 else "tf32"}

@@ -130,20 +130,22 @@ def backward(
     tl.store(d_c + place, dc, mask=here)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
+@triton.jit(do_not_specialize=[*SIZES, "t"])
 def step(
-    sums, bias, c0, h, c1, saved, cells, batch, steps, count, heads, width, t, total,
+    gates, product, bias, c0, h, c1, saved, cells, batch, steps, count, heads, width, t,
     WRITE: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of BLOCK units of all `total` = N B D, for wide heads: sums [N, B, 4, D] less the bias; c [N, B, D]
-    before and behind it; t, h [B, T, N, D], saved and cells as in `forward`."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = unit < total
-    row, d = unit // width, unit % width  # row: head and sample
+    """One step, for wide heads; program (head and sample, tile of BLOCK units). gates [N, B, T, 4, D] less the product
+    [N, B, 4, D] of R and h, and the bias; c [N, B, D] before and behind it; t, h [B, T, N, D], saved and cells as in
+    `forward`."""
+    row = tl.program_id(0).to(tl.int64)  # head and sample
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here, unit = d < width, row * width + d
     head, sample = row // batch, row % batch
-    i, f, g, o = gates_at(sums, row * 4 * width + d, width, here)
+    i, f, g, o = gates_at(gates, (row * steps + t) * 4 * width + d, width, here)
+    p_i, p_f, p_g, p_o = gates_at(product, row * 4 * width + d, width, here)
     b_i, b_f, b_g, b_o = gates_at(bias, head * 4 * width + d, width, here)
-    i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
+    i, f, g, o = i + p_i + b_i, f + p_f + b_f, g + p_g + b_g, o + p_o + b_o
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * tl.load(c0 + unit, mask=here, other=0.0) + i * g
     tl.store(c1 + unit, c, mask=here)
@@ -158,18 +160,18 @@ def step(
         tl.store(cells + (row * (count + 1) + t + 1) * width + d, c, mask=here)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
+@triton.jit(do_not_specialize=[*SIZES, "t"])
 def step_back(
-    through, saved, cells, grad_h, d_c, d_gates, batch, steps, count, heads, width, t, total,
+    through, saved, cells, grad_h, d_c, d_gates, batch, steps, count, heads, width, t,
     SEEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it;
-    d_c [N, B, D] is that behind the step and becomes that before it."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = unit < total
-    row, d = unit // width, unit % width
+    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it,
+    in any dtype; d_c [N, B, D] is that behind the step and becomes that before it."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here, unit = d < width, row * width + d
     head, sample = row // batch, row % batch
-    dh = tl.load(through + unit, mask=here, other=0.0)
+    dh = tl.load(through + unit, mask=here, other=0.0).to(tl.float32)
     if SEEN:
         dh += tl.load(grad_h + ((sample * steps + t) * heads + head) * width + d, mask=here, other=0.0).to(tl.float32)
     at = (row * count + t) * 4 * width + d

@@ -6,13 +6,12 @@ Legend as in `lstm_reference`, whose equations these are; S steps of a piece, wh
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from xlstm_tune.kernels import lstm_steps_triton as kernels
 from xlstm_tune.kernels.gated_triton import Cell, recomputes, recomputing, storing
 from xlstm_tune.kernels.lstm_reference import LSTMState
-from xlstm_tune.kernels.parts_triton import STEP_UNITS, exact, launch_for, programs, state_by_head
+from xlstm_tune.kernels.parts_triton import STEP_UNITS, exact, launch_for, programs, state_by_head, step_programs
 from xlstm_tune.kernels.recurrence import heads_first, keep_by_head
 
 State = list[Tensor]
@@ -69,17 +68,16 @@ def _walk_by_step(
     """`walk` by a product and a kernel a step."""
     heads, batch, steps, _, width = gates.shape
     weight = recurrent.flatten(1, 2).mT  # [N, D in, 4 D]
-    total = heads * batch * width
     before, cell = state
     if stored is not None:
         stored[1][:, :, 0, 0] = cell
     for t in piece:
         if keep is not None:
             before = before * keep[:, :, t, None]
-        sums = gates[:, :, t].flatten(2).float() + torch.bmm(before.to(weight.dtype), weight).float()
-        kernels.step[(triton.cdiv(total, STEP_UNITS),)](
-            sums, bias, cell, h[:, piece.start :], *ends, *(stored or state),
-            batch, steps, len(piece), heads, width, t - piece.start, total,
+        product = torch.bmm(before.to(weight.dtype), weight)
+        kernels.step[step_programs(heads * batch, width)](
+            gates[:, :, piece.start :], product, bias, cell, h[:, piece.start :], *ends, *(stored or state),
+            batch, steps, len(piece), heads, width, t - piece.start,
             WRITE=write, TRAIN=stored is not None, BLOCK=STEP_UNITS,
         )  # fmt: skip
         before, cell = h[:, t].transpose(0, 1), ends[0]
@@ -111,16 +109,15 @@ def walk_back(
         return found
     d_h, d_c = gradients[0], gradients[1].clone()
     weight = recurrent.flatten(1, 2)  # [N, 4 D, D in]
-    total = heads * batch * width
     for t in reversed(piece):
-        kernels.step_back[(triton.cdiv(total, STEP_UNITS),)](
-            d_h, *stored, of_h, d_c, d_gates_here, batch, steps, len(piece), heads, width, t - piece.start, total,
+        kernels.step_back[step_programs(heads * batch, width)](
+            d_h, *stored, of_h, d_c, d_gates_here, batch, steps, len(piece), heads, width, t - piece.start,
             SEEN=grad_h is not None, BLOCK=STEP_UNITS,
         )  # fmt: skip
-        d_h = torch.bmm(d_gates[:, :, t].flatten(2), weight).float()
+        d_h = torch.bmm(d_gates[:, :, t].flatten(2), weight)
         if keep is not None:
             d_h = d_h * keep[:, :, t, None]
-    return [d_h, d_c]
+    return [d_h.float(), d_c]
 
 
 CELL = Cell("lstm", ("c",), gates=4, cells=1, walk=walk, walk_back=walk_back)

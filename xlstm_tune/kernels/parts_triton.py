@@ -18,8 +18,8 @@ from torch import Tensor
 
 SIZES = ["batch", "steps", "count", "heads", "begins", "ends"]
 """Arguments for whose values (1, or a multiple of 16) Triton would otherwise compile a kernel anew."""
-STEP_UNITS = 1024
-"""Units that a program of a step kernel takes."""
+STEP_UNITS = 256
+"""Units of a row that a program of a step kernel takes: two a thread."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ def launch_for(tensor: Tensor, heads: int, batch: int) -> Launch | None:
 def programs(batch: int, launched: Launch) -> int:
     """Of a head, for all samples."""
     return int(triton.cdiv(batch, launched.samples))
+
+
+def step_programs(rows: int, width: int) -> tuple[int, int]:
+    """Of a step kernel, for rows [width]."""
+    return rows, int(triton.cdiv(width, STEP_UNITS))
 
 
 def exact(tensor: Tensor) -> str:

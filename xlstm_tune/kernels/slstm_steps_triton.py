@@ -181,24 +181,26 @@ def backward(
     tl.store(d_m + place, dm + tl.where(begins != 0, n_new * dn + c_new * dc, 0.0), mask=here)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
+@triton.jit(do_not_specialize=[*SIZES, "t"])
 def step(
-    sums, bias, c0, n0, m0, h, c1, n1, m1, saved, cells, batch, steps, count, heads, width, t, total,
+    gates, product, bias, c0, n0, m0, h, c1, n1, m1, saved, cells, batch, steps, count, heads, width, t,
     WRITE: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of BLOCK units of all `total` = N B D, for wide heads: sums [N, B, 4, D] less the bias; states [N, B, D]
-    before and behind it; t, h [B, T, N, D], saved and cells as in `forward`."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = unit < total
-    row, d = unit // width, unit % width  # row: head and sample
+    """One step, for wide heads; program (head and sample, tile of BLOCK units). gates [N, B, T, 4, D] less the product
+    [N, B, 4, D] of R and h, and the bias; states [N, B, D] before and behind it; t, h [B, T, N, D], saved and cells as
+    in `forward`."""
+    row = tl.program_id(0).to(tl.int64)  # head and sample
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here, unit = d < width, row * width + d
     head, sample = row // batch, row % batch
-    i, f, z, o = gates_at(sums, row * 4 * width + d, width, here)
+    i, f, z, o = gates_at(gates, (row * steps + t) * 4 * width + d, width, here)
+    p_i, p_f, p_z, p_o = gates_at(product, row * 4 * width + d, width, here)
     b_i, b_f, b_z, b_o = gates_at(bias, head * 4 * width + d, width, here)
-    i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o
+    i, f, z, o = i + p_i + b_i, f + p_f + b_f, z + p_z + b_z, o + p_o + b_o
     c = tl.load(c0 + unit, mask=here, other=0.0)
     n = tl.load(n0 + unit, mask=here, other=0.0)
     m = tl.load(m0 + unit, mask=here, other=0.0)
-    i_weight, f_weight, z, o, slope, c, n, m = _cell(i, f, z, o, c, n, m, unit * 0 + t == 0)
+    i_weight, f_weight, z, o, slope, c, n, m = _cell(i, f, z, o, c, n, m, t == 0)
     tl.store(c1 + unit, c, mask=here)
     tl.store(n1 + unit, n, mask=here)
     tl.store(m1 + unit, m, mask=here)
@@ -216,18 +218,18 @@ def step(
         tl.store(cells + at + width, c, mask=here)
 
 
-@triton.jit(do_not_specialize=[*SIZES, "t", "total"])
+@triton.jit(do_not_specialize=[*SIZES, "t"])
 def step_back(
-    through, saved, cells, grad_h, d_c, d_n, d_m, d_gates, batch, steps, count, heads, width, t, total,
+    through, saved, cells, grad_h, d_c, d_n, d_m, d_gates, batch, steps, count, heads, width, t,
     SEEN: tl.constexpr, STABILISED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it;
-    d_c, d_n and d_m [N, B, D] are those behind the step and become those before it."""
-    unit = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    here = unit < total
-    row, d = unit // width, unit % width
+    """The way back of `step`, arguments as in `backward`: through [N, B, D] is what h receives from the step after it,
+    in any dtype; d_c, d_n and d_m [N, B, D] are those behind the step and become those before it."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    here, unit = d < width, row * width + d
     head, sample = row // batch, row % batch
-    dh = tl.load(through + unit, mask=here, other=0.0)
+    dh = tl.load(through + unit, mask=here, other=0.0).to(tl.float32)
     if SEEN:
         dh += tl.load(grad_h + ((sample * steps + t) * heads + head) * width + d, mask=here, other=0.0).to(tl.float32)
     at = (row * count + t) * 5 * width + d
@@ -245,7 +247,7 @@ def step_back(
     dn = tl.load(d_n + unit, mask=here, other=0.0)
     dm = tl.load(d_m + unit, mask=here, other=0.0)
     d_i, d_f, d_z, d_o, dc, dn, dm = _cell_back(
-        dh, dc, dn, dm, i_weight, f_weight, z, o, slope, c, n, c_new, n_new, unit * 0 + t == 0, STABILISED
+        dh, dc, dn, dm, i_weight, f_weight, z, o, slope, c, n, c_new, n_new, t == 0, STABILISED
     )
     tl.store(d_c + unit, dc, mask=here)
     tl.store(d_n + unit, dn, mask=here)

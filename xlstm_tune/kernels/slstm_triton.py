@@ -10,12 +10,11 @@ gradient of the recurrent weights is one product over all steps after the loop.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from xlstm_tune.kernels import slstm_steps_triton as kernels
 from xlstm_tune.kernels.gated_triton import Cell, recomputes, recomputing, storing
-from xlstm_tune.kernels.parts_triton import STEP_UNITS, exact, launch_for, programs, state_by_head
+from xlstm_tune.kernels.parts_triton import STEP_UNITS, exact, launch_for, programs, state_by_head, step_programs
 from xlstm_tune.kernels.recurrence import heads_first, keep_by_head
 from xlstm_tune.kernels.slstm_reference import SLSTMState
 
@@ -73,17 +72,16 @@ def _walk_by_step(
     """`walk` by a product and a kernel a step."""
     heads, batch, steps, _, width = gates.shape
     weight = recurrent.flatten(1, 2).mT  # [N, D in, 4 D]
-    total = heads * batch * width
     before, *cell = state
     if stored is not None:
         stored[1][:, :, 0, 0], stored[1][:, :, 0, 1] = state[2], state[1]
     for t in piece:
         if keep is not None:
             before = before * keep[:, :, t, None]
-        sums = gates[:, :, t].flatten(2).float() + torch.bmm(before.to(weight.dtype), weight).float()
-        kernels.step[(triton.cdiv(total, STEP_UNITS),)](
-            sums, bias, *cell, h[:, piece.start :], *ends, *(stored or ends[:2]),
-            batch, steps, len(piece), heads, width, t - piece.start, total,
+        product = torch.bmm(before.to(weight.dtype), weight)
+        kernels.step[step_programs(heads * batch, width)](
+            gates[:, :, piece.start :], product, bias, *cell, h[:, piece.start :], *ends, *(stored or ends[:2]),
+            batch, steps, len(piece), heads, width, t - piece.start,
             WRITE=write, TRAIN=stored is not None, BLOCK=STEP_UNITS,
         )  # fmt: skip
         before, cell = h[:, t].transpose(0, 1), ends
@@ -136,21 +134,20 @@ def _walk_back_by_step(
         n, c = stored[1][:, :, -1].unbind(2)
         d_m -= n * d_n + c * d_c
     weight = recurrent.flatten(1, 2)  # [N, 4 D, D in]
-    total = heads * batch * width
     of_h = d_gates if grad_h is None else grad_h[:, piece.start :]
     for t in reversed(piece):
-        kernels.step_back[(triton.cdiv(total, STEP_UNITS),)](
+        kernels.step_back[step_programs(heads * batch, width)](
             through, *stored, of_h, d_c, d_n, d_m, d_gates[:, :, piece.start :],
-            batch, steps, len(piece), heads, width, t - piece.start, total,
+            batch, steps, len(piece), heads, width, t - piece.start,
             SEEN=grad_h is not None, STABILISED=stabilised, BLOCK=STEP_UNITS,
         )  # fmt: skip
-        through = torch.bmm(d_gates[:, :, t].flatten(2), weight).float()
+        through = torch.bmm(d_gates[:, :, t].flatten(2), weight)
         if keep is not None:
             through = through * keep[:, :, t, None]
     if piece.start == 0:
         n, c = stored[1][:, :, 0].unbind(2)
         d_m += n * d_n + c * d_c
-    return [through, d_c, d_n, d_m]
+    return [through.float(), d_c, d_n, d_m]
 
 
 CELL = Cell("slstm", ("c", "n", "m"), gates=5, cells=2, walk=walk, walk_back=walk_back)
