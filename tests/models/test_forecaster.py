@@ -2,6 +2,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,7 @@ def test_count_parameters_does_not_go_through_torch_compile():
     """On torch's meta device each initialiser did, which imports its compiler for seconds to fill no memory."""
     program = """
 import sys
+from dataclasses import replace
 from xlstm_tune.models.config import FAMILIES, ModelConfig
 from xlstm_tune.models.forecaster import Shape, count_parameters
 for family in FAMILIES:
@@ -180,3 +182,19 @@ print("torch._dynamo" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_none_gives_none(family, backend):
+    """The last of a stream, or what a filter left."""
+    for options, shape in (
+        ({}, SHAPE),
+        ({"channels": "independent", "patch_length": 4, "pooling": "attention"}, SHAPE),
+        ({"pooling": "mean", "direction": "both"}, replace(REGRESSION, varying=True)),
+    ):
+        model = build_model(config(family, **options), shape, backend)
+        lengths = torch.zeros(0, dtype=torch.int64) if shape.varying else None
+        y = model(torch.zeros(0, 10, 3), lengths)
+        assert y.shape == (0, shape.horizon, shape.targets)
+        y.sum().backward()

@@ -83,9 +83,15 @@ def block_diagonal(x: Tensor, weight: Tensor, heads: int) -> Tensor:
     by_tile = weight.view(tiles, groups // tiles, block, block)
     eye = torch.eye(groups // tiles, dtype=weight.dtype, device=weight.device)
     tiled = torch.einsum("tboi,bc->tcibo", by_tile, eye).reshape(tiles, x.shape[2] // tiles, -1)
-    rows = x.reshape(-1, tiles, x.shape[2] // tiles).transpose(0, 1)
-    out = torch.bmm(rows, tiled).view(tiles, *x.shape[:2], -1).permute(1, 2, 0, 3)
-    return out if tiles == heads else out.reshape(*x.shape[:2], heads, head)
+    batch, steps, _ = x.shape
+    rows = x.reshape(batch * steps, tiles, x.shape[2] // tiles).transpose(0, 1)
+    out = torch.bmm(rows, tiled).view(tiles, batch, steps, tiled.shape[2]).permute(1, 2, 0, 3)
+    return out if tiles == heads else out.reshape(batch, steps, heads, head)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """x [B, T, P] as [B, T, N, D]."""
+    return x.view(*x.shape[:2], heads, x.shape[2] // heads)
 
 
 def project_qkv(
@@ -93,7 +99,7 @@ def project_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q and k of the convolved input, v of the raw one, both [B, T, P], by `block_diagonal`; each [B, T, N, D]."""
     if q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], convolved, x, q, k, v):
-        by_q, by_k, by_v = (one.view(*x.shape[:2], heads, -1) for one in qkv_numba(convolved, x, q, k, v))
+        by_q, by_k, by_v = (_by_head(one, heads) for one in qkv_numba(convolved, x, q, k, v))
         return by_q, by_k, by_v
     return block_diagonal(convolved, q, heads), block_diagonal(convolved, k, heads), block_diagonal(x, v, heads)
 
@@ -132,8 +138,7 @@ def convolved_cell_inputs(
     tensors = (x, taps, bias, q, k, v, by_convolved, by_x)
     if len(taps) == TAPS and q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], *tensors):
         convolved, by_q, by_k, by_v, gates = mlstm_sources_numba(*tensors)
-        by_head = (*x.shape[:2], heads, -1)
-        return convolved, by_q.view(by_head), by_k.view(by_head), by_v.view(by_head), gates
+        return convolved, *(_by_head(one, heads) for one in (by_q, by_k, by_v)), gates
     convolved = causal_conv(x, taps, bias, backend=backend)
     return convolved, *cell_inputs(convolved, x, q, k, v, by_convolved, by_x, heads, backend)
 

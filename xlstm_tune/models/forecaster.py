@@ -171,7 +171,7 @@ class Forecaster(nn.Module):
         if centre is not None:
             y = y + _take(centre, self._columns).unsqueeze(-1)
         if self.config.channels == "independent":
-            y = y.reshape(batch, self.shape.targets, self.shape.horizon, -1).transpose(1, 2)
+            y = y.reshape(batch, self.shape.targets, self.shape.horizon, self.outputs[-1]).transpose(1, 2)
         if self.floor is not None and not self.training:
             y = y.maximum(self.floor)
         if self.outputs[-1] > 1:

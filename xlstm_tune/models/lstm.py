@@ -171,7 +171,7 @@ class LSTMScratch(_Layers):
         from_input = self._weight("weight_ih", name).t().contiguous()  # [E, 4 D]
         from_hidden = self._weight("weight_hh", name).t().contiguous()  # [P, 4 D]
         # The inputs' share of the gates depends on no earlier step: one product for all steps.
-        inputs = matmul(x.reshape(batch * steps, features), from_input).view(batch, steps, -1)
+        inputs = matmul(x.reshape(batch * steps, features), from_input).view(batch, steps, from_input.shape[1])
         if self.bias:
             inputs = inputs + self._weight("bias_ih", name) + self._weight("bias_hh", name)
         if state is None:
@@ -247,7 +247,7 @@ class LSTMTorch(nn.LSTM):
         if self.direction == "reverse":
             x = flip(x, lengths)
         with torch.autocast(x.device.type, enabled=False):
-            if lengths is None:
+            if lengths is None or not len(x):  # there is nothing to pack
                 y, final = super().forward(x, state)
             else:
                 packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)

@@ -127,7 +127,7 @@ class MLSTMLayer(nn.Module):
         cell = None if state is None else state.cell
         h, cell = mlstm(q, k, v, i, f, cell, resets=resets, lengths=lengths, backend=self.backend)
         # Padding stays zero without a mask: z is 0 there.
-        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved, z)))
+        y = self._leave(h, *(tensor.view_as(h) for tensor in (convolved, z)))
         return self.dropout(linear(y.flatten(2), self.down.weight, self.backend)), MLSTMLayerState(past, cell)
 
     def last(self, x: Tensor | Narrow, lengths: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ class MLSTMLayer(nn.Module):
         inner = linear(rows, up.chunk(2)[0], self.backend)
         pooled = pooled_by_last(inner, conv, *gates, seen_by_q, lengths, self.backend)
         h = self.v(pooled).diagonal(dim1=1, dim2=2).transpose(1, 2).unsqueeze(1)  # [B, 1, N, D]
-        y = self._leave(h, *(tensor.view(*h.shape[:3], -1) for tensor in (convolved_end, z)))
+        y = self._leave(h, *(tensor.view_as(h) for tensor in (convolved_end, z)))
         out: Tensor = self.dropout(linear(y.flatten(2), self.down.weight, self.backend))
         return out
 
