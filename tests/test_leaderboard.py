@@ -126,7 +126,10 @@ def test_verdict_and_summary_say_how_sure_the_lead_is(tmp_path: Path) -> None:
     summary = board.summary()
     assert board.lead is not None and board.lead.told_apart
     assert 0 < summary["gain_test_percent_low"] < summary["gain_test_percent"] < summary["gain_test_percent_high"]
-    assert "On test the two are told apart: 95% interval" in verdict(board)
+    said = verdict(board)
+    assert "On test the two are told apart: 95% interval" in said
+    gain = board.lead.gain_percent
+    assert said.count(f" {'lower' if gain > 0 else 'higher'} than the RMSE of") == 1, "the interval has the gain's sign"
 
 
 def test_verdict_says_when_a_lead_may_be_chance(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_no_baseline_goes_below_the_minimum_and_no_other_number_changes() -> Non
     cut = 0
     for one, other in zip(baselines(free), baselines(held), strict=True):
         for part in ("validation", "test"):
-            np.testing.assert_array_equal(other.predictions[part], np.maximum(one.predictions[part], 0))
+            np.testing.assert_allclose(other.predictions[part], np.maximum(one.predictions[part], 0), atol=1e-6)
+            assert (other.predictions[part] >= 0).all()
             cut += int((one.predictions[part] < 0).sum())
     assert cut, "the data should have forecasts below zero"
 
@@ -46,8 +47,8 @@ def test_a_value_below_the_minimum_is_refused_with_its_place(tmp_path: Path) -> 
     with pytest.raises(DataError) as error:
         prepared(cells, target_minimum=0)
     assert one_sentence(error) == (
-        "the target 'cases' is -3 in row 42 of the data, below data.target_minimum of 0; mend the value, or lower the "
-        "minimum or leave it out"
+        "the target 'cases' is -3 in row 42, below data.target_minimum of 0; mend the value, or lower the minimum or "
+        "leave it out"
     )
     prepared(cells, target_minimum=-3)
     lines = [f"{county},{day},{county + day},{county - 2}" for county in range(12) for day in range(4)]
@@ -59,7 +60,9 @@ def test_a_value_below_the_minimum_is_refused_with_its_place(tmp_path: Path) -> 
         },
         "data",
     )  # fmt: skip
-    with pytest.raises(DataError, match=r"the target 'cases' is -2 in the sequence county=0, below"):
+    with pytest.raises(
+        DataError, match=r"'cases' is -2 in the sequence county=0, below data.target_minimum of 0, as 1 more are; mend"
+    ):
         prepare(load_table(config), config)
 
 
@@ -81,3 +84,27 @@ def test_searches_from_before_there_was_a_minimum_go_on() -> None:
     cells = counts().tolist()
     assert prepared(cells).fingerprint == prepared(cells, target_minimum=None).fingerprint
     assert prepared(cells).fingerprint != prepared(cells, target_minimum=0).fingerprint
+
+
+def test_what_was_cut_off_is_the_minimum_itself_and_so_is_an_observed_zero() -> None:
+    """0 and not 2e-8, which would be above a count of 0."""
+    data = prepared(counts().tolist(), target_minimum=0)
+    floor = np.array(data.floor, dtype=np.float32)
+    assert float(floor[0]) * data.target_std[0] + data.target_mean[0] != 0, "the data should show the rounding"
+    assert (data.in_units(np.stack([floor, floor - 1, floor + 1]))[:2] == 0).all()
+    observed = data.in_units(data.targets)[:, 0]
+    np.testing.assert_array_equal(observed == 0, counts() == 0)
+
+
+def test_a_stride_in_step_with_the_season_is_told_of() -> None:
+    said = "with data.stride 8 every training window of a series begins at the same point of the season of 4 steps"
+    cells = (counts() + 0.5).tolist()
+    assert any(note.startswith(said) for note in prepared(cells, stride=8, season=4).notes)
+    for stride, season in ((9, 4), (2, 4), (8, 1)):
+        assert prepared(cells, stride=stride, season=season).notes == ()
+
+
+def test_a_column_of_float32_holds_the_minimum_as_it_can() -> None:
+    cells = np.maximum(counts() / 60, 0.7).astype(np.float32).astype(float)
+    assert cells.min() < 0.7
+    prepared(cells.tolist(), target_minimum=0.7)

@@ -77,6 +77,24 @@ def test_trials_of_many_members_go_on_with_the_same_bits(
     check_accounted(search.folder, undisturbed(**sections))
 
 
+def test_ctrl_c_in_the_last_trials_of_a_space_is_no_end_of_the_search(tmp_path: Path) -> None:
+    """A free worker has asked for one more configuration and there was none, while the last still trains."""
+    sections: dict[str, Any] = {
+        "space": {"training.epochs": {"choice": [1, 300]}}, "resources": {"max_concurrent": 2, "cpus_per_trial": 1},
+    }  # fmt: skip
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path, **sections)))
+    search.until(lambda: search.epochs(1) > 20)
+    search.send(signal.SIGINT)
+    output = search.end(128 + signal.SIGINT)
+    assert "Stopped early (interrupted); go on with" in output and "have been tried" not in output
+    assert {number: row["reason"] for number, row in trials_of(search.folder).items()} == {0: None, 1: "interrupted"}
+    assert not read(search.folder, "scores").num_rows and not (search.folder / "champion").exists()
+    assert read(search.folder, "search").to_pylist()[-1]["status"] == "interrupted"
+    assert "won: rmse" in search.run("--resume", "wave")
+    assert {row["reason"] for row in trials_of(search.folder).values()} == {None}
+
+
 def test_ctrl_c_saves_what_runs_and_a_second_one_stops_at_once(
     tmp_path: Path, undisturbed: Callable[..., Path]
 ) -> None:

@@ -307,6 +307,8 @@ def test_forecasts_end_at_the_floor_of_each_target_but_not_in_training(channels)
     assert torch.equal(held(x), free(x)) and (held(x) < -0.1).any()
     held.eval(), free.eval()
     assert torch.equal(held(x), free(x).maximum(torch.tensor([0.2, -0.1])))
-    assert (held(x)[..., 0] >= 0.2).all() and (held(x)[..., 1] == -0.1).any()
+    x[0] = -torch.inf
+    assert not held(x)[0].isfinite().any(), "what has diverged is not hidden"
+    assert (held(x[1:])[..., 0] >= 0.2).all() and (held(x[1:])[..., 1] == -0.1).any()
     with pytest.raises(ValueError, match=r"Shape.floor must have a number for each of 2 targets, got \(0.2,\)"):
         replace(SHAPE, floor=(0.2,))

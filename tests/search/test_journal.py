@@ -214,7 +214,7 @@ def test_spent_time_is_the_workers_own(tmp_path: Path) -> None:
         (1009.0, {"e": "ended", "end": vars(TrialEnd(0, "t", "completed", None, 1.0, {}))}),
         (1100.0, {"e": "closed", "reason": "time budget"}),
     ]
-    spent = {2: (20.0, 20.0), 5: (25.0, 20.0), 7: (26.0, 20.0), 9: (26.0, 20.0)}
+    spent = {2: (10.0, 10.0), 5: (15.0, 10.0), 7: (16.0, 10.0), 9: (16.0, 10.0)}  # two shared the first 20
     history = History()
     for place, (when, event) in enumerate(events):
         history.add({"t": when} | event)

@@ -61,6 +61,21 @@ def test_refit_trains_as_many_epochs_with_the_same_seed_and_schedule(spec: Searc
     assert all(torch.equal(made[name], value) for name, value in wanted.items())
 
 
+def test_a_refit_is_not_stopped_by_validation_which_it_is_trained_on(spec: SearchSpec, tmp_path: Path) -> None:
+    _, _, data = both(spec.data)
+    # Each epoch is worse than the one before on what it was trained on, as with a learning rate far too high.
+    hasty = {"training.patience": 1, "training.learning_rate": 3.0, "training.epochs": 12}
+    *_, last = train(spec.resolve(hasty), data)
+    assert last.epoch < 12, "patience should have stopped it"
+    made = {}
+    for patience in (0, 1):
+        raw = spec.model_dump(by_alias=True)
+        settings = hasty | {"training.patience": patience}
+        assert not isinstance(_refit_task(Shared(tmp_path), f"refit{patience}", raw, settings, 12, data), str)
+        made[patience] = load_weights(tmp_path / f"refit{patience}" / WEIGHTS)
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
+
+
 def test_a_refit_that_diverges_says_so_and_leaves_no_weights(spec: SearchSpec, tmp_path: Path) -> None:
     _, _, data = both(spec.data)
     wild = {"training.learning_rate": 10.0, "training.optimiser": "sgd", "training.clip": 0.0, "training.warmup": 0.0}

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from xlstm_tune.search.folder import HUNG
+from xlstm_tune.search.losses import SILENT, Losses
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = """
@@ -71,6 +74,22 @@ def test_a_spoilt_gpu_ends_the_worker_and_no_other_error_does(tmp_path: Path) ->
         "RuntimeError",
     )
     assert ended.returncode == 0 and ended.stdout.startswith("error: RuntimeError: CUDA error"), ended
+
+
+def test_one_hang_does_not_make_later_losses_hangs(tmp_path: Path) -> None:
+    """Workers of a bucket's search keep their notes elsewhere, and never clear what the driver left here."""
+    losses = Losses(tmp_path)
+    trial: Any = SimpleNamespace(trial_id="a", config={"trials": [{"number": 3}]}, error_file=None)
+    note = tmp_path / "trials" / "00003" / HUNG
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{SILENT} for 33 s; the search ended the worker\n")
+    losses.on_trial_error(None, trial)
+    assert losses.why("a").startswith("hung")
+    losses.on_trial_error(None, trial)
+    assert losses.why("a") == "worker died"
+    note.write_text("Timeout (0:00:30)!\n")  # a worker's own note is its trial's, and its next worker's to clear
+    losses.on_trial_error(None, trial)
+    assert losses.why("a").startswith("hung") and note.exists()
 
 
 @pytest.mark.slow

@@ -78,7 +78,8 @@ class DataConfig(Spec):
     categories: Names = []
     """Text columns, each turned into one 0/1 input per value seen in the training part."""
     calendar: Cycles = []
-    """Cycles told from the time column as sine and cosine inputs: of `year`, `week`, `day`."""
+    """Cycles told from the time column as sine and cosine inputs: of `year`, `week`, `day`, in UTC where times carry an
+    offset."""
     missing: Literal["error", "forward_fill", "interpolate", "drop"] = "error"
     lookback: Steps | None = None
     """L, the steps a model sees. Forecasts must give it; in regression None means the whole sequence."""

@@ -26,16 +26,14 @@ def check_minimum(table: Table, config: DataConfig) -> list[str]:
             if len(given) and given.min() >= 0 and not (given % 1).any() and given.mean() < 2 * given.std():
                 counts.append(f"'{name}'")
             continue
-        low = np.flatnonzero(values < config.target_minimum)
+        # A column of float32 holds the minimum as it can.
+        low = np.flatnonzero(values < min(config.target_minimum, float(np.float32(config.target_minimum))))
         if len(low):
-            where = (
-                f"row {table.file_rows[low[0]] + 1} of the data"
-                if config.task == "forecast"
-                else f"the sequence {table.series_name(int(low[0]))}"
-            )
+            more = f", as {len(low) - 1:,} more are" if len(low) > 1 else ""
             raise DataError(
-                f"the target '{name}' is {values[low[0]]:g} in {where}, below data.target_minimum of "
-                f"{config.target_minimum:g}; mend the value, or lower the minimum or leave it out"
+                f"the target '{name}' is {values[low[0]]:g} {_place(table, config, int(low[0]))}, below "
+                f"data.target_minimum of {config.target_minimum:g}{more}; mend the value, or lower the minimum or "
+                "leave it out"
             )
     if not counts:
         return []
@@ -44,3 +42,12 @@ def check_minimum(table: Table, config: DataConfig) -> list[str]:
         f"{listing(counts, 'target')} {verb} whole numbers, none below zero; with data.target_minimum: 0 no forecast "
         "goes below it either"
     ]
+
+
+def _place(table: Table, config: DataConfig, at: int) -> str:
+    """Where a target stands, of row or sequence `at`."""
+    if config.task == "regression":
+        return f"in the sequence {table.series_name(at)}"
+    key = table.series_name(int(np.searchsorted(table.offsets, at, side="right")) - 1)
+    where = f"in row {table.time_label(at)}" if table.labels is None else f"at {table.time_label(at)}"
+    return f"{where} of {key}" if key else where

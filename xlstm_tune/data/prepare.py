@@ -34,7 +34,8 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     check_no_leak(table, result, config)
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
-    notes = [*table.notes, *result.notes, *check_minimum(table, config)]
+    season = config.season or season_of(table.step, table.time_kind)
+    notes = [*table.notes, *result.notes, *check_minimum(table, config), *_in_step(config, season)]
     if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):
         notes.append(lengths)
 
@@ -56,11 +57,22 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
         task=config.task,
         horizon=config.horizon,
         lookback=lookback,
-        season=config.season or season_of(table.step, table.time_kind),
+        season=season,
         notes=tuple(notes),
         fingerprint=digest.hexdigest(),
         minimum=config.target_minimum,
     )
+
+
+def _in_step(config: DataConfig, season: int) -> list[str]:
+    """A sentence on training windows that all begin at the same time of the season."""
+    if config.task != "forecast" or season == 1 or config.stride % season:
+        return []
+    return [
+        f"with data.stride {config.stride} every training window of a series begins at the same point of the season of "
+        f"{season} steps, while validation and test begin at all: models and the linear baselines see no other; "
+        f"data.stride {config.stride + 1} would show them all"
+    ]
 
 
 def prepare_to_predict(

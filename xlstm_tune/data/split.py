@@ -155,6 +155,8 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
     ends = rows[(rows - first >= lookback) & (rows + horizon <= last)]
     # Parts follow each other in time, so a horizon whose ends share a part lies inside it.
     ends = ends[(part[ends] == part[ends + horizon - 1]) & (part[ends] >= 0)]
+    on_stride = (ends - first[ends] - lookback) % config.stride == 0
+    ends = ends[on_stride | (part[ends] > 0)]
     blanks = np.concatenate([[0], np.cumsum(~table.observed.all(axis=1))])
     seen = blanks[ends + horizon] == blanks[ends]
     hidden = np.bincount(part[ends[~seen]], minlength=len(PARTS))
@@ -171,8 +173,7 @@ def _windows(table: Table, config: DataConfig, lookback: int, part: np.ndarray, 
             f"{were} left out because interpolation filled the last step from a later one; forward_fill would keep them"
         )
     ends = ends[~peeks]
-    on_stride = (ends - first[ends] - lookback) % config.stride == 0
-    chosen = [ends[(part[ends] == number) & (on_stride | (number > 0))] for number in range(len(PARTS))]
+    chosen = [ends[part[ends] == number] for number in range(len(PARTS))]
     for number, name in enumerate(PARTS):
         if not len(chosen[number]):
             _refuse(table, config, lookback, part, number, name)

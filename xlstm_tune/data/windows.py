@@ -72,8 +72,11 @@ class Prepared:
     def in_units(self, standardised: np.ndarray) -> np.ndarray:
         """Forecasts or targets [.., K] in the targets' units, float64."""
         values: np.ndarray = standardised.astype(np.float64) * self.target_std + self.target_mean
-        # What was cut off at the minimum was rounded since.
-        return values if self.target_minimum is None else np.maximum(values, self.target_minimum)
+        if self.target_minimum is None:
+            return values
+        # Models know the floor in float32, and what they cut off there is the minimum itself.
+        at_floor = standardised <= np.array(self.floor, dtype=np.float32)
+        return np.where(at_floor, self.target_minimum, np.maximum(values, self.target_minimum))
 
     @property
     def shortest(self) -> int:

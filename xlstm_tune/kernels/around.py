@@ -138,7 +138,7 @@ def convolved_cell_inputs(
     tensors = (x, taps, bias, q, k, v, by_convolved, by_x)
     if len(taps) == TAPS and q.shape[2] == BLOCK and _one_pass(backend, x.shape[2], *tensors):
         convolved, by_q, by_k, by_v, gates = mlstm_sources_numba(*tensors)
-        return convolved, *(_by_head(one, heads) for one in (by_q, by_k, by_v)), gates
+        return convolved, _by_head(by_q, heads), _by_head(by_k, heads), _by_head(by_v, heads), gates
     convolved = causal_conv(x, taps, bias, backend=backend)
     return convolved, *cell_inputs(convolved, x, q, k, v, by_convolved, by_x, heads, backend)
 

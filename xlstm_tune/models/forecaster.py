@@ -173,7 +173,7 @@ class Forecaster(nn.Module):
         if self.config.channels == "independent":
             y = y.reshape(batch, self.shape.targets, self.shape.horizon, self.outputs[-1]).transpose(1, 2)
         if self.floor is not None and not self.training:
-            y = y.maximum(self.floor)
+            y = torch.where(y.isneginf(), y, y.maximum(self.floor))  # what has diverged stays to be seen
         if self.outputs[-1] > 1:
             # Crossing quantiles are put in order, which never makes their loss larger (Chernozhukov et al. 2010).
             y = y.sort(-1).values

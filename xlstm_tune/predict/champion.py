@@ -31,7 +31,7 @@ from xlstm_tune.predict.intervals import Array, Residuals
 from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
-SCHEMA = 2
+SCHEMA = 3
 """1 took the residuals of all series together."""
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
@@ -89,14 +89,16 @@ def save_champion(
     try:
         save_weights(unfinished / WEIGHTS, weights)
         save_weights(unfinished / RESIDUALS, _tensors(residuals))
+        unset = {"target_minimum"} if data.target_minimum is None else set()
         record = {
-            "schema": SCHEMA,
+            # Earlier programs know no minimum, and read what has none.
+            "schema": 2 if unset else SCHEMA,
             "program": f"xlstm_tune {__version__}",
             **about,
             "model": config.model.model_dump(),
             "training": config.training.model_dump(),
             "lookback": config.lookback,
-            "data": data.model_dump(exclude={"source", "sample", "split", "exclude", "season", "stride"}),
+            "data": data.model_dump(exclude={"source", "sample", "split", "exclude", "season", "stride", *unset}),
             "shape": {"horizon": shape.horizon, "targets": shape.targets, "varying": shape.varying},
             "inputs": _columns(scaling.inputs),
             "targets": _columns(scaling.targets),

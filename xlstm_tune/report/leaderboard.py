@@ -287,7 +287,7 @@ def how_sure(lead: Difference, seen: Evidence) -> str:
     """
     if not math.isfinite(lead.low_percent) or lead.blocks < FEWEST:
         return "The test part is too small to tell the two apart"
-    spread = f"95% interval {lead.low_percent:.1f}% to {lead.high_percent:.1f}% of the RMSE of {lead.b.name}"
+    spread = f"95% interval {_span(lead.low_percent, lead.high_percent)} than the RMSE of {lead.b.name}"
     if lead.told_apart:
         return f"On test the two are told apart: {spread}. {scope(lead.seeds)}"
     if lead.beyond:
@@ -300,6 +300,15 @@ def how_sure(lead: Difference, seen: Evidence) -> str:
         f"On test the two are not told apart, since about {lead.blocks:.0f} independent blocks ask for an adjusted p "
         f"below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}: {spread}"
     )
+
+
+def _span(low: float, high: float) -> str:
+    """An interval of how many percent lower something is, in words."""
+    if low >= 0:
+        return f"{low:.1f}% to {high:.1f}% lower"
+    if high <= 0:
+        return f"{-high:.1f}% to {-low:.1f}% higher"
+    return f"from {-low:.1f}% higher to {high:.1f}% lower"
 
 
 def scope(seeds: int) -> str:

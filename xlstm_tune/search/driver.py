@@ -65,17 +65,21 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._results, self._spool, self._progress = results, spool, progress
         self._ends: dict[int, TrialEnd] = {}
         self._last: dict[int, dict[str, Any]] = {}
-        self._started: dict[int, float] = {}
-        """When this driver gave it to a worker, in seconds since 1970."""
+        self._begun: set[int] = set()
+        """Those that this driver has given to a worker, and that have not ended."""
+        self._since: dict[int, float] = {}
+        """Since when a worker has it, in seconds since 1970."""
         self._first: dict[int, float] = {}
         """When it was first given to one, by whatever driver."""
         self._spent: dict[int, float] = {}
-        """Seconds that workers had it under earlier drivers."""
+        """Its share of the seconds for which earlier workers had it."""
         self._compiled: dict[int, float] = {}
         """Seconds that its worker has spent on compiling kernels, which is done once and no cost of the trial."""
         self._members: dict[int, list[Member]] = {}
         self._together: dict[int, int] = {}
         """How many configurations the Ray trial of each began with."""
+        self._cut: set[int] = set()
+        """Those that an earlier driver wrote down as cut short."""
         self._standing: dict[int, list[dict[str, Any]]] = {}
         """What running populations last reported of their members."""
         self._followers: dict[int, list[TrialEnd]] = {}
@@ -93,6 +97,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         for row in read(self._folder, "trials").to_pylist():
             setting = json.loads(row["setting"]) if row["setting"] else None
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
+            if row["reason"] in CUTS:
+                self._cut.add(row["trial"])
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
                 self._progress.scored(row["trial"], row["name"], value, row["std_error"])
@@ -131,12 +137,13 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """A worker took the trial."""
         for one in trial.config["trials"]:
             self._together[one["number"]] = len(trial.config["trials"])
-            if one["number"] not in self._started:  # else it goes on with another worker
+            self._since[one["number"]] = time.time()
+            if one["number"] not in self._begun:  # else it goes on with another worker
                 self._start(one["number"], self._spec.resolve(one["params"]))
 
     def _start(self, number: int, config: TrialConfig) -> None:
-        self._started[number] = time.time()
-        self._first.setdefault(number, self._started[number])
+        self._begun.add(number)
+        self._first.setdefault(number, self._since[number])
         self._members[number] = trial_members(self._spec, config)
         runs = [member.config for member in self._members[number]] or [config]
         epochs = max(run.training.epochs for run in runs)
@@ -157,7 +164,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def _epoch(self, number: int, result: dict[str, Any]) -> None:
         if "members" in result:
             self._standing[number] = result["members"]
-        if result.get("status") == "failed" or number not in self._started:
+        if result.get("status") == "failed" or number not in self._begun:
             return  # no figures, the searcher tells the reason; or a stop that reached the trial an epoch late
         self._last[number] = result
         self._progress.epoch(
@@ -187,6 +194,15 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died."""
         self.on_trial_complete(iteration, trials, trial)
+        for one in trial.config["trials"]:
+            self._pause(one["number"], time.time())
+
+    def _pause(self, number: int, now: float) -> None:
+        """Nobody has it from now on."""
+        compiling = self._compiled.pop(number, 0.0)
+        if (since := self._since.pop(number, None)) is not None:
+            share = max(0.0, now - since - compiling) / self._together.get(number, 1)
+            self._spent[number] = self._spent.get(number, 0.0) + share
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray comes by ten times a second."""
@@ -230,10 +246,10 @@ class Driver(tune.Callback):  # type: ignore[misc]
             # A combination that is no model: the searcher refused it, and the reason says why.
             config = None
         now = ended or time.time()
-        last, started = self._last.pop(number, {}), self._started.pop(number, None)
-        first = self._first.pop(number, started)
-        here = max(0.0, now - started - self._compiled.pop(number, 0.0)) if started else 0.0
-        spent = self._spent.pop(number, 0.0) + here
+        last, first = self._last.pop(number, {}), self._first.pop(number, None)
+        self._begun.discard(number)
+        self._pause(number, now)
+        spent = self._spent.pop(number, 0.0)
         together = self._together.pop(number, 1)
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
@@ -253,7 +269,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "fused": together if together > 1 else None,
             "setting": None,
             **{name: last.get(name) for name in LAST},
-            "seconds": spent / together,
+            "seconds": spent,
             "duplicate_of": end.duplicate_of,
             "started": _moment(first or now),
             "ended": _moment(now),
@@ -292,6 +308,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         figures |= {
             name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib", "latency_ms")
         }
+        if number in self._cut and not row["reason"]:
+            tags = tags | {"reason": ""}  # its run has that of the end before this one
         facts = {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]}
 
         def end() -> None:

@@ -49,7 +49,7 @@ class Past:
     end: TrialEnd | None = None
     ended: float | None = None
     spent: float = 0.0
-    """Seconds that workers had it, without those of compiling kernels."""
+    """Its share of the seconds for which workers had it, without those of compiling kernels."""
     _since: float | None = None
 
     @property
@@ -65,7 +65,7 @@ class Past:
     def pause(self, now: float) -> None:
         """Nobody has it from now on."""
         if self._since is not None:
-            self.spent += max(0.0, now - self._since)
+            self.spent += max(0.0, now - self._since) / max(1, len(self.together))
             self._since = None
 
 
@@ -87,8 +87,8 @@ class History:
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
                     past = self.trials.setdefault(number, Past(number, params, now))
-                    past.together = list(event["numbers"])
                     past.pause(now)
+                    past.together = list(event["numbers"])
                     past._since = now
             case "epoch":
                 row = dict(event["row"])

@@ -32,6 +32,10 @@ COMPILING = 600.0
 """The same where the machine keeps no compiled kernels yet."""
 
 
+SILENT = "no sign of life"
+"""How the note begins that the driver leaves for a worker that it has ended."""
+
+
 class Losses(FIFOScheduler):  # type: ignore[misc]
     """Ray tells its scheduler first that a worker is lost; this one keeps why. folder: of the search.
 
@@ -47,7 +51,10 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A worker is lost."""
         hung = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
-        if (hung.exists() and hung.stat().st_size) or self._silent(trial.trial_id):
+        note = hung.read_text(errors="replace") if hung.exists() else ""
+        if note.startswith(SILENT):
+            hung.unlink()  # no worker would: theirs may be another folder
+        if note or self._silent(trial.trial_id):
             self._reasons[trial.trial_id] = "hung: no epoch within resources.trial_timeout"
             return
         text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
@@ -94,12 +101,14 @@ def every_loss_told() -> Iterator[None]:
 class Watch(tune.Callback):  # type: ignore[misc]
     """Ends workers that say nothing for longer than `seconds` and could not end themselves. folder: of the search.
 
-    They are given a tenth more to do so, 2 to 30 seconds, because they leave a note of where they hang.
+    They are given a tenth more to do so, 2 to 30 seconds, because they leave a note of where they hang. first: seconds
+    that a worker's first epoch may take besides.
     """
 
-    def __init__(self, seconds: float, folder: Path) -> None:
+    def __init__(self, seconds: float, folder: Path, first: float = FIRST_EPOCH) -> None:
         self._timeout = seconds
         self._seconds, self._folder = seconds + max(2.0, min(30.0, seconds / 10)), folder
+        self._first = first
         self._heard: dict[str, float] = {}
 
     def silent(self, trial_id: str) -> bool:
@@ -112,7 +121,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker took the trial."""
-        self._heard[trial.trial_id] = time.monotonic() + FIRST_EPOCH
+        self._heard[trial.trial_id] = time.monotonic() + self._first
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -136,6 +145,6 @@ class Watch(tune.Callback):  # type: ignore[misc]
             if trial.trial_id in hanging and (actor := trial.temporary_state.ray_actor) is not None:
                 note = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"no sign of life for {self._seconds:.0f} s; the search ended the worker\n")
+                note.write_text(f"{SILENT} for {self._seconds:.0f} s; the search ended the worker\n")
                 self._heard.pop(trial.trial_id)
                 ray.kill(actor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from xlstm_tune.data.prepare import prepare
@@ -58,6 +59,8 @@ def _refit_task(
     """
     own_gpus_alone()
     config = SearchSpec.parse(raw).resolve(settings)
+    # Validation is part of the training now, and has no say in when to stop.
+    config = replace(config, training=config.training.model_copy(update={"patience": 0}))
     device = pick_device()
     try:
         for result in train(config, data, device=device):

@@ -158,7 +158,7 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again."""
     with (
         Spool(plan.folder, plan.tracking_uri) as spool,
-        tracked(plan, spool, stopping, console),
+        tracked(plan, spool, stopping, console, ended=True),
         ray_session(plan, console) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
@@ -168,6 +168,7 @@ def _resume_words(plan: Plan, why: str) -> str:
     """Why the search stopped, and the command that goes on with it."""
     storage = shlex.quote(plan.storage or str(plan.folder.parent))
     command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
+    command += " --refit" if plan.refit else ""
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
     return f"Stopped early ({why}); go on with: {command}"
@@ -233,7 +234,7 @@ def _search(
 
     from xlstm_tune.search.driver import Driver
     from xlstm_tune.search.goals import Goals
-    from xlstm_tune.search.losses import Losses, Watch, every_loss_told
+    from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH, Losses, Watch, every_loss_told
     from xlstm_tune.search.referee import Referee
     from xlstm_tune.search.schedulers import make_scheduler
     from xlstm_tune.search.searcher import OptunaSearcher
@@ -252,7 +253,9 @@ def _search(
             shutil.rmtree(left, ignore_errors=True)
     fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback, placement.room)
     timeout = spec.resources.trial_timeout
-    watch = Watch(timeout, plan.folder) if isinstance(timeout, float) else None
+    # Nobody knows here what the machines of a cluster have compiled.
+    first = COMPILING if plan.address or nothing_compiled() else FIRST_EPOCH
+    watch = Watch(timeout, plan.folder, first) if isinstance(timeout, float) else None
     losses = Losses(plan.folder, watch.silent) if watch and plan.kept else Losses(plan.folder)
     referee = Referee(make_scheduler(spec.search, spec.max_epochs()), store, journal, stopping)
     searcher = OptunaSearcher(
@@ -318,6 +321,8 @@ def _search(
                     reason = STORAGE_AWAY
     rows = list(driver.rows.values())
     left_out = _ended_by_themselves(rows) < plan.trials or reason == STORAGE_AWAY
-    cut = reason if left_out and not searcher.exhausted else None
-    exhausted = searcher.exhausted if left_out else None
+    # A searcher that has nothing more to give says nothing of the trials that were under way.
+    unfinished = reason in (STORAGE_AWAY, DISK_FULL) or any(row["reason"] in CUTS for row in rows)
+    cut = reason if left_out and (unfinished or not searcher.exhausted) else None
+    exhausted = searcher.exhausted if left_out and cut is None else None
     return Outcome(rows, data, cut, exhausted, searcher.separated)

@@ -29,15 +29,16 @@ DRAIN_SECONDS_STOPPED = 10.0
 
 
 @contextmanager
-def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console) -> Iterator[None]:
-    """MLflow's writer process, from before the search to after its last event."""
+def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ended: bool = False) -> Iterator[None]:
+    """MLflow's writer process, from before the search to after its last event. ended: the search has, and stays so."""
     drain = _drain_seconds()
     writer = Writer.start(plan.folder, plan.tracking_uri)
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # a full disk
-            spool.search_ended("interrupted")
+        if not ended:
+            with suppress(OSError):  # a full disk
+                spool.search_ended("interrupted")
         raise
     finally:
         with console.status("writing the last records to MLflow"):

@@ -1,0 +1,47 @@
+"""The time that a trial took is what workers had it, each configuration of a group its share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from searcher_bench import SMALL, make_spec
+
+from xlstm_tune.results import ResultsWriter
+from xlstm_tune.search import driver as driver_module
+from xlstm_tune.search.driver import Driver
+from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.store import Shared
+from xlstm_tune.tracking import Spool
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """`now`, in seconds."""
+    made = SimpleNamespace(now=1_000_000.0)
+    monkeypatch.setattr(driver_module.time, "time", lambda: made.now)
+    return made
+
+
+def test_a_lost_worker_stops_the_clock_and_a_group_shares_it(tmp_path: Path, clock: SimpleNamespace) -> None:
+    spec = make_spec(SMALL, trials=4)
+    grid = [{"model.hidden_size": 32, "model.dropout": rate} for rate in (0.1, 0.2)]
+    with ResultsWriter(tmp_path) as results, Spool(tmp_path, "sqlite:///nowhere") as spool:
+        driver = Driver(spec, Shared(tmp_path), results, spool, Progress(4, "val_rmse", None))
+        one = [{"number": number, "params": params} for number, params in enumerate(grid)]
+        group = SimpleNamespace(config={"trials": one}, trial_id="a")
+        driver.on_trial_start(0, [], group)
+        clock.now += 100
+        driver.on_trial_error(0, [], group)
+        for number, trial in enumerate(one):
+            clock.now += 3600  # nobody has it
+            alone = SimpleNamespace(config={"trials": [trial]}, trial_id=f"b{number}")
+            driver.on_trial_start(0, [], alone)
+            clock.now += 10
+            driver.on_end(TrialEnd(number, alone.trial_id, "completed", None, 1.0, trial["params"]))
+            driver.on_trial_complete(0, [], alone)
+        assert driver.close()
+    share = 100 / len(one)
+    assert [driver.rows[number]["seconds"] for number in range(len(one))] == pytest.approx([share + 10] * len(one))
