@@ -67,6 +67,7 @@ from gpu_cases import (
 )
 from gpu_child import Lane, Pool, environment
 from gpu_compiled import Compiled, fill_cache, of, slug
+from gpu_files import parser, write
 from gpu_tables import failures, tables, targets
 
 SECONDS = 500.0
@@ -119,15 +120,9 @@ class Session:
             return
         told = self.results | {"targets": targets(self.results)}
         # One by one: what was measured is kept, whatever becomes of its table.
-        self._write(".json", json.dumps(told, indent=1))
-        self._write(".md", "\n".join(tables(self.results)))
+        write(self.path, ".json", json.dumps(told, indent=1))
+        write(self.path, ".md", "\n".join(tables(self.results)))
         self.saved = time.monotonic()
-
-    def _write(self, suffix: str, text: str) -> None:
-        assert self.path is not None
-        begun = self.path.with_suffix(suffix + ".new")
-        begun.write_text(text + "\n")
-        begun.replace(self.path.with_suffix(suffix))
 
     def deadline(self, part: str) -> float:
         """When a part has to end, by time.monotonic()."""
@@ -324,17 +319,14 @@ def prepare_peers(session: Session) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything (default: %(default).0f)")
-    parser.add_argument("--only", default="", help="what has this in its name: 'slstm', 'check: ', 'long: ', '12 × 64'")
-    parser.add_argument("--no-peers", action="store_true", help="our side alone")
-    parser.add_argument("--prepare", action="store_true", help="compile peers, nothing else")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes, shorter times")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the checks' inputs (default: any)")
-    parser.add_argument("--interpret", action="store_true", help="checks alone, on a CPU, in Triton's interpreter")
-    folder = Path(__file__).resolve().parent / "results"
-    parser.add_argument("--out", type=Path, default=folder, help="folder of the results (default: %(default)s)")
-    return parser.parse_args()
+    flags = parser(__doc__, SECONDS)
+    flags.add_argument("--only", default="", help="what has this in its name: 'slstm', 'check: ', 'long: ', '12 × 64'")
+    flags.add_argument("--no-peers", action="store_true", help="our side alone")
+    flags.add_argument("--prepare", action="store_true", help="compile peers, nothing else")
+    flags.add_argument("--quick", action="store_true", help="fewer shapes, shorter times")
+    flags.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of the checks' inputs (default: any)")
+    flags.add_argument("--interpret", action="store_true", help="checks alone, on a CPU, in Triton's interpreter")
+    return flags.parse_args()
 
 
 def main() -> int:

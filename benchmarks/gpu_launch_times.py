@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpu_cases import GATED, OURS, Case
+from gpu_cases import GATED, OURS, SIZES, Case
 from gpu_limits import median_ms
 from gpu_mlstm import share
 from gpu_peers import build
 
 from xlstm_tune.kernels import lstm_triton, mlstm_triton, slstm_triton
-from xlstm_tune.kernels.parts_triton import Launch
+from xlstm_tune.kernels.parts_triton import INTERPRETED, launch
 
 MODULES: dict[str, Any] = {"lstm": lstm_triton, "slstm": slstm_triton, "mlstm": mlstm_triton}
 
@@ -39,12 +39,13 @@ def launched(case: Case, cut: dict[str, int]) -> Iterator[None]:
     module = MODULES[case.op]
     with ExitStack() as stack:
         if case.op in GATED:
-            wide = max(16, 1 << (case.width - 1).bit_length())
-            chosen = Launch(wide, memory=0, **cut)
+            own = launch(case.width, SIZES[case.dtype], INTERPRETED)
+            assert own is not None
+            chosen = replace(own, **cut)
             stack.enter_context(patch.object(module, "launch_for", lambda *_: chosen))
         else:
-            own = module.launch
-            stack.enter_context(patch.object(module, "launch", lambda *shape: own(*shape) | cut))
+            by_shape = module.launch
+            stack.enter_context(patch.object(module, "launch", lambda *shape: by_shape(*shape) | cut))
             stack.enter_context(patch.object(module, "mlstm_design", lambda *_: "walk"))
         yield
 

@@ -29,6 +29,7 @@ from typing import Any
 from gpu_cases import GATED, TOLERANCES, Case
 from gpu_child import Lane, Pool, environment
 from gpu_compiled import slug
+from gpu_files import parser, write
 from gpu_rows import NOT_RUN, Row, case_of, header, line
 from gpu_tables import machine
 
@@ -149,21 +150,17 @@ def tables(rows: list[Row]) -> list[str]:
     return [*lines, "", "## Every time", "", *every, *refused]
 
 
-def write(path: Path, found: dict[str, Any], rows: list[Row]) -> None:
+def save(path: Path, found: dict[str, Any], rows: list[Row]) -> None:
     """What there is so far: found, the machine, and rows."""
-    path.with_suffix(".json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
-    lines = [f"# `{found['command']}`", "", machine(found), "", *tables(rows)]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write(path, ".json", json.dumps(found | {"rows": rows}, indent=1))
+    write(path, ".md", "\n".join([f"# `{found['command']}`", "", machine(found), "", *tables(rows)]))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=520.0, help="for everything (default: %(default).0f)")
-    parser.add_argument("--only", default="", help="shapes that have this in their name: 'slstm', '4 × 64, bfloat16'")
-    parser.add_argument("--interpret", action="store_true", help="on a CPU, in the interpreter: checked, not timed")
-    folder = Path(__file__).resolve().parent / "results"
-    parser.add_argument("--out", type=Path, default=folder, help="folder of the results (default: %(default)s)")
-    return parser.parse_args()
+    flags = parser(__doc__, 520.0)
+    flags.add_argument("--only", default="", help="shapes that have this in their name: 'slstm', '4 × 64, bfloat16'")
+    flags.add_argument("--interpret", action="store_true", help="on a CPU, in the interpreter: checked, not timed")
+    return flags.parse_args()
 
 
 def main() -> int:
@@ -188,7 +185,7 @@ def main() -> int:
         rows = []
         for row in run(arguments, lane):
             rows.append(row)
-            write(path, found, rows)
+            save(path, found, rows)
     print(*tables(rows), f"\nWritten to {path}.md and .json.", sep="\n")
     return 1 if any(row.get("wrong") for row in rows) else 0
 

@@ -97,6 +97,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
     server.stop()
 
 
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of benchmarks, which import their neighbours, as scripts do."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A real S3 server with an empty bucket `searches`."""

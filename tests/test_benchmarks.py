@@ -14,12 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-@pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks import their neighbours, as scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 PROGRAMS = ("cpu_step", "search_speed", "accuracy", "overhead", "population", "grid", "chaos", "saving", "serving")
 EXPLAIN = f"""
 import contextlib, io, json, runpy, sys
@@ -64,7 +58,7 @@ def test_cpu_step_measures_our_side_without_peers() -> None:
     assert float(cells[2]) > 0 and cells[4] == cells[5] == "–"
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("benchmarks")
 def test_work_of_slstm_counts_the_products_of_the_official_stack() -> None:
     pytest.importorskip("xlstm")
     from peer_steps import Pass
@@ -81,7 +75,7 @@ def test_work_of_slstm_counts_the_products_of_the_official_stack() -> None:
     assert work(case, 0).flops == pytest.approx(products, rel=0.01)
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("benchmarks")
 def test_work_of_mlstm_is_that_of_the_official_stack_but_for_its_full_square_and_gates() -> None:
     pytest.importorskip("xlstm")
     from peer_steps import Pass
@@ -101,7 +95,7 @@ def test_work_of_mlstm_is_that_of_the_official_stack_but_for_its_full_square_and
     assert work(case, 0).flops == pytest.approx(products - square + causal - gates, rel=0.01)
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("benchmarks")
 def test_limit_adds_the_three_kinds_of_work() -> None:
     from work import Work
 
@@ -111,7 +105,7 @@ def test_limit_adds_the_three_kinds_of_work() -> None:
     assert least.limit(rates, "streamed") == 2 + 2 + 20
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("benchmarks")
 def test_search_speed_cuts_the_same_windows_for_both_sides(tmp_path: Path) -> None:
     import search_speed
 

@@ -18,13 +18,7 @@ from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_steps
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.usefixtures("path")
-
-
-@pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks import their neighbours, as scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +11,9 @@ from torch import Tensor
 
 from xlstm_tune.kernels import mlstm_forms
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.usefixtures("path")
-
-
-@pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks import their neighbours, as scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 def cell(run: Callable[..., Tensor], heads_first: bool = False, steps: int = 40, **changes: Any) -> Any:

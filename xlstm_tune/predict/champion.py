@@ -32,7 +32,7 @@ from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 SCHEMA = 3
-"""1 took the residuals of all series together."""
+"""1 took the residuals of all series together, 2 knew no minimum of targets."""
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
 """A request that a server of the model answers: rows of the user's table."""
