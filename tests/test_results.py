@@ -82,6 +82,7 @@ def test_every_table_of_the_schema_is_written_and_read(tmp_path: Path) -> None:
         writer.epoch(epoch(0, 1))
         writer.predictions(predictions("naive", [1.0, 2.0]))
         writer.importance({"trial": [0], "input": [None], "series": [""], "time": ["1"], "square": [1.0]})
+        writer.coverage([{"trial": 0, "kind": "interval", "level": 0.9, "share": 0.85, "width": 2.0, "samples": 9}])
         writer.baselines([{"name": "naive", "part": "test", "rmse": 2.0, "settings": {"season": 7}}])
         writer.scores([{"model": "lstm", "trial": 0, "part": "test", "rmse": 1.0}])
     counts = {name: read(tmp_path, name).num_rows for name in SCHEMAS}

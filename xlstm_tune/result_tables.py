@@ -153,6 +153,18 @@ KINDS = {
         key=("trial", "input"),
         whole=True,
     ),
+    # How often the best trial's intervals, and quantiles where it forecasts some, held on the test part.
+    "coverage": Kind(
+        {
+            "trial": _INT,
+            "kind": _TEXT,  # interval, quantile
+            "level": _REAL,  # what was promised
+            "share": _REAL,  # of the values, inside the interval, or at or below the quantile
+            "width": _REAL,  # of the intervals, on average; null for quantiles
+            "samples": _INT,  # windows or sequences
+        },
+        key=("trial", "kind", "level"),
+    ),
     "baselines": Kind(
         {"name": _TEXT, "part": _TEXT, **_metrics(), "settings": _TEXT}, key=("name", "part"), json=("settings",)
     ),

@@ -76,8 +76,7 @@ class ResultsWriter:
 
     def members(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """The members of a population's trial that has ended: one row each."""
-        for row in rows:
-            self._add("members", row)
+        self._add("members", *rows)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch of a trial."""
@@ -85,13 +84,15 @@ class ResultsWriter:
 
     def baselines(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Scores of baselines: one row per baseline and part."""
-        for row in rows:
-            self._add("baselines", row)
+        self._add("baselines", *rows)
 
     def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Scores of finalists, given after the search: one row per model, trial and part."""
-        for row in rows:
-            self._add("scores", row)
+        self._add("scores", *rows)
+
+    def coverage(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """How often intervals and quantiles held: one row per trial, kind and level."""
+        self._add("coverage", *rows)
 
     def predictions(self, table: pa.Table | Mapping[str, Any]) -> None:
         """All predictions of one or more (trial, model, part); written at once, replacing earlier ones of the same.
@@ -126,18 +127,19 @@ class ResultsWriter:
     ) -> None:
         self.close()
 
-    def _add(self, name: str, row: Mapping[str, Any]) -> None:
+    def _add(self, name: str, *rows: Mapping[str, Any]) -> None:
         if not self._pending:
             raise ValueError("the results are closed")
-        plain = plain_row(name, row)
-        append_line(self._pending[name], (json.dumps(plain) + "\n").encode())
-        buffer, now = self._buffers[name], time.monotonic()
-        if not buffer.rows:
-            buffer.since = now
-        buffer.rows.append(plain)
-        for other, waiting in self._buffers.items():
-            if len(waiting.rows) >= self._most_rows or (waiting.rows and now - waiting.since >= self._most_seconds):
-                self._flush(other)
+        for row in rows:
+            plain = plain_row(name, row)
+            append_line(self._pending[name], (json.dumps(plain) + "\n").encode())
+            buffer, now = self._buffers[name], time.monotonic()
+            if not buffer.rows:
+                buffer.since = now
+            buffer.rows.append(plain)
+            for other, waiting in self._buffers.items():
+                if len(waiting.rows) >= self._most_rows or (waiting.rows and now - waiting.since >= self._most_seconds):
+                    self._flush(other)
 
     def _write_columns(self, kind_name: str, table: pa.Table | Mapping[str, Any]) -> None:
         kind = KINDS[kind_name]

@@ -206,6 +206,17 @@ def test_run_tells_what_each_input_is_worth_to_the_winner(finished: tuple[Path, 
     assert "Which inputs the winner leans on" in page
 
 
+def test_run_tells_how_often_the_winners_intervals_held(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    best = min((row for row in trials_of(folder) if row["status"] == "completed"), key=lambda row: row["val_rmse"])
+    rows = read(folder / "searches" / "wave", "coverage").to_pylist()
+    assert rows and {(row["trial"], row["kind"]) for row in rows} == {(best["trial"], "interval")}
+    parent, _ = runs_of(folder)
+    for row in rows:
+        assert parent.data.metrics[f"test_coverage_{row['level']:g}"] == pytest.approx(row["share"])
+    assert "How often its intervals held" in (folder / "searches" / "wave" / "report.html").read_text()
+
+
 def test_run_records_itself(finished: tuple[Path, str]) -> None:
     folder, output = finished
     (row,) = read(folder / "searches" / "wave", "search").to_pylist()

@@ -141,10 +141,24 @@ def make_champion(
         about["intervals_note"] = "from the validation residuals of the winner before it was trained again"
     place = folder / CHAMPION
     weights = load_weights(winner.folder(folder) / WEIGHTS if refit is None else refit.weights)
-    residuals = _residuals(folder, number, table, data)
+    residuals = validation_residuals(folder, number, table, data)
     config = replace(config, lookback=shape.lookback)
     save_champion(place, about, config, recipe, shape, scaling, weights, residuals, example)
     return place
+
+
+def validation_residuals(folder: Path, number: int, table: Table, data: Prepared) -> Residuals:
+    """Of a trial on the validation part, from the predictions that the search kept; of a population its best seed's."""
+    kept = read(folder, "predictions")
+    rows = kept.filter(pc.and_(pc.equal(kept["trial"], number), pc.equal(kept["part"], "validation")))
+    errors = np.abs(rows["actual"].to_numpy() - rows["predicted"].to_numpy())
+    errors = errors.reshape(-1, data.horizon, len(data.target_names))
+    if data.task == "regression":
+        return Residuals(np.sort(errors, axis=0))
+    names = [table.series_name(one) for one in range(len(table.keys))]
+    place = {name: one for one, name in enumerate(names)}
+    series = [place[name] for name in rows["series"].to_pylist()[:: data.horizon * len(data.target_names)]]
+    return Residuals.by_series(errors, np.array(series), names, positive(changes(table, _trained(table, data))))
 
 
 def champion_of(folder: Path) -> Path:
@@ -261,20 +275,6 @@ def _cell(value: Any, told: str) -> Any:
     if told == "double":
         return float(value)
     return value
-
-
-def _residuals(folder: Path, number: int, table: Table, data: Prepared) -> Residuals:
-    """On the validation part, from the predictions that the search kept."""
-    kept = read(folder, "predictions")
-    rows = kept.filter(pc.and_(pc.equal(kept["trial"], number), pc.equal(kept["part"], "validation")))
-    errors = np.abs(rows["actual"].to_numpy() - rows["predicted"].to_numpy())
-    errors = errors.reshape(-1, data.horizon, len(data.target_names))
-    if data.task == "regression":
-        return Residuals(np.sort(errors, axis=0))
-    names = [table.series_name(one) for one in range(len(table.keys))]
-    place = {name: one for one, name in enumerate(names)}
-    series = [place[name] for name in rows["series"].to_pylist()[:: data.horizon * len(data.target_names)]]
-    return Residuals.by_series(errors, np.array(series), names, positive(changes(table, _trained(table, data))))
 
 
 def _trained(table: Table, data: Prepared) -> npt.NDArray[np.int64]:

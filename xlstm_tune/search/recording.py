@@ -15,6 +15,7 @@ from xlstm_tune.data.read import without_credentials
 from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.coverage import INTERVAL, interval_rows, quantile_rows, quantile_rows_remotely
 from xlstm_tune.search.finalists import Finalist, Judge, finalists, mean_scores, predict_here, predict_remotely
 from xlstm_tune.search.folder import ENVIRONMENT, SPEC
 from xlstm_tune.search.importance import PART, importance_columns, measure, measure_remotely, wanted
@@ -90,6 +91,27 @@ def score_finalists(
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
     return chosen[0] if chosen else None
+
+
+def record_coverage(
+    plan: Plan, placement: Placement, one: Finalist, data: Any, results: ResultsWriter, spool: Spool, console: Console
+) -> None:
+    """How often the winner's intervals and quantiles held; whatever is wrong with that, the search stands.
+
+    one: the winner. data: as for `score_finalists`.
+    """
+    try:
+        rows = interval_rows(plan.folder, one, plan.table, plan.data)
+        if plan.address or placement.gpus:
+            rows += quantile_rows_remotely(plan.store, one, plan.spec, data, placement)
+        else:
+            rows += quantile_rows(plan.folder, one, plan.spec, plan.data, torch.device("cpu"))
+    except Exception as error:
+        said = f"note: how often intervals held was not told ({type(error).__name__}: {error})"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        return
+    results.coverage(rows)
+    spool.metrics({f"test_coverage_{row['level']:g}": row["share"] for row in rows if row["kind"] == INTERVAL})
 
 
 def record_importance(

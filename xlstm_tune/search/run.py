@@ -30,7 +30,7 @@ from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
-from xlstm_tune.search.recording import record_end, record_importance, record_start, score_finalists
+from xlstm_tune.search.recording import record_coverage, record_end, record_importance, record_start, score_finalists
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
@@ -195,6 +195,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                         best = score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
                     keep_champion(plan, judge, placement, spool, console)
                     if best is not None:
+                        record_coverage(plan, placement, best, outcome.data, results, spool, console)
                         record_importance(plan, judge, placement, best, outcome.rows, outcome.data, results, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)

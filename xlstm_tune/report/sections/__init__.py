@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from xlstm_tune.report.blocks import Section
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.sections.cost import cost
+from xlstm_tune.report.sections.coverage import coverage
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.differences import differences, equal_budget, metrics
 from xlstm_tune.report.sections.excluded import excluded
@@ -23,6 +24,7 @@ SECTIONS: Sequence[Callable[[Record], Section | None]] = (
     differences,
     metrics,
     winner,
+    coverage,
     inputs,
     progress,
     learning_curves,
