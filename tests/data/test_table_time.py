@@ -120,6 +120,21 @@ def test_load_two_rows_of_one_moment_are_refused(tmp_path: Path) -> None:
     assert load_text(tmp_path, text, series="county", time=None, exclude="date").offsets.tolist() == [0, 1, 3]
 
 
+def test_load_an_hour_that_a_clock_change_repeats_is_named_as_such(tmp_path: Path) -> None:
+    hours = [f"2023-10-29 {hour:02d}:00:00" for hour in (1, 2, 2, 3)]
+    text = "date,cases\n" + "".join(f"{hour},{row}\n" for row, hour in enumerate(hours))
+    assert refusal(tmp_path, text) == (
+        "two rows stand for '2023-10-29 02:00:00' in column 'date' (row 2 and row 3); if a clock change repeats this "
+        "hour, give times their offset (2023-10-29 02:00:00+02:00), else remove one, or name the columns that tell "
+        "series apart in data.series"
+    )
+    offsets = ["+02:00", "+02:00", "+01:00", "+01:00"]
+    told = "date,cases\n" + "".join(f"{hour}{zone},1\n" for hour, zone in zip(hours, offsets, strict=True))
+    assert load_text(tmp_path, told).offsets.tolist() == [0, 4]
+    for other in ("2023-10-30 02:00:00", "2023-10-29 12:00:00", "2023-10-29"):  # a Monday, noon, a day
+        assert "clock" not in refusal(tmp_path, f"date,cases\n{other},1\n{other},2\n")
+
+
 def test_load_gaps_in_time_are_noted(tmp_path: Path) -> None:
     table = load_text(tmp_path, DAILY + "2012-01-07,1,1,1\n2012-01-08,1,1,1\n")
     (note,) = table.notes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 
 import numpy as np
 
@@ -96,6 +98,8 @@ def arrange(source: Source, roles: Roles, forecast: bool, stamps: np.ndarray, no
         places = f"{rows.where(first)} and {rows.where(first + 1)}"
         apart = f"remove one, or name the columns that tell series apart in {role}"
         remedy = "remove one of them" if roles.keys else apart
+        if _repeated_by_a_clock_change(stamp):
+            remedy = f"if a clock change repeats this hour, give times their offset ({stamp}+02:00), else {remedy}"
         subject = f"the {'series' if forecast else 'sequence'} {name} has two rows" if name else "two rows stand"
         raise DataError(f"{subject} for '{stamp}' in column '{roles.time}' ({places}); {remedy}")
     moved = series[1:][same & (order[1:] < order[:-1])]
@@ -105,3 +109,12 @@ def arrange(source: Source, roles: Roles, forecast: bool, stamps: np.ndarray, no
         what = f" in {count} of {len(keys)} sequences" if not forecast else what
         notes.append(f"the rows were not in the order of '{roles.time}'{what} and were sorted by it")
     return rows
+
+
+def _repeated_by_a_clock_change(stamp: str) -> bool:
+    """Whether a time without an offset may be one of the hours, on a Sunday night, that clocks show twice a year."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)[ T]0[0-3]:\d\d(:\d\d(\.\d+)?)?", stamp)
+    try:
+        return found is not None and date.fromisoformat(found[1]).weekday() == 6
+    except ValueError:  # written in a format of its own, with the day before the month
+        return False
