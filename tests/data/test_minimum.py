@@ -96,14 +96,6 @@ def test_what_was_cut_off_is_the_minimum_itself_and_so_is_an_observed_zero() -> 
     np.testing.assert_array_equal(observed == 0, counts() == 0)
 
 
-def test_a_stride_in_step_with_the_season_is_told_of() -> None:
-    said = "with data.stride 8 every training window of a series begins at the same point of the season of 4 steps"
-    cells = (counts() + 0.5).tolist()
-    assert any(note.startswith(said) for note in prepared(cells, stride=8, season=4).notes)
-    for stride, season in ((9, 4), (2, 4), (8, 1)):
-        assert prepared(cells, stride=stride, season=season).notes == ()
-
-
 def test_a_column_of_float32_holds_the_minimum_as_it_can() -> None:
     cells = np.maximum(counts() / 60, 0.7).astype(np.float32).astype(float)
     assert cells.min() < 0.7

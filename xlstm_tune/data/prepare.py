@@ -16,6 +16,7 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import lengths_note
 from xlstm_tune.data.minimum import check_minimum
 from xlstm_tune.data.scaling import Scaling, fit_scaling
+from xlstm_tune.data.season import season_notes, stride_notes
 from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared
@@ -35,7 +36,8 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
     season = config.season or season_of(table.step, table.time_kind)
-    notes = [*table.notes, *result.notes, *check_minimum(table, config), *_in_step(config, season)]
+    notes = [*table.notes, *result.notes, *check_minimum(table, config), *stride_notes(config, season)]
+    notes += season_notes(table, result.train_rows, config, season)
     if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):
         notes.append(lengths)
 
@@ -62,17 +64,6 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
         fingerprint=digest.hexdigest(),
         minimum=config.target_minimum,
     )
-
-
-def _in_step(config: DataConfig, season: int) -> list[str]:
-    """A sentence on training windows that all begin at the same time of the season."""
-    if config.task != "forecast" or season == 1 or config.stride % season:
-        return []
-    return [
-        f"with data.stride {config.stride} every training window of a series begins at the same point of the season of "
-        f"{season} steps, while validation and test begin at all: models and the linear baselines see no other; "
-        f"data.stride {config.stride + 1} would show them all"
-    ]
 
 
 def prepare_to_predict(
