@@ -29,9 +29,7 @@ def strided(stride: int) -> DataConfig:
     ],
 )
 def test_a_stride_that_hides_part_of_the_season_is_told_of(stride: int, season: int, where: str, remedy: int) -> None:
-    (note,) = stride_notes(
-        DataConfig.parse({"source": "x.csv", "target": "y", "horizon": 1, "stride": stride}, "data"), season
-    )
+    (note,) = stride_notes(strided(stride), season)
     assert note.startswith(f"with data.stride {stride} every training window of a series begins {where}, while")
     assert note.endswith(f"data.stride {remedy} would show them all")
 
