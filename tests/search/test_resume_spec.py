@@ -47,7 +47,6 @@ def folder(tmp_path: Path) -> Path:
         ({"training": {"learning_rate": 0.01}}, "training.learning_rate is 0.001 there and 0.01 here"),
         ({"model": {"layers": 3}}, "model.layers is 2 there and 3 here"),
         ({"data": {"lookback": 11}}, "data.lookback is 10 there and 11 here"),
-        ({"data": {"source": "/data/y.csv"}}, "data.source is ['/data/x.csv'] there and ['/data/y.csv'] here"),
         ({"data": {"horizon": 3}}, "data.horizon is"),
         ({"search": {"algorithm": "random"}}, "search.algorithm is 'tpe' there and 'random' here"),
         ({"search": {"seed": 2}}, "search.seed is 1 there and 2 here"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ def save_champion(
 
     about: what is not derived from the other arguments. Raises OSError when it cannot be written.
     """
+    _clear(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         save_weights(unfinished / WEIGHTS, weights)
@@ -118,6 +119,24 @@ def save_champion(
         sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that died left beside the champion's folder."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        found = re.fullmatch(rf"\.{re.escape(folder.name)}\.(\d+)\.(tmp|old)", left.name)
+        if found and (int(found[1]) == os.getpid() or not _lives(int(found[1]))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def load_champion(folder: Path | str) -> Champion:

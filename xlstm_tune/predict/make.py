@@ -37,6 +37,11 @@ PACKAGES = ("torch", "numpy", "numba", "pyarrow", "safetensors", "pydantic", "Py
 """What predicting needs besides this package, pinned for whoever serves the model."""
 
 
+METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
+PARTS = {"validation": "val", "test": "test"}
+"""How columns of the members table begin."""
+
+
 @dataclass(frozen=True)
 class Refit:
     """The winner trained again on training and validation part together."""
@@ -57,6 +62,9 @@ class Winner:
     member: int | None
     epochs: int
     """Its best epoch, from 1."""
+    scores: dict[str, dict[str, float]] | None = None
+    """Of the member, part → metric → value, where `row` has the means over seeds; None without members,
+    or before they are scored on the test part."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,16 +89,18 @@ def find_winner(folder: Path, objective: str) -> Winner | None:
         return None
     best = min(scored, key=lambda row: (row[objective], row["trial"]))
     members = [
-        (row[objective], row["member"], row["best_epoch"])
+        row
         for row in read(folder, "members").to_pylist()
         if row["trial"] == best["trial"]
         and best["setting"]
         and json.loads(row["setting"]) == json.loads(best["setting"])
     ]
-    if members:
-        _, member, epochs = min(members)
-        return Winner(best, member, epochs)
-    return Winner(best, None, best["best_epoch"])
+    if not members:
+        return Winner(best, None, best["best_epoch"])
+    chosen = min(members, key=lambda row: (row[objective], row["member"]))
+    scores = {part: {name: chosen[f"{short}_{name}"] for name in METRICS} for part, short in PARTS.items()}
+    tested = chosen["test_rmse"] is not None
+    return Winner(best, chosen["member"], chosen["best_epoch"], scores if tested else None)
 
 
 def make_champion(
@@ -126,16 +136,15 @@ def make_champion(
         "learnt": learnt(table, data),
         "refit": refit is not None,
         "refit_note": note,
-        "scores": {
-            part: {name: row[name] for name in ("rmse", "mae", "mse_standardised", "mae_standardised")}
-            for part, row in scores.items()
-        },
+        "scores": {part: {name: row[name] for name in METRICS} for part, row in scores.items()},
         "serving": {
             "inputs": inputs,
             "outputs": output_columns(recipe, shape.quantiles),
             "requirements": [f"xlstm-tune=={_version('xlstm-tune')}", *_pins()],
         },
     }
+    if winner.scores is not None:
+        about["member_scores"] = winner.scores
     if refit is not None:
         about["refit_epochs"], about["refit_scores"] = refit.epochs, {"test": refit.test}
         about["intervals_note"] = "from the validation residuals of the winner before it was trained again"

@@ -13,6 +13,7 @@ from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.remote.watch import check_not_a_copy
+from xlstm_tune.search.terminal import outlive_terminal
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import NAME, SearchSpec
 
@@ -192,6 +193,7 @@ def _go(
 
 def main() -> None:
     """Entry point of `python -m xlstm_tune.search` and of the `xlstm-tune` command."""
+    outlive_terminal()
     app(prog_name="python -m xlstm_tune.search" if sys.argv[0].endswith("__main__.py") else None)
 
 

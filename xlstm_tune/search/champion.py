@@ -14,7 +14,7 @@ from xlstm_tune.predict.make import find_winner, make_champion
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finalists import Judge
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.refit import refit_remotely
+from xlstm_tune.search.refit import refit_remotely, refit_tried
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.tracking import Spool
 
@@ -28,6 +28,7 @@ def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, 
         made = make_champion(plan.folder, plan.spec, plan.table, plan.data)
         if made is not None and plan.refit:
             made = _refit(plan, judge, placement, spool, console, made)
+            refit_tried(plan.folder)
     except UserError as error:  # all else of the search stands
         console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
         return
@@ -40,7 +41,8 @@ def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console
 
     former: the folder of the champion as it was searched.
     """
-    before = float(read_about(former)["scores"]["test"]["rmse"])
+    about = read_about(former)
+    before = float(about.get("member_scores", about["scores"])["test"]["rmse"])  # of the one that is trained again
     winner = find_winner(plan.folder, plan.spec.search.objective)
     assert winner is not None
     with console.status("training the winner again on training and validation part"):

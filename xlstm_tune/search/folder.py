@@ -113,11 +113,11 @@ def _root(storage: str) -> Path:
 def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
     """Make the folder and freeze spec, environment and the data's fingerprint into it: all of it, or nothing.
 
-    Raises StorageError if another search was faster.
+    Raises StorageError if another search was faster, or the disk is full or cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    unfinished.mkdir()
     try:
+        unfinished.mkdir()
         (unfinished / SPEC).write_text(spec_text(spec))
         (unfinished / ENVIRONMENT).write_text(json.dumps({**environment(), "data_fingerprint": fingerprint}, indent=2))
         for path in (unfinished / SPEC, unfinished / ENVIRONMENT, unfinished):
@@ -128,6 +128,11 @@ def create_folder(folder: Path, spec: SearchSpec, fingerprint: str) -> None:
         if isinstance(error, OSError) and folder.exists():
             raise StorageError(
                 f"another search took the name '{folder.name}' a moment ago; choose another with --name"
+            ) from None
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"the search folder {folder} cannot be made ({error.strerror or error}); make room or get leave to "
+                "write there, or choose another place with --storage"
             ) from None
         raise
 

@@ -25,8 +25,12 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
-    # Opened so that programs which this one starts do not inherit it: they may outlive the driver.
-    with (folder / LOCK).open("a+") as file:
+    try:
+        # Opened so that programs which this one starts do not inherit it: they may outlive the driver.
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -36,12 +40,20 @@ def locked(folder: Path) -> Iterator[None]:
                 raise StorageError(
                     f"the search '{folder.name}' is being run by {who}; wait until it ends, or stop it first"
                 ) from None
-        file.truncate(0)
-        file.write(
-            f"process {os.getpid()} on {platform.node()} since {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}\n"
-        )
-        file.flush()
+        try:
+            file.truncate(0)
+            who = f"process {os.getpid()} on {platform.node()} since {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}\n"
+            os.write(file.fileno(), who.encode())  # nothing stays in a buffer that closing would write again
+        except OSError as error:
+            raise _unwritable(folder, error) from None
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the search folder {folder} cannot be written ({error.strerror or error}); make room or get leave to write "
+        "there, then run the same command again"
+    )

@@ -27,6 +27,7 @@ from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.storage.copy import kept_at
 from xlstm_tune.strict import counted
 from xlstm_tune.tracking import check_tracking_uri, default_uri, remembered_uri
+from xlstm_tune.tracking.spool import address_path
 from xlstm_tune.tracking.uri import sqlite_path
 from xlstm_tune.training.loop import shape_of
 
@@ -166,7 +167,7 @@ def _idle_scheduler(spec: SearchSpec) -> list[str]:
 def _tracked_at(folder: Path, resume: bool) -> str:
     """Where the runs of a search go that says nothing of it: where they went before, where that is."""
     here = chosen_uri(folder.parent)
-    if not resume or not (folder / "mlflow").is_dir():
+    if not resume or not address_path(folder).is_file():
         return here
     uri = remembered_uri(folder)
     # A database on another machine's disk; all runs are made again here, from the spool.

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.windows import Prepared, Windows
-from xlstm_tune.layout import WEIGHTS
+from xlstm_tune.layout import REFIT_WISH, WEIGHTS
 from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, own_gpus_alone
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.training.checkpoint import save_weights
+from xlstm_tune.training.checkpoint import save_weights, write_atomically
 from xlstm_tune.training.judge import predict
 from xlstm_tune.training.loop import Diverged, autocast_dtype, pick_device, train
 from xlstm_tune.training.metrics import score_units
 
+WANTED = b"wanted\n"
 REFIT = "refit"
 """Folder of the new weights, below the winner's."""
+
+
+def wish_for_refit(folder: Path, asked: bool) -> bool:
+    """Whether the winner is to be trained again: now asked for, or by a part of the search that did not come to it."""
+    wish = folder / REFIT_WISH
+    if asked:
+        write_atomically(wish, WANTED)
+    return asked or (wish.is_file() and wish.read_bytes() == WANTED)
+
+
+def refit_tried(folder: Path) -> None:
+    """It is done, or did not work, which the champion tells."""
+    write_atomically(folder / REFIT_WISH, b"done\n")
 
 
 def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Array) -> Refit | str:

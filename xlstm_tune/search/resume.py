@@ -13,8 +13,9 @@ from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import write_atomically
 
-MAY_CHANGE = ("name", "search.trials", "search.time_budget", "search.storage", "resources")
-"""Keys, or sections, that say how much and on what is searched, not what."""
+MAY_CHANGE = ("name", "search.trials", "search.time_budget", "search.storage", "resources", "data.source")
+"""Keys, or sections, that say how much and on what is searched, not what; that the data at another place are the same
+their fingerprint says."""
 
 
 def check_same_search(folder: Path, spec: SearchSpec) -> None:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
 from xlstm_tune.search.recording import record_coverage, record_end, record_importance, record_start, score_finalists
+from xlstm_tune.search.refit import wish_for_refit
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
@@ -89,6 +90,9 @@ def run(plan: Plan, console: Console) -> int:
 
 def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     """`run`, while no other process runs this search."""
+    if wish_for_refit(plan.folder, plan.refit) and not plan.refit:
+        plan = replace(plan, refit=True)
+        console.print("note: the winner is trained again at the end, as --refit asked for before", highlight=False)
     if plan.resume:
         keep_spec(plan.folder, plan.spec)
         if _finished(plan):

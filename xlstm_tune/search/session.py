@@ -15,6 +15,7 @@ from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
+from xlstm_tune.search.terminal import children_outlive_terminal
 from xlstm_tune.tracking import Spool, Writer
 
 PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
@@ -62,23 +63,24 @@ def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
     """
     import ray
 
-    if plan.address:
-        ray.init(
-            address=plan.address,
-            runtime_env={"env_vars": worker_environment(os.environ)},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        here = local_resources()
-        ray.init(
-            address="local",  # not a cluster that happens to run here: that is what --address is for
-            num_cpus=int(here["CPU"]),
-            num_gpus=int(here["GPU"]),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    with children_outlive_terminal():
+        if plan.address:
+            ray.init(
+                address=plan.address,
+                runtime_env={"env_vars": worker_environment(os.environ)},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            here = local_resources()
+            ray.init(
+                address="local",  # not a cluster that happens to run here: that is what --address is for
+                num_cpus=int(here["CPU"]),
+                num_gpus=int(here["GPU"]),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     _protect_token()
     try:
         if plan.address:

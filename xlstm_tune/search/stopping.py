@@ -1,7 +1,8 @@
-"""How a search stops before its end: Ctrl-C, SIGTERM, a full disk.
+"""How a search stops before its end: Ctrl-C, SIGTERM, a terminal that is closed, a full disk.
 
 The first signal lets running trials finish their epoch and save it, for at most the ten seconds that Ray gives them;
-the second one stops at once. SIGTERM, which spot machines send half a minute before they go, counts as Ctrl-C.
+the second one stops at once. SIGTERM, which spot machines send half a minute before they go, counts as Ctrl-C, and
+so does SIGHUP, the end of the terminal, unless it was ignored from the start, as by nohup.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STOPS = (INTERRUPTED, DISK_FULL, STORAGE_AWAY, TAKEN_OVER)
 """Reasons for which a search stops before its end, and is gone on with later."""
 CUTS = (TIME_BUDGET, *STOPS)
 """Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopping:
@@ -33,6 +34,7 @@ class Stopping:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._searching = False
+        self._watched: list[signal.Signals] = []
         self.signal: int | None = None
         """The last one that came."""
         self.reason: str | None = None
@@ -40,7 +42,7 @@ class Stopping:
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + (self.signal or signal.SIGINT)
 
     def request(self, reason: str) -> None:
@@ -53,7 +55,8 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        before = {number: signal.signal(number, self._came) for number in SIGNALS}
+        self._watched = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._came) for number in self._watched}
         try:
             yield
         finally:
@@ -64,7 +67,7 @@ class Stopping:
     def searching(self) -> Iterator[None]:
         """Inside, the first signal is a request."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:  # Ray has put a handler of its own behind SIGTERM, which aborts
+            for number in self._watched:  # Ray has put a handler of its own behind SIGTERM, which aborts
                 signal.signal(number, self._came)
         self._searching = True
         try:

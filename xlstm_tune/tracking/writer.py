@@ -20,7 +20,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
 from xlstm_tune.tracking.state import read_state
-from xlstm_tune.tracking.uri import check_tracking_uri, hide_credentials, python_command
+from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, sqlite_path
 
 log = logging.getLogger("xlstm_tune.tracking")
 
@@ -281,11 +281,14 @@ def _writer_lock(folder: Path) -> IO[bytes]:
 def remembered_uri(folder: Path) -> str:
     """Where a search was tracked; credentials are not kept, so they come from the environment.
 
+    A database that is gone from where it was, while there is one in the storage folder, has moved with the search.
     Raises TrackingError if the folder holds no spool, or the environment not that URI.
     """
     address = read_address(folder)
     if not address.has_credentials:
-        return address.uri
+        beside = default_uri(folder.parent)
+        gone = address.uri.startswith("sqlite") and not sqlite_path(address.uri).exists()
+        return beside if gone and sqlite_path(beside).exists() else address.uri
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if hide_credentials(given) == address.uri:
         return given

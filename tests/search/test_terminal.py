@@ -1,0 +1,52 @@
+"""What is printed where nobody reads it any more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TextIO, cast
+
+import pytest
+from rich.console import Console
+
+from xlstm_tune.search.terminal import Lasting, children_outlive_terminal
+
+
+def test_what_is_written_to_a_pipe_that_nobody_reads_is_dropped() -> None:
+    reader, writer = os.pipe()
+    stream = cast(TextIO, Lasting(os.fdopen(writer, "w")))
+    console = Console(file=stream)
+    console.print("first")
+    os.close(reader)
+    for _ in range(3):
+        console.print("second" * 10_000)
+    stream.flush()
+    stream.close()
+
+
+def test_a_terminal_that_was_closed_is_no_error() -> None:
+    outer, inner = os.openpty()
+    stream = Lasting(os.fdopen(inner, "w"))
+    assert stream.isatty() and stream.write("words\n") == 6
+    stream.flush()
+    os.close(outer)
+    assert stream.write("lost\n") == 5
+    stream.flush()
+    assert not stream.isatty(), "it leads nowhere now"
+
+
+def test_a_full_disk_is_told() -> None:
+    with open("/dev/full", "w") as full, pytest.raises(OSError, match="No space left"):
+        Lasting(full).write("x" * 100_000)
+        Lasting(full).flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_children_are_deaf_to_the_end_of_the_terminal() -> None:
+    ask = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    before = signal.getsignal(signal.SIGHUP)
+    with children_outlive_terminal():
+        inside = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    assert inside.strip() == "True" and signal.getsignal(signal.SIGHUP) is before

@@ -1,0 +1,66 @@
+"""A terminal may go away, a search must not: what nobody can read any more is dropped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar, cast
+
+Result = TypeVar("Result")
+_GONE = (errno.EIO, errno.EPIPE, errno.ENXIO)
+"""As writing fails to a terminal that was closed, or a pipe that nobody reads."""
+
+
+class Lasting:
+    """A text stream whose other end may go away; from then on all that is written to it is dropped.
+
+    Other errors, such as that of a full disk, are its user's.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As the stream has it."""
+        return self._kept(lambda: self._stream.write(text), len(text))
+
+    def flush(self) -> None:
+        """As the stream has it."""
+        self._kept(self._stream.flush, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _kept(self, call: Callable[[], Result], instead: Result) -> Result:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            return instead
+
+
+def outlive_terminal() -> None:
+    """Let this process go on when nobody reads its standard output and error any more."""
+    sys.stdout, sys.stderr = cast(TextIO, Lasting(sys.stdout)), cast(TextIO, Lasting(sys.stderr))
+
+
+@contextmanager
+def children_outlive_terminal() -> Iterator[None]:
+    """Inside, processes are started that the end of the terminal does not end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
