@@ -115,6 +115,16 @@ class Columns:
                 cells[name] = numbers(source, name, name in roles.targets)[order]
         return cls(cells, vocabulary)
 
+    def keep(self, mask: np.ndarray) -> Columns:
+        """Only the rows of `mask`; values of a category that stand in none of them are gone."""
+        cells = {name: column[mask] for name, column in self.cells.items()}
+        vocabulary: dict[str, list[str]] = {}
+        for name, values in self.vocabulary.items():
+            known = ~np.isnan(cells[name])
+            used, cells[name][known] = np.unique(cells[name][known], return_inverse=True)
+            vocabulary[name] = [values[int(code)] for code in used]
+        return Columns(cells, vocabulary)
+
     def matrix(self, roles: Roles) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
         """[R, F] float32, the F names and which of them are one value of a category."""
         names: list[str] = []

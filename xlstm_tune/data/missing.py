@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,40 @@ class Filled:
     """bool [R] by column: cells that were blank."""
     peeks: np.ndarray
     """bool [R]: rows with a cell that was filled from a later row."""
+
+
+def without_blank_end(columns: Columns, rows: Rows, targets: Sequence[str], notes: list[str]) -> tuple[Columns, Rows]:
+    """Leave out the rows behind the last one of each series that has any target, which `notes` tells.
+
+    A series without any target keeps all its rows.
+    """
+    blank = np.logical_and.reduce([np.isnan(columns.cells[name]) for name in targets])
+    last = np.maximum.reduceat(np.where(blank, -1, np.arange(len(blank))), rows.offsets[:-1])
+    behind = np.where(last < 0, 0, rows.offsets[1:] - 1 - last)  # [S]
+    if not behind.any():
+        return columns, rows
+    notes.append(_blank_end_note(behind, rows))
+    mask = np.arange(len(blank)) < np.repeat(rows.offsets[1:] - behind, np.diff(rows.offsets))
+    return columns.keep(mask), rows.keep(mask)
+
+
+def _blank_end_note(behind: np.ndarray, rows: Rows) -> str:
+    """behind [S]: how many rows of each series are left out."""
+    cut = np.flatnonzero(behind)
+    number, several = len(cut), len(behind)
+    first = series_name(rows.key_names, rows.keys[int(cut[0])])
+    which = f"each of {number} of {several} series, the first {first},"
+    if number == several:
+        which = "the series" if several == 1 else f"each of {several} series"
+    elif number == 1:
+        which = f"1 of {several} series ({first})"
+    least, most = int(behind[cut].min()), int(behind[cut].max())
+    many = count(most, "row") if least == most else f"{least} to {most} rows"
+    have, are, their = ("has", "is", "its") if most == 1 else ("have", "are", "their")
+    return (
+        f"{many} at the end of {which} {have} no target and {are} left out, with what {their} other columns hold: "
+        "forecasts begin after the last row that has a target"
+    )
 
 
 def fill(columns: Columns, rows: Rows, policy: str, notes: list[str]) -> Filled:
@@ -115,9 +150,10 @@ def _refuse(name: str, cells: np.ndarray, rows: Rows, row: int) -> None:
     """Say why a blank could not be filled: nothing before it, or nothing at all in its series."""
     series = rows.series_of(row)
     if np.isnan(cells[rows.offsets[series] : rows.offsets[series + 1]]).all():
+        where = series_name(rows.key_names, rows.keys[series]) or "the series"
         raise DataError(
-            f"column '{name}' has no value at all in {series_name(rows.key_names, rows.keys[series])}, so nothing can "
-            f"fill it; set data.missing: drop or name it in data.exclude"
+            f"column '{name}' has no value at all in {where}, so nothing can fill it; set data.missing: drop or name "
+            f"it in data.exclude"
         )
     raise DataError(
         f"column '{name}' is blank in {rows.place(row)}, before its first value, so forward_fill has nothing to carry "

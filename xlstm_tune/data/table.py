@@ -16,7 +16,7 @@ from xlstm_tune.data.clock import Kind, cell, modal_step, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
-from xlstm_tune.data.missing import fill
+from xlstm_tune.data.missing import fill, without_blank_end
 from xlstm_tune.data.read import Source, read_source
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
@@ -68,7 +68,8 @@ class Table:
     fingerprint: str
     """SHA-256 of all that a model could see."""
     sample: pa.Table
-    """The last rows of the first series as they were read, every column that was used, at most `SAMPLE_ROWS`."""
+    """The last rows of the first series as they were read, every column that was used, at most `SAMPLE_ROWS`; a
+    forecast's up to the last that has a target."""
 
     def time_label(self, row: int) -> str:
         """The time of a row as the user wrote it; the row number of the file in row order."""
@@ -93,7 +94,8 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     """Check, order and clean a table that has been read, as `load_table` does.
 
     judged: whether the targets are known. Of a regression whose targets are not, no target column is looked at, and
-    they are 0 and not observed; a forecast's are inputs, so it needs them in either case.
+    they are 0 and not observed; a forecast's are inputs, so it needs them in either case, but rows without any at the
+    end of a series are left out.
     """
     roles = assign_roles(source.table, config, source.oracle.values(), judged)
     notes: list[str] = []
@@ -114,11 +116,16 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         if source.oracle and all(name in source.oracle for name in roles.targets):
             first = rows.order[rows.offsets[:-1]]
             oracle = np.stack([numbers(source, source.oracle[name], True)[first] for name in roles.targets], axis=1)
-    filled = fill(Columns.read(source, rows.order, roles), rows, config.missing, notes)
+    columns = Columns.read(source, rows.order, roles)
+    if config.task == "forecast" and not judged:
+        columns, rows = without_blank_end(columns, rows, roles.targets, notes)
+    filled = fill(columns, rows, config.missing, notes)
     rows = filled.rows
+    end = int(rows.offsets[1])
     if config.task == "forecast":
         targets = np.stack([filled.columns.cells[name] for name in roles.targets], axis=1)
         observed = np.stack([~filled.blank[name] for name in roles.targets], axis=1)
+        end = int(np.flatnonzero(observed[:end].any(axis=1))[-1]) + 1
     elif len(rows.offsets) - 1 < len(targets):
         targets, observed = targets[rows.kept], observed[rows.kept]
         oracle = oracle[rows.kept] if oracle is not None else None
@@ -152,7 +159,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         oracle=oracle,
         notes=(),
         fingerprint="",
-        sample=_sample(source, rows, roles),
+        sample=_sample(source, rows.order[max(0, end - SAMPLE_ROWS) : end], roles),
     )
     if config.task == "forecast":
         gaps = gaps_note(time, rows.offsets, kind, table.time_label)
@@ -162,11 +169,10 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     return replace(table, notes=tuple(notes), fingerprint=_fingerprint(table))
 
 
-def _sample(source: Source, rows: Rows, roles: Roles) -> pa.Table:
-    """`Table.sample`."""
-    first = rows.order[max(0, int(rows.offsets[1]) - SAMPLE_ROWS) : int(rows.offsets[1])]
+def _sample(source: Source, rows: np.ndarray, roles: Roles) -> pa.Table:
+    """Rows of the file, every column that was used."""
     used = [*([] if roles.time is None else [roles.time]), *roles.keys, *roles.features, *roles.static]
-    return source.table.select(list(dict.fromkeys(used))).take(pa.array(first))
+    return source.table.select(list(dict.fromkeys(used))).take(pa.array(rows))
 
 
 def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -> tuple[np.ndarray, Rows]:
