@@ -51,12 +51,13 @@ class Baseline:
 def baselines(data: Prepared, groups: Index | None = None) -> list[Baseline]:
     """Every baseline that fits the task.
 
-    Forecast: `mean` of the training part; `last_value`; `seasonal_naive`, the value a season before (where a season is
-    known); `nlinear` and `dlinear` (Zeng et al. 2023), linear maps from lookback to horizon shared by all targets.
-    Regression: `mean`; `group_mean`, of the training samples with the same number in `groups` [N] (left out without
-    groups, or when a judged sample's group is not in the training part); `linear`, on each feature's means over twelve
-    segments of the sequence and its static inputs. Linear maps are fitted by ridge regression in closed form, the
-    strength chosen on validation.
+    Forecast: `mean` of the training part, of several series each series' own where training saw it; `last_value`;
+    `seasonal_naive`, the value a season before (where a season is known); `nlinear` and `dlinear` (Zeng et al. 2023),
+    linear maps from lookback to horizon shared by all targets.
+    Regression: `mean` of the training part; `group_mean`, of the training samples with the same number in `groups` [N]
+    (left out without groups, or when a judged sample's group is not in the training part); `linear`, on each feature's
+    means over twelve segments of the sequence and its static inputs. Linear maps are fitted by ridge regression in
+    closed form, the strength chosen on validation.
     """
     if data.task == "forecast":
         found = [_mean(data), _last_value(data)]
@@ -89,10 +90,7 @@ def mase_scale(data: Prepared, offsets: Index) -> list[float | None] | None:
     """
     if data.task != "forecast":
         return None
-    aimed_at = np.zeros(len(data.targets), dtype=bool)
-    for step in range(data.horizon):
-        aimed_at[data.ends[data.parts["train"]] + step] = True
-    rows = np.flatnonzero(aimed_at)
+    rows = _aimed_at(data)
     first = offsets[np.searchsorted(offsets, rows, side="right") - 1]
     rows = rows[rows - data.season >= first]
     if not len(rows):
@@ -106,9 +104,38 @@ def _own_units(data: Prepared, standardised: NDArray[np.floating]) -> Array:
     return data.in_units(standardised)
 
 
+def _aimed_at(data: Prepared) -> Index:
+    """Rows that training windows forecast, each once, in their order."""
+    ends = data.ends[data.parts["train"]]  # all different
+    windows = np.zeros(len(data.targets) + 1, dtype=np.int32)
+    windows[ends] = 1
+    windows[ends + data.horizon] -= 1
+    return np.flatnonzero(np.cumsum(windows, out=windows)[:-1])
+
+
 def _mean(data: Prepared) -> Baseline:
-    step = data.target_mean[None, None]
-    return Baseline("mean", {part: np.tile(step, (len(data.parts[part]), data.horizon, 1)) for part in JUDGED})
+    """Of a forecast's several series each its own mean where training saw it; else that of the training part."""
+    known, means = np.empty(0, dtype=np.int64), np.empty((0, len(data.target_names)))
+    if data.task == "forecast" and np.any(data.starts != data.starts[0]):
+        known, means = _series_means(data)
+    choices = np.concatenate([means, data.target_mean[None]])
+
+    def predict(part: str) -> Array:
+        starts = data.starts[data.parts[part]]
+        place = np.searchsorted(known, starts)
+        seen = np.append(known, -1)[place] == starts
+        return np.repeat(choices[np.where(seen, place, len(known))][:, None], data.horizon, axis=1)
+
+    return Baseline("mean", {part: predict(part) for part in JUDGED})
+
+
+def _series_means(data: Prepared) -> tuple[Index, Array]:
+    """First rows of the S series that training saw, ascending, and the means [S, K] of what it forecasts of each."""
+    rows = _aimed_at(data)
+    known = np.unique(data.starts[data.parts["train"]])
+    borders = np.searchsorted(rows, known)
+    total = np.add.reduceat(data.targets[rows], borders, axis=0, dtype=np.float64)
+    return known, _own_units(data, total / np.diff(borders, append=len(rows))[:, None])
 
 
 def _last_value(data: Prepared) -> Baseline:
