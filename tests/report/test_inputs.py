@@ -40,23 +40,25 @@ def read(folder: Path, trial: int = 0) -> Inputs | None:
 
 def test_rises_are_shares_of_the_rmse_with_all_inputs(tmp_path: Path) -> None:
     found = read(write(tmp_path, forecast_labels(240)))
-    assert found is not None and found.samples == 240 and found.tells and not found.notes
+    assert found is not None and found.samples == 240 and not found.notes
     assert [one.name for one in found.worth] == ["rain", "sun", "wind"]
     assert [one.rise for one in found.worth] == pytest.approx([100.0, 0.0, -0.1], abs=1e-9)
     for one in found.worth:
         assert one.low < one.rise < one.high
-    assert [one.sure for one in found.worth] == [True, False, False]
+    assert [one.sure for one in found.worth] == [True, False, False] and all(one.tells for one in found.worth)
 
 
 def test_few_years_tell_nothing(tmp_path: Path) -> None:
     found = read(write(tmp_path, sequence_labels(20, 3), "regression"))
-    assert found is not None and not found.tells and not any(one.sure for one in found.worth)
+    assert found is not None and not any(one.tells or one.sure for one in found.worth)
     assert "3 values of year" in found.notes[0]
     made = inputs(read_record(tmp_path))
     assert made is not None
-    figure = made.blocks[0]
-    assert isinstance(figure, Figure)
+    figure, table, _ = made.blocks
+    assert isinstance(figure, Figure) and isinstance(table, Table)
     assert "another sequence" in made.lead and "too small to tell any of that from chance" in figure.caption
+    assert {row.cells[3].text for row in table.rows} == {"too little to tell"}
+    assert [trace["name"] for trace in figure.data] == ["too little to tell"]
 
 
 def test_one_input_with_few_blocks_says_nothing_of_the_others(tmp_path: Path) -> None:
@@ -71,10 +73,44 @@ def test_one_input_with_few_blocks_says_nothing_of_the_others(tmp_path: Path) ->
             columns = {"trial": [0] * 40, "input": [name] * 40, "series": series, "time": time}
             writer.importance(columns | {"square": square})
     found = read(tmp_path)
-    assert found is not None and found.tells and found.worth[0].name == "rain" and found.worth[0].sure
+    assert found is not None and found.worth[0].name == "rain" and found.worth[0].sure
+    assert [one.tells for one in found.worth] == [True, False]
     made = inputs(read_record(tmp_path))
-    assert made is not None and isinstance(made.blocks[0], Figure)
-    assert "1 of 2 inputs is more than chance explains" in made.blocks[0].caption
+    assert made is not None and isinstance(made.blocks[0], Figure) and isinstance(made.blocks[1], Table)
+    words = "too small to tell 1 of 2 inputs from chance; the other one is more than chance explains."
+    assert words in made.blocks[0].caption
+    assert [row.cells[3].text for row in made.blocks[1].rows] == ["leant on", "too little to tell"]
+
+
+SURE, MISLEADS, CHANCE, UNTOLD, IDLE = (
+    Worth("sure", 9.0, 5.0, 13.0, True, True),
+    Worth("misleads", -9.0, -13.0, -5.0, True, True),
+    Worth("chance", 3.0, -1.0, 7.0, False, True),
+    Worth("untold", 30.0, 20.0, 40.0, False, False),
+    Worth("idle", 0.0, 0.0, 0.0, False, False),
+)
+
+
+@pytest.mark.parametrize(
+    ("worth", "words"),
+    [
+        ([SURE, SURE, CHANCE], "2 of 3 inputs are more than chance explains."),
+        ([SURE, MISLEADS, IDLE], "2 of 3 inputs are more than chance explains."),
+        ([CHANCE], "None of 1 input is more than chance explains."),
+        ([UNTOLD, UNTOLD], "The test part is too small to tell any of that from chance."),
+        ([UNTOLD, IDLE], "The test part is too small to tell any of that from chance."),
+        ([UNTOLD, SURE], "too small to tell 1 of 2 inputs from chance; the other one is more than chance explains."),
+        ([UNTOLD, CHANCE], "small to tell 1 of 2 inputs from chance; the other one is not more than chance explains."),
+        ([UNTOLD, *3 * [CHANCE]], "tell 1 of 4 inputs from chance; none of the other 3 is more than chance explains."),
+        ([UNTOLD, IDLE, SURE], "tell 1 of 3 inputs from chance; 1 of the other 2 is more than chance explains."),
+        (
+            [*7 * [UNTOLD], SURE, SURE],
+            "tell 7 of 9 inputs from chance; 2 of the other 2 are more than chance explains.",
+        ),
+    ],
+)
+def test_the_caption_counts_what_cannot_be_told_by_itself(worth: list[Worth], words: str) -> None:
+    assert f"{words} Lines are" in _caption(Inputs(0, 1.0, 40, worth, []))
 
 
 def test_what_matters_is_found_among_hundreds(tmp_path: Path) -> None:
@@ -109,7 +145,8 @@ def test_a_section_of_some_samples_says_of_how_many(tmp_path: Path) -> None:
     record = read_record(tmp_path)
     made = inputs(replace(record, data={**record.data, "samples": {"test": 900}}))
     assert made is not None and "from 240 of 900 windows, spread evenly." in made.lead
-    found = Inputs(0, 1.0, 240, [Worth("a", -0.04, -1.0, 1.0, False), Worth("b", 0.0, 0.0, 0.0, False)], True, [])
+    worth = [Worth("a", -0.04, -1.0, 1.0, sure=False, tells=True), Worth("b", 0.0, 0.0, 0.0, sure=False, tells=True)]
+    found = Inputs(0, 1.0, 240, worth, [])
     assert _caption(found).startswith("Shuffled, no input raises the RMSE.")
     assert [row.cells[1].text for row in _table(found).rows] == ["+0.0", "+0.0"]
     assert [row.cells[3].text for row in _table(found).rows] == ["may be chance", "changes nothing"]

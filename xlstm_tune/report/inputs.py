@@ -33,6 +33,8 @@ class Worth:
     high: float
     sure: bool
     """More than chance explains, also when it is considered how many inputs are asked about."""
+    tells: bool
+    """There are samples enough, of enough years or the like, to tell this input from chance."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,6 @@ class Inputs:
     samples: int
     worth: list[Worth]
     """Largest rise first."""
-    tells: bool
-    """Of at least one input there are samples enough, of enough years or the like, to tell anything."""
     notes: list[str]
 
 
@@ -84,9 +84,15 @@ def read_inputs(folder: Path, trial: int, data: Mapping[str, Any]) -> Inputs | N
     compared = compare_pairs(judged, pairs, seen)
     percent = 100 / rmse
     worth = [
-        Worth(one.b.name, percent * one.gain, percent * one.low, percent * one.high, one.told_apart)
+        Worth(
+            one.b.name,
+            percent * one.gain,
+            percent * one.low,
+            percent * one.high,
+            sure=one.told_apart,
+            tells=one.beyond is None and one.blocks >= FEWEST,
+        )
         for one in compared.differences
     ]
     worth.sort(key=lambda one: -one.rise)
-    tells = any(one.beyond is None and one.blocks >= FEWEST for one in compared.differences)
-    return Inputs(trial, rmse, n, worth, tells, [*notes, *compared.notes])
+    return Inputs(trial, rmse, n, worth, [*notes, *compared.notes])

@@ -133,10 +133,13 @@ def level(value: float, x: Sequence[Any], name: str, color: str = LIMIT) -> Trac
     }
 
 
-def intervals(points: Iterable[tuple[str, float, float, float]], name: str, *, sure: bool, hover: str) -> Trace:
+def intervals(
+    points: Iterable[tuple[str, float, float, float]], name: str, *, sure: bool, hover: str, symbol: str = ""
+) -> Trace:
     """Values with their intervals, side by side for the eye: each a label, the value, and the ends of its interval.
 
-    sure: what is told from chance, in colour and filled. hover: what the value is, as plotly writes it.
+    sure: what is told from chance, in colour and filled. hover: what the value is, as plotly writes it. symbol: of the
+    values, other than a circle.
     """
     labels, values, lows, highs = zip(*points, strict=True)
     color = ACCENT if sure else BASELINE
@@ -156,7 +159,7 @@ def intervals(points: Iterable[tuple[str, float, float, float]], name: str, *, s
             "thickness": 2,
             "width": 5,
         },
-        "marker": {"color": color, "size": 10, "symbol": "circle" if sure else "circle-open"},
+        "marker": {"color": color, "size": 10, "symbol": symbol or ("circle" if sure else "circle-open")},
         "hovertemplate": f"%{{y}}: {hover}<extra></extra>",
     }
 

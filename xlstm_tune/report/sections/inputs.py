@@ -11,6 +11,7 @@ from xlstm_tune.report.style import BASELINE, axis, counted, intervals, layout
 
 MOST = 20
 """Inputs that are drawn; the table has all."""
+SURE, CHANCE, UNTOLD = "more than chance", "may be chance", "too little to tell"
 
 
 def inputs(record: Record) -> Section | None:
@@ -40,9 +41,9 @@ def inputs(record: Record) -> Section | None:
 def _figure(found: Inputs) -> Figure:
     drawn = found.worth[:MOST]
     data = []
-    for sure, name in ((True, "more than chance"), (False, "may be chance")):
-        if kept := [(label(one.name), one.rise, one.low, one.high) for one in drawn if one.sure is sure]:
-            data.append(intervals(kept, name, sure=sure, hover="%{x:.2f} % higher"))
+    for name, symbol in ((SURE, "circle"), (CHANCE, "circle-open"), (UNTOLD, "diamond-open")):
+        if kept := [(label(one.name), one.rise, one.low, one.high) for one in drawn if _standing(one) == name]:
+            data.append(intervals(kept, name, sure=name == SURE, hover="%{x:.2f} % higher", symbol=symbol))
     x = axis("RMSE higher by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=[label(one.name) for one in drawn[::-1]])
     return Figure("inputs", "Importance of inputs", _caption(found), data, layout(x, y), 130 + 30 * len(drawn))
@@ -50,18 +51,26 @@ def _figure(found: Inputs) -> Figure:
 
 def _caption(found: Inputs) -> str:
     raising = [one for one in found.worth if round(one.rise, 1) > 0]
-    told = [one for one in found.worth if one.sure and one.rise > 0]
     if not raising:
         return "Shuffled, no input raises the RMSE."
     said = f"Shuffled, {raising[0].name} raises the RMSE most, by {raising[0].rise:.1f} %"
     said += f", then {raising[1].name} by {raising[1].rise:.1f} %." if len(raising) > 1 else "."
-    if not found.tells:
-        said += " The test part is too small to tell any of that from chance."
-    else:
-        verb = "are" if len(told) > 1 else "is"
-        said += f" {len(told) or 'None'} of {counted(len(found.worth), 'input')} {verb} more than chance explains."
     drawn = f" The {MOST} with the largest rise are drawn." if len(found.worth) > MOST else ""
-    return f"{said} Lines are 95 % intervals of each input alone.{drawn}"
+    return f"{said} {_told(found.worth)} Lines are 95 % intervals of each input alone.{drawn}"
+
+
+def _told(worth: list[Worth]) -> str:
+    """How many inputs are told from chance, and of how many nothing can be told, in a sentence."""
+    untold = sum(_standing(one) == UNTOLD for one in worth)
+    if untold == sum(not _idle(one) for one in worth):
+        return "The test part is too small to tell any of that from chance."
+    sure, rest = sum(one.sure for one in worth), len(worth) - untold
+    verb = "are" if sure > 1 else "is"
+    if not untold:
+        return f"{sure or 'None'} of {counted(len(worth), 'input')} {verb} more than chance explains."
+    others = f"{sure or 'none'} of the other {rest} {verb}" if rest > 1 else f"the other one is{'' if sure else ' not'}"
+    total = counted(len(worth), "input")
+    return f"The test part is too small to tell {untold} of {total} from chance; {others} more than chance explains."
 
 
 def _table(found: Inputs) -> Table:
@@ -86,11 +95,22 @@ def _table(found: Inputs) -> Table:
 
 
 def _verdict(one: Worth) -> str:
-    if one.rise == one.low == one.high == 0:
+    if _idle(one):
         return "changes nothing"
     if not one.sure:
-        return "may be chance"
+        return _standing(one)
     return "leant on" if one.rise > 0 else "misleads"
+
+
+def _standing(one: Worth) -> str:
+    if one.sure:
+        return SURE
+    return CHANCE if one.tells or _idle(one) else UNTOLD
+
+
+def _idle(one: Worth) -> bool:
+    """Shuffled, it changes no error."""
+    return one.rise == one.low == one.high == 0
 
 
 def _known(one: Worth) -> bool:
