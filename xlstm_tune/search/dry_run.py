@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from xlstm_tune.data.cut import PARTS
 from xlstm_tune.data.words import count, listing
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import count_parameters
@@ -66,7 +68,28 @@ def data_lines(plan: Plan) -> list[tuple[str, str]]:
             f"[batch, {data.horizon} step{'s' if data.horizon > 1 else ''}, {len(data.target_names)} target(s)]",
         ),
         (unit, counts),
+        *_parts(plan),
     ]
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """Where the parts begin, by the time of what is forecast or of the sequences; nothing where no time divides."""
+    split = plan.spec.data.split
+    if plan.table.time_kind == "order" or "time" not in split.by or split.order is not None:
+        return []
+    train, validation, test = (_span(plan, part) for part in PARTS)
+    return [("parts", f"train {train[0]} … {train[1]}, validation from {validation[0]}, test from {test[0]}")]
+
+
+def _span(plan: Plan, part: str) -> tuple[str, str]:
+    """Earliest and latest time that a part's windows forecast, or of the rows of its sequences, as the user wrote."""
+    data, table = plan.data, plan.table
+    samples = data.parts[part]
+    first, last = data.starts[samples], data.ends[samples] - 1
+    if data.task == "forecast":
+        first, last = data.ends[samples], data.ends[samples] + data.horizon - 1
+    earliest, latest = first[np.argmin(table.time[first])], last[np.argmax(table.time[last])]
+    return table.time_label(int(earliest)), table.time_label(int(latest))
 
 
 def space_lines(plan: Plan) -> list[tuple[str, str]]:

@@ -1,0 +1,95 @@
+"""Where `--dry-run` says that the parts begin."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xlstm_tune.search import plan as planning
+from xlstm_tune.search.dry_run import data_lines
+from xlstm_tune.search.space import Space
+from xlstm_tune.spec import SearchSpec
+
+DAY_ONE = dt.date(2012, 1, 1)
+SPLIT = {"validation": "2012-02-20", "test": 10}
+FORECAST = {"time": {"column": "t"}, "target": "y", "lookback": 5, "horizon": 3, "split": SPLIT}
+REGRESSION = {
+    "task": "regression", "time": {"column": "t"}, "sequence": ["county", "year"], "target": "cases",
+    "split": {"validation": 1, "test": 1},
+}  # fmt: skip
+
+
+def lines(folder: Path, rows: list[str], data: dict[str, Any]) -> dict[str, str]:
+    """What is printed of a table of these lines, by title."""
+    (folder / "t.csv").write_text("\n".join(rows) + "\n")
+    space = {"model.family": {"choice": ["lstm_torch"]}}
+    spec = SearchSpec.parse({"name": "parts", "data": {"source": str(folder / "t.csv")} | data, "space": space})
+    made = planning.make_plan(spec, Space.from_spec(spec), str(folder / "searches"), None, None)
+    return dict(data_lines(made))
+
+
+def days(first: int, last: int, name: str = "a") -> list[str]:
+    return [f"{name},{DAY_ONE + dt.timedelta(day)},{day * 37 % 101}" for day in range(first, last)]
+
+
+def sequences() -> list[str]:
+    """Three days in the summer of each of eight years, of two counties of which the second begins a day later."""
+    return [
+        f"{county},{year},{year}-06-0{day + county},{day * year % 7},{year % 5 + county}"
+        for county in range(2)
+        for year in range(2000, 2008)
+        for day in range(1, 4)
+    ]
+
+
+def test_parts_of_a_forecast_are_those_of_what_is_forecast(tmp_path: Path) -> None:
+    found = lines(tmp_path, ["id,t,y", *days(0, 80)], FORECAST | {"exclude": ["id"]})
+    expected = "train 2012-01-06 … 2012-02-19, validation from 2012-02-20, test from 2012-03-11"
+    assert found["parts"] == expected and list(found)[-2:] == ["windows", "parts"]
+
+
+def test_parts_of_several_series_are_the_earliest_and_latest_of_all(tmp_path: Path) -> None:
+    rows = ["id,t,y", *days(20, 80), *days(10, 45, "b"), *days(30, 60, "c")]
+    found = lines(tmp_path, rows, FORECAST | {"series": "id"})
+    assert found["parts"] == "train 2012-01-16 … 2012-02-19, validation from 2012-02-20, test from 2012-03-11"
+
+
+def test_parts_are_written_as_the_table_has_them(tmp_path: Path) -> None:
+    rows = [f"{2006 + n // 52}_{n % 52 + 1},{n * 37 % 101}" for n in range(104)]
+    data = FORECAST | {"time": {"column": "t", "format": "mmwr-week"}, "split": {"validation": "2007_11", "test": 10}}
+    found = lines(tmp_path, ["t,y", *rows], data)
+    assert found["parts"] == "train 2006_6 … 2007_10, validation from 2007_11, test from 2007_43"
+
+
+def test_a_date_is_in_utc_where_the_times_have_an_offset(tmp_path: Path) -> None:
+    zone = dt.timezone(dt.timedelta(hours=2))
+    hours = [dt.datetime(2023, 8, 25, tzinfo=zone) + dt.timedelta(hours=n) for n in range(240)]
+    rows = ["t,y", *(f"{hour.isoformat()},{n * 37 % 101}" for n, hour in enumerate(hours))]
+    split = {"validation": "2023-09-01", "test": "2023-09-02T00:00:00+02:00"}
+    found = lines(tmp_path, rows, FORECAST | {"split": split})["parts"]
+    assert found.endswith("validation from 2023-09-01T02:00:00+02:00, test from 2023-09-02T00:00:00+02:00")
+
+
+def test_parts_of_a_regression_are_those_of_its_sequences(tmp_path: Path) -> None:
+    found = lines(tmp_path, ["county,year,t,rain,cases", *sequences()], REGRESSION)
+    expected = "train 2000-06-01 … 2005-06-04, validation from 2006-06-01, test from 2007-06-01"
+    assert found["parts"] == expected and list(found)[-2:] == ["sequences", "parts"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "data"),
+    [
+        (["id,t,y", *days(0, 80)], FORECAST | {"time": None, "exclude": ["id", "t"], "split": {"test": 10}}),
+        (
+            ["id,t,y", *days(0, 40), *days(0, 40, "b"), *days(0, 40, "c")],
+            FORECAST | {"series": "id", "split": {"by": "id", "validation": 1, "test": 1}},
+        ),
+        (["county,year,t,rain,cases", *sequences()], REGRESSION | {"split": {"order": "year", "test": 1}}),
+    ],
+    ids=["no time", "groups", "values of a key"],
+)
+def test_no_parts_where_no_time_divides(rows: list[str], data: dict[str, Any], tmp_path: Path) -> None:
+    assert "parts" not in lines(tmp_path, rows, data)
