@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from fault_search import Search, check_accounted, study_of, trials_of, write_search
 
+from xlstm_tune.layout import CHAMPION
+from xlstm_tune.predict.champion import read_about
 from xlstm_tune.results import read
 from xlstm_tune.search.journal import JOURNAL, read_journal
 
@@ -163,13 +165,7 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     search = Search(small_disk / "searches", **EVERY_EPOCH)
     search.start(str(write_search(tmp_path)))
     search.until(lambda: search.epochs() > 10)
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
+    ballast = fill_up(small_disk)
     output = search.end(1)
     assert f"the disk of {search.folder} is full. Nothing is lost; make room, then go on with" in " ".join(
         output.split()
@@ -177,6 +173,69 @@ def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(
     ballast.unlink()
     assert "won: rmse" in search.run("--resume", "wave")
     check_accounted(search.folder, undisturbed())
+
+
+def fill_up(place: Path) -> Path:
+    """A file that takes all room that the disk has."""
+    ballast = place / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    return ballast
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_in_a_sentence(tmp_path: Path, small_disk: Path) -> None:
+    (tmp_path / "searches").symlink_to(small_disk)  # what is printed lies beside it, where there is room
+    search = Search(tmp_path / "searches", **EVERY_EPOCH)
+    file = str(write_search(tmp_path))
+    full = r"error: the search folder \S+ cannot be {} \(No space left on device\); make room"
+    ballast = fill_up(small_disk)
+    search.start(file)
+    assert re.search(full.format("made"), search.end(2))
+    assert not search.folder.exists()
+    ballast.unlink()
+    search.start(file)
+    search.until(lambda: search.epochs() > 2)
+    search.send(signal.SIGTERM)
+    search.end(128 + signal.SIGTERM)
+    fill_up(small_disk)
+    search.start("--resume", "wave")
+    assert re.search(full.format("written"), search.end(2))
+
+
+def test_a_search_that_has_moved_with_its_data_goes_on_where_it_is(
+    tmp_path: Path, undisturbed: Callable[..., Path]
+) -> None:
+    """Storage folder and table have other places when the search goes on, and the old ones are not made again."""
+    search = Search(tmp_path / "old" / "searches")
+    file = write_search(tmp_path / "old")
+    search.start(str(file))
+    search.until(lambda: search.epochs() > 40)
+    search.send(signal.SIGTERM)
+    search.end(128 + signal.SIGTERM)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Search(tmp_path / "new" / "searches")
+    moved.start("--resume", "wave")
+    assert "wave.csv' does not exist" in moved.end(2)
+    moved.run("--resume", "wave", "--set", f"data.source={tmp_path / 'new' / 'wave.csv'}")
+    check_accounted(moved.folder, undisturbed())
+    assert not (tmp_path / "old" / "searches" / "mlflow.db").exists()
+
+
+def test_a_driver_killed_before_its_refit_has_the_winner_trained_again_by_a_resume(tmp_path: Path) -> None:
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)), "--refit")
+    search.until(lambda: (search.folder / CHAMPION).is_dir())
+    search.kill()
+    output = search.run("--resume", "wave")
+    about = read_about(search.folder / CHAMPION)
+    assert about["refit"] and "Trained again on training and validation part" in output
+    assert "--refit asked for before" in output
+    assert not list(search.folder.glob(f".{CHAMPION}.*")), "what the killed driver left is gone"
+    assert "Trained again" not in search.run("--resume", "wave"), "once is enough"
 
 
 def test_a_driver_killed_while_it_judges_the_finalists_has_them_judged_by_a_resume(
