@@ -21,6 +21,7 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import champion_of
+from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app as search_app
 from xlstm_tune.search_file import load_spec
 
@@ -66,6 +67,10 @@ def test_the_winner_is_kept_and_registered_under_the_searchs_name(shop: tuple[Pa
     assert "-m xlstm_tune.predict shop TABLE" in output
     about = read_about(folder / "searches" / "shop" / "champion")
     assert about["search"] == "shop" and about["member"] in (0, 1)
+    own = [row for row in read(folder / "searches" / "shop", "members").to_pylist() if row["test_rmse"] is not None]
+    mine = next(row for row in own if (row["trial"], row["member"]) == (about["trial"], about["member"]))
+    assert about["member_scores"]["test"]["rmse"] == mine["test_rmse"] != about["scores"]["test"]["rmse"]
+    assert about["member_scores"]["validation"]["mae"] == mine["val_mae"]
     client, found = versions(folder)
     assert len(found) == 1
     assert str(client.get_model_version_by_alias("shop", "champion").version) == str(found[0].version)

@@ -87,6 +87,16 @@ def test_what_differs_is_named(tmp_path: Path, data: dict[str, Any], reason: str
         compare(folders)
 
 
+def test_sequences_are_the_same_whatever_a_model_looks_at_of_them(tmp_path: Path) -> None:
+    for name, lookback in (("whole", 365), ("end", 40), ("other", 365)):
+        data = {"fingerprint": name, "lookback": lookback, "max_lookback": lookback}
+        table = {"table_fingerprint": "another"} if name == "other" else {}
+        write_search(tmp_path / name, "regression", name=name, data=data | table)
+    assert comparable([tmp_path / "whole", tmp_path / "end"]) == []
+    assert compare([tmp_path / "whole", tmp_path / "end"]).differences
+    assert "the values in their tables differ" in comparable([tmp_path / "whole", tmp_path / "other"])[0]
+
+
 def test_objectives_that_differ_are_named(tmp_path: Path) -> None:
     folders = two(tmp_path, {}, {"objective": "val_mae"})
     assert "objective (val_rmse in first, val_mae in second)" in comparable(folders)[0]

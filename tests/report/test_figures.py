@@ -336,6 +336,16 @@ def test_differences_show_intervals_and_say_who_is_told_apart(record: Record) ->
     assert all_figures.rows[1].cells[1] == Cell("3.100", 3.1)
 
 
+def test_memory_of_a_worker_is_no_cost_of_a_trial_on_a_cpu(record: Record) -> None:
+    def shown(gpus: float | None) -> list[str]:
+        made = cost(dataclasses.replace(record, gpus_per_trial=gpus))
+        assert made is not None and isinstance(made.blocks[0], Figures)
+        return [one.id for one in made.blocks[0].figures]
+
+    assert "cost-peak_memory_mib" in shown(0.5) and "cost-peak_memory_mib" in shown(None)
+    assert shown(0.0) == [one for one in shown(1.0) if one != "cost-peak_memory_mib"]
+
+
 def test_equal_budget_draws_a_curve_for_each_family(record: Record) -> None:
     budgets = [
         FamilyBudget("lstm", 12, 5, 3.4, 3.6, 0.05, [4.0, 3.8, 3.7]),
@@ -345,6 +355,9 @@ def test_equal_budget_draws_a_curve_for_each_family(record: Record) -> None:
     assert len(figure(made, "budget").data) == 2 and "Of 5 trials each, xlstm" in figure(made, "budget").caption
     assert [row.cells[0].text for row in table(made).rows] == ["xlstm", "lstm"]
     assert table(made).rows[1].cells[3].text == "3.600 ± 0.05"
+    stopped = sum(row["status"] == "pruned" for row in record.scored)
+    assert stopped and made is not None and isinstance(made.blocks[-1], Sentences)
+    assert made.blocks[-1].texts[0].startswith(f"{stopped} of {len(record.scored)} trials were stopped early")
     bare = dataclasses.replace(record, budgets=(), evidence=None)
     assert equal_budget(bare) is None and differences(bare) is None and metrics(bare) is None
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from xlstm_tune.search import plan as planning
-from xlstm_tune.search.dry_run import data_lines
+from xlstm_tune.search.dry_run import data_lines, print_plan, too_little
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import SearchSpec
 
@@ -22,25 +24,29 @@ REGRESSION = {
 }  # fmt: skip
 
 
-def lines(folder: Path, rows: list[str], data: dict[str, Any]) -> dict[str, str]:
-    """What is printed of a table of these lines, by title."""
+def planned(folder: Path, rows: list[str], data: dict[str, Any]) -> planning.Plan:
+    """A search on a table of these lines."""
     (folder / "t.csv").write_text("\n".join(rows) + "\n")
     space = {"model.family": {"choice": ["lstm_torch"]}}
     spec = SearchSpec.parse({"name": "parts", "data": {"source": str(folder / "t.csv")} | data, "space": space})
-    made = planning.make_plan(spec, Space.from_spec(spec), str(folder / "searches"), None, None)
-    return dict(data_lines(made))
+    return planning.make_plan(spec, Space.from_spec(spec), str(folder / "searches"), None, None)
+
+
+def lines(folder: Path, rows: list[str], data: dict[str, Any]) -> dict[str, str]:
+    """What is printed of a table of these lines, by title."""
+    return dict(data_lines(planned(folder, rows, data)))
 
 
 def days(first: int, last: int, name: str = "a") -> list[str]:
     return [f"{name},{DAY_ONE + dt.timedelta(day)},{day * 37 % 101}" for day in range(first, last)]
 
 
-def sequences() -> list[str]:
-    """Three days in the summer of each of eight years, of two counties of which the second begins a day later."""
+def sequences(last: int = 2008, counties: int = 2) -> list[str]:
+    """Three days in the summer of each year from 2000, of counties of which each begins a day later."""
     return [
         f"{county},{year},{year}-06-0{day + county},{day * year % 7},{year % 5 + county}"
-        for county in range(2)
-        for year in range(2000, 2008)
+        for county in range(counties)
+        for year in range(2000, last)
         for day in range(1, 4)
     ]
 
@@ -93,3 +99,25 @@ def test_parts_of_a_regression_are_those_of_its_sequences(tmp_path: Path) -> Non
 )
 def test_no_parts_where_no_time_divides(rows: list[str], data: dict[str, Any], tmp_path: Path) -> None:
     assert "parts" not in lines(tmp_path, rows, data)
+
+
+def test_a_test_part_of_too_few_years_is_told_of_before_anything_is_trained(tmp_path: Path) -> None:
+    header = "county,year,t,rain,cases"
+    data = REGRESSION | {"split": {"validation": 2, "test": 3}}
+    made = planned(tmp_path, [header, *sequences(2020, 5)], data)
+    console = Console(file=io.StringIO(), width=400)
+    print_plan(made, console)
+    words = (
+        "note: no two models can be told apart on the test part (tried with group_mean and linear): The test part holds"
+    )
+    assert f"{words} 3 values of year" in console.file.getvalue()  # type: ignore[attr-defined]
+    enough = planned(tmp_path, [header, *sequences(2040, 5)], REGRESSION | {"split": {"validation": 2, "test": 12}})
+    assert too_little(enough) == []
+
+
+def test_a_short_test_part_of_a_forecast_is_told_of(tmp_path: Path) -> None:
+    rows = ["id,t,y", *days(0, 200)]
+    short = FORECAST | {"exclude": ["id"], "split": {"validation": 20, "test": 8}}
+    (note,) = too_little(planned(tmp_path, rows, short))
+    assert "independent block" in note and note.startswith("no two models can be told apart")
+    assert too_little(planned(tmp_path, rows, short | {"split": {"validation": 20, "test": 120}})) == []

@@ -126,12 +126,16 @@ def _known(folder: Path) -> dict[str, Any]:
     before = environment.get("data_fingerprint") if isinstance(environment, dict) else None
     section = dict(((row or {}).get("spec") or {}).get("data") or {})
     section.pop("source", None)
+    fingerprint = data.get("fingerprint") or before
+    if data.get("task") == "regression" and data.get("table_fingerprint"):
+        # Whole sequences: what of each a model looks at changes neither them nor their parts.
+        fingerprint = json.dumps([data["table_fingerprint"], {**section, "lookback": None}], sort_keys=True)
     return {
         "task": data.get("task"),
         "targets": ", ".join(data["targets"]) if data else None,
         "horizon": data.get("horizon"),
         "objective": objective_of(row) if row else None,
-        "fingerprint": data.get("fingerprint") or before,
+        "fingerprint": fingerprint,
         "table": data.get("table_fingerprint"),
         "lookback": data.get("max_lookback") or data.get("lookback"),
         "section": section,

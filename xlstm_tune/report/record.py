@@ -54,6 +54,8 @@ class Record:
     """Why it was interrupted."""
     started: datetime | None = None
     ended: datetime | None = None
+    gpus_per_trial: float | None = None
+    """None in searches that were written without it."""
     evidence: Evidence | None = None
     """Which models are told apart (evidence.py); None when nobody can tell."""
     budgets: Sequence[FamilyBudget] = ()
@@ -157,6 +159,7 @@ def read_record(folder: Path, board: Leaderboard | None = None) -> Record:
         reason=row.get("reason"),
         started=row.get("started") or min((t["started"] for t in trials if t["started"]), default=None),
         ended=row.get("ended") or max((t["ended"] for t in trials if t["ended"]), default=None),
+        gpus_per_trial=row.get("gpus_per_trial"),
         evidence=board.evidence,
         budgets=equal_budget(trials, objective),
         palette=Palette(one["family"] for one in trials),

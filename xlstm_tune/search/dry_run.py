@@ -13,10 +13,14 @@ from xlstm_tune.data.cut import PARTS
 from xlstm_tune.data.words import count, listing
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import count_parameters
+from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.search.finalists import actual
+from xlstm_tune.report.predictions import Judged, Model, facts
+from xlstm_tune.report.resampling import FEWEST
+from xlstm_tune.search.finalists import actual, sample_labels
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import describe_population
+from xlstm_tune.search.record import data_facts
 from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Params
 from xlstm_tune.training.config import TrialConfig
@@ -24,6 +28,9 @@ from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_memory
 from xlstm_tune.training.metrics import score_units
 
+TEST = "test"
+SAMPLES = 5_000
+"""Of the test part that are looked at, spread evenly."""
 SAMPLE = 200
 """Configurations looked at for the smallest and largest model of an infinite space."""
 
@@ -48,7 +55,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)
     console.print(_baselines(plan), highlight=False)
-    for note in (*plan.notes, *_out_of_reach(plan, sized[0][0])):
+    for note in (*plan.notes, *_out_of_reach(plan, sized[0][0]), *too_little(plan)):
         console.print(f"note: {note}", highlight=False, markup=False)
 
 
@@ -133,6 +140,28 @@ def _out_of_reach(plan: Plan, least: int) -> list[str]:
         f"search.constraints.max_parameters is {limit:,}, and the smallest model{some} has {least:,} parameters: "
         f"{'hardly any' if some else 'no'} trial would be trained; raise the limit, or search smaller models"
     ]
+
+
+def too_little(plan: Plan) -> list[str]:
+    """Why the test part can hardly tell two models apart, shown by the two best baselines."""
+    truth = actual(plan.table, plan.data, TEST)
+    labels = sample_labels(plan.table, plan.data, TEST)
+    every = -(-len(labels) // SAMPLES)
+    kept = {
+        Model(one.name, None, None): one.predictions[TEST][::every]
+        for one in plan.baselines
+        if np.isfinite(one.predictions[TEST]).all() and one.name not in ("mean", "last_value")
+    }
+    if len(kept) < 2:
+        return []
+    series, times = zip(*labels[::every], strict=True)
+    judged = Judged(TEST, series, times, plan.data.target_names, truth[::every], kept)
+    first, second, *_ = kept
+    found = compare_pairs(judged, [(first, second)], facts(data_facts(plan)))
+    if found.blocks >= FEWEST and not any(one.beyond for one in found.differences):
+        return []
+    why = " ".join(found.notes).rstrip(".")
+    return [f"no two models can be told apart on the test part (tried with {first.name} and {second.name}): {why}"]
 
 
 def _memory(plan: Plan, most: TrialConfig, parameters: int) -> str:

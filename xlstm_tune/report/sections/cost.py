@@ -21,10 +21,11 @@ from xlstm_tune.report.style import (
     metric_title,
 )
 
+MEMORY = "peak_memory_mib"
 COSTS = (
     ("seconds", "Training seconds", "seconds"),
     ("parameters", "Parameters", "parameters"),
-    ("peak_memory_mib", "Peak memory, MiB", "MiB"),
+    (MEMORY, "Peak memory, MiB", "MiB"),
     ("latency_ms", "One forecast, ms", "ms"),
 )
 WIDE = 8.0
@@ -35,6 +36,8 @@ def cost(record: Record) -> Section | None:
     """One figure for each cost that is known, with the trials that nothing cheaper beats joined by a line."""
     figures = []
     for column, title, unit in COSTS:
+        if column == MEMORY and record.gpus_per_trial == 0:
+            continue  # a worker keeps what earlier trials took: its peak is not the trial's
         rows = [row for row in record.scored if finite(row[column])]
         if len(rows) > 1:
             figures.append(_figure(record, rows, column, title, unit))

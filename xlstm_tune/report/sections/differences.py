@@ -208,5 +208,15 @@ def equal_budget(record: Record) -> Section | None:
         Figure("budget", "Expected best by number of trials", caption, data, layout(x, y), 380),
         Table(f"Families, {counted(k, 'trial')} each", columns, rows),
     ]
+    if stopped := sum(row["status"] == "pruned" for row in record.scored):
+        blocks.append(
+            Sentences(
+                [
+                    f"{stopped} of {counted(len(record.scored), 'trial')} {'were' if stopped > 1 else 'was'} stopped "
+                    "early and count with the epochs that they had, so a family that learns slowly looks worse than it "
+                    "may be; with search.scheduler: none all are trained to the end."
+                ]
+            )
+        )
     lead = "A sampler tries some families more often than others, and the best of many is better by luck alone."
     return Section("equal-budget", "Families at equal budget", lead, blocks)
