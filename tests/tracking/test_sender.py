@@ -268,6 +268,26 @@ def test_finished_search_resumed_with_other_params_is_not_refused(folder: Path, 
     assert params == {"trials": "1", "new-1": "1"} | ({} if remembered else {"new-2": "1"})
 
 
+def test_an_address_that_was_lost_is_made_anew_for_the_same_search(folder: Path) -> None:
+    """As its refusal advises where the file is damaged; the runs that there are stay the search's."""
+    uri = default_uri(folder.parent)
+    for number in (0, 1):
+        with Spool(folder, uri) as spool:
+            search = spool.address.search
+            spool.search_started("s", {}, {}, [])
+            say_trial(spool, number)
+        send_all(folder, uri)
+        for lost in ("spool.json", "state.json"):
+            (folder / "mlflow" / lost).unlink()
+    with Spool(folder, uri) as spool:
+        assert spool.address.search == search
+    send_all(folder, uri)
+    assert sorted(stored(uri, folder), key=str) == [0, 1, None]
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'xlstm_tune'")
+    assert len(client.search_runs([experiment.experiment_id])) == 3
+
+
 @pytest.mark.parametrize("after", ["a search that runs", "a search that has ended"])
 def test_store_emptied_while_we_are_connected_is_filled_again(folder: Path, after: str) -> None:
     uri = default_uri(folder.parent)

@@ -80,7 +80,7 @@ def test_known_tells_what_was_written_of_each_run(tmp_path: Path) -> None:
         with spool.path.open("a") as file:
             file.write('{"e": "epoch", "t": 1, "number": 1, "st')  # this moment
         assert spool.known() == {
-            None: KnownRun(started=True),
+            None: KnownRun(started=True, search=spool.address.search),
             0: KnownRun(started=True, step=1, ended="pruned"),
             1: KnownRun(started=True, step=2),
             2: KnownRun(started=True),

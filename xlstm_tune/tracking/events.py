@@ -32,6 +32,7 @@ class KnownRun:
     started: bool = False
     step: int = -1  # the last step of its curves; -1: none
     ended: str | None = None  # the status it ended with; None while it runs, also after it was started again
+    search: str | None = None  # of the search itself: as its address has it
 
 
 def whole_lines(path: Path, offset: int, limit: int) -> list[bytes]:
@@ -75,6 +76,8 @@ def known_runs(path: Path) -> dict[int | None, KnownRun]:
             run = known.setdefault(event.get("number"), KnownRun())
             if event["e"] in {"search_started", "trial_started"}:
                 run.started, run.ended = True, None
+                if isinstance(event.get("search"), str):
+                    run.search = event["search"]
             elif event["e"] in {"search_ended", "trial_ended"}:
                 run.ended = event["status"]
             elif event["e"] == "epoch":

@@ -58,7 +58,7 @@ class Spool:
             old = read_address(folder) if address_path(folder).exists() else None
             cut_torn_line(self.path)
             shown = hide_credentials(uri)
-            search = old.search if old else f"{folder.name}-{uuid.uuid4().hex[:12]}"
+            search = old.search if old else self._told() or f"{folder.name}-{uuid.uuid4().hex[:12]}"
             self.address = Address(search, experiment, shown, shown != uri)
             write_json(address_path(folder), asdict(self.address))
         except BaseException:
@@ -69,7 +69,8 @@ class Spool:
         self, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str], artifacts: Iterable[Path] = ()
     ) -> None:
         """The parent run, named `name`. Said again by a resume, it reopens the run; its params stay as they were."""
-        self._add("search_started", name=name, params=dict(params), tags=dict(tags), artifacts=self._paths(artifacts))
+        told = {"params": dict(params), "tags": dict(tags), "artifacts": self._paths(artifacts)}
+        self._add("search_started", name=name, search=self.address.search, **told)
 
     def trial_started(self, number: int, name: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
         """A child run for trial `number`; said again after an interruption, it continues the same run."""
@@ -143,6 +144,11 @@ class Spool:
     def known(self) -> dict[int | None, KnownRun]:
         """What the spool says of each trial, and of the search itself (None), in this part of the search or before."""
         return known_runs(self.path)
+
+    def _told(self) -> str | None:
+        """Whose events these are, as the spool itself says: its address file may be lost."""
+        search = self.known().get(None)
+        return search.search if search else None
 
     def close(self) -> None:
         """Give the spool up; nothing is lost by not calling it."""
