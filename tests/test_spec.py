@@ -137,6 +137,8 @@ def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path) -> None:
         ("space.model.dropout.float=[0]", "'space.model.dropout.float' must be a list of at least 2 items"),
         ("model={family: slstm, heads: 5}", "model.heads must divide model.hidden_size"),
         ("name=../up", "name must be letters"),
+        (f"name={'x' * 121}", "'name' must be a text of at most 120 characters, got 'xxx"),
+        ("model={family: xlstm, pattern: abc}", r"'model.pattern' must be a text that matches \^\[sm\]\+\$, got 'abc'"),
     ],
 )
 def test_load_spec_says_what_is_wrong_in_the_users_own_keys(tmp_path: Path, override: str, message: str) -> None:

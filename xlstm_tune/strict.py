@@ -101,9 +101,11 @@ def _rule(problem: Any) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind in {"literal_error", "enum"}:
         return str(context["expected"]) if " or " not in str(context["expected"]) else f"one of {context['expected']}"
-    if kind in {"too_short", "too_long"}:
-        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        return f"a list of {bound} items"
+    if kind.endswith(("too_short", "too_long")):
+        bound = f"at least {context['min_length']}" if kind.endswith("short") else f"at most {context['max_length']}"
+        return f"a text of {bound} characters" if kind.startswith("string") else f"a list of {bound} items"
+    if kind == "string_pattern_mismatch":
+        return f"a text that matches {context['pattern']}"
     if kind in _KINDS:
         return _KINDS[kind]
     text = str(problem["msg"])
