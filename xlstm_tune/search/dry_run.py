@@ -143,7 +143,7 @@ def _out_of_reach(plan: Plan, least: int) -> list[str]:
 
 
 def too_little(plan: Plan) -> list[str]:
-    """Why the test part can hardly tell two models apart, shown by the two best baselines."""
+    """Why the test part can hardly tell two models apart, shown by two baselines."""
     truth = actual(plan.table, plan.data, TEST)
     labels = sample_labels(plan.table, plan.data, TEST)
     every = -(-len(labels) // SAMPLES)
