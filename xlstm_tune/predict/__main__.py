@@ -94,9 +94,11 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
     write_table(made.table, place)
     print_rows(made.table, SHOWN, console)
     about = "trained again on training and validation part" if champion.about["refit"] else "as it was searched"
+    member = champion.about["member"]
+    seed = "" if member is None else f", seed {champion.config.training.seed}"  # of a population, the one that is kept
     console.print(
-        f"{made.table.num_rows:,} rows in {place}, by trial {champion.trial} ({champion.title}; {about}); intervals at "
-        f"{100 * level:g} %",
+        f"{made.table.num_rows:,} rows in {place}, by trial {champion.trial}{seed} ({champion.title}; {about}); "
+        f"intervals at {100 * level:g} %",
         highlight=False,
         markup=False,
         soft_wrap=True,

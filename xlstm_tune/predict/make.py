@@ -32,14 +32,14 @@ from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import shape_of
+from xlstm_tune.training.metrics import METRICS
 
 PACKAGES = ("torch", "numpy", "numba", "pyarrow", "safetensors", "pydantic", "PyYAML", "epiweeks", "pandas", "mlflow")
 """What predicting needs besides this package, pinned for whoever serves the model."""
 
 
-METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
-PARTS = {"validation": "val", "test": "test"}
-"""How columns of the members table begin."""
+BEGINS = {"validation": "val", "test": "test"}
+"""Part → how columns of the members table begin."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def find_winner(folder: Path, objective: str) -> Winner | None:
     if not members:
         return Winner(best, None, best["best_epoch"])
     chosen = min(members, key=lambda row: (row[objective], row["member"]))
-    scores = {part: {name: chosen[f"{short}_{name}"] for name in METRICS} for part, short in PARTS.items()}
+    scores = {part: {name: chosen[f"{short}_{name}"] for name in METRICS} for part, short in BEGINS.items()}
     tested = chosen["test_rmse"] is not None
     return Winner(best, chosen["member"], chosen["best_epoch"], scores if tested else None)
 

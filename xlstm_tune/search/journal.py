@@ -93,6 +93,8 @@ class History:
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
+                if lacking := {"epoch", "status", "done"} - row.keys():
+                    raise KeyError(min(lacking))
                 if event.get("stop"):
                     row["done"] = True
                 past.rows.append((now, row))
@@ -180,7 +182,7 @@ def read_journal(folder: Path) -> History:
                     f"{SCHEMA}); go on with the program that wrote it"
                 )
             history.add(event)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(

@@ -281,14 +281,16 @@ def _writer_lock(folder: Path) -> IO[bytes]:
 def remembered_uri(folder: Path) -> str:
     """Where a search was tracked; credentials are not kept, so they come from the environment.
 
-    A database that is gone from where it was, while there is one in the storage folder, has moved with the search.
+    A database that is gone from where it was, with its folder or while there is one in the storage folder, has moved
+    with the search.
     Raises TrackingError if the folder holds no spool, or the environment not that URI.
     """
     address = read_address(folder)
     if not address.has_credentials:
-        beside = default_uri(folder.parent)
-        gone = address.uri.startswith("sqlite") and not sqlite_path(address.uri).exists()
-        return beside if gone and sqlite_path(beside).exists() else address.uri
+        before, beside = address.uri, default_uri(folder.parent)
+        gone = before.startswith("sqlite") and not sqlite_path(before).exists()
+        moved = gone and (sqlite_path(beside).exists() or not sqlite_path(before).parent.exists())
+        return beside if moved else before
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if hide_credentials(given) == address.uri:
         return given

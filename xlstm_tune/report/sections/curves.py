@@ -152,9 +152,9 @@ def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any
     parts = [f"{counted(len(curves), 'trial')}, up to {counted(last, 'epoch')}."]
     if pruned := shown.count("pruned"):
         stops: Sequence[int] = sorted(curves[t][-1][0] for t in curves if t in rows and rows[t]["status"] == "pruned")
-        parts.append(
-            f"{pruned} were stopped early (dotted, ended by a bar), half of them by epoch {stops[len(stops) // 2]}."
-        )
+        many = f"{pruned} were" if pruned > 1 else "1 was"
+        by = f"at least half of them by epoch {stops[(pruned - 1) // 2]}" if pruned > 1 else f"after epoch {stops[0]}"
+        parts.append(f"{many} stopped early (dotted, ended by a bar), {by}.")
     if failed := shown.count("failed"):
         parts.append(f"{failed} failed (crosses).")
     unseen = sum(row["status"] == "failed" and row["trial"] not in curves for row in record.trials)
