@@ -94,9 +94,11 @@ class GrowingCluster:
         return (self._folder / "start.log").read_text()
 
     def stop(self) -> None:
-        """End it, and leave nothing behind."""
+        """End it, and leave nothing behind. Says why where it has ended by itself, which no test wants."""
+        ended, said = self._process.poll(), self._said()
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
+        assert ended is None, f"the head ended by itself, with exit code {ended}: {said[-3000:]}"
 
     def _end(self) -> None:
         """End every process of this cluster, and of no other: they all name its folder or its address."""
