@@ -74,7 +74,9 @@ def comparable(folders: Sequence[Path]) -> list[str]:
         elif first["fingerprint"] is None or second["fingerprint"] is None:
             missing = one if first["fingerprint"] is None else other
             reasons.append(f"{one} and {other} cannot be compared: nothing in {missing} says which data it was given.")
-        elif first["fingerprint"] != second["fingerprint"]:
+        elif first["fingerprint"] != second["fingerprint"] and (
+            first["sequences"] is None or first["sequences"] != second["sequences"]
+        ):
             reasons.append(f"{one} and {other} cannot be compared, since {_why(first, second, one, other)}.")
     return reasons
 
@@ -126,16 +128,17 @@ def _known(folder: Path) -> dict[str, Any]:
     before = environment.get("data_fingerprint") if isinstance(environment, dict) else None
     section = dict(((row or {}).get("spec") or {}).get("data") or {})
     section.pop("source", None)
-    fingerprint = data.get("fingerprint") or before
+    sequences = None
     if data.get("task") == "regression" and data.get("table_fingerprint"):
         # Whole sequences: what of each a model looks at changes neither them nor their parts.
-        fingerprint = json.dumps([data["table_fingerprint"], {**section, "lookback": None}], sort_keys=True)
+        sequences = json.dumps([data["table_fingerprint"], {**section, "lookback": None}], sort_keys=True)
     return {
         "task": data.get("task"),
         "targets": ", ".join(data["targets"]) if data else None,
         "horizon": data.get("horizon"),
         "objective": objective_of(row) if row else None,
-        "fingerprint": fingerprint,
+        "fingerprint": data.get("fingerprint") or before,
+        "sequences": sequences,
         "table": data.get("table_fingerprint"),
         "lookback": data.get("max_lookback") or data.get("lookback"),
         "section": section,
