@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,23 @@ class Search:
         """A signal to the driver."""
         assert self.process is not None
         self.process.send_signal(number)
+
+    def send_to_all(self, number: signal.Signals, of: str = "") -> None:
+        """A signal to the driver and to every process that descends from it, as Slurm and systemd send it, the last
+        ones first. of: only to those with this in their command."""
+        assert self.process is not None
+        parents, commands = {}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                commands[int(folder.name)] = (folder / "cmdline").read_text()
+        family = [self.process.pid]
+        for one in family:  # which grows
+            family.extend(pid for pid, parent in parents.items() if parent == one)
+        for pid in reversed(family):
+            if of in commands[pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def kill(self) -> None:
         """SIGKILL to the driver, and to nobody else; returns when the workers that it leaves have gone too."""

@@ -68,6 +68,42 @@ def test_a_killed_driver_is_gone_on_with_from_the_last_whole_checkpoints(
     assert "is finished" in search.run("--resume", "wave")
 
 
+def test_a_signal_to_every_process_stops_the_search_in_order(tmp_path: Path, undisturbed: Callable[..., Path]) -> None:
+    """SIGTERM to Ray's processes and MLflow's writer too, as timeout, Slurm and systemd send it at the end."""
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)))
+    search.until(lambda: search.epochs() > 10)
+    known = search.epochs()
+    search.send_to_all(signal.SIGTERM)
+    output = search.end(128 + signal.SIGTERM, seconds=30)
+    assert "Stopped early (interrupted); go on with" in output
+    cut = [row for row in trials_of(search.folder).values() if row["reason"] == "interrupted"]
+    assert cut
+    for row in cut:  # what was under way was saved
+        saved = max(search.folder.glob(f"trials/{row['trial']:05}/checkpoints/epoch-*"))
+        assert int(saved.name.removeprefix("epoch-")) >= row["epochs"]
+    assert search.epochs() >= known
+
+    assert "won: rmse" in search.run("--resume", "wave")
+    check_accounted(search.folder, undisturbed())
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_search_whose_ray_was_killed_says_so_and_goes_on(
+    tmp_path: Path, undisturbed: Callable[..., Path], name: str
+) -> None:
+    """As by a machine that runs out of memory: Ray by itself would wait for a minute, and name no way on."""
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)))
+    search.until(lambda: search.epochs() > 10)
+    search.send_to_all(signal.SIGKILL, of=f"/{name}/{name}\0" if name == "raylet" else f"/{name}\0")
+    output = search.end(1, seconds=20)
+    assert f"Stopped early (Ray's process {name} has ended by itself: signal 9); go on with: " in output
+
+    assert "won: rmse" in search.run("--resume", "wave")
+    check_accounted(search.folder, undisturbed())
+
+
 @pytest.mark.parametrize("sections", [FUSED, POPULATION], ids=["fused", "population"])
 def test_trials_of_many_members_go_on_with_the_same_bits(
     tmp_path: Path, undisturbed: Callable[..., Path], sections: dict[str, Any]

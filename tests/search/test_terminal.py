@@ -11,7 +11,7 @@ from typing import TextIO, cast
 import pytest
 from rich.console import Console
 
-from xlstm_tune.search.terminal import Lasting, children_outlive_terminal
+from xlstm_tune.search.terminal import Lasting, children_outlive_signals
 
 
 def test_what_is_written_to_a_pipe_that_nobody_reads_is_dropped() -> None:
@@ -44,9 +44,13 @@ def test_a_full_disk_is_told() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
-def test_children_are_deaf_to_the_end_of_the_terminal() -> None:
-    ask = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
-    before = signal.getsignal(signal.SIGHUP)
-    with children_outlive_terminal():
+def test_children_are_deaf_to_the_end_of_the_terminal_and_to_sigterm() -> None:
+    ask = (
+        "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "
+        "signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    )
+    before = signal.getsignal(signal.SIGHUP), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with children_outlive_signals():
         inside = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert inside.strip() == "True" and signal.getsignal(signal.SIGHUP) is before
+    assert inside.strip() == "True True"
+    assert (signal.getsignal(signal.SIGHUP), signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before

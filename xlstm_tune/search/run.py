@@ -160,10 +160,11 @@ def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again."""
+    lost = partial(_without_ray, plan, console)
     with (
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console, ended=True),
-        ray_session(plan, console) as placement,
+        ray_session(plan, console, lost) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
@@ -178,14 +179,26 @@ def _resume_words(plan: Plan, why: str) -> str:
     return f"Stopped early ({why}); go on with: {command}"
 
 
+def _without_ray(plan: Plan, console: Console, why: str) -> None:
+    """End this process as one that was killed: nothing can go on, and all that has ended is on record."""
+    console.show_cursor()
+    console.print(_resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
+    console.file.flush()
+    os._exit(1)
+
+
 def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome]:
     """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
+    lost = partial(_without_ray, plan, console)
     with (
         closing(Journal(plan.folder)) as journal,
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console),
     ):
-        with ResultsWriter(plan.folder) as results, ray_session(plan, console) as placement:
+        with (
+            ResultsWriter(plan.folder) as results,
+            ray_session(plan, console, lost) as placement,
+        ):
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
             record = SearchRecord(plan, placement, results)

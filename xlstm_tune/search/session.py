@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.terminal import children_outlive_terminal
+from xlstm_tune.search.terminal import children_outlive_signals
 from xlstm_tune.tracking import Spool, Writer
 
 PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
@@ -23,6 +25,10 @@ PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTOR
 PASSED_ON_WHOLE = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "TZ")
 KEPT_BACK = ("XLSTM_TUNE_TRACKING_URI", "XLSTM_TUNE_STORAGE")
 """These may hold a password."""
+NEEDED = ("gcs_server", "raylet")
+"""Ray's names of the processes that it cannot do without."""
+HELPERS = ("monitor", "dashboard", "log_monitor")
+"""Those that only watch."""
 DRAIN = "XLSTM_TUNE_DRAIN_SECONDS"
 """Environment variable: how long a finished search waits for MLflow to take what is left; 120 where it is not set."""
 DRAIN_SECONDS_STOPPED = 10.0
@@ -56,14 +62,16 @@ def _drain_seconds() -> float:
 
 
 @contextmanager
-def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
+def ray_session(plan: Plan, console: Console, lost: Callable[[str], None]) -> Iterator[Placement]:
     """Ray on this machine, or the cluster at the plan's address, once that has a node for a trial.
 
+    lost: called in a thread of its own with the reason, should Ray's own processes on this machine end before it is
+    over; it ends this process, since Ray would, after a minute and without a word of what to do.
     Raises ResourceError when the cluster is too small and will stay so, or its workers cannot answer.
     """
     import ray
 
-    with children_outlive_terminal():
+    with children_outlive_signals():
         if plan.address:
             ray.init(
                 address=plan.address,
@@ -85,9 +93,48 @@ def ray_session(plan: Plan, console: Console) -> Iterator[Placement]:
     try:
         if plan.address:
             check_workers_answer(f"the cluster at {plan.address}")
-        yield plan.placement or place_on_cluster(plan, lambda words: _say(console, words))
+        with _watched(lost):
+            yield plan.placement or place_on_cluster(plan, lambda words: _say(console, words))
     finally:
+        _end_helpers()
         ray.shutdown()
+
+
+@contextmanager
+def _watched(lost: Callable[[str], None]) -> Iterator[None]:
+    """Inside, it is looked at twice a second whether the processes live that Ray cannot do without."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            for name, process in _processes(NEEDED):
+                if (code := process.poll()) is not None and not over.is_set():
+                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    lost(f"Ray's process {name} has ended by itself: {how}")
+                    return
+
+    thread = threading.Thread(target=watch, name="ray-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _end_helpers() -> None:
+    """End what Ray does not need any more: it asks by SIGTERM, to which its processes are deaf here, and waits a second
+    for each of them."""
+    for _, process in _processes(HELPERS):
+        process.kill()
+
+
+def _processes(names: Iterable[str]) -> list[tuple[str, subprocess.Popen[bytes]]]:
+    """Ray's processes of these names that this one has started; none in a cluster."""
+    from ray._private import worker
+
+    started = getattr(getattr(worker, "_global_node", None), "all_processes", {})
+    return [(name, one.process) for name in names for one in started.get(name, ())]
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A terminal may go away, a search must not: what nobody can read any more is dropped."""
+"""A terminal may go away, a search must not: what nobody can read any more is dropped, and what Ray runs goes on."""
 
 from __future__ import annotations
 
@@ -54,13 +54,19 @@ def outlive_terminal() -> None:
 
 
 @contextmanager
-def children_outlive_terminal() -> Iterator[None]:
-    """Inside, processes are started that the end of the terminal does not end."""
+def children_outlive_signals() -> Iterator[None]:
+    """Inside, processes are started that SIGHUP and SIGTERM do not end when they come to the whole search at once.
+
+    The end of a terminal does that, and so do timeout, Slurm and systemd: the search stops in order then, and needs its
+    children for it. SIGTERM is blocked, since Ray's processes would put a handler on what is ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGHUP, before)
