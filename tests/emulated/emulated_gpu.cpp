@@ -242,5 +242,6 @@ int64_t emulated_peak() { return peak; }
 void emulated_reset_peak() { peak = used.load(); }
 void emulated_limit(int64_t bytes) { limit = bytes; }
 void emulated_capturing(bool on) { capturing = on; }
+bool emulated_is_capturing() { return capturing; }
 void emulated_replaying(bool on) { replaying = on; }
 }

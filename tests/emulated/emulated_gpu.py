@@ -58,11 +58,11 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
     for name in ("used", "peak"):
         getattr(library, f"emulated_{name}").restype = ctypes.c_int64
+    library.emulated_is_capturing.restype = ctypes.c_bool
     library.emulated_limit.argtypes = [ctypes.c_int64]
     library.emulated_capturing.argtypes = library.emulated_replaying.argtypes = [ctypes.c_bool]
     _made.append(library)
-    if limit := os.environ.get("EMULATED_GPU_BYTES"):
-        library.emulated_limit(int(limit))
+    library.emulated_limit(int(os.environ.get("EMULATED_GPU_BYTES", MEMORY)))
     return library
 
 
@@ -131,6 +131,8 @@ def _facts(library: ctypes.CDLL) -> dict[str, Any]:
         "mem_get_info": lambda *_: (MEMORY - int(library.emulated_used()), MEMORY),
         "memory_allocated": lambda *_: int(library.emulated_used()),
         "max_memory_allocated": total,
+        "memory_reserved": lambda *_: int(library.emulated_used()),
+        "set_per_process_memory_fraction": lambda share, *_: library.emulated_limit(int(share * MEMORY)),
         "reset_peak_memory_stats": lambda *_: library.emulated_reset_peak(),
         "default_generators": (Generator(),),
         "get_rng_state": lambda *_: state,
@@ -250,7 +252,12 @@ def _graphs(library: ctypes.CDLL) -> dict[str, Any]:
             library.emulated_capturing(False)
             recorder.undo()
 
-    return {"CUDAGraph": CUDAGraph, "graph": graph, "graph_pool_handle": lambda: (0, 1)}
+    return {
+        "CUDAGraph": CUDAGraph,
+        "graph": graph,
+        "graph_pool_handle": lambda: (0, 1),
+        "is_current_stream_capturing": lambda: bool(library.emulated_is_capturing()),
+    }
 
 
 def _let_the_interpreter_reach_it() -> None:

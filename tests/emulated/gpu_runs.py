@@ -120,7 +120,7 @@ def little_memory(train_on: Callable[[str, str], list[EpochResult]]) -> list[dic
             gc.collect()
             GPU.emulated_limit(int(GPU.emulated_used()) + int(share * most))
             mine = train_on(CUDA, capture)
-            GPU.emulated_limit(2**62)
+            GPU.emulated_limit(emulated_gpu.MEMORY)
             found.append(
                 {
                     "share": share,
@@ -153,13 +153,9 @@ def waiting_step() -> dict[str, Any]:
     return alone(family="lstm") | {"broken": torch.cuda.CUDAGraph.broken}
 
 
-LSTM = {"family": "lstm", "layers": 2}
 RUNS: dict[str, Callable[[], Any]] = {
-    "lstm": lambda: alone(**LSTM, dropout=0.3),
-    "lstm_scratch": lambda: alone(family="lstm_scratch"),
     "ms": lambda: alone(**MS),
     "padded": lambda: alone(REGRESSION, family="slstm", dropout=0.3),
-    "together": lambda: together(**MS),
     "kernels": lambda: {
         "lstm": alone(SHORT, family="lstm", heads=1),
         "mlstm": alone(SHORT, family="mlstm", heads=1, layers=2, conv_kernel=0),  # the last one runs no kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-EMULATED = Path(__file__).parent.parent / "emulated"
+ROOT = Path(__file__).parent.parent.parent
+EMULATED = ROOT / "tests" / "emulated"
 sys.path.append(str(EMULATED))
 import emulated_gpu  # noqa: E402
 
@@ -37,7 +39,18 @@ def assert_replayed(found: dict[str, Any]) -> None:
     assert found["kept"] == 0, "bytes that nobody needs any more"
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm_scratch", "ms", "padded", "together"])
+def test_what_is_tested_on_a_gpu_holds_on_an_emulated_one() -> None:
+    """As `make test-gpu` runs them, but for torch's own LSTM, of whose kernel a CPU has none."""
+    files = [f"tests/training/test_{name}.py" for name in ("capture", "micro")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-m", "gpu", "-k", "not lstm_torch", *files]
+    environment = emulated_gpu.environment(TRITON_INTERPRET="0", XLSTM_TUNE_TEST_GPU="1")
+    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    passed = re.search(r"(\d+) passed, (?!.*(failed|skipped))", ended.stdout)
+    assert passed and int(passed[1]) >= 18, ended.stdout[-500:]
+
+
+@pytest.mark.parametrize("name", ["ms", "padded"])
 def test_a_step_lies_on_the_device_and_is_replayed(name: str) -> None:
     found = run(name)
     assert_replayed(found)
