@@ -3,6 +3,7 @@
 // Tensors on it have the device and the dispatch keys of a GPU's. An operator that torch has no kernel of its own for
 // there arrives at `compute`, which lets the CPU's kernel work on the same memory.
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -229,6 +230,7 @@ struct CUDAHooks final : at::CUDAHooksInterface {
   DeviceIndex current_device() const override { return 0; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   int getNumGPUs() const override { return 1; }
+  at::Generator getNewGenerator(DeviceIndex) const override { return at::detail::createCPUGenerator(); }
   Device getDeviceFromPtr(void*) const override { return DEVICE; }
   void deviceSynchronize(DeviceIndex) const override {}
 };

@@ -153,6 +153,23 @@ def waiting_step() -> dict[str, Any]:
     return alone(family="lstm") | {"broken": torch.cuda.CUDAGraph.broken}
 
 
+def compiled() -> dict[str, Any]:
+    """Models within torch.compile, without a break in their graphs, before anything else has asked for a kernel."""
+    found = {}
+    x = torch.randn(4, FORECAST.lookback, 2, device=CUDA)
+    for name, model in {"lstm": {"family": "lstm"}, "ms": {"family": "xlstm", "pattern": "ms"}}.items():
+        config = made.trial_config(model=model)
+        built = loop.build_model(config.model, loop.shape_of(FORECAST, config)).to(CUDA)
+        parameters = list(built.parameters())
+        outputs = [call(x) for call in (torch.compile(built, fullgraph=True, backend="aot_eager"), built)]
+        gradients = [torch.autograd.grad(output.square().sum(), parameters) for output in outputs]
+        found[name] = {
+            "same": torch.equal(*outputs),
+            "same_gradients": all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(*gradients, strict=True)),
+        }
+    return found
+
+
 RUNS: dict[str, Callable[[], Any]] = {
     "ms": lambda: alone(**MS),
     "padded": lambda: alone(REGRESSION, family="slstm", dropout=0.3),
@@ -166,6 +183,7 @@ RUNS: dict[str, Callable[[], Any]] = {
         lambda device, capture: run_together(members(WIDE, (0.0, 0.0, 0.0, 0.0)), LONG, device, capture)
     ),
     "waiting": waiting_step,
+    "compiled": compiled,
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.kernels import dispatch, slstm
 from xlstm_tune.kernels.dispatch import BACKENDS, KERNELS, mlstm_design, resolve
-from xlstm_tune.kernels.launcher_triton import launcher_refusal
+from xlstm_tune.kernels.launcher_triton import refusal
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -84,8 +84,8 @@ def test_resolve_unknown_names():
 def test_a_machine_on_which_triton_cannot_start_kernels_is_told_why(monkeypatch, caplog):
     """Stands for a GPU without a C compiler: here Triton finds no driver when it is to make its launcher."""
     pytest.importorskip("triton")
-    launcher_refusal.cache_clear()
-    dispatch._warn.cache_clear()
+    refusal.cache_clear()
+    dispatch._warn_once.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
         with pytest.raises(
@@ -96,5 +96,5 @@ def test_a_machine_on_which_triton_cannot_start_kernels_is_told_why(monkeypatch,
         assert all(choice.backend == "reference" and "gcc and python3-dev" in choice.reason for choice in chosen)
         assert len(caplog.records) == 1
     finally:
-        launcher_refusal.cache_clear()
-        dispatch._warn.cache_clear()
+        refusal.cache_clear()
+        dispatch._warn_once.cache_clear()

@@ -71,6 +71,13 @@ def test_a_step_that_waits_for_the_device_is_not_captured_and_goes_on() -> None:
     assert found["same"] and found["kept"] == 0, "a capture that broke left nothing behind"
 
 
+@pytest.mark.parametrize("interpret", ["0", "1"], ids=["reference", "triton"])
+def test_torch_compile_follows_no_kernel(interpret: str) -> None:
+    """It followed Triton as that looked for a driver, and stopped there: what chooses a kernel is a constant."""
+    for name, found in run("compiled", interpret).items():
+        assert found == {"same": True, "same_gradients": True}, name
+
+
 @pytest.mark.parametrize(("name", "key"), [("memory", "micro_batch"), ("memory together", "together")])
 def test_memory_that_runs_out_changes_no_number(name: str, key: str) -> None:
     """Where the allocator itself refuses: batches are done by halves, members by fewer at a time, graphs are let go."""

@@ -79,7 +79,8 @@ def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
         return None
     from xlstm_tune.kernels.launcher_triton import launcher_refusal
 
-    return launcher_refusal()
+    refused: str | None = launcher_refusal()
+    return refused
 
 
 def resolve(
@@ -118,9 +119,14 @@ def resolve(
     return Choice(op, "reference", f"there is no faster kernel for {what}")
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _warn(reason: str) -> None:
-    """Once for each reason: a GPU that works without our kernels is many times slower."""
+    """A GPU that works without our kernels is many times slower. torch.compile says it while it looks at the call."""
+    _warn_once(reason)
+
+
+@cache
+def _warn_once(reason: str) -> None:
     log.warning("The GPU runs without the fast kernels: %s.", reason)
 
 

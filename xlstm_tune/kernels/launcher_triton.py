@@ -5,10 +5,21 @@ from __future__ import annotations
 from functools import cache
 from subprocess import CalledProcessError
 
+import torch
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def launcher_refusal() -> str | None:
+    """Why it cannot, found by having Triton make its launcher; None when it can. Needs a GPU.
+
+    torch.compile takes the answer for a constant: it would follow Triton as that looks for a driver, and give up.
+    """
+    return refusal()
+
 
 @cache
-def launcher_refusal() -> str | None:
-    """Why it cannot, found by having Triton make its launcher; None when it can. Needs a GPU."""
+def refusal() -> str | None:
+    """`launcher_refusal`, looked at once."""
     try:
         from triton.runtime import driver
 
