@@ -98,8 +98,7 @@ Storage on_host(const Storage& storage) {
   return Storage(Storage::use_byte_size_t(), storage.nbytes(), std::move(memory), c10::GetCPUAllocator(), true);
 }
 
-at::Tensor shaped_like(const at::Tensor& like, Storage storage, DispatchKey key) {
-  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), DispatchKeySet(key), like.dtype());
+at::Tensor shaped_like(const at::Tensor& like, at::Tensor made) {
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(like.sizes(), like.strides());
   impl->set_storage_offset(like.storage_offset());
@@ -113,6 +112,19 @@ const std::unordered_set<std::string> CROSSING = {
 // Operators for which the host waits, which a capture refuses.
 const std::unordered_set<std::string> WAITING = {
     "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::repeat_interleave"};
+
+at::Tensor fresh(const at::Tensor& like, Storage storage, DispatchKey key) {
+  return shaped_like(
+      like, at::detail::make_tensor<c10::TensorImpl>(std::move(storage), DispatchKeySet(key), like.dtype()));
+}
+
+// Known to autograd and to inference mode as its base is.
+at::Tensor view(const at::Tensor& like, const at::Tensor& base) {
+  return shaped_like(
+      like,
+      at::detail::make_tensor<c10::TensorImpl>(
+          c10::TensorImpl::VIEW, Storage(base.storage()), base.key_set(), like.dtype()));
+}
 
 struct Pair {
   at::Tensor ours, host;
@@ -135,7 +147,7 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       if (pair.ours.is_same(tensor)) return pair.host;
     }
     masked |= !pairs.empty() && tensor.scalar_type() == at::kBool;
-    pairs.push_back({tensor, shaped_like(tensor, on_host(tensor.storage()), DispatchKey::CPU)});
+    pairs.push_back({tensor, fresh(tensor, on_host(tensor.storage()), DispatchKey::CPU)});
     return pairs.back().host;
   };
   for (auto at = first; at < stack->size(); ++at) {
@@ -191,11 +203,11 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     const Storage storage = tensor.storage();
     for (const auto& pair : pairs) {  // a view
       if (storage.nbytes() && pair.host.storage().data() == storage.data()) {
-        return shaped_like(tensor, pair.ours.storage(), DispatchKey::CUDA);
+        return view(tensor, pair.ours);
       }
     }
     Storage kept(Storage::use_byte_size_t(), storage.nbytes(), held(storage), &allocator, true);
-    return shaped_like(tensor, std::move(kept), DispatchKey::CUDA);
+    return fresh(tensor, std::move(kept), DispatchKey::CUDA);
   };
   for (auto at = stack->size() - op.schema().returns().size(); at < stack->size(); ++at) {
     IValue& value = (*stack)[at];
