@@ -69,6 +69,10 @@ struct Allocator final : c10::Allocator {
 Allocator allocator;
 REGISTER_ALLOCATOR(DeviceType::CUDA, &allocator);
 
+Storage counted(const Storage& host) {
+  return Storage(Storage::use_byte_size_t(), host.nbytes(), held(host), &allocator, true);
+}
+
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   Guard() = default;
   explicit Guard(DeviceType) {}
@@ -184,8 +188,7 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (const auto& [tensor, host] : pairs) {  // what an operator made another shape of, or gave more memory
     auto* impl = tensor.unsafeGetTensorImpl();
     if (host.storage().data() != tensor.storage().data() && host.storage().nbytes()) {
-      impl->set_storage_keep_dtype(
-          Storage(Storage::use_byte_size_t(), host.storage().nbytes(), held(host.storage()), &allocator, true));
+      impl->set_storage_keep_dtype(counted(host.storage()));
     }
     if (tensor.sizes() != host.sizes() || tensor.strides() != host.strides()) {
       impl->set_sizes_and_strides(host.sizes(), host.strides());
@@ -206,8 +209,7 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
         return view(tensor, pair.ours);
       }
     }
-    Storage kept(Storage::use_byte_size_t(), storage.nbytes(), held(storage), &allocator, true);
-    return fresh(tensor, std::move(kept), DispatchKey::CUDA);
+    return fresh(tensor, counted(storage), DispatchKey::CUDA);
   };
   for (auto at = stack->size() - op.schema().returns().size(); at < stack->size(); ++at) {
     IValue& value = (*stack)[at];

@@ -17,7 +17,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -53,8 +52,7 @@ def made() -> ctypes.CDLL:
 
 
 def load() -> ctypes.CDLL:
-    """The device's library, before torch, which asks once for what it defines."""
-    assert "torch" not in sys.modules, "the emulated GPU has to be there before torch"
+    """The device's library. To be called before torch is loaded, which asks once for what it defines."""
     library = ctypes.CDLL(str(build()), mode=ctypes.RTLD_GLOBAL)
     for name in ("used", "peak"):
         getattr(library, f"emulated_{name}").restype = ctypes.c_int64
@@ -98,9 +96,6 @@ def _facts(library: ctypes.CDLL) -> dict[str, Any]:
     compiler has a rule for each."""
     import torch
 
-    def total(*_: Any) -> int:
-        return int(library.emulated_peak())
-
     class Generator:
         """Of numbers that nothing draws: on a GPU all seeds come from the CPU."""
 
@@ -130,7 +125,7 @@ def _facts(library: ctypes.CDLL) -> dict[str, Any]:
         "utilization": lambda *_: 0,
         "mem_get_info": lambda *_: (MEMORY - int(library.emulated_used()), MEMORY),
         "memory_allocated": lambda *_: int(library.emulated_used()),
-        "max_memory_allocated": total,
+        "max_memory_allocated": lambda *_: int(library.emulated_peak()),
         "memory_reserved": lambda *_: int(library.emulated_used()),
         "set_per_process_memory_fraction": lambda share, *_: library.emulated_limit(int(share * MEMORY)),
         "reset_peak_memory_stats": lambda *_: library.emulated_reset_peak(),

@@ -36,8 +36,6 @@ REGRESSION = made.regression_data(steps=5, lengths=(5, 4, 2), static=True)
 EXACT = {"learning_rate": 2.0**-7, "schedule": "constant", "warmup": 0.0, "precision": "fp32", "epochs": 5}
 """A learning rate that is the same number in float32, which tensors of it have on a GPU."""
 MS = {"family": "xlstm", "pattern": "ms", "dropout": 0.3, "direction": "both", "pooling": "attention"}
-
-
 SHORT = made.forecast_data(rows=20, lookback=2)  # one batch of 11
 LONG = made.forecast_data(rows=110, lookback=24)
 WIDE = made.trial_config(model={"family": "lstm", "layers": 2}, batch_size=48, **EXACT)

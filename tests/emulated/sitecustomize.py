@@ -24,9 +24,7 @@ class _WithGPU(importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         import emulated_gpu
 
-        del sys.modules["torch"]
         library = emulated_gpu.load()
-        sys.modules["torch"] = module
         self._torch.exec_module(module)
         emulated_gpu.install(library)
 

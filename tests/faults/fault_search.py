@@ -94,18 +94,19 @@ class Search:
 
     def send_to_all(self, number: signal.Signals, of: str = "") -> None:
         """A signal to the driver and to every process that descends from it, as Slurm and systemd send it, the last
-        ones first. of: only to those with this in their command."""
+        ones first. of: only to those whose program has this name."""
         assert self.process is not None
-        parents, commands = {}, {}
+        parents, programs = {}, {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                commands[int(folder.name)] = (folder / "cmdline").read_text()
+                command, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
+                programs[int(folder.name)] = Path(os.fsdecode(command.partition(b"\0")[0])).name
+                parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
         family = [self.process.pid]
         for one in family:  # which grows
             family.extend(pid for pid, parent in parents.items() if parent == one)
         for pid in reversed(family):
-            if of in commands[pid]:
+            if of in ("", programs.get(pid)):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 

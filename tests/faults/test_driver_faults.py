@@ -96,7 +96,7 @@ def test_a_search_whose_ray_was_killed_says_so_and_goes_on(
     search = Search(tmp_path / "searches")
     search.start(str(write_search(tmp_path)))
     search.until(lambda: search.epochs() > 10)
-    search.send_to_all(signal.SIGKILL, of=f"/{name}/{name}\0" if name == "raylet" else f"/{name}\0")
+    search.send_to_all(signal.SIGKILL, of=name)
     output = search.end(1, seconds=20)
     assert f"Stopped early (Ray's process {name} has ended by itself: signal 9); go on with: " in output
 

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import emulated_gpu
 import pytest
 from fault_search import NAME, STATES, epochs_of, runs_of, study_of, trials_of, write_search
 from tracked import give_database
-
-sys.path.append(str(Path(__file__).parent.parent / "emulated"))
-import emulated_gpu
 
 pytestmark = [
     pytest.mark.slow,

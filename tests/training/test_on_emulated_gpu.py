@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import emulated_gpu
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 EMULATED = ROOT / "tests" / "emulated"
-sys.path.append(str(EMULATED))
-import emulated_gpu  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -160,11 +160,10 @@ def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again."""
-    lost = partial(_without_ray, plan, console)
     with (
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console, ended=True),
-        ray_session(plan, console, lost) as placement,
+        _ray(plan, console) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
@@ -179,6 +178,11 @@ def _resume_words(plan: Plan, why: str) -> str:
     return f"Stopped early ({why}); go on with: {command}"
 
 
+def _ray(plan: Plan, console: Console) -> AbstractContextManager[Placement]:
+    """Ray, without which this process ends."""
+    return ray_session(plan, console, partial(_without_ray, plan, console))
+
+
 def _without_ray(plan: Plan, console: Console, why: str) -> None:
     """End this process as one that was killed: nothing can go on, and all that has ended is on record."""
     console.show_cursor()
@@ -189,16 +193,12 @@ def _without_ray(plan: Plan, console: Console, why: str) -> None:
 
 def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome]:
     """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
-    lost = partial(_without_ray, plan, console)
     with (
         closing(Journal(plan.folder)) as journal,
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console),
     ):
-        with (
-            ResultsWriter(plan.folder) as results,
-            ray_session(plan, console, lost) as placement,
-        ):
+        with ResultsWriter(plan.folder) as results, _ray(plan, console) as placement:
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
             record = SearchRecord(plan, placement, results)
