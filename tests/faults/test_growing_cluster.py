@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +44,11 @@ def test_search_waits_for_the_first_node_and_uses_those_that_follow(
 
     search = Search(tmp_path / "searches")
     search.start(str(write_search(tmp_path, space=SPACE)), "--address", cluster.address)
+    search.until(lambda: search.epochs() > 0, 400)
+    first = search.worker(0 if search.epochs(0) else 1)
+    os.kill(first, signal.SIGSTOP)  # it would have trained both before a busy machine starts another node
+    search.until(lambda: search.epochs(0) and search.epochs(1), 400)
+    os.kill(first, signal.SIGCONT)
     output = search.end(0, 500)
     assert f"waiting for a node with 1 CPU and 1 GPU, which the cluster at {cluster.address} does not have" in output
     assert re.search(r"a node with 1 CPU and 1 GPU has come, after \d+ s", output)

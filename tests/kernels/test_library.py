@@ -3,6 +3,7 @@ import torch
 from torch.autograd import forward_ad
 
 from xlstm_tune.kernels import lstm, slstm
+from xlstm_tune.kernels.library import constant_when_compiled
 
 
 def registered():
@@ -17,6 +18,15 @@ def test_arguments_of_an_operator_have_different_names():
     for operator in operators:
         names = [argument.name for argument in operator._schema.arguments]
         assert len(set(names)) == len(names), operator
+
+
+def test_a_constant_is_marked_as_torch_marks_it():
+    def ours(): ...
+
+    def theirs(): ...
+
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(constant_when_compiled(ours)) == vars(theirs) != {}
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

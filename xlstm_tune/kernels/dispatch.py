@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from xlstm_tune.errors import BackendUnavailable
+from xlstm_tune.kernels.library import constant_when_compiled
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def resolve(
     return Choice(op, "reference", f"there is no faster kernel for {what}")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _warn(reason: str) -> None:
     """A GPU that works without our kernels is many times slower. torch.compile says it while it looks at the call."""
     _warn_once(reason)

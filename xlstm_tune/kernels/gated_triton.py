@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlstm_tune.kernels.library import Kernel, members, register
+from xlstm_tune.kernels.library import Kernel, constant_when_compiled, members, register
 from xlstm_tune.kernels.parts_triton import parameter_gradients
 
 PIECE = 64
@@ -157,7 +157,7 @@ def too_much(stored: int, memory: int) -> bool:
     return memory > 0 and stored > SHARE * memory
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def device_memory(kind: str, index: int | None) -> int:
     """Bytes of a device, free or not; 0 for a CPU, on which the interpreter runs."""
     return int(torch.cuda.get_device_properties(index).total_memory) if kind == "cuda" else 0

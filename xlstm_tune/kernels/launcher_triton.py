@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from subprocess import CalledProcessError
 
-import torch
+from xlstm_tune.kernels.library import constant_when_compiled
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def launcher_refusal() -> str | None:
     """Why it cannot, found by having Triton make its launcher; None when it can. Needs a GPU.
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ def register(kernel: Kernel) -> Callable[..., Tensors]:
         return found[: len(kernel.outputs)]
 
     return call
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Have torch.compile call `function` once and take its answer for a constant, instead of following it.
+
+    As torch.compiler.assume_constant_result does, which imports torch's compiler first: four seconds of every start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def members(*tensors: Tensor) -> int:
