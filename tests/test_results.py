@@ -304,6 +304,31 @@ def test_newer_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
             attempt()
 
 
+def test_damaged_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path) as writer:
+        writer.epoch(epoch(0, 1))
+    part = tmp_path / "results" / "epochs" / "part-000001.parquet"
+    whole = part.read_bytes()
+    attempts = (lambda: read(tmp_path, "epochs"), lambda: ResultsWriter(tmp_path))
+    for damaged in (b"", b"not a table", whole[:-10]):
+        part.write_bytes(damaged)
+        for attempt in attempts:
+            with pytest.raises(StorageError, match=r"part-000001\.parquet cannot be read \(.+\); bring it back, or"):
+                attempt()
+    part.write_bytes(whole)
+    middle = whole.index(b"\x28\xb5\x2f\xfd")  # where something is compressed
+    part.write_bytes(whole[:middle] + bytes(8) + whole[middle + 8 :])
+    with pytest.raises(StorageError, match="cannot be read"):  # only who reads the rows can know
+        read(tmp_path, "epochs")
+    part.write_bytes(whole)
+    pending = tmp_path / "results" / "epochs" / "pending.1.jsonl"
+    for line in (b"\x00\x00\x00", b"\xff", b"{", b"7", b"null"):
+        pending.write_bytes(json.dumps(epoch(0, 2)).encode() + b"\n" + line + b"\n")
+        for attempt in attempts:
+            with pytest.raises(StorageError, match=r"line 2 of \S+pending\.1\.jsonl is damaged; remove that line"):
+                attempt()
+
+
 def test_pending_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     ResultsWriter(tmp_path)
     (tmp_path / "results" / "trials" / "pending.2.jsonl").write_text("")
@@ -339,7 +364,7 @@ def test_closed_writer_takes_no_more(tmp_path: Path) -> None:
 
 
 def test_rows_that_move_while_a_table_is_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer, plain, moved = ResultsWriter(tmp_path, rows=7), results._pending_rows, []
+    writer, plain, moved = ResultsWriter(tmp_path, rows=7), results.pending_rows, []
     for number in range(1, 4):
         writer.epoch(epoch(0, number))
 
@@ -351,6 +376,6 @@ def test_rows_that_move_while_a_table_is_read_keep_their_order(tmp_path: Path, m
                 writer.epoch(epoch(0, number))
         return rows
 
-    monkeypatch.setattr(results, "_pending_rows", slowly)
+    monkeypatch.setattr(results, "pending_rows", slowly)
     assert read(tmp_path, "epochs")["epoch"].to_pylist() == list(range(1, 16))
     writer.close()

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.lines import append_line, sync
-from xlstm_tune.result_tables import KINDS, SCHEMAS, VERSION, VERSION_KEY, check_column, plain_row, rows_to_table
+from xlstm_tune.result_files import opened, part_number, parts_of, pending_path, pending_rows, place_of, read_part
+from xlstm_tune.result_tables import KINDS, SCHEMAS, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
 _ATTEMPTS = 50
@@ -53,15 +54,16 @@ class ResultsWriter:
         self._buffers = {name: _Buffer() for name in KINDS}
         self._pending: dict[str, int] = {}
         for name in KINDS:
-            place = _place(folder, name)
+            place = place_of(folder, name)
             place.mkdir(parents=True, exist_ok=True)
             for torn in place.glob(".*.tmp"):
                 torn.unlink()
-            for part in _parts(folder, name):  # what a newer program wrote is refused before anything is added to it
-                _open(part).close()
-            self._buffers[name].rows = _pending_rows(folder, name)
+            for part in parts_of(folder, name):  # what a newer program wrote is refused before anything is added to it
+                with opened(part):
+                    pass
+            self._buffers[name].rows = pending_rows(folder, name)
             # Unbuffered: each row is one write().
-            self._pending[name] = os.open(_pending_path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._pending[name] = os.open(pending_path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             if not self._buffers[name].rows:
                 os.ftruncate(self._pending[name], 0)  # half a line at most
         self.flush()
@@ -115,7 +117,7 @@ class ResultsWriter:
         self.flush()
         for name, descriptor in self._pending.items():
             os.close(descriptor)
-            _pending_path(self._folder, name).unlink()
+            pending_path(self._folder, name).unlink()
             self._compact(name)
         self._pending = {}
 
@@ -162,7 +164,7 @@ class ResultsWriter:
             self._buffers[name].rows = []
 
     def _compact(self, name: str) -> None:
-        parts = _parts(self._folder, name)
+        parts = parts_of(self._folder, name)
         if len(parts) < 2:
             return
         self._write_part(name, _survivors(name, parts))
@@ -170,8 +172,8 @@ class ResultsWriter:
             part.unlink()
 
     def _write_part(self, name: str, tables: Iterable[pa.Table]) -> None:
-        place = _place(self._folder, name)
-        last = max((_part_number(part) for part in place.glob("part-*.parquet")), default=0)
+        place = place_of(self._folder, name)
+        last = max((part_number(part) for part in place.glob("part-*.parquet")), default=0)
         path = place / f"part-{last + 1:06d}.parquet"
         temporary = place / f".{path.name}.tmp"
         with temporary.open("wb") as file:
@@ -187,18 +189,18 @@ class ResultsWriter:
 def read(folder: Path, table: str) -> pa.Table:
     """A table of a search folder, in the order of writing: 'trials', 'members', 'epochs', 'predictions', ...
 
-    Empty if nothing has been written to it. Raises StorageError if the folder holds no results or they come from
-    a newer program, ValueError for a table that does not exist.
+    Empty if nothing has been written to it. Raises StorageError if the folder holds no results, they come from a newer
+    program or are damaged, ValueError for a table that does not exist.
     """
     if table not in KINDS:
         raise ValueError(f"there is no table '{table}'; {did_you_mean(table, KINDS)}")
     if not (folder / "results").is_dir():
         raise StorageError(f"{folder} holds no results of a search (it has no folder 'results')")
     for attempt in range(_ATTEMPTS):
-        before = _parts(folder, table)
+        before = parts_of(folder, table)
         # Pending rows before the parts: those that move to a part meanwhile are then seen twice, rather than never.
-        rows = _pending_rows(folder, table)
-        parts = _parts(folder, table)
+        rows = pending_rows(folder, table)
+        parts = parts_of(folder, table)
         last = attempt == _ATTEMPTS - 1
         if parts != before and not last:  # seen twice, the rows that moved would stand behind newer ones
             continue
@@ -235,7 +237,7 @@ def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Ta
             return SCHEMAS["predictions"].empty_table().select(columns)
         texts = [name for name in columns if SCHEMAS["predictions"].field(name).type == pa.string()]
         key = list(KINDS["predictions"].key)
-        with _open(path, texts) as file:
+        with opened(path, texts) as file:
             tables = []
             for group in groups:
                 table = file.read_row_group(group, columns)
@@ -261,9 +263,9 @@ def _steady(look: Callable[[], Any]) -> Any:
 def _prediction_places(folder: Path) -> dict[Predicted, tuple[Path, list[int]]]:
     """The part file and its row groups that hold the predictions of each; a later part replaces earlier ones."""
     places: dict[Predicted, tuple[Path, list[int]]] = {}
-    for path in _parts(folder, "predictions"):
+    for path in parts_of(folder, "predictions"):
         own: dict[Predicted, tuple[Path, list[int]]] = {}
-        with _open(path) as file:
+        with opened(path) as file:
             for group in range(file.num_row_groups):
                 for key in _keys_of(file, group):
                     own.setdefault(key, (path, []))[1].append(group)
@@ -294,7 +296,7 @@ def _survivors(name: str, parts: list[Path], newest: pa.Table | None = None) -> 
     """The rows of all parts, oldest first, without those that a later part (or row of the same part) replaces."""
     kind = KINDS[name]
     key = list(kind.key)
-    keys = [_read(part, key) for part in parts]
+    keys = [read_part(part, key) for part in parts]
     if newest is not None:
         keys.append(newest.select(key))
     masks = _keep_whole(keys, key) if kind.whole else _keep_last(keys, key)
@@ -344,57 +346,9 @@ def _keep_whole(keys: list[pa.Table], key: list[str]) -> list[pa.ChunkedArray | 
     return masks[::-1]
 
 
-def _place(folder: Path, name: str) -> Path:
-    return folder / "results" / name
-
-
-def _pending_path(folder: Path, name: str) -> Path:
-    return _place(folder, name) / f"pending.{VERSION}.jsonl"
-
-
-def _part_number(path: Path) -> int:
-    return int(path.stem.removeprefix("part-"))
-
-
-def _parts(folder: Path, name: str) -> list[Path]:
-    """The part files, oldest first; what is still being written has another name. Refuses newer versions."""
-    place = _place(folder, name)
-    for path in place.glob("pending.*.jsonl"):
-        _check_version(path, int(path.name.split(".")[1]))
-    return sorted(place.glob("part-*.parquet"), key=_part_number)
-
-
-def _open(path: Path, as_dictionaries: list[str] | None = None) -> pq.ParquetFile:
-    file = pq.ParquetFile(path, read_dictionary=as_dictionaries)
-    _check_version(path, int((file.schema_arrow.metadata or {}).get(VERSION_KEY, b"0")))
-    return file
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    with _open(path) as file:
-        return file.read(columns)
-
-
 def _load(name: str, path: Path) -> pa.Table:
-    table, schema = _read(path), SCHEMAS[name]
+    table, schema = read_part(path), SCHEMAS[name]
     for column in schema:
         if column.name not in table.column_names:  # written by an older version
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     return table.select(schema.names).cast(schema)
-
-
-def _check_version(path: Path, version: int) -> None:
-    if version > VERSION:
-        raise StorageError(
-            f"{path} was written by a newer xlstm_tune (results version {version}, known here up to {VERSION}); "
-            "update xlstm_tune to read it"
-        )
-
-
-def _pending_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Rows that are in no part file yet; half a last line is left out."""
-    try:
-        lines = _pending_path(folder, name).read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]

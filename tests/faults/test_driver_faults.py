@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,46 @@ def test_a_driver_killed_before_its_refit_has_the_winner_trained_again_by_a_resu
     assert "--refit asked for before" in output
     assert not list(search.folder.glob(f".{CHAMPION}.*")), "what the killed driver left is gone"
     assert "Trained again" not in search.run("--resume", "wave"), "once is enough"
+
+
+def test_sigterm_while_the_winner_is_trained_again_keeps_the_wish(tmp_path: Path) -> None:
+    """The search has ended by then; Ray would abort at the signal, without a word."""
+    search = Search(tmp_path / "searches")
+    search.run(str(write_search(tmp_path)))
+    search.start("--resume", "wave", "--refit")
+    search.until(lambda: b"ray::_refit_task" in b"".join(map(read_or_nothing, Path("/proc").glob("[0-9]*/cmdline"))))
+    search.send(signal.SIGTERM)
+    output = search.end(128 + signal.SIGTERM, seconds=30)
+    assert re.search(r"go on with: .* --resume wave .* --refit", output)
+    assert "Trained again on training and validation part" in search.run("--resume", "wave")
+
+
+def read_or_nothing(path: Path) -> bytes:
+    """What a file holds, nothing where it is gone."""
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def test_a_disk_that_fails_leaves_its_trials_open(tmp_path: Path, undisturbed: Callable[..., Path]) -> None:
+    """Read-only all at once, as Linux makes a broken one: each of its trials would fail within a second."""
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)))
+    search.until(search.folder.exists)
+    place = search.folder / "trials" / "00002"
+    place.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a disk takes rights that this user has not")
+    try:
+        output = search.end(1)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+    told = rf"Stopped: a disk failed \(process \d+ on \S+: .*Read-only file system: '{place}\S+'\)\. What was saved is"
+    assert re.search(told, output), output
+    reasons = {row["reason"] for row in trials_of(search.folder).values()}
+    assert "disk failed" in reasons and not any(str(reason).startswith("error") for reason in reasons)
+    assert "won: rmse" in search.run("--resume", "wave")
+    check_accounted(search.folder, undisturbed())
 
 
 def test_a_driver_killed_while_it_judges_the_finalists_has_them_judged_by_a_resume(

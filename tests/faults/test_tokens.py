@@ -1,4 +1,4 @@
-"""A cluster without tokens, and a driver that asks for them."""
+"""Clusters that do not take a driver: tokens and versions that differ."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fault_search import NAME, Search, write_search
-from tracked import free_port
+from tracked import ROOT, free_port
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def address() -> Iterator[str]:
-    """Of a cluster of one node that asks nobody for a token."""
+@contextmanager
+def cluster(**more: str) -> Iterator[str]:
+    """The address of a cluster of one node. more: of its environment."""
     with tempfile.TemporaryDirectory(prefix="open-", dir="/tmp") as folder:  # short: sockets lie below it
         port = free_port()
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"]
@@ -29,7 +30,7 @@ def address() -> Iterator[str]:
             f"--temp-dir={folder}",
             f"--ray-client-server-port={free_port()}",
         ]
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | more
         with (Path(folder) / "start.log").open("wb") as log:
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
@@ -42,11 +43,25 @@ def address() -> Iterator[str]:
             node.wait(60)
 
 
-def test_a_driver_that_asks_for_tokens_is_told_that_the_cluster_has_none(address: str, tmp_path: Path) -> None:
-    """Ray lets it in, and would end each trial's worker before it has begun."""
-    file = str(write_search(tmp_path))
-    search = Search(tmp_path / "searches", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
-    search.start(file, "--address", address)
-    output = search.end(2)
-    assert f"the cluster at {address} was started without token authentication" in " ".join(output.split())
+def refused(search: Search, address: str, file: Path) -> str:
+    """The sentence with which a search is refused; it leaves no name behind."""
+    search.start(str(file), "--address", address)
+    output = " ".join(search.end(2).split())
     assert not (search.storage / NAME).exists()
+    return output
+
+
+def test_what_a_cluster_does_not_take_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Ray lets in who asks for tokens where there are none, and would end each trial's worker before it has begun."""
+    file, ask = write_search(tmp_path), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    (tmp_path / "sitecustomize.py").write_text("import ray\nray.__version__ = '1.2.3'\n")
+    another = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with cluster(RAY_AUTH_MODE="disabled") as address:
+        said = refused(Search(tmp_path / "searches", **ask), address, file)
+        assert f"the cluster at {address} was started without token authentication" in said
+        said = refused(Search(tmp_path / "searches", **another), address, file)
+        assert f"the cluster at {address} does not take this process (Version mismatch" in said
+        assert "needs the same versions of Ray and Python" in said
+    with cluster(**ask) as address:
+        said = refused(Search(tmp_path / "searches", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="1" * 64), address, file)
+        assert f"the cluster at {address} does not take this process" in said and "same token" in said

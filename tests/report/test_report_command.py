@@ -72,7 +72,7 @@ def test_damaged_search_is_refused_in_a_sentence(storage: Path, capsys: pytest.C
     spec.unlink()
     part = next((storage / "quickstart" / "results" / "trials").glob("part-*.parquet"))
     part.write_bytes(b"not a table")
-    assert "are damaged" in refused(capsys, "quickstart", "--storage", str(storage))
+    assert "cannot be read" in refused(capsys, "quickstart", "--storage", str(storage))
     part.unlink()
     with ResultsWriter(storage / "quickstart") as writer:
         writer.trial({"trial": 0, "status": "completed", "params": "{", "val_rmse": 1.0})

@@ -19,7 +19,7 @@ from xlstm_tune.search.folder import STOPPED, trial_folder
 from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.referee import Referee
 from xlstm_tune.search.schedulers import make_scheduler
-from xlstm_tune.search.stopping import DISK_FULL, Stopping
+from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL, Stopping
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchConfig
 
@@ -233,11 +233,12 @@ def test_a_full_disk_asks_for_a_stop_and_tells_nobody_what_is_not_on_record(tmp_
         os.close(number)
 
 
-def test_a_worker_whose_disk_is_full_asks_for_a_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", [DISK_FULL, DISK_FAILED])
+def test_a_worker_whose_disk_takes_nothing_asks_for_a_stop(why: str, tmp_path: Path) -> None:
     game = Game(tmp_path)
-    shown = result(numbers=[0]) | {"disk_full": "[Errno 28] No space left on device"}
+    shown = result(numbers=[0]) | {"disk": (why, "process 7 on vm: [Errno 30] Read-only file system")}
     assert game.referee("t", shown) is False
-    assert game.stopping.reason == DISK_FULL
+    assert (game.stopping.reason, game.stopping.detail) == (why, "process 7 on vm: [Errno 30] Read-only file system")
 
 
 def test_another_error_of_the_record_is_not_swallowed(tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ def test_what_is_written_to_a_pipe_that_nobody_reads_is_dropped() -> None:
     stream.close()
 
 
+def test_handlers_and_mask_are_those_of_before_whatever_a_library_does() -> None:
+    """Ray puts one behind SIGTERM that ends the process."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers], signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with children_outlive_signals():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert ([signal.getsignal(number) for number in numbers], signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before
+
+
 def test_a_terminal_that_was_closed_is_no_error() -> None:
     outer, inner = os.openpty()
     stream = Lasting(os.fdopen(inner, "w"))

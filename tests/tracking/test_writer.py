@@ -16,7 +16,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
 from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.uri import python_command
-from xlstm_tune.tracking.writer import Unsent, find_search, unsent
+from xlstm_tune.tracking.writer import URI_VARIABLE, Unsent, find_search, unsent
 
 
 @pytest.mark.slow
@@ -97,6 +97,25 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert {number: run["status"] for number, run in runs.items()} == {None: "KILLED", 0: "KILLED"}
     assert runs[0]["curves"] == {"val_rmse": [(1, 1.0)]} and runs[0]["tags"]["status"] == "interrupted"
     assert unsent(folder) is None
+
+
+@pytest.mark.slow
+def test_a_writer_ends_whose_search_died_waiting_for_it(tmp_path: Path) -> None:
+    """The search had said that it has finished, and the server is away: its lock would keep everyone else out."""
+    folder, uri = tmp_path / "s", f"http://127.0.0.1:{free_port()}"
+    with Spool(folder, uri) as spool:
+        say_search(spool, 1)
+    program = f"""
+from pathlib import Path
+from xlstm_tune.tracking import writer
+writer._ORPHAN_SECONDS = 0.5
+raise SystemExit(writer.follow(Path({str(folder)!r}), parent=0))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), URI_VARIABLE: uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = subprocess.run([sys.executable, "-c", program], input=b".", env=environment, timeout=60, check=False)
+    assert done.returncode == 1
+    left = unsent(folder)
+    assert left is not None and left.events == 7
 
 
 def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:

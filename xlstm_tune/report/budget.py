@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 1000
-CUT_SHORT = ("time budget", "interrupted", "disk full", "storage away", "taken over by another driver")
+CUT_SHORT = ("time budget", "interrupted", "disk full", "disk failed", "storage away", "taken over by another driver")
 """Reasons of trials that the end of the search cut short (search/stopping.py): a resume goes on with them, and those
 without a figure say nothing of their family."""
 UNFINISHED = "unfinished"

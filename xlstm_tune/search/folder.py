@@ -28,6 +28,7 @@ from xlstm_tune.layout import member_folder as member_folder
 from xlstm_tune.layout import trial_folder as trial_folder
 from xlstm_tune.lines import sync
 from xlstm_tune.search.resources import cpus
+from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL
 from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at, local_root
 from xlstm_tune.storage.objects import Objects, check_reachable, holds, is_uri
@@ -39,6 +40,7 @@ HUNG = "hung.txt"
 STOPPED = "stopped"
 """An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILED = (errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def check_folder(storage: str, name: str) -> Path:
@@ -179,11 +181,25 @@ def check_same_data(folder: Path, fingerprint: str) -> None:
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether an error means that nothing more can be written, be it wrapped in those of Ray or safetensors."""
+    """Whether an error means that there is no room, be it wrapped in those of Ray or safetensors."""
+    return _tells(error, _FULL)
+
+
+def disk_stop(error: BaseException | None) -> str | None:
+    """Why nothing more can be written, by an error as `disk_full` takes it; None where it says nothing of that.
+
+    A disk that fails turns read-only, or answers no more, as a network's does whose server has gone.
+    """
+    if disk_full(error):
+        return DISK_FULL
+    return DISK_FAILED if _tells(error, _FAILED) else None
+
+
+def _tells(error: BaseException | None, codes: tuple[int, ...]) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in codes:
             return True
-        if any(os.strerror(code) in str(error) for code in _FULL):
+        if any(os.strerror(code) in str(error) for code in codes):
             return True
         error = error.__cause__ or error.__context__
     return False

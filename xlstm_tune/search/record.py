@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_tune.models.baselines import mase_scale
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.folder import ENVIRONMENT, disk_full, frozen
+from xlstm_tune.search.folder import ENVIRONMENT, disk_stop, frozen
 from xlstm_tune.search.plan import Plan, group_columns
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.stopping import STOPS
@@ -58,7 +58,7 @@ class SearchRecord:
         try:
             self._results.search(row)
         except OSError as error:
-            if not disk_full(error):  # else the row stays `running`, and a resume writes it
+            if not disk_stop(error):  # else the row stays `running`, and a resume writes it
                 raise
 
 

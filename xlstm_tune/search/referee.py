@@ -16,9 +16,9 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from xlstm_tune.search.folder import disk_full, trial_folder
+from xlstm_tune.search.folder import disk_stop, trial_folder
 from xlstm_tune.search.journal import Journal
-from xlstm_tune.search.stopping import DISK_FULL, STORAGE_AWAY, Stopping
+from xlstm_tune.search.stopping import STORAGE_AWAY, Stopping
 from xlstm_tune.search.store import Shared
 
 
@@ -45,8 +45,8 @@ class Referee(tune.Stopper):  # type: ignore[misc]
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on."""
-        if "disk_full" in result:
-            self._stopping.request(DISK_FULL)
+        if "disk" in result:
+            self._stopping.request(*result["disk"])
         if "storage_away" in result:
             self._stopping.request(STORAGE_AWAY)
         rows: list[dict[str, Any]] = result["rows"]
@@ -58,9 +58,9 @@ class Referee(tune.Stopper):  # type: ignore[misc]
             try:
                 self._journal.epoch(row, stop)
             except OSError as error:
-                if not disk_full(error):
+                if (why := disk_stop(error)) is None:
                     raise
-                self._stopping.request(DISK_FULL)
+                self._stopping.request(why, str(error))
                 break
             if stop:
                 row["done"] = True

@@ -13,7 +13,7 @@ from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, own_gpus_alone
-from xlstm_tune.search.store import Shared
+from xlstm_tune.search.store import Shared, StorageAway
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights, write_atomically
 from xlstm_tune.training.judge import predict
@@ -44,7 +44,8 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
     With the statistics of both parts, the same seed, and as many epochs as the winner's best one: nothing is left to
     choose a better number by. The number is kept, not scaled by the size of the data: an epoch over more samples makes
     more steps already, and the learning rate follows the schedule of the whole run up to the same epoch.
-    truth: [n, H, K] of the test part in the targets' units. Returns a sentence where it did not work.
+    truth: [n, H, K] of the test part in the targets' units. Returns a sentence where it did not work. Raises
+    StorageAway.
     """
     import ray
 
@@ -55,6 +56,8 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
     raw = plan.spec.model_dump(by_alias=True)
     try:
         answer = ray.get(task.remote(plan.store, name, raw, winner.settings, winner.epochs, ray.put(data)))
+    except StorageAway:  # in the task: Ray's exception is of its kind too
+        raise
     except ray.exceptions.RayError as error:
         return f"the worker was lost ({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
     if isinstance(answer, str):
@@ -88,6 +91,8 @@ def _refit_task(
         place.mkdir(parents=True, exist_ok=True)
         save_weights(place / WEIGHTS, model.state_dict())
         store.push(place)
+    except StorageAway:  # it is trained again once that is back
+        raise
     except Diverged as reason:
         return f"it diverged: {reason}"
     except Exception as error:  # whatever it was, the winner that there is stays

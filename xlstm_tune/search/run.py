@@ -21,7 +21,7 @@ from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.champion import keep_champion
 from xlstm_tune.search.duplicates import never_begun
 from xlstm_tune.search.finalists import Judge
-from xlstm_tune.search.folder import create_folder, disk_full
+from xlstm_tune.search.folder import create_folder, disk_stop
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.libraries import quiet
@@ -35,7 +35,17 @@ from xlstm_tune.search.refit import wish_for_refit
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.resume import keep_spec
 from xlstm_tune.search.session import ray_session, tracked
-from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, STOPS, STORAGE_AWAY, TIME_BUDGET, Stopping
+from xlstm_tune.search.stopping import (
+    CUTS,
+    DISK_FAILED,
+    DISK_FULL,
+    INTERRUPTED,
+    STOPS,
+    STORAGE_AWAY,
+    TIME_BUDGET,
+    Stopping,
+)
+from xlstm_tune.search.store import StorageAway
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
 from xlstm_tune.training.clock import nothing_compiled
 
@@ -79,12 +89,13 @@ def run(plan: Plan, console: Console) -> int:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             raise
         except KeyboardInterrupt:
-            console.print(_resume_words(plan, INTERRUPTED), highlight=False, markup=False, soft_wrap=True)
+            say(_resume_words(plan, INTERRUPTED))
             return stopping.exit_code
         except OSError as error:
-            if not disk_full(error):
+            why = STORAGE_AWAY if isinstance(error, StorageAway) else disk_stop(error)
+            if why is None:
                 raise
-            console.print(_resume_words(plan, DISK_FULL), highlight=False, markup=False, soft_wrap=True)
+            say(_resume_words(plan, why, _last_line(error)))
             return 1
 
 
@@ -131,7 +142,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if outcome.exhausted:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
-        console.print(_resume_words(plan, outcome.cut), highlight=False, markup=False, soft_wrap=True)
+        words = _resume_words(plan, outcome.cut, stopping.detail)
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     if (page := plan.folder / PAGE).exists():
         console.print(f"\nReport: {page}", highlight=False, soft_wrap=True, markup=False)
     if (plan.folder / CHAMPION).is_dir():
@@ -168,14 +180,21 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
 
-def _resume_words(plan: Plan, why: str) -> str:
-    """Why the search stopped, and the command that goes on with it."""
+def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
+    """Why the search stopped, and the command that goes on with it. detail: what was said of a disk that failed."""
     storage = shlex.quote(plan.storage or str(plan.folder.parent))
     command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
     command += " --refit" if plan.refit else ""
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
+    if why == DISK_FAILED:
+        return f"Stopped: a disk failed ({detail}). What was saved is safe; mend it, then go on with: {command}"
     return f"Stopped early ({why}); go on with: {command}"
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says; Ray's begin with where it came from."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _ray(plan: Plan, console: Console) -> AbstractContextManager[Placement]:
@@ -185,10 +204,12 @@ def _ray(plan: Plan, console: Console) -> AbstractContextManager[Placement]:
 
 def _without_ray(plan: Plan, console: Console, why: str) -> None:
     """End this process as one that was killed: nothing can go on, and all that has ended is on record."""
-    console.show_cursor()
-    console.print(_resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
-    console.file.flush()
-    os._exit(1)
+    try:
+        console.show_cursor()
+        console.print(_resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
+        console.file.flush()
+    finally:  # whether or not there is room for the words
+        os._exit(1)
 
 
 def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome]:
@@ -216,6 +237,9 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                         record_importance(plan, judge, placement, best, outcome.rows, outcome.data, results, console)
             except KeyboardInterrupt:
                 record.end(INTERRUPTED)
+                raise
+            except StorageAway:
+                record.end(STORAGE_AWAY)
                 raise
             record.end(outcome.cut, outcome.exhausted)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
@@ -324,9 +348,9 @@ def _search(
         except KeyboardInterrupt:
             pass  # stop at once, and write down what there is
         except (OSError, tune.TuneError) as error:
-            if not disk_full(error):
+            if (why := disk_stop(error)) is None:
                 raise
-            stopping.request(DISK_FULL)
+            stopping.request(why, _last_line(error))
         finally:
             # Before the budget is used up it is an interruption; Ray reports neither.
             spent = isinstance(budget, float) and time.monotonic() - began >= budget
@@ -340,7 +364,7 @@ def _search(
     rows = list(driver.rows.values())
     left_out = _ended_by_themselves(rows) < plan.trials or reason == STORAGE_AWAY
     # A searcher that has nothing more to give says nothing of the trials that were under way.
-    unfinished = reason in (STORAGE_AWAY, DISK_FULL) or any(row["reason"] in CUTS for row in rows)
+    unfinished = reason in (STORAGE_AWAY, DISK_FULL, DISK_FAILED) or any(row["reason"] in CUTS for row in rows)
     cut = reason if left_out and (unfinished or not searcher.exhausted) else None
     exhausted = searcher.exhausted if left_out and cut is None else None
     return Outcome(rows, data, cut, exhausted, searcher.separated)

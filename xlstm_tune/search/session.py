@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from xlstm_tune.errors import SpecError
+from xlstm_tune.errors import ResourceError, SpecError
 from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
@@ -73,12 +73,7 @@ def ray_session(plan: Plan, console: Console, lost: Callable[[str], None]) -> It
 
     with children_outlive_signals():
         if plan.address:
-            ray.init(
-                address=plan.address,
-                runtime_env={"env_vars": worker_environment(os.environ)},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _connect(plan.address)
         else:
             here = local_resources()
             ray.init(
@@ -100,23 +95,49 @@ def ray_session(plan: Plan, console: Console, lost: Callable[[str], None]) -> It
         ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    """Become a driver of the cluster there. Raises ResourceError where it does not take this process."""
+    import ray
+
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": worker_environment(os.environ)},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:  # another version; another token
+        ray.shutdown()
+        raise ResourceError(
+            f"the cluster at {address} does not take this process ({' '.join(str(error).split())[:300]}); it "
+            "needs the same versions of Ray and Python, and the same token where it asks for one"
+        ) from None
+
+
 @contextmanager
 def _watched(lost: Callable[[str], None]) -> Iterator[None]:
     """Inside, it is looked at twice a second whether the processes live that Ray cannot do without."""
     over = threading.Event()
 
+    def all_live() -> bool:
+        for name, process in _processes(NEEDED):
+            if (code := process.poll()) is not None:
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                lost(f"Ray's process {name} has ended by itself: {how}")
+                return False
+        return True
+
     def watch() -> None:
-        while not over.wait(0.5):
-            for name, process in _processes(NEEDED):
-                if (code := process.poll()) is not None and not over.is_set():
-                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                    lost(f"Ray's process {name} has ended by itself: {how}")
-                    return
+        while not over.wait(0.5) and all_live():
+            pass
 
     thread = threading.Thread(target=watch, name="ray-watch", daemon=True)
     thread.start()
     try:
         yield
+    except Exception:
+        all_live()  # Ray may have told of an end before the watch did
+        raise
     finally:
         over.set()
         thread.join()

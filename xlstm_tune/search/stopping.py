@@ -15,10 +15,11 @@ from types import FrameType
 
 INTERRUPTED = "interrupted"
 DISK_FULL = "disk full"
+DISK_FAILED = "disk failed"
 STORAGE_AWAY = "storage away"
 TIME_BUDGET = "time budget"
 TAKEN_OVER = "taken over by another driver"
-STOPS = (INTERRUPTED, DISK_FULL, STORAGE_AWAY, TAKEN_OVER)
+STOPS = (INTERRUPTED, DISK_FULL, DISK_FAILED, STORAGE_AWAY, TAKEN_OVER)
 """Reasons for which a search stops before its end, and is gone on with later."""
 CUTS = (TIME_BUDGET, *STOPS)
 """Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
@@ -34,20 +35,22 @@ class Stopping:
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._searching = False
-        self._watched: list[signal.Signals] = []
         self.signal: int | None = None
         """The last one that came."""
         self.reason: str | None = None
         """Why the search has to stop; None while it need not."""
+        self.detail = ""
+        """What was said of the reason that counts."""
 
     @property
     def exit_code(self) -> int:
         """As shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + (self.signal or signal.SIGINT)
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, detail: str = "") -> None:
         """Ask the search to stop as soon as its trials have saved what they have; the first reason counts."""
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason, self.detail = reason, detail
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -55,8 +58,8 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's
             return
-        self._watched = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._came) for number in self._watched}
+        watched = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._came) for number in watched}
         try:
             yield
         finally:
@@ -66,9 +69,6 @@ class Stopping:
     @contextmanager
     def searching(self) -> Iterator[None]:
         """Inside, the first signal is a request."""
-        if threading.current_thread() is threading.main_thread():
-            for number in self._watched:  # Ray has put a handler of its own behind SIGTERM, which aborts
-                signal.signal(number, self._came)
         self._searching = True
         try:
             yield

@@ -58,15 +58,18 @@ def children_outlive_signals() -> Iterator[None]:
     """Inside, processes are started that SIGHUP and SIGTERM do not end when they come to the whole search at once.
 
     The end of a terminal does that, and so do timeout, Slurm and systemd: the search stops in order then, and needs its
-    children for it. SIGTERM is blocked, since Ray's processes would put a handler on what is ignored.
+    children for it. SIGTERM is blocked, since Ray's processes would put a handler on what is ignored; so does Ray in
+    this process, which it would abort. Afterwards both signals are handled as before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last: what came meanwhile is handled now

@@ -23,7 +23,7 @@ import torch
 from ray import tune
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.folder import CONFIG, HUNG, disk_full, trial_folder
+from xlstm_tune.search.folder import CONFIG, HUNG, disk_stop, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.goals import times_forecasts, too_slow
 from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH
@@ -122,8 +122,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         except Exception as error:
             if out_of_memory(error):
                 return self._all_failed(f"out of memory: {str(error).splitlines()[0] if str(error) else 'host memory'}")
-            if disk_full(error):  # no fault of the trial, and no other would fare better
-                return self._result([], done=True) | {"disk_full": str(error)}
+            if why := disk_stop(error):  # no fault of the trial, and no other would fare better
+                return self._result([], done=True) | {"disk": (why, f"{self._worker}: {error}")}
             self._keep_traceback()
             if isinstance(error, torch.AcceleratorError):
                 # Nothing works on this GPU in this process any more: the trial goes on in another, as after any death.

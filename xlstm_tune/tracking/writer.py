@@ -148,10 +148,14 @@ class _Search:
         self._said_so = False
 
     @property
+    def orphaned(self) -> bool:
+        """We have another parent, so that nobody waits for us."""
+        return self._pid is not None and os.getppid() != self._pid
+
+    @property
     def dead(self) -> bool:
         """The pipe was closed without the word, or (a fork may hold the pipe) we have another parent."""
-        gone = self._pid is not None and os.getppid() != self._pid
-        return not self._said_so and (gone or self.finished)
+        return not self._said_so and (self.orphaned or self.finished)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake when the search finishes."""
@@ -195,7 +199,7 @@ def follow(folder: Path, parent: int | None = None) -> int:
                 sender.failed(error)
             if search.finished and not failures and not sender.waiting():
                 break
-            if search.dead and failures and time.monotonic() - failing_since > _ORPHAN_SECONDS:
+            if (search.dead or search.orphaned) and failures and time.monotonic() - failing_since > _ORPHAN_SECONDS:
                 return 1
             if failures:
                 search.wait(min(_LONGEST_WAIT, 0.5 * 2**failures))
