@@ -26,7 +26,8 @@ into .gpu-packages, for the interpreter at hand, without touching its torch. In 
   in Triton's cache, and --prepare does nothing else, so that a run after it has the time for the rest.
 
 All of it happens in processes of its own, with a time limit each, and the results are written every second: what was
-measured before an accident is kept. With --only, --quick or --no-peers the files are named -partial.
+measured before an accident is kept. With --only, --quick or --no-peers the files are named -partial, and what --only
+asks for. On a machine that is lent for minutes, several runs with --only bring more than one for everything.
 
 Exit code 1 when a check fails (the tables are written), 2 without a GPU.
 """
@@ -42,6 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,18 +68,20 @@ from gpu_cases import (
     Case,
 )
 from gpu_child import Lane, Pool, environment
-from gpu_compiled import Compiled, fill_cache, of, slug
+from gpu_compiled import Compiled, fill, fill_cache, of, slug
 from gpu_files import parser, write
 from gpu_tables import failures, tables, targets
 
 SECONDS = 500.0
 SHARES = {
-    "checks": 0.34, "ours": 0.59, "ways": 0.63, "capture": 0.68, "first": 0.72, "mlstm compile": 0.78,
-    "mlstm peers": 0.85, "compile": 0.93, "peers": 1,
+    "checks": 0.30, "warm": 0.38, "ours": 0.58, "ways": 0.63, "capture": 0.70, "first": 0.74, "mlstm compile": 0.79,
+    "mlstm peers": 0.87, "compile": 0.94, "peers": 1,
 }  # fmt: skip
 """Of --seconds, by when a part has to end."""
 ALONE = ("check", "feature", "first", "capture")
 """Beginnings of --only that leave one part, which then has all the time."""
+MOST_WARMED = 512
+"""Samples of all members in a case that is compiled ahead; larger ones take the same kernels, and too much memory."""
 REQUEST_SECONDS = 75.0
 """For one check, or to prepare or time one case."""
 EACH = {"mlstm": 0.4, "stack": 0.4, "long": 0.4, "mlstm-search": 0.15, "search": 0.15}
@@ -126,7 +130,8 @@ class Session:
 
     def deadline(self, part: str) -> float:
         """When a part has to end, by time.monotonic()."""
-        share = 1.0 if self.arguments.only.startswith(ALONE) else SHARES[part]
+        alone = self.arguments.interpret or self.arguments.only.startswith(ALONE)
+        share = 1.0 if alone else SHARES[part]
         return self.started + float(share * self.arguments.seconds)
 
     def left(self, part: str) -> float:
@@ -193,6 +198,7 @@ def check(session: Session, lane: Lane) -> None:
 
 def measure(session: Session) -> None:
     """Part 2: the device's limits and our times."""
+    warm_up(session)
     with Lane(environment(False)) as lane:
         session.say("limits")
         session.results["limits"] = lane.ask({"do": "limits"}, REQUEST_SECONDS)
@@ -213,6 +219,14 @@ def measure(session: Session) -> None:
         time_cases(session, lane, VMAPPED, "search", vmapped, "ours")
         gpu_ways.time_ways(session, lane, REQUEST_SECONDS)
         gpu_capture.time_capture(session, lane, REQUEST_SECONDS)
+
+
+def warm_up(session: Session) -> None:
+    """Have our kernels compiled that the checks did not need: one process alone would spend most of its time on it."""
+    cases = [case for some in chosen(session).values() for case in some if case.batch * case.members <= MOST_WARMED]
+    sides = [OURS, *session.designs(OURS)]
+    wanted = [(side, case) for side in sides for case in cases if side == OURS or case.op == "mlstm"]
+    fill(session, wanted, "warm", "ours")
 
 
 def chosen(session: Session) -> dict[str, list[Case]]:
@@ -253,16 +267,25 @@ def time_cases(
 
 def first_calls(session: Session) -> None:
     """Part 3: first calls, an empty cache for each."""
-    for op, dtype, width in FIRST[:: 3 if session.arguments.quick else 1]:
-        if not session.takes(op, width) or not session.wanted(f"first: {op}, {width}, {dtype}"):
-            continue
-        row = {"op": op, "dtype": dtype, "width": width}
-        if session.left("first") < 2:
-            session.add("first", row | {"error": "not run: no time was left"})
-            continue
-        session.say(f"first call: {op}, {width}, {dtype}")
+    rows = [
+        {"op": op, "dtype": dtype, "width": width}
+        for op, dtype, width in FIRST[:: 3 if session.arguments.quick else 1]
+        if session.takes(op, width) and session.wanted(f"first: {op}, {width}, {dtype}")
+    ]
+
+    def first(row: dict[str, Any]) -> dict[str, Any]:
+        left = session.left("first")
+        if left < 2:
+            return {"error": "not run: no time was left"}
         with tempfile.TemporaryDirectory() as folder, Lane(environment(False, TRITON_CACHE_DIR=folder)) as lane:
-            session.add("first", row | lane.ask({"do": "first", **row}, REQUEST_SECONDS))
+            return lane.ask({"do": "first", **row}, REQUEST_SECONDS, left)
+
+    if rows:
+        session.say(f"first calls of {len(rows)} shapes")
+        # Compiling takes a core; with one in three at work they do not slow each other down.
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 3)) as threads:
+            for row, answer in zip(rows, threads.map(first, rows), strict=True):
+                session.add("first", row | answer)
 
 
 def time_peers(session: Session) -> None:
@@ -349,6 +372,7 @@ def main() -> int:
             )
             return 2
         partial = "-partial" if arguments.only or arguments.quick or arguments.no_peers else ""
+        partial += f"-{slug(arguments.only)}" if arguments.only else ""
         session = Session(arguments, arguments.out / (slug(found["device"]) + partial), found)
         if arguments.prepare:
             return prepare_peers(session)

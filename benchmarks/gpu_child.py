@@ -46,6 +46,7 @@ def environment(interpret: bool, **more: str) -> dict[str, str]:
         variables.setdefault("CUDA_HOME", CUDA)
     # Without it torch's deterministic mode, which fills new memory with NaN, refuses products on a GPU.
     variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # there are as many of us as there are cores
     return variables | more
 
 
@@ -165,8 +166,8 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for lane in self._lanes:
-            lane.end()
+        with ThreadPoolExecutor(len(self._lanes)) as threads:  # each may take seconds
+            list(threads.map(lambda lane: lane.end(), self._lanes))
 
     def ask(self, requests: list[dict[str, Any]], seconds: float, deadline: float) -> Any:
         """Yield (request, answer) as answers come; after the deadline (time.monotonic) requests are not begun.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -61,7 +62,7 @@ class Compiled:
         left = self.session.left(part)
         if left < 2:
             return {"error": "not run: no time was left"}
-        answer = lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, left)
+        answer = lane.ask({"do": "prepare", "side": side, "case": asdict(case)}, math.inf, left)
         self.session.say(f"{side}: {case.title}: {answer.get('error', 'compiled')}")
         return answer
 
@@ -80,20 +81,23 @@ class Compiled:
 
 
 def fill_cache(session: Session, peers: list[Peer], cases: Cases, part: str) -> None:
-    """Let Triton compile peers' cases into its cache on disk, so that the one process that times them finds them there.
+    """Let Triton compile peers' cases into its cache on disk, as `fill` does."""
+    wanted = [
+        (peer.name, case) for some in cases.values() for peer in peers if peer.triton for case in of(peer.ops, some)
+    ]
+    fill(session, wanted, part, "peers")
+
+
+def fill(session: Session, wanted: list[tuple[str, Case]], part: str, whose: str) -> None:
+    """Let Triton compile cases of sides into its cache on disk, so that the one process that times them finds them
+    there.
 
     part: by whose end. What goes wrong shows when the case is timed.
     """
-    requests = [
-        {"do": "prepare", "side": peer.name, "case": asdict(case)}
-        for some in cases.values()
-        for peer in peers
-        if peer.triton
-        for case in of(peer.ops, some)
-    ]
+    requests = [{"do": "prepare", "side": side, "case": asdict(case)} for side, case in wanted]
     if not requests:
         return
-    session.say(f"Triton compiles {len(requests)} cases of peers")
+    session.say(f"Triton compiles {len(requests)} cases of {whose}")
     lanes = [Lane(environment(False)) for _ in range(max(1, min(WARMERS, (os.cpu_count() or 2) // 2, len(requests))))]
     with Pool(lanes) as pool:
         for _ in pool.ask(requests, LONGEST_SECONDS, session.deadline(part)):

@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace, lane: Lane) -> Iterator[Row]:
                 yield row
             else:
                 good.append((case_of(row), asked["cut"]))
+    good.sort(key=lambda one: KINDS.index((one[0].width, one[0].dtype)))  # should time end, all ops have had some
     for case, cut in good:
         for batch, members in SHAPES:
             shape = replace(case, batch=batch, steps=STEPS, heads=HEADS, members=members)

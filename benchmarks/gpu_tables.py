@@ -258,15 +258,16 @@ def race(what: str, rows: list[Row], rival: str, results: Results) -> list[str]:
     behind, ahead, undecided = [], 0, 0
     for row in ours:
         case = case_of(row)
-        best = min((one for one in rivals if case_of(one) == case and "error" not in one), key=_both, default=None)
-        if open_(row) or ("error" not in row and best is None):
-            undecided += 1
-        elif "error" in row:
+        others = [one for one in rivals if case_of(one) == case]
+        best = min((one for one in others if "error" not in one), key=_both, default=None)
+        if "error" in row and not open_(row):
             behind.append(f"{case.title}: {row['error']}")
-        elif best is not None and best["both_ms"] > row["both_ms"]:
-            ahead += 1
-        elif best is not None:
+        elif "error" not in row and best is not None and best["both_ms"] <= row["both_ms"]:
             behind.append(f"{case.title}: {row['both_ms']:.2f} ms, {best['side']} {best['both_ms']:.2f} ms")
+        elif open_(row) or best is None or any(map(open_, others)):
+            undecided += 1
+        else:
+            ahead += 1
     asked = {row["op"] for row in ours}
     able = {peer.name for peer in PEERS if asked & set(peer.ops) and peer.name.startswith(rival)}
     refused = [row for row in results["refused"] if row["side"] in able - {ANOTHER_FUNCTION}]

@@ -222,6 +222,19 @@ def test_targets_are_missed_where_we_are_slower_or_cannot_run(
     assert any(line.endswith(f"at most 5 ms: {of_5_ms}.") for line in targets(results))
 
 
+def test_a_rival_that_had_no_time_leaves_a_target_open() -> None:
+    from gpu_tables import targets
+
+    results = made_up()
+    results["timings"][0] = {**results["timings"][2], "side": "FlashRNN cuda", "error": "not run: no time was left"}
+    results["timings"][2] = {**results["timings"][1], "side": "FlashRNN triton_fused", "both_ms": 9.0}
+    race, *_ = targets(results)
+    assert "at every width: not decided, ahead at 0 of 1" in race
+    results["timings"][2]["both_ms"] = 3.0
+    race, *_ = targets(results)
+    assert "at every width: MISSED" in race
+
+
 def test_failures_are_errors_beyond_the_tolerance_and_accidents() -> None:
     from gpu_tables import failures, tables
 
@@ -356,6 +369,6 @@ def test_gpu_prepare_compiles_peers_and_writes_nothing(monkeypatch: pytest.Monke
 
 def test_gpu_only_takes_what_has_the_words_in_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert drive(monkeypatch, tmp_path, "--only", "12 × 64") == 0
-    results = json.loads((tmp_path / "some-gpu-80gb-partial.json").read_text())
+    results = json.loads((tmp_path / "some-gpu-80gb-partial-12-64.json").read_text())
     assert results["checks"] == results["first"] == []
     assert {(row["heads"], row["width"]) for row in results["timings"]} == {(12, 64)}

@@ -68,9 +68,15 @@ def refusal(
     return None
 
 
+@constant_when_compiled
+def _has_triton() -> bool:
+    """torch.compile of torch 2.11 and 2.12 does not follow find_spec."""
+    return find_spec("triton") is not None
+
+
 def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
     """Why no kernel of Triton's can run on tensors of a device type and dtype; None when they can."""
-    if find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "it runs on a GPU, and the tensors are on 'cpu' (TRITON_INTERPRET=1 runs it there, slowly)"
