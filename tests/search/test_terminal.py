@@ -36,6 +36,23 @@ def test_handlers_and_mask_are_those_of_before_whatever_a_library_does() -> None
     assert ([signal.getsignal(number) for number in numbers], signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before
 
 
+def test_a_signal_that_a_library_takes_for_an_exit_is_handled_as_before() -> None:
+    """Ray's handler raises SystemExit while it starts."""
+
+    def ours(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(KeyboardInterrupt), children_outlive_signals():
+            sys.exit(signal.SIGTERM)
+        with pytest.raises(SystemExit), children_outlive_signals():
+            sys.exit(2)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_terminal_that_was_closed_is_no_error() -> None:
     outer, inner = os.openpty()
     stream = Lasting(os.fdopen(inner, "w"))

@@ -67,9 +67,18 @@ def children_outlive_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # last: what came meanwhile is handled now
+
+    try:
+        yield
+    except SystemExit as end:
+        restore()
+        if end.code == signal.SIGTERM:  # Ray's handler, in another thread, took what was for ours
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        restore()
