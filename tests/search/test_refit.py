@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.layout import WEIGHTS
 from xlstm_tune.search.refit import _refit_task
-from xlstm_tune.search.store import Shared
+from xlstm_tune.search.store import Shared, StorageAway
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import train
@@ -90,3 +92,17 @@ def test_a_refit_that_breaks_says_why(spec: SearchSpec, tmp_path: Path) -> None:
     (tmp_path / "refit").write_text("a file where a folder should be")
     answer = _refit_task(Shared(tmp_path), "refit", spec.model_dump(by_alias=True), {}, 1, data)
     assert isinstance(answer, str) and answer.startswith("FileExistsError: ")
+
+
+@pytest.mark.parametrize("why", [StorageAway("away"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+def test_a_refit_whose_weights_find_no_place_is_not_one_that_was_tried(
+    why: OSError, spec: SearchSpec, tmp_path: Path
+) -> None:
+    class Away(Shared):
+        def push(self, place: Path, checkpoints: bool = False) -> None:
+            raise why
+
+    _, _, data = both(spec.data)
+    with pytest.raises(type(why)) as told:
+        _refit_task(Away(tmp_path), "refit", spec.model_dump(by_alias=True), {}, 1, data)
+    assert told.value is why and why.__cause__ is None

@@ -11,6 +11,7 @@ from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import REFIT_WISH, WEIGHTS
 from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
+from xlstm_tune.search.folder import disk_stop
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, own_gpus_alone
 from xlstm_tune.search.store import Shared, StorageAway
@@ -45,7 +46,7 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
     choose a better number by. The number is kept, not scaled by the size of the data: an epoch over more samples makes
     more steps already, and the learning rate follows the schedule of the whole run up to the same epoch.
     truth: [n, H, K] of the test part in the targets' units. Returns a sentence where it did not work. Raises
-    StorageAway.
+    OSError where the storage is away, or a disk takes nothing.
     """
     import ray
 
@@ -56,7 +57,7 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
     raw = plan.spec.model_dump(by_alias=True)
     try:
         answer = ray.get(task.remote(plan.store, name, raw, winner.settings, winner.epochs, ray.put(data)))
-    except StorageAway:  # in the task: Ray's exception is of its kind too
+    except OSError:  # as the task raises it: Ray's exception is of that kind too
         raise
     except ray.exceptions.RayError as error:
         return f"the worker was lost ({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
@@ -91,11 +92,14 @@ def _refit_task(
         place.mkdir(parents=True, exist_ok=True)
         save_weights(place / WEIGHTS, model.state_dict())
         store.push(place)
-    except StorageAway:  # it is trained again once that is back
-        raise
     except Diverged as reason:
         return f"it diverged: {reason}"
-    except Exception as error:  # whatever it was, the winner that there is stays
+    except Exception as error:
+        if isinstance(error, StorageAway) or disk_stop(error):  # it is trained again once there is room
+            if isinstance(error, OSError):
+                raise
+            raise OSError(str(error)) from error
+        # Whatever else it was, the winner that there is stays.
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     finally:
         store.leave()
