@@ -74,6 +74,15 @@ def test_a_trial_that_the_end_of_the_search_cut_short_is_not_the_schedulers_doin
     assert "(trial 0, not finished) won" in text and text.endswith("Trials: 1 pruned, 1 unfinished.")
 
 
+def test_a_baseline_without_any_error_is_the_best(tmp_path: Path) -> None:
+    write(tmp_path, [trial(0, "completed", 3.0)], {0: 3.0}, {"dlinear": 1.1, "last_value": 0.0})
+    board = build_leaderboard(tmp_path, "val_rmse")
+    assert [entry.model for entry in board.baselines] == ["last_value", "dlinear"]
+    assert best_baseline(tmp_path, "val_rmse") == ("last_value", 0.0)
+    assert "No trial beat the best baseline, last_value: its error is 0" in verdict(board)
+    assert "gain_val_percent" not in board.summary()
+
+
 def test_verdict_says_when_nothing_beat_the_baselines(tmp_path: Path) -> None:
     write(tmp_path, [trial(0, "completed", 5.0)], {0: 5.5}, {"last_value": 4.0})
     text = verdict(build_leaderboard(tmp_path, "val_rmse"))

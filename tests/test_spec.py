@@ -219,3 +219,11 @@ def test_largest_counts_the_fixed_value_only_where_it_is_used() -> None:
     space["training.epochs"]["when"] = {"model.family": "lstm"}
     spec = SearchSpec.parse(raw)
     assert (spec.max_lookback(), spec.max_epochs()) == (192, 40)
+
+
+def test_a_file_whose_name_is_no_name_of_a_search_is_told_so(tmp_path: Path) -> None:
+    file = tmp_path / "config (1).yaml"
+    file.write_text("data: {source: 'sample:etth1', target: OT, lookback: 8, horizon: 1}\nsearch:\n")
+    with pytest.raises(SpecError, match=r"config \(1\)\.yaml has no key 'name', .* add name: or give --name"):
+        load_spec(str(file))
+    assert load_spec(str(file), name="mine", search__trials=5).search.trials == 5, "a heading with nothing below it"

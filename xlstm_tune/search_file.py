@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.spec import SearchSpec
+from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean, shortened
 
 QUICKSTART = "quickstart"
@@ -176,6 +176,11 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     for flat, value in given.items():
         if value is not None:
             _assign(raw, flat.replace("__", "."), value)
+    if "name" not in raw and not re.fullmatch(NAME, path.stem):
+        raise SpecError(
+            f"{path} has no key 'name', and its own name cannot be that of a search (letters, digits, '.', '_' and "
+            "'-'); add name: or give --name"
+        )
     raw.setdefault("name", path.stem)
     _check_json(raw)
     _anchor_sources(raw, path.parent)
@@ -201,7 +206,8 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
     if not rest:
         raw[head] = value
         return
-    section = raw.setdefault(head, {})
+    if (section := raw.setdefault(head, {})) is None:  # a heading with nothing below it
+        section = raw[head] = {}
     if not isinstance(section, dict):
         raise SpecError(f"--set {key}: '{head}' holds a value, not a mapping, so nothing can be set below it")
     if head == "population":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 import pytest
-from table_files import DAILY, load_text, refusal
+from table_files import DAILY, load, load_text, refusal
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,15 @@ def test_load_target_all_is_every_numeric_input(tmp_path: Path) -> None:
 def test_load_unnamed_column_is_left_out_with_a_note(tmp_path: Path) -> None:
     table = load_text(tmp_path, ",date,cases\n0,2012-01-01,5\n1,2012-01-02,6\n")
     assert table.features == ("cases",) and "without a name" in table.notes[0]
+
+
+def test_row_numbers_of_pandas_in_parquet_are_no_input(tmp_path: Path) -> None:
+    columns = {"date": ["2012-01-01", "2012-01-02"], "cases": [5, 6], "__index_level_0__": [3, 9]}
+    pa_parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    table = load(tmp_path / "x.parquet")
+    assert table.features == ("cases",) and "without a name" in table.notes[0]
+    named = load(tmp_path / "x.parquet", features=["all", "__index_level_0__"])
+    assert named.features == ("cases", "__index_level_0__") and not named.notes
 
 
 def test_load_hint_for_a_column_whose_name_has_dots(tmp_path: Path) -> None:

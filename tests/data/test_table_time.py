@@ -12,7 +12,8 @@ import pytest
 from epiweeks import Week
 from table_files import DAILY, load, load_text, refusal
 
-from xlstm_tune.data.clock import season_of, week_number
+from xlstm_tune.data.clock import season_of, week_number, weekdays
+from xlstm_tune.data.future import later_stamps
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,10 @@ def test_week_number_counts_53_week_years() -> None:
         (["2012-01-01", "9999-01-01"], {}, "'9999-01-01' in row 2 of column 'date' is not a date of the years 1678"),
         (["2012-01-01", "n/a"], {}, "the time column 'date' is blank in row 2; every row needs its time"),
         (["2012-01-01", ""], {}, "the time column 'date' is blank in row 2"),
+        (["2012-01-01 0:00", "2012-01-01 1:00"], {}, "'2012-01-01 0:00' in row 1 of column 'date' is not an ISO date"),
+        (["20120131", "20120201"], {}, "(20120131 in row 1); these are days without dashes, so write them as 2012"),
+        (["201201", "201202"], {}, "write them as 2012-01 where they are months, set data.time.format: mmwr-week"),
+        (["20120131", "20120201"], {"format": "epoch"}, "are days without dashes rather than seconds since 1970"),
         (["17000", "1"], {}, "the time column 'date' holds numbers (17000 in row 1); set data.time.format: epoch"),
         (["1", "366"], {}, "holds numbers (1 in row 1); numbers as small as these are days of a year, steps or years"),
         (["17", "late"], {"format": "epoch"}, "column 'date' holds text ('late' in row 2), but data.time.format"),
@@ -157,3 +162,18 @@ def test_load_blank_series_key_is_refused(tmp_path: Path) -> None:
 def test_load_text_key_called_na_is_a_name(tmp_path: Path) -> None:
     text = "country,date,cases\nNA,2012-01-01,1\nDE,2012-01-02,2\n"
     assert load_text(tmp_path, text, series="country").keys == (("NA",), ("DE",))
+
+
+def test_a_week_of_five_days_is_a_season_of_five_and_has_no_weekend(tmp_path: Path) -> None:
+    days = [day for day in range(19_000, 19_060) if day % 7 not in (2, 3)]  # 0 = Thursday
+    stamps = np.array(days, dtype="datetime64[D]")
+    (tmp_path / "x.csv").write_text("date,cases\n" + "".join(f"{day},{n}\n" for n, day in enumerate(stamps)))
+    table = load(tmp_path / "x.csv")
+    week = weekdays(table.time, table.step, table.time_kind)
+    assert week is not None and season_of(table.step, table.time_kind, week) == 5
+    friday = np.datetime64("2022-03-04", "ns").astype(np.int64)
+    later = later_stamps(int(friday), table.step or 0, table.time_kind, 6, time=table.time)
+    written = later.astype("datetime64[ns]").astype("datetime64[D]").astype(str).tolist()
+    assert written == ["2022-03-07", "2022-03-08", "2022-03-09", "2022-03-10", "2022-03-11", "2022-03-14"]
+    every = np.arange(19_000, 19_060, dtype=np.int64) * 86_400 * 10**9
+    assert weekdays(every, table.step, "date") is None and weekdays(table.time[:10], table.step, "date") is None

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xlstm_tune.report.budget import equal_budget, expected_best
+from xlstm_tune.report.budget import NEVER_BEGUN, equal_budget, expected_best
+from xlstm_tune.search import duplicates
 
 
 def trial(family: str, value: float | None, status: str = "completed", reason: str | None = None) -> dict[str, Any]:
@@ -54,3 +55,15 @@ def test_std_error_is_that_of_a_mean_for_one_trial() -> None:
     found = next(one for one in equal_budget(rows, "val_rmse") if one.family == "lstm")
     assert found.k == 1 and found.expected_best == pytest.approx(values.mean())
     assert found.std_error == pytest.approx(values.std() / np.sqrt(60), rel=0.1)
+
+
+def test_what_was_refused_before_it_was_trained_is_no_trial() -> None:
+    rows = [trial("lstm", value) for value in (3.0, 3.1, 3.2, 3.3)] + [trial("xlstm", 2.0), trial("xlstm", 2.2)]
+    rows += [
+        trial("xlstm", None, "failed", "too large: 60,000 parameters"),
+        trial("xlstm", None, "failed", "invalid: x"),
+    ]
+    first, second = equal_budget(rows, "val_rmse")
+    assert (first.family, first.trials, first.k) == ("xlstm", 2, 2) and first.curve == pytest.approx([2.1, 2.0])
+    assert second.k == 2
+    assert NEVER_BEGUN == duplicates.NEVER_BEGUN

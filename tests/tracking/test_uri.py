@@ -38,6 +38,17 @@ def test_check_refuses_bad_sqlite_files(tmp_path: Path) -> None:
     assert "names no file" in refusal("sqlite:///:memory:")
 
 
+@pytest.mark.parametrize("uri", ["127.0.0.1:5000", "localhost:5000", "mlflow.example.org:5000/"])
+def test_check_says_what_an_address_lacks(uri: str) -> None:
+    assert f"the tracking URI '{uri}' says a host and no scheme; write http://{uri}" in refusal(uri)
+
+
+def test_check_refuses_addresses_that_mlflow_would_take_for_others() -> None:
+    said = refusal("http://127.0.0.1:5000/#/experiments/0")
+    assert said.endswith("#/experiments/0' is that of a page; write http://127.0.0.1:5000")
+    assert f"sqlite:///{Path.home()}/x/mlflow.db" in refusal("sqlite:///~/x/mlflow.db")
+
+
 @pytest.mark.parametrize("uri", ["./mlruns", "/tmp/mlruns", "file:/tmp/mlruns", "file:///tmp/mlruns", ""])
 def test_check_refuses_folders_and_says_sqlite(uri: str) -> None:
     assert "keeps runs in files no longer; use sqlite:////" in refusal(uri)

@@ -25,6 +25,10 @@ _DAY = 86_400 * _SECOND
 _UNITS = {"s": _SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _SMALL = 9999
 """Largest number that is rather a day of the year, a step or a year than a time since 1970."""
+_FIRST_YEAR, _LAST_YEAR = 1677, 2262
+"""Whole years between these fit into stamps."""
+_WEEKS_TO_TELL = 3
+"""Rows for so many weeks tell which days of a week there are."""
 _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 
 
@@ -116,6 +120,11 @@ def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
             f"column '{time.column}' holds text ('{cell(column, row)}' in {source.where(row)}), "
             f"but data.time.format: epoch asks for numbers"
         )
+    if time.unit == "s" and _without_dashes(column) == "day":  # as seconds they would all lie in 1970
+        raise DataError(
+            f"column '{time.column}' holds {cell(column, 0)} in {source.where(0)} and its like, which are days without "
+            "dashes rather than seconds since 1970; write them as 2012-01-31 and leave data.time.format out"
+        )
     if pa.types.is_integer(column.type):
         numbers = column.to_numpy()
         limit = np.iinfo(np.int64).max // factor
@@ -159,6 +168,10 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
                 "numbers as small as these are days of a year, steps or years rather than dates, so name a column of "
                 "dates, or leave data.time out where the rows are in order"
             )
+        elif (shape := _without_dashes(column)) == "day":
+            remedy = "these are days without dashes, so write them as 2012-01-31"
+        elif shape == "month":
+            remedy = "write them as 2012-01 where they are months, set data.time.format: mmwr-week where they are weeks"
         raise DataError(
             f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); {remedy}"
         )
@@ -172,8 +185,26 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
             remedy = "set data.time.format: mmwr-week" if week else "write it as 2012-01-31 or 2012-01-31 13:00:00"
             raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
         place = f"'{text}' in {source.where(row)} of column '{time.column}'"
+        if pa.types.is_string(kind) and _FIRST_YEAR < int(text.strip()[:4]) < _LAST_YEAR:
+            raise DataError(
+                f"{place} is not an ISO date and time; write 2012-01-31 or 2012-01-31 13:00:00, with an offset such as "
+                "+02:00 in all rows or in none"
+            )
         raise DataError(f"{place} is not a date of the years 1678 to 2262; mend it")
     return to_nanoseconds(column)
+
+
+def _without_dashes(column: pa.ChunkedArray) -> str | None:
+    """What numbers all look like: `day` (20120131), `month` (201201); None for anything else."""
+    if not pa.types.is_integer(column.type):
+        return None
+    numbers = column.to_numpy()
+    for shape, months, day in (("day", numbers // 100, numbers % 100), ("month", numbers, 1)):
+        year, month = months // 100, months % 100
+        fits = (year > _FIRST_YEAR) & (year < _LAST_YEAR) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+        if fits.all():
+            return shape
+    return None
 
 
 def to_nanoseconds(column: pa.ChunkedArray) -> np.ndarray:
@@ -228,10 +259,27 @@ def describe_step(step: int, kind: Kind) -> str:
     return f"{step / _SECOND:g} s"
 
 
-def season_of(step: int | None, kind: Kind) -> int:
-    """Steps in the natural period of a series: a day of hours, a week of days, a year of weeks or months; 1 = none."""
+def weekdays(time: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | None:
+    """Which days of the week daily rows have, 0 = Thursday, as int64 [fewer than 7]; None where they have all, or there
+    are too few rows to tell.
+
+    time: int64 [R], stamps.
+    """
+    if kind != "date" or step != _DAY or len(time) < _WEEKS_TO_TELL * 7:
+        return None
+    found: np.ndarray = np.unique(time // _DAY % 7)
+    return found if len(found) < 7 else None
+
+
+def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> int:
+    """Steps in the natural period of a series: a day of hours, a week of days, a year of weeks or months; 1 = none.
+
+    week: of `weekdays`; one of five days has five steps.
+    """
     if step is None or kind == "order":
         return 1
+    if week is not None:
+        return len(week)
     if kind == "week":
         return 52 if step == 1 else 1
     days, rest = divmod(step, _DAY)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_tune.data.clock import season_of
+from xlstm_tune.data.clock import season_of, weekdays
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import lengths_note
 from xlstm_tune.data.minimum import check_minimum
@@ -35,7 +35,8 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     check_no_leak(table, result, config)
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
-    season = config.season or season_of(table.step, table.time_kind)
+    week = weekdays(table.time, table.step, table.time_kind)
+    season = config.season or season_of(table.step, table.time_kind, week)
     notes = [*table.notes, *result.notes, *check_minimum(table, config), *stride_notes(config, season)]
     notes += season_notes(table, result.train_rows, config, season)
     if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
         reserved |= set(config.target)
     features: list[str] = []
     for name in config.features:
-        everything = [column for column in columns if column not in reserved and column]
+        everything = [column for column in columns if column not in reserved and not is_unnamed(column)]
         features += [column for column in (everything if name == "all" else [name]) if column not in features]
     if config.target == ["all"]:
         targets = [name for name in features if name not in config.categories and _is_number(table, name)]
@@ -102,8 +103,13 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
         features=tuple(features),
         categories=tuple(config.categories),
         static=tuple(config.static),
-        unnamed=sum(not name for name in columns),
+        unnamed=sum(is_unnamed(name) and name not in features and name not in reserved for name in columns),
     )
+
+
+def is_unnamed(column: str) -> bool:
+    """Whether a column has no name of its own: none at all, or the one that pandas gives to row numbers in Parquet."""
+    return not column or re.fullmatch(r"__index_level_\d+__", column) is not None
 
 
 def _check_list(where: str, names: Sequence[str], columns: list[str]) -> None:

@@ -193,7 +193,7 @@ def _step_times(
         examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
         kind, written_as = None if table.labels is None else table.labels.type, champion.data.time
         zone = zone_of(kind, written_as, examples[-1])
-        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone)
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone, table.time)
         made += written(stamps, table.time_kind, written_as, examples, kind, zone)
     place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
     index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)

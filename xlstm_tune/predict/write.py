@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,8 @@ def write_table(table: pa.Table, place: Path) -> None:
     except OSError as error:
         raise StorageError(f"{place} cannot be written ({error.strerror or error}); choose another --output") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only, or no folder
+            temporary.unlink(missing_ok=True)
 
 
 def print_rows(table: pa.Table, most: int, console: Console) -> None:

@@ -16,12 +16,20 @@ RESAMPLES = 1000
 CUT_SHORT = ("time budget", "interrupted", "disk full", "disk failed", "storage away", "taken over by another driver")
 """Reasons of trials that the end of the search cut short (search/stopping.py): a resume goes on with them, and those
 without a figure say nothing of their family."""
+NEVER_BEGUN = ("invalid: ", "too large: ")
+"""How the reasons of configurations begin that were refused before they were trained (search/duplicates.py): these are
+no trials."""
 UNFINISHED = "unfinished"
 
 
 def cut_short(row: Mapping[str, Any]) -> bool:
     """Whether the end of the search came before a trial's own; it may have a figure, that of its best epoch so far."""
     return row["reason"] in CUT_SHORT and row["status"] in ("failed", "pruned", UNFINISHED)
+
+
+def never_begun(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the trials table is of a configuration that was refused before it was trained."""
+    return str(row["reason"] or "").startswith(NEVER_BEGUN)
 
 
 def how_ended(row: Mapping[str, Any]) -> str:
@@ -40,7 +48,7 @@ class FamilyBudget:
 
     family: str
     trials: int
-    """That count: scored, or failed by themselves; duplicates are no trials."""
+    """That count: scored, or failed by themselves; duplicates, and what was refused untrained, are no trials."""
     k: int
     """The smallest `trials` of any family."""
     best: float | None
@@ -67,7 +75,7 @@ def equal_budget(rows: Iterable[Mapping[str, Any]], objective: str) -> list[Fami
         value = row[objective]
         if row["status"] in ("completed", "pruned") and value is not None:
             values.setdefault(row["family"], []).append(float(value))
-        elif how_ended(row) == "failed":
+        elif how_ended(row) == "failed" and not never_begun(row):
             values.setdefault(row["family"], []).append(math.inf)
     if not values:
         return []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.report.budget import UNFINISHED, how_ended
+from xlstm_tune.report.budget import UNFINISHED, how_ended, never_begun
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
 from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions, seed_scores
@@ -168,7 +168,9 @@ def _why(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: s
 
 def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective: str) -> Searched:
     trials = [
-        trial for trial in read(folder, "trials").to_pylist() if how_ended(trial) not in ("duplicate", UNFINISHED)
+        trial
+        for trial in read(folder, "trials").to_pylist()
+        if how_ended(trial) not in ("duplicate", UNFINISHED) and not never_begun(trial)
     ]
     scored = [t for t in trials if t["status"] in ("completed", "pruned") and t[objective] is not None]
     best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)

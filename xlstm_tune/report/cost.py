@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xlstm_tune.report.budget import never_begun
+
 
 def cost(trials: Iterable[Mapping[str, Any]], search: Mapping[str, Any] | None) -> dict[str, float]:
     """cpu_hours and gpu_hours that trials had, and trials_per_hour of the search's own time.
 
     trials: rows of the trials table. search: the row of the search table; None = {}, as nothing is known then. Hours
     are those for which a trial held its share of the machine, busy or not. Trials per hour are left out while the
-    search runs; duplicates, which are not trained, are not counted.
+    search runs; what was not trained, duplicates and what was refused, is not counted.
     """
     if search is None:
         return {}
-    trained = [row for row in trials if row["status"] != "duplicate"]
+    trained = [row for row in trials if row["status"] != "duplicate" and not never_begun(row)]
     hours = sum(row["seconds"] or 0.0 for row in trained) / 3600
     figures = {
         f"{kind}_hours": hours * search[f"{kind}s_per_trial"]

@@ -277,7 +277,7 @@ def _against(winner: Entry, baseline: Entry, metric: str) -> str:
             gains[part] = 100 * (1 - mine / theirs)
     parts = [f"{abs(gain):.1f}% {'lower' if gain >= 0 else 'higher'} on {part}" for part, gain in gains.items()]
     lead = "Against the best baseline" if gains.get("validation", 0) > 0 else "No trial beat the best baseline"
-    return f"{lead}, {baseline.model}: {' and '.join(parts)}"
+    return f"{lead}, {baseline.model}: {' and '.join(parts) or 'its error is 0'}"
 
 
 def how_sure(lead: Difference, seen: Evidence) -> str:
@@ -329,7 +329,12 @@ def _baselines(folder: Path, metric: str) -> list[Entry]:
         Entry(name, None, None, "baseline", found.get("validation", {}), found.get("test", {}), None, None, None)
         for name, found in parts.items()
     ]
-    return sorted(entries, key=lambda entry: entry.validation.get(metric) or float("inf"))
+
+    def place(entry: Entry) -> tuple[bool, float]:
+        figure = entry.validation.get(metric)
+        return figure is None, figure or 0.0
+
+    return sorted(entries, key=place)
 
 
 def _figures(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

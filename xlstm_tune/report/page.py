@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -70,7 +71,8 @@ def write_text(path: Path, text: str) -> Path:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only, or no folder
+            temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{path} cannot be written ({reason}); name another file with --output") from None
     return path

@@ -54,6 +54,8 @@ class Record:
     """Why it was interrupted."""
     started: datetime | None = None
     ended: datetime | None = None
+    seconds: float | None = None
+    """Over all its parts, without the pauses between them."""
     gpus_per_trial: float | None = None
     """None in searches that were written without it."""
     evidence: Evidence | None = None
@@ -158,6 +160,7 @@ def read_record(folder: Path, board: Leaderboard | None = None) -> Record:
         status=row.get("status") or ("running" if _is_open(folder) else "completed"),
         reason=row.get("reason"),
         started=row.get("started") or min((t["started"] for t in trials if t["started"]), default=None),
+        seconds=row.get("seconds") if row.get("ended") else None,
         ended=row.get("ended") or max((t["ended"] for t in trials if t["ended"]), default=None),
         gpus_per_trial=row.get("gpus_per_trial"),
         evidence=board.evidence,

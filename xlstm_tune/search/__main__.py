@@ -104,7 +104,7 @@ def search(
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
-        check_options(cluster, stop, resume, name, address)
+        check_options(cluster, stop, resume, name, address, dry_run)
         if file is None and resume is None and stop is None:
             file = QUICKSTART
             console.print(
@@ -145,7 +145,12 @@ def search(
 
 
 def check_options(
-    cluster: str | None, stop: str | None, resume: str | None, name: str | None, address: str | None
+    cluster: str | None,
+    stop: str | None,
+    resume: str | None,
+    name: str | None,
+    address: str | None,
+    dry_run: bool = False,
 ) -> None:
     """Raise SpecError for options that do not go together."""
     if resume is not None and name is not None:
@@ -154,6 +159,10 @@ def check_options(
         raise SpecError("--stop ends a search on a cluster; give --cluster FILE with it (here, Ctrl-C stops a search)")
     if stop is not None and resume is not None:
         raise SpecError("--stop and --resume contradict each other; give one of them")
+    if stop is not None and dry_run:
+        raise SpecError("--stop ends a search, and --dry-run trains nothing; give one of them")
+    if address == "":
+        raise SpecError("--address is empty; give auto, host:port or ray://host:port, or leave it out")
     if cluster is not None and address is not None:
         raise SpecError("--cluster runs the search on the cluster's head, --address from here; give one of them")
     for known in (stop, resume if cluster is not None else None):

@@ -6,7 +6,8 @@ import os
 import shlex
 import shutil
 import time
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -81,13 +82,8 @@ def run(plan: Plan, console: Console) -> int:
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     with locked(plan.folder), stopping.watching():
         try:
-            with mirrored(plan.kept, stopping, say):
+            with unnamed_if_refused(plan), mirrored(plan.kept, stopping, say), unnamed_if_refused(plan):
                 return _run_alone(plan, stopping, console)
-        except UserError:
-            # What a cluster or a study refuses is known only now; a search that never began leaves no name behind.
-            if not plan.resume and not read_journal(plan.folder).trials:
-                shutil.rmtree(plan.folder, ignore_errors=True)
-            raise
         except KeyboardInterrupt:
             say(_resume_words(plan, INTERRUPTED))
             return stopping.exit_code
@@ -97,6 +93,18 @@ def run(plan: Plan, console: Console) -> int:
                 raise
             say(_resume_words(plan, why, _last_line(error)))
             return 1
+
+
+@contextmanager
+def unnamed_if_refused(plan: Plan) -> Iterator[None]:
+    """What a cluster or a study refuses is known only inside; a search that never began leaves no name behind, here or,
+    where this is inside of `mirrored`, in its copy."""
+    try:
+        yield
+    except UserError:
+        if not plan.resume and plan.folder.exists() and not read_journal(plan.folder).trials:
+            shutil.rmtree(plan.folder, ignore_errors=True)
+        raise
 
 
 def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:

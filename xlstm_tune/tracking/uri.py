@@ -88,6 +88,8 @@ def check_tracking_uri(uri: str) -> None:
     """
     scheme = _scheme(uri)
     shown = hide_credentials(uri)
+    if re.fullmatch(r"[\w.-]+:\d{2,5}/?", uri):
+        raise TrackingError(f"the tracking URI '{shown}' says a host and no scheme; write http://{shown}")
     if scheme in {"http", "https"}:
         _check_server(uri, shown)
     elif scheme == "sqlite":
@@ -123,6 +125,10 @@ def _plugin_schemes() -> set[str]:
 
 
 def _check_server(uri: str, shown: str) -> None:
+    parts = urlsplit(uri)
+    if parts.fragment or parts.query:  # MLflow's client would ask the page for everything
+        bare = urlunsplit((parts.scheme, _host_header(uri), parts.path.rstrip("/"), "", ""))
+        raise TrackingError(f"the tracking URI '{shown}' is that of a page; write {bare}")
     try:
         status, _ = _get(uri, "/health")
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -202,6 +208,12 @@ def _check_sqlite(uri: str, shown: str) -> None:
             f"the tracking URI '{shown}' names no file; write sqlite:///mlflow.db or sqlite:////absolute/path/mlflow.db"
         )
     path = sqlite_path(uri)
+    if "~" in path.parts:
+        home = str(path).partition("~")[2]
+        raise TrackingError(
+            f"the tracking URI '{shown}' names a folder '~', which is nobody's home in an address; write "
+            f"sqlite:///{Path.home()}{home}"
+        )
     if path.is_dir():
         raise TrackingError(f"the tracking database {path} is a folder; name a file in it, e.g. {path / 'mlflow.db'}")
     if path.exists():

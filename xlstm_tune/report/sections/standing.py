@@ -68,7 +68,9 @@ def _tiles(record: Record) -> list[Tile]:
     ends = [f"{record.counts[status]:,} {word}" for status, word in ENDS if record.counts[status]]
     tiles.append(Tile("Trials", f"{sum(record.counts.values()):,}", ", ".join(ends)))
     spent = sum(row["seconds"] or 0.0 for row in record.trials if row["status"] != "duplicate")
-    passed = (record.ended - record.started).total_seconds() if record.started and record.ended else None
+    passed = record.seconds
+    if passed is None and record.started and record.ended:
+        passed = (record.ended - record.started).total_seconds()
     tiles.append(Tile("Time", duration(passed) or "not known yet", f"{duration(spent)} of training, all trials"))
     return tiles
 
