@@ -172,7 +172,7 @@ def test_a_week_of_five_days_is_a_season_of_five_and_has_no_weekend(tmp_path: Pa
     week = weekdays(table.time, table.step, table.time_kind)
     assert week is not None and season_of(table.step, table.time_kind, week) == 5
     friday = np.datetime64("2022-03-04", "ns").astype(np.int64)
-    later = later_stamps(int(friday), table.step or 0, table.time_kind, 6, time=table.time)
+    later = later_stamps(int(friday), table.step or 0, table.time_kind, 6, week=week)
     written = later.astype("datetime64[ns]").astype("datetime64[D]").astype(str).tolist()
     assert written == ["2022-03-07", "2022-03-08", "2022-03-09", "2022-03-10", "2022-03-11", "2022-03-14"]
     every = np.arange(19_000, 19_060, dtype=np.int64) * 86_400 * 10**9

@@ -46,6 +46,7 @@ def test_check_says_what_an_address_lacks(uri: str) -> None:
 def test_check_refuses_addresses_that_mlflow_would_take_for_others() -> None:
     said = refusal("http://127.0.0.1:5000/#/experiments/0")
     assert said.endswith("#/experiments/0' is that of a page; write http://127.0.0.1:5000")
+    assert "cannot be reached" in refusal("http://[half")
     assert f"sqlite:///{Path.home()}/x/mlflow.db" in refusal("sqlite:///~/x/mlflow.db")
 
 

@@ -53,25 +53,29 @@ def _universal(shown: np.ndarray, zone: str) -> np.ndarray:
     return stamps
 
 
+def week_of(time: np.ndarray, step: int, kind: Kind, zone: str | None) -> np.ndarray | None:
+    """`weekdays` of stamps, int64 [R], as the clocks of a zone show them."""
+    return weekdays(_local(time, zone) if zone is not None and kind == "date" else time, step, kind)
+
+
 def later_stamps(
-    last: int, step: int, kind: Kind, horizon: int, zone: str | None = None, time: np.ndarray | None = None
+    last: int, step: int, kind: Kind, horizon: int, zone: str | None = None, week: np.ndarray | None = None
 ) -> np.ndarray:
     """int64 [H]: the stamps that follow `last`. Steps of about a month, a quarter or a year follow the calendar, and
-    days of the week that there never are among `time`, int64 [R], are left out.
+    days that are not of the `week`, as `week_of` has it, are left out.
 
     zone: of `zone_of`. Its days begin at its own midnight and last 23 or 25 hours where its clocks are changed.
     """
     if zone is not None and kind == "date" and step % _DAY == 0:
         shown = int(_local(np.array([last]), zone)[0])
-        seen = None if time is None else _local(time, zone)
-        return _universal(later_stamps(shown, step, kind, horizon, time=seen), zone)
+        return _universal(later_stamps(shown, step, kind, horizon, week=week), zone)
     if kind == "date" and step % _DAY == 0:
         for months, (low, high) in _MONTHS.items():
             if low <= step // _DAY <= high:
                 return _later_months(last, months, horizon)
-    if time is not None and (days := weekdays(time, step, kind)) is not None and last // _DAY % 7 in days:
+    if week is not None and last // _DAY % 7 in week:
         later = last + step * np.arange(1, 7 * horizon + 1, dtype=np.int64)
-        kept: np.ndarray = later[np.isin(later // _DAY % 7, days)][:horizon]
+        kept: np.ndarray = later[np.isin(later // _DAY % 7, week)][:horizon]
         return kept
     return last + step * np.arange(1, horizon + 1, dtype=np.int64)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.future import later_stamps, written, zone_of
+from xlstm_tune.data.future import later_stamps, week_of, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.prepare import prepare_to_predict
 from xlstm_tune.data.read import Source
@@ -184,6 +184,7 @@ def _step_times(
     behind = np.unique(series[(rows >= ends).any(axis=1)])
     step = champion.step if champion.step is not None else table.step
     made: list[str | None] = []
+    weeks: dict[str | None, npt.NDArray[np.int64] | None] = {}  # by zone: looked at once, however many series there are
     for one in behind:
         last = int(table.offsets[one + 1]) - 1
         if step is None or champion.data.time is None:
@@ -193,7 +194,9 @@ def _step_times(
         examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
         kind, written_as = None if table.labels is None else table.labels.type, champion.data.time
         zone = zone_of(kind, written_as, examples[-1])
-        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone, table.time)
+        if zone not in weeks:
+            weeks[zone] = week_of(table.time, step, table.time_kind, zone)
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone, weeks[zone])
         made += written(stamps, table.time_kind, written_as, examples, kind, zone)
     place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
     index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)

@@ -125,9 +125,8 @@ def _plugin_schemes() -> set[str]:
 
 
 def _check_server(uri: str, shown: str) -> None:
-    parts = urlsplit(uri)
-    if parts.fragment or parts.query:  # MLflow's client would ask the page for everything
-        bare = urlunsplit((parts.scheme, _host_header(uri), parts.path.rstrip("/"), "", ""))
+    bare = re.split("[?#]", shown)[0].rstrip("/")
+    if bare != shown.rstrip("/"):  # MLflow's client would ask the page for everything
         raise TrackingError(f"the tracking URI '{shown}' is that of a page; write {bare}")
     try:
         status, _ = _get(uri, "/health")
