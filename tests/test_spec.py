@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from xlstm_tune.errors import SpecError
+from xlstm_tune.search.folder import spec_text
+from xlstm_tune.search.space import Space
 from xlstm_tune.search_file import find_file, load_spec, shipped_spaces
 from xlstm_tune.spec import SEARCHABLE, SearchSpec
 
@@ -227,3 +230,46 @@ def test_a_file_whose_name_is_no_name_of_a_search_is_told_so(tmp_path: Path) -> 
     with pytest.raises(SpecError, match=r"config \(1\)\.yaml has no key 'name', .* add name: or give --name"):
         load_spec(str(file))
     assert load_spec(str(file), name="mine", search__trials=5).search.trials == 5, "a heading with nothing below it"
+
+
+FITTING = {
+    "heads that divide each width": ({"heads": 6, "family": "slstm"}, {"hidden_size": [48, 96]}),
+    "a width that each number of heads divides": ({"hidden_size": 6, "family": "slstm"}, {"heads": [2, 3]}),
+    "heads of a family that is not searched": ({"heads": 5}, {"family": ["lstm", "lstm_torch"]}),
+    "blocks that fit each pattern": ({"heads": 7, "family": "xlstm"}, {"pattern": ["s", "ss"], "hidden_size": [49]}),
+    "blocks of q, k and v": ({"qkv_block": 48, "family": "mlstm"}, {"proj_factor": [3.0]}),
+    "a projection": ({"family": "lstm", "projection": 64}, {"hidden_size": [96, 128]}),
+    "strides": ({"patch_length": 4, "patch_stride": 6}, {"patch_stride": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_load_spec_takes_settings_that_the_space_replaces(tmp_path: Path, case: str) -> None:
+    model, searched = FITTING[case]
+    written = ", ".join(f"{key}: {value}" for key, value in model.items())
+    text = BASE.partition("space:")[0] + f"model: {{{written}}}\n"
+    with pytest.raises(SpecError, match=r"model\.(heads|qkv_block|projection|patch_stride) must"):
+        load(tmp_path, text)
+    lines = "".join(f"  model.{key}: {{choice: {json.dumps(values)}}}\n" for key, values in searched.items())
+    spec = load(tmp_path, f"{text}space:\n{lines}")
+    assert Space.from_spec(spec).points
+    assert load(tmp_path, spec_text(spec)) == spec
+    for key, value in model.items():
+        assert getattr(spec.model, key) == value
+
+
+def test_load_spec_refuses_settings_that_no_point_of_the_space_mends(tmp_path: Path) -> None:
+    text = BASE.partition("space:")[0] + "model: {heads: 6}\nspace:\n"
+    with pytest.raises(SpecError, match=r"^model.heads must divide .* 6 heads and hidden_size 64$"):
+        load(tmp_path, text + "  model.dropout: {choice: [0.0]}\n")
+    for space, words in (
+        ("  model.hidden_size: {choice: [32, 64]}\n", "2 of 2 combinations .* 6 heads and hidden_size 32"),
+        (
+            "  model.family: {choice: [lstm, xlstm]}\n"
+            "  model.hidden_size: {choice: [48], when: {model.family: lstm}}\n",
+            "1 of 2 combinations .* 6 heads and hidden_size 64",
+        ),
+    ):
+        spec = load(tmp_path, text + space)
+        with pytest.raises(SpecError, match=words):
+            Space.from_spec(spec)

@@ -3,6 +3,9 @@
 The command line turns any of these into that sentence and exit code 2; none is ever a traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Base of every mistake that the user, not the program, can mend."""
@@ -36,9 +39,41 @@ class CheckpointError(UserError):
     """A saved run or a weights file is missing, damaged, newer than this program, or belongs to something else."""
 
 
+@contextmanager
+def reaching(
+    what: object, kind: type[UserError], remedy: str = "give yourself the right to, or name another"
+) -> Iterator[None]:
+    """Raise `kind` for an OSError, such as a folder closed to us makes of Path.exists, is_file and is_dir too.
+
+    what: the file or folder that is looked for or read, as the sentence names it. remedy: how the sentence ends.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} cannot be reached ({error.strerror or first_line(error)}); {remedy}") from None
+
+
 def one_line(error: Exception) -> str:
     """The message on one line for rich, with its markup switched off and what a terminal would obey written out."""
     from rich.markup import escape
 
-    line = " ".join(str(error).split())
-    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in line))
+    return escape("".join(one if one.isprintable() else ascii(one)[1:-1] for one in joined_lines(error)))
+
+
+def joined_lines(error: BaseException) -> str:
+    """All lines of what an error says as one."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the full stop: libraries add where it happened. Its kind if it says nothing."""
+    return _lines(error)[0].rstrip(". ")
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says last: Ray's begin with where it came from. Its kind if it says nothing."""
+    return _lines(error)[-1].strip()
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]

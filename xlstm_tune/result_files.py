@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.result_tables import VERSION, VERSION_KEY
 
 
@@ -52,9 +52,8 @@ def opened(path: Path, as_dictionaries: list[str] | None = None) -> Iterator[pq.
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(
-            f"{path} cannot be read ({why}); bring it back, or remove it to go on without what it holds"
+            f"{path} cannot be read ({first_line(error)}); bring it back, or remove it to go on without what it holds"
         ) from None
 
 
@@ -74,12 +73,17 @@ def check_version(path: Path, version: int) -> None:
 
 
 def pending_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Rows that are in no part file yet; half a last line is left out. Raises StorageError for a damaged one."""
+    """Rows that are in no part file yet; half a last line is left out.
+
+    Raises StorageError for a damaged one, or where they cannot be read.
+    """
     path, rows = pending_path(folder, name), []
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); give yourself the right to") from None
     for place, line in enumerate(lines, 1):
         if line.endswith(b"\n"):
             try:

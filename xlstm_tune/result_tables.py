@@ -168,7 +168,8 @@ KINDS = {
     "baselines": Kind(
         {"name": _TEXT, "part": _TEXT, **_metrics(), "settings": _TEXT}, key=("name", "part"), json=("settings",)
     ),
-    # Finalists are scored once, after the search, when their rows in `trials` are long written.
+    # Finalists are scored once, after the search, when their rows in `trials` are long written. Blank where a trial
+    # went on after that, when the search was resumed.
     "scores": Kind(
         {
             "model": _TEXT,

@@ -214,6 +214,11 @@ def read(folder: Path, table: str) -> pa.Table:
     return pa.concat_tables([SCHEMAS[table].empty_table(), *tables])
 
 
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the table `scores` that hold; a trial that went on after it was judged has blank ones. As `read`."""
+    return [row for row in read(folder, "scores").to_pylist() if row["rmse"] is not None]
+
+
 Predicted = tuple[int | None, str, str]
 """Trial (None for a baseline), model and part: what predictions are of."""
 

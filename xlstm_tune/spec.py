@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from xlstm_tune.data.config import DataConfig
-from xlstm_tune.models.config import ModelConfig
+from xlstm_tune.models.config import ModelConfig, ModelSettings
 from xlstm_tune.strict import Spec, did_you_mean, shortened
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
@@ -235,7 +235,7 @@ class SearchSpec(Spec):
     space: dict[str, Dimension] = Field(default_factory=dict)
     population: PopulationConfig | None = None
     """None = each trial trains one model."""
-    model: ModelConfig = ModelConfig()
+    model: ModelSettings = ModelSettings()
     training: TrainingConfig = TrainingConfig()
     resources: ResourceConfig = ResourceConfig()
 
@@ -251,6 +251,12 @@ class SearchSpec(Spec):
                         f"its flat key; write `{flat}: {{...}}` instead of '{key}' below '{section}'"
                     )
         return raw
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> SearchSpec:
+        """What `space:` replaces may be anything: whether all that it combines are models is looked at there."""
+        self.model.check_fit([key.removeprefix("model.") for key in self.space if key.startswith("model.")])
+        return self
 
     @field_validator("name")
     @classmethod
@@ -278,18 +284,20 @@ class SearchSpec(Spec):
         return config.title(left_out, fixed)
 
     def combine(self, params: Mapping[str, Scalar]) -> TrialConfig:
-        """As `resolve`, but whether the sections fit each other is not looked at."""
+        """As `resolve`, but whether settings fit each other is not looked at: parts of a point may be laid over too."""
         overlay: dict[str, dict[str, Scalar]] = {"model": {}, "training": {}, "data": {}}
         for key, value in params.items():
             section, _, field = key.partition(".")
             overlay[section][field] = value
-        model = ModelConfig.parse(self.model.model_dump() | overlay["model"], "model")
+        settings = ModelSettings.parse(self.model.model_dump() | overlay["model"], "model")
+        model = ModelConfig.model_construct(**settings.model_dump())
         training = TrainingConfig.parse(self.training.model_dump() | overlay["training"], "training")
         lookback = DataConfig.parse(self.data.model_dump() | overlay["data"], "data").lookback
         return TrialConfig(model, training, lookback)
 
     def check(self, config: TrialConfig) -> None:
-        """Raise SpecError when the model of a trial cannot serve the task."""
+        """Raise SpecError when the settings of a trial are no model, or one that cannot serve the task."""
+        config.model.check_fit()
         config.model.check_problem(self.data.task == "forecast", config.lookback)
 
     def max_lookback(self) -> int | None:

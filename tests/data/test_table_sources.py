@@ -14,7 +14,7 @@ import pyarrow.parquet as pa_parquet
 import pytest
 from table_files import DAILY, load, load_text, one_sentence, refusal
 
-from xlstm_tune.data.read import without_credentials
+from xlstm_tune.data.read import local_files, read_source, without_credentials
 from xlstm_tune.errors import DataError
 
 
@@ -205,6 +205,11 @@ def test_load_s3_that_cannot_be_reached_is_one_sentence_without_secrets(tmp_path
         ("x.xlsx", "x.xlsx is of a kind that cannot be read; readable are .csv, "),
         ("folder", "the folder 'folder' holds no file that can be read ("),
         ("s9://x/y.csv", "'s9://x/y.csv' cannot be reached: "),
+        (
+            "https://me:secret@host.org/*.csv?key=1",
+            "'https://host.org/*.csv' cannot be reached: addresses of tables begin with s3://, gs://, abfs://, hdfs:// "
+            "or file://; put it at one of these, or download it and give the file's path",
+        ),
         ("sample:seatle-weather", "did you mean 'seattle-weather'?"),
     ],
 )
@@ -225,6 +230,19 @@ def test_load_source_that_cannot_be_read_is_one_sentence(
     with pytest.raises(DataError) as error:
         load(source)
     assert expected in one_sentence(error)
+
+
+def test_read_source_calls_itself_what_it_was_asked_by(tmp_path: Path) -> None:
+    lost = str(tmp_path / "x.csv")
+    for refused in (lambda: read_source([lost], {}, asked="TABLE"), lambda: local_files(lost, "TABLE")):
+        with pytest.raises(DataError) as error:
+            refused()
+        assert str(error.value) == f"'{lost}' does not exist; check TABLE"
+    with pytest.raises(DataError, match=r"x\.csv' does not exist; check data\.source$"):
+        read_source([lost], {})
+    write_parts(tmp_path / "d")
+    assert read_source([str(tmp_path / "d")], {}, asked="TABLE").name == "the 3 files of TABLE"
+    assert read_source([str(tmp_path / "d")], {}).name == "the 3 files of data.source"
 
 
 def test_load_ragged_row_far_into_a_large_file_is_found(tmp_path: Path) -> None:

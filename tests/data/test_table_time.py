@@ -86,6 +86,7 @@ def test_week_number_counts_53_week_years() -> None:
         (["2012-01-01", "9999-01-01"], {}, "'9999-01-01' in row 2 of column 'date' is not a date of the years 1678"),
         (["2012-01-01", "n/a"], {}, "the time column 'date' is blank in row 2; every row needs its time"),
         (["2012-01-01", ""], {}, "the time column 'date' is blank in row 2"),
+        (["2012_01", "2012_02"], {}, "mmwr-week where it is a week, write it as 2012-01 where it is a month"),
         (["2012-01-01 0:00", "2012-01-01 1:00"], {}, "'2012-01-01 0:00' in row 1 of column 'date' is not an ISO date"),
         (["20120131", "20120201"], {}, "(20120131 in row 1); these are days without dashes, so write them as 2012"),
         (["201201", "201202"], {}, "write them as 2012-01 where they are months, set data.time.format: mmwr-week"),
@@ -101,6 +102,89 @@ def test_week_number_counts_53_week_years() -> None:
 def test_load_bad_time_is_one_sentence(tmp_path: Path, stamps: list[str], time: dict[str, str], expected: str) -> None:
     text = "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(stamps))
     assert expected in refusal(tmp_path, text, time={"column": "date", **time})
+
+
+NAIVE, ZONED = ("2012-01-{day:02d} 13:00:00", "2012-01-{day:02d} 13:00:00+02:00")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "other"),
+    [(NAIVE, ZONED), (ZONED, NAIVE), ("2012-{day:02d}", "2012-{day:02d}-01"), ("2012-{day:02d}-01", "2012-{day:02d}")],
+)
+@pytest.mark.parametrize("others", [[3], [5, 6, 7, 8], [4, 5, 6, 7, 8], [2, 5], [8]])
+def test_load_times_written_in_two_ways_name_the_first_that_differs(
+    tmp_path: Path, spelling: str, other: str, others: list[int]
+) -> None:
+    stamps = [(other if day in others else spelling).format(day=day) for day in range(1, 9)]
+    message = refusal(tmp_path, "date,cases\n" + "".join(f"{stamp},1\n" for stamp in stamps))
+    assert message == (
+        f"'{stamps[others[0] - 1]}' in row {others[0]} of column 'date' is not written as '{stamps[0]}' in row 1 is; "
+        "write all times alike, with an offset such as +02:00 in all rows or in none"
+    )
+
+
+def test_load_a_bad_time_among_times_with_offsets_is_named(tmp_path: Path) -> None:
+    stamps = [ZONED.format(day=day) for day in (1, 2, 3, 32, 5, 6)]
+    message = refusal(tmp_path, "date,cases\n" + "".join(f"{stamp},1\n" for stamp in stamps))
+    assert message.startswith("'2012-01-32 13:00:00+02:00' in row 4 of column 'date' is not an ISO date and time")
+
+
+def monthly(between: str) -> list[str]:
+    return [f"{year}{between}{month:02d}" for year in (2018, 2019, 2020) for month in range(1, 13)]
+
+
+@pytest.mark.parametrize("between", ["", "_", "-"])
+def test_load_months_as_weeks_are_refused(tmp_path: Path, between: str) -> None:
+    text = "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(monthly(between)))
+    assert refusal(tmp_path, text, time={"column": "date", "format": "mmwr-week"}) == (
+        f"column 'date' goes from '2018{between}12' on to '2019{between}01' and has no number above 12, so these are "
+        "months rather than the weeks that data.time.format: mmwr-week asks for; write them as 2018-12 and leave "
+        "data.time.format out, or as 2018-W12 if they are weeks"
+    )
+
+
+def test_load_the_first_weeks_of_years_are_weeks(tmp_path: Path) -> None:
+    time = {"column": "date", "format": "mmwr-week"}
+    rows = "".join(f"{stamp[:4]},{stamp},{stamp},1\n" for stamp in monthly(""))
+    by_year = load_text(tmp_path, "year,date,temp,cases\n" + rows, time=time, task="regression", sequence="year")
+    assert by_year.step == 1 and len(by_year.keys) == 3, "no sequence goes on from week 12 to week 1"
+    marked = "".join(f"{stamp},{row}\n" for row, stamp in enumerate(monthly("-W")))
+    assert load_text(tmp_path, "date,cases\n" + marked, time=time).time_kind == "week"
+    first = monthly("")[:11] + monthly("")[12:]
+    assert "from '201912' on to '202001'" in refusal(
+        tmp_path, "date,cases\n" + "".join(f"{stamp},1\n" for stamp in first), time=time
+    ), "also where the first December is missing"
+    late = "".join(f"{stamp},1\n" for stamp in ("201811", "201812", "201901", "201913"))
+    assert load_text(tmp_path, "date,cases\n" + late, time=time).step == 1
+
+
+def spaced(days: int, rows: int) -> list[np.datetime64]:
+    return [np.datetime64("2019-01-05") + days * row for row in range(rows)]
+
+
+FIRST_MONDAYS = ["2021-02-01", "2021-03-01", "2021-04-05", "2021-05-03", "2021-06-07", "2021-07-05", "2021-08-02"]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "days", "season"),
+    [
+        (spaced(28, 40), 28, 13),
+        ([*spaced(28, 20), np.datetime64("2020-08-15")], 28, 13),  # the longer one of a year of 53 weeks
+        (spaced(91, 9), 91, 4),
+        (["2020-01-01", "2020-04-01", "2020-07-01"], 92, 4),
+        (FIRST_MONDAYS, 31, 12),
+        (["2013-02-01", "2013-03-01"], 31, 12),
+        (["2013-01-31", "2013-02-28"], 31, 12),
+        (["2013-01-31", "2013-02-28", "2013-03-31"], 31, 12),
+        (["2013-01-31", "2013-02-28", "2013-03-28"], 28, 13),
+        (["2012-01-01", "2012-01-02", "2012-01-04"], 1, 7),
+    ],
+)
+def test_load_whole_weeks_are_told_from_months_and_quarters(
+    tmp_path: Path, stamps: list[object], days: int, season: int
+) -> None:
+    table = load_text(tmp_path, "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(stamps)))
+    assert table.step == days * 86_400 * 10**9 and season_of(table.step, table.time_kind) == season
 
 
 def test_load_rows_out_of_order_are_sorted_inside_their_series_and_said(tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def test_the_command_takes_a_champion_that_was_copied_elsewhere(folder: Path, tm
         ({"output": "out.xlsx"}, "--output must end in .parquet or .csv"),
         ({"output": "/nowhere/out.csv"}, "which is no folder; make it first"),
         ({"table": "nothing.csv"}, "'nothing.csv' does not exist"),
+        ({"table": "/nothing.csv"}, "'/nothing.csv' does not exist; check TABLE"),
+        ({"table": "https://host.org/x.csv"}, "or download it and give the file's path"),
         ({"level": "90"}, "must lie between 0 and 1, got 90"),
     ],
 )

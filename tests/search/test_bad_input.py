@@ -181,6 +181,15 @@ def test_search_accepts_static_inputs_and_sequences_of_several_lengths(tmp_path:
     assert "4 distinct configurations" in result.output and "static" in result.output and "size" in result.output
 
 
+@pytest.mark.parametrize("url", ["s4://bucket", "sqlite:///{}/table.csv/x.db"])
+def test_dry_run_refuses_a_database_with_the_sentence_of_the_search(url: str, tmp_path: Path) -> None:
+    file = write(tmp_path, table(), search__storage=url.format(tmp_path))
+    arguments = [str(file), "--storage", str(tmp_path / "searches")]
+    error = sentence([*arguments, "--dry-run"])
+    assert "error: search.storage" in error and "cannot be opened" in error and "check the path or URL" in error
+    assert sentence(arguments) == error
+
+
 def test_search_refuses_a_search_file_that_is_not_there(tmp_path: Path) -> None:
     assert "did you mean 'quickstart'" in sentence(["quickstrat"])
     write(tmp_path, table())

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from searcher_bench import SMALL, make_spec
+from searcher_bench import SMALL, epoch_row, make_spec
 
 from xlstm_tune.results import ResultsWriter
 from xlstm_tune.search import driver as driver_module
@@ -45,3 +45,25 @@ def test_a_lost_worker_stops_the_clock_and_a_group_shares_it(tmp_path: Path, clo
         assert driver.close()
     share = 100 / len(one)
     assert [driver.rows[number]["seconds"] for number in range(len(one))] == pytest.approx([share + 10] * len(one))
+
+
+def test_who_goes_on_alone_shares_no_longer(tmp_path: Path, clock: SimpleNamespace) -> None:
+    spec = make_spec(SMALL, trials=4)
+    with ResultsWriter(tmp_path) as results, Spool(tmp_path, "sqlite:///nowhere") as spool:
+        driver = Driver(spec, Shared(tmp_path), results, spool, Progress(4, "val_rmse", None))
+        one = [{"number": number, "params": {"model.hidden_size": 32 + 8 * number}} for number in range(2)]
+        group = SimpleNamespace(config={"trials": one}, trial_id="a")
+        driver.on_trial_start(0, [], group)
+        for seconds, done in ((100, (True, False)), (30, (True,)), (4, ())):
+            clock.now += seconds
+            going = [trial["number"] for trial in one][-len(done) :] if done else []
+            rows = [
+                epoch_row(number, compile_seconds=40.0 if seconds == 100 else 0.0, done=ended)
+                for number, ended in zip(going, done, strict=True)
+            ]
+            for row in rows:
+                if row["done"]:
+                    driver.on_end(TrialEnd(row["number"], "a", "completed", None, 1.0, one[row["number"]]["params"]))
+            driver.on_trial_result(0, [], group, {"rows": rows})
+        assert driver.close()
+    assert [driver.rows[number]["seconds"] for number in range(2)] == pytest.approx([30, 30 + 30])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import date
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,10 @@ _SMALL = 9999
 """Largest number that is rather a day of the year, a step or a year than a time since 1970."""
 _FIRST_YEAR, _LAST_YEAR = 1677, 2262
 """Whole years between these fit into stamps."""
+_FOUR_WEEKS, _QUARTER_WEEKS = 28 * _DAY, 91 * _DAY
+_MONTH, _QUARTER = 31 * _DAY, 92 * _DAY
+_DECEMBER_TO_JANUARY = (41, 42)
+"""Weeks from the twelfth of a year to the first of the next, in years of 52 and of 53."""
 _WEEKS_TO_TELL = 3
 """Rows for so many weeks tell which days of a week there are."""
 _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
@@ -178,11 +183,22 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
     if _refuses(column, to_nanoseconds):
-        row = first_bad(column, to_nanoseconds)
+
+        def like_first(part: pa.ChunkedArray) -> np.ndarray:
+            return to_nanoseconds(part, like=column[:1])
+
+        row = first_bad(column, like_first)
         text = cell(column, row)
+        if not _refuses(column[row : row + 1], to_nanoseconds):
+            raise DataError(
+                f"'{text}' in {source.where(row)} of column '{time.column}' is not written as '{cell(column, 0)}' in "
+                f"{source.where(0)} is; write all times alike, with an offset such as +02:00 in all rows or in none"
+            )
         if pa.types.is_string(kind) and not re.match(r"\s*\d{4}-\d\d-\d\d", text):
             week = _WEEK.fullmatch(text) is not None
-            remedy = "set data.time.format: mmwr-week" if week else "write it as 2012-01-31 or 2012-01-31 13:00:00"
+            remedy = "write it as 2012-01-31 or 2012-01-31 13:00:00"
+            if week:
+                remedy = "set data.time.format: mmwr-week where it is a week, write it as 2012-01 where it is a month"
             raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
         place = f"'{text}' in {source.where(row)} of column '{time.column}'"
         if pa.types.is_string(kind) and _FIRST_YEAR < int(text.strip()[:4]) < _LAST_YEAR:
@@ -207,15 +223,19 @@ def _without_dashes(column: pa.ChunkedArray) -> str | None:
     return None
 
 
-def to_nanoseconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Dates, timestamps or ISO text as int64 nanoseconds since 1970 (UTC where a zone is given); ArrowInvalid."""
+def to_nanoseconds(column: pa.ChunkedArray, like: pa.ChunkedArray | None = None) -> np.ndarray:
+    """Dates, timestamps or ISO text as int64 nanoseconds since 1970 (UTC where a zone is given); ArrowInvalid.
+
+    like: cells that say whether text is months and whether it has offsets; None = those of the column.
+    """
     if pa.types.is_string(column.type):
         column = pc.utf8_trim_whitespace(column)
+        like = column if like is None else pc.utf8_trim_whitespace(like)
+        zoned = pc.all(pc.match_substring_regex(like, r"[ T]\d\d(:.*)?(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
         # 2012/01/31 has the order of an ISO date, so it cannot be misread.
         column = pc.replace_substring_regex(column, r"^(\d{4})/(\d\d)/(\d\d)", r"\1-\2-\3")
-        if pc.all(pc.match_substring_regex(column, r"^\d{4}-\d\d$")).as_py():
+        if pc.all(pc.match_substring_regex(like, r"^\d{4}-\d\d$")).as_py():
             column = pc.binary_join_element_wise(column, "01", "-")
-        zoned = pc.all(pc.match_substring_regex(column, r"[ T]\d\d(:.*)?(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
         column = column.cast(pa.timestamp("ns", "UTC" if zoned else None))
     stamps: np.ndarray = column.cast(pa.timestamp("ns", getattr(column.type, "tz", None))).cast(pa.int64()).to_numpy()
     return stamps
@@ -240,6 +260,53 @@ def modal_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
         return None
     values, counts = np.unique(time[later] - time[later - 1], return_counts=True)
     return int(values[np.argmax(counts)])
+
+
+def usual_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
+    """`modal_step`, but 31 and 92 days where 28 and 91 days are months and quarters rather than whole weeks.
+
+    They are where the rows of a series keep the day of the month or are all at its end, as from February to March, and
+    28 days also where steps of up to 35 are longer on average, as from the first Monday of each month to the next.
+    """
+    step = modal_step(time, offsets)
+    if step not in (_FOUR_WEEKS, _QUARTER_WEEKS):
+        return step
+    later = later_rows(time, offsets)
+    steps = time[later] - time[later - 1]
+    longer = step == _FOUR_WEEKS and steps[steps <= 35 * _DAY].mean() > 29 * _DAY
+    if not longer and not _same_day_of_month(time[later - 1], time[later]):
+        return step
+    return _MONTH if step == _FOUR_WEEKS else _QUARTER
+
+
+def _same_day_of_month(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether all stamps have the day of the month of those that follow them, or all are the last of their months."""
+    days = [(stamps // _DAY).astype("datetime64[D]") for stamps in (before, after)]
+    number = [day - day.astype("datetime64[M]") for day in days]
+    last = [(day + 1).astype("datetime64[M]") > day.astype("datetime64[M]") for day in days]
+    return bool((number[0] == number[1]).all() or (last[0] & last[1]).all())
+
+
+def check_weeks(time: np.ndarray, offsets: np.ndarray, name: str, labels: Callable[[int], str]) -> None:
+    """Raise DataError for months such as 201812 that are read as MMWR weeks; written 2018-W12 they are weeks.
+
+    name: of the time column. labels: what is written in it, by row.
+    """
+    later = later_rows(time, offsets)
+    over = later[np.isin(time[later] - time[later - 1], _DECEMBER_TO_JANUARY)]
+    if not len(over):
+        return
+    stamps, place = np.unique(time, return_inverse=True)
+    weeks = np.array([Week.fromdate(date.fromordinal(stamp * 7)).week for stamp in stamps.tolist()])
+    over = over[weeks[place[over - 1]] == 12]
+    if not len(over) or weeks.max() > 12 or "W" in labels(int(over[0])).upper():
+        return
+    row = int(over[0])
+    raise DataError(
+        f"column '{name}' goes from '{labels(row - 1)}' on to '{labels(row)}' and has no number above 12, so these "
+        f"are months rather than the weeks that data.time.format: mmwr-week asks for; write them as 2018-12 and leave "
+        f"data.time.format out, or as 2018-W12 if they are weeks"
+    )
 
 
 def later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -274,7 +341,7 @@ def weekdays(time: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | Non
 def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> int:
     """Steps in the natural period of a series: a day of hours, a week of days, a year of weeks or months; 1 = none.
 
-    week: of `weekdays`; one of five days has five steps.
+    step: of `usual_step`. week: of `weekdays`; one of five days has five steps.
     """
     if step is None or kind == "order":
         return 1
@@ -284,7 +351,9 @@ def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> i
         return 52 if step == 1 else 1
     days, rest = divmod(step, _DAY)
     if rest == 0:
-        if 28 <= days <= 31:
+        if days == 28:
+            return 13
+        if 29 <= days <= 31:
             return 12
         if 89 <= days <= 92:
             return 4

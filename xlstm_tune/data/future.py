@@ -14,8 +14,9 @@ from xlstm_tune.data.clock import Kind, cell, weekdays
 from xlstm_tune.data.config import TimeConfig
 
 _DAY = 86_400 * 1_000_000_000
-_MONTHS = {1: (28, 31), 3: (89, 92), 12: (365, 366)}
-"""Steps of the calendar in months, and the days that they last."""
+_MONTHS = {1: (29, 30, 31), 3: (89, 90, 92), 12: (365, 366)}
+"""Steps of the calendar in months, and the days that they last; 28 and 91 days are whole weeks, as `usual_step` says
+them."""
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _ZONE = re.compile(r"[ T]\d\d(?::.*)?(Z|[+-]\d\d(?::?\d\d)?)$")
 
@@ -70,8 +71,8 @@ def later_stamps(
         shown = int(_local(np.array([last]), zone)[0])
         return _universal(later_stamps(shown, step, kind, horizon, week=week), zone)
     if kind == "date" and step % _DAY == 0:
-        for months, (low, high) in _MONTHS.items():
-            if low <= step // _DAY <= high:
+        for months, days in _MONTHS.items():
+            if step // _DAY in days:
                 return _later_months(last, months, horizon)
     if week is not None and last // _DAY % 7 in week:
         later = last + step * np.arange(1, 7 * horizon + 1, dtype=np.int64)

@@ -17,7 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
-from xlstm_tune.errors import DataError
+from xlstm_tune.errors import DataError, first_line
 from xlstm_tune.strict import did_you_mean
 
 BLANKS = (
@@ -31,6 +31,7 @@ _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 READABLE = (*_CSV, *_PARQUET, *_ARROW)
 """File name endings that can be read."""
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 # A / may stand unquoted in a password; after a port comes the path.
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?![^/@]*:\d+/)([^/@]*:[^@]*|[^/@]*)@")
 # The secret of Azure's registered programs, and the signature of its signed addresses.
@@ -48,6 +49,8 @@ class Source:
     """int64 [files]: one past the last row of each file, counted over all files."""
     oracle: Mapping[str, str]
     """Of a built-in sample: the column with a target's conditional mean; empty for files."""
+    asked: str = "data.source"
+    """What named the files: the setting, or a command's argument."""
 
     def where(self, row: int) -> str:
         """Name a row (counted from 0 over all files) as its file counts it: the first data row is row 1."""
@@ -59,7 +62,7 @@ class Source:
     @property
     def name(self) -> str:
         """The file, or how many files there are."""
-        return self.files[0] if len(self.files) == 1 else f"the {len(self.files)} files of data.source"
+        return self.files[0] if len(self.files) == 1 else f"the {len(self.files)} files of {self.asked}"
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,13 @@ class _File:
     partitions: tuple[tuple[str, str], ...] = ()
 
 
-def read_source(sources: Sequence[str], sample: Mapping[str, int | float], labels: Sequence[str] = ()) -> Source:
+def read_source(
+    sources: Sequence[str], sample: Mapping[str, int | float], labels: Sequence[str] = (), asked: str = "data.source"
+) -> Source:
     """Read `data.source` (paths, globs, folders, URIs, or one `sample:NAME`) into one table.
 
     labels: columns whose cells are names. Those of a CSV file are text where one begins with a zero, as 04001 does.
+    asked: what named the sources, as messages call it.
     Files must agree on their columns; their rows follow each other in the order of the sources, files of a glob or
     a folder in the order of their names. Raises DataError.
     """
@@ -92,30 +98,35 @@ def read_source(sources: Sequence[str], sample: Mapping[str, int | float], label
         raise DataError(
             f"'data.sample' sets parameters of a built-in sample, but data.source is '{_without_secrets(sources[0])}'"
         )
-    files = [file for source in sources for file in _find(source)]
+    files = [file for source in sources for file in _find(source, asked)]
     tables = [_read(file, labels) for file in files]
     table = _join(tables, files)
     if table.num_rows == 0:
         raise DataError(f"{files[0].name} has a header but no rows" if len(files) == 1 else "no file holds any rows")
     ends = np.cumsum([part.num_rows for part in tables])
-    return Source(table, tuple(file.name for file in files), ends.astype(np.int64), {})
+    return Source(table, tuple(file.name for file in files), ends.astype(np.int64), {}, asked)
 
 
-def local_files(source: str) -> list[str] | None:
+def local_files(source: str, asked: str = "data.source") -> list[str] | None:
     """Absolute paths of the files that a source names on this machine; None where it names none here.
 
-    Raises DataError.
+    asked: as in `read_source`. Raises DataError.
     """
     if source.startswith("sample:") or ("://" in source and not source.startswith("file:")):
         return None
-    return [file.path for file in _find(source)]
+    return [file.path for file in _find(source, asked)]
 
 
-def _find(source: str) -> list[_File]:
+def _find(source: str, asked: str) -> list[_File]:
     """The files that one source names, in order of their paths."""
     remote = "://" in source
     shown = _without_secrets(source)
     magic = _first_magic(source)
+    if remote and source.partition("://")[0] not in _SCHEMES:
+        raise DataError(
+            f"'{shown}' cannot be reached: addresses of tables begin with s3://, gs://, abfs://, hdfs:// or file://; "
+            "put it at one of these, or download it and give the file's path"
+        )
     try:
         if remote:
             address, _, query = source.partition("?")
@@ -140,13 +151,12 @@ def _find(source: str) -> list[_File]:
             return [_File(system, path, path if remote else os.path.relpath(path)) for path in found]
         info = system.get_file_info(root)
         if info.type == pa_fs.FileType.NotFound:
-            near = "" if remote else _near(root, source)
-            raise DataError(f"'{shown}' does not exist{near}")
+            raise DataError(f"'{shown}' does not exist{'' if remote else _near(root, source, asked)}")
         if info.type == pa_fs.FileType.Directory:
             return _folder(system, root, shown)
         return [_File(system, root, shown)]
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"'{shown}' cannot be reached: {_first_line(error).replace(source, shown)}") from None
+        raise DataError(f"'{shown}' cannot be reached: {first_line(error).replace(source, shown)}") from None
 
 
 def without_credentials(source: str) -> str:
@@ -175,12 +185,12 @@ def _first_magic(text: str) -> int | None:
     return min(places) if places else None
 
 
-def _near(path: str, source: str) -> str:
+def _near(path: str, source: str, asked: str) -> str:
     folder, name = os.path.split(path)
     if not os.path.isdir(folder):
         return f": there is no folder {folder}"
     hint = did_you_mean(name, os.listdir(folder), dotted=False)
-    return f"; {hint}" if hint.startswith("did") else _start(source) or "; check data.source"
+    return f"; {hint}" if hint.startswith("did") else _start(source) or f"; check {asked}"
 
 
 def _start(source: str) -> str:
@@ -243,7 +253,7 @@ def _read(file: _File, labels: Sequence[str]) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         if file.system.get_file_info(file.path).size == 0:
             raise DataError(f"{file.name} is empty") from None
-        raise DataError(f"{file.name} cannot be read: {_first_line(error)}") from None
+        raise DataError(f"{file.name} cannot be read: {first_line(error)}") from None
     for name, value in file.partitions:
         if name not in table.column_names:
             number = value.isascii() and value.isdigit() and not (name in labels and _padded(pa.array([value])))
@@ -388,8 +398,3 @@ def _cast(column: pa.ChunkedArray, common: pa.DataType, name: str, file: _File) 
             f"column '{name}' of {file.name} holds {column.type} values that cannot be joined with those of the other "
             f"files as {common}; files must agree"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
-from xlstm_tune.data.clock import Kind, cell, modal_step, parse_time, plain
+from xlstm_tune.data.clock import Kind, cell, check_weeks, parse_time, plain, usual_step
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
@@ -56,7 +56,8 @@ class Table:
     """int64 [R]: nanoseconds since 1970, consecutive MMWR week, or row number of the file counted from 0."""
     time_kind: Kind
     step: int | None
-    """The commonest difference of `time` inside a series; None in row order or with one row a series."""
+    """The commonest difference of `time` inside a series, as `usual_step` has it; None in row order or with one row a
+    series."""
     labels: pa.ChunkedArray | None
     """The time column as it was read, by row of the file; None in row order."""
     file_rows: np.ndarray
@@ -153,7 +154,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         key_names=roles.keys,
         time=time,
         time_kind=kind,
-        step=None if kind == "order" else modal_step(time, rows.offsets),
+        step=None if kind == "order" else usual_step(time, rows.offsets),
         labels=labels,
         file_rows=rows.order,
         oracle=oracle,
@@ -161,6 +162,8 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         fingerprint="",
         sample=_sample(source, rows.order[max(0, end - SAMPLE_ROWS) : end], roles),
     )
+    if kind == "week":
+        check_weeks(time, rows.offsets, str(roles.time), table.time_label)
     if config.task == "forecast":
         gaps = gaps_note(time, rows.offsets, kind, table.time_label)
     else:

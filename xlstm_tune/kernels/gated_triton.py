@@ -16,7 +16,6 @@ Legend: B batch, T steps, N heads, D head width, S steps of a piece.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlstm_tune.kernels.config import VARIABLE as VARIABLE
+from xlstm_tune.kernels.config import asked
 from xlstm_tune.kernels.library import Kernel, constant_when_compiled, members, register
 from xlstm_tune.kernels.parts_triton import parameter_gradients
 
@@ -32,8 +33,6 @@ PIECE = 64
 SHARE = 1 / 32
 """Of a device's memory that a call may store. A model has several layers, each keeps other things too, and other trials
 may run on the same GPU."""
-VARIABLE = "XLSTM_TUNE_BACKWARD"
-"""The environment variable that forces `store` or `recompute`; unset or `auto`: by size."""
 
 Tensors = tuple[Tensor, ...]
 
@@ -139,13 +138,10 @@ def recomputes(cell: Cell, gates: Tensor, recurrent: Tensor) -> bool:
 
     All of its memory counts and not what is free, so that a shape always takes the same way and nothing waits for the
     device. gates [B, T, N, 4, D]; members of a population count, though vmap hides them.
-    Raises ValueError for a value of VARIABLE that is none.
+    Raises SpecError for a value of VARIABLE that is none.
     """
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in ("auto", "store", "recompute"):
-        raise ValueError(f"{VARIABLE} must be auto, store or recompute, got {asked!r}")
-    if asked != "auto":
-        return asked == "recompute"
+    if (way := asked()) != "auto":
+        return way == "recompute"
     units = gates.numel() // 4 * members(gates, recurrent)
     return torch.is_grad_enabled() and too_much(
         units * cell.stored_bytes, device_memory(gates.device.type, gates.device.index)

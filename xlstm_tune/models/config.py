@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,8 +23,8 @@ _LSTM = ("layers", "bias", "projection", "direction")
 _XLSTM = ("heads", "conv_kernel", "direction", "norm", "head_norm")
 
 
-class ModelConfig(Spec):
-    """One model of the family. Keys that a family does not read are ignored by it (see `relevant`)."""
+class ModelSettings(Spec):
+    """The settings of a model by themselves, some of which a search may replace; `ModelConfig` is a model."""
 
     family: Family = "xlstm"
     pattern: Annotated[str, Field(pattern=r"^[sm]+$", max_length=64)] = "ms"
@@ -82,44 +83,48 @@ class ModelConfig(Spec):
     mean, their mean by learnt weights, or all of them side by side (fixed lookbacks only)."""
 
     @model_validator(mode="after")
-    def _patches_touch(self) -> ModelConfig:
-        if self.patched and self.patch_stride > self.patch_length:
-            raise ValueError(
-                f"model.patch_stride must be at most model.patch_length, or steps between patches would never be seen, "
-                f"got {self.patch_stride} and {self.patch_length}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _kernel_has_a_middle(self) -> ModelConfig:
+    def _kernel_has_a_middle(self) -> Self:
         if self.trend_kernel % 2 == 0:
             raise ValueError(f"model.trend_kernel must be odd, got {self.trend_kernel}")
         return self
 
-    @model_validator(mode="after")
-    def _widths_divide(self) -> ModelConfig:
+    def check_fit(self, replaced: Collection[str] = ()) -> None:
+        """Raise SpecError when settings do not fit each other.
+
+        replaced: those that no model takes from here; what hangs on one of them is left to the models themselves.
+        """
+
+        def kept(*settings: str) -> bool:
+            return not any(setting in replaced for setting in settings)
+
+        if self.patched and self.patch_stride > self.patch_length and kept("patch_length", "patch_stride"):
+            raise SpecError(
+                f"model.patch_stride must be at most model.patch_length, or steps between patches would never be seen, "
+                f"got {self.patch_stride} and {self.patch_length}"
+            )
+        if not kept("family", "pattern", "hidden_size"):  # which all widths hang on
+            return
         blocks = self.blocks
-        if "s" in blocks and self.hidden_size % self.heads:
-            raise ValueError(
+        if "s" in blocks and self.hidden_size % self.heads and kept("heads"):
+            raise SpecError(
                 f"model.heads must divide model.hidden_size in an sLSTM block, "
                 f"got {self.heads} heads and hidden_size {self.hidden_size}"
             )
-        if "m" in blocks and self.inner_size % self.heads:
-            raise ValueError(
+        if "m" in blocks and self.inner_size % self.heads and kept("proj_factor", "heads"):
+            raise SpecError(
                 f"model.heads must divide the inner width of an mLSTM block ({self.inner_size} = model.hidden_size × "
                 f"model.proj_factor, rounded up to 64), got {self.heads} heads"
             )
-        if "m" in blocks and self.inner_size % self.qkv_block:
-            raise ValueError(
+        if "m" in blocks and self.inner_size % self.qkv_block and kept("proj_factor", "qkv_block"):
+            raise SpecError(
                 f"model.qkv_block must divide the inner width of an mLSTM block ({self.inner_size} = "
                 f"model.hidden_size × model.proj_factor, rounded up to 64), got {self.qkv_block}"
             )
-        if not blocks and self.projection >= self.hidden_size:
-            raise ValueError(
+        if not blocks and self.projection >= self.hidden_size and kept("projection"):
+            raise SpecError(
                 f"model.projection must be smaller than model.hidden_size ({self.hidden_size}), or 0 for none, "
                 f"got {self.projection}"
             )
-        return self
 
     @property
     def blocks(self) -> str:
@@ -205,6 +210,15 @@ class ModelConfig(Spec):
             return ("feed_forward",) if "s" in self.blocks else ()
         keys = ("feed_forward", "ff_factor", "activation")
         return (*keys, "ff_after") if "m" in self.blocks else keys
+
+
+class ModelConfig(ModelSettings):
+    """One model of the family. Keys that a family does not read are ignored by it (see `relevant`)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.check_fit()
+        return self
 
 
 def round_up_64(width: float) -> int:

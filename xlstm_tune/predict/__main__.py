@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import StorageError, UserError, one_line
+from xlstm_tune.errors import StorageError, UserError, one_line, reaching
 from xlstm_tune.layout import ABOUT, SPEC
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
@@ -46,10 +46,13 @@ def predict(
         place = Path(output)
         if place.suffix not in ENDINGS:
             raise StorageError(f"--output must end in {' or '.join(ENDINGS)}, got '{output}'")
-        if not place.absolute().parent.is_dir():
-            raise StorageError(f"--output names a file in {place.absolute().parent}, which is no folder; make it first")
-        alone = Path(os.path.expanduser(name))
-        folder = alone if (alone / ABOUT).is_file() else find_search(storage, name)
+        home, alone = place.absolute().parent, Path(os.path.expanduser(name))
+        with reaching(f"--output names a file in {home}, which", StorageError):
+            if not home.is_dir():
+                raise StorageError(f"--output names a file in {home}, which is no folder; make it first")
+        with reaching(alone, StorageError):
+            itself = (alone / ABOUT).is_file()
+        folder = alone if itself else find_search(storage, name)
         with console.status("reading"):
             _go(folder, table, place, level, every, console)
     except UserError as error:
@@ -70,10 +73,11 @@ def find_search(storage: str, name: str) -> Path:
             f"NAME is that of a search, which is no path, or a champion's folder, which holds {ABOUT}, got '{name}'; "
             "give the folder that a search lies in with --storage"
         )
-    if not (root / name / SPEC).is_file():
-        known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if root.is_dir() else []
-        hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
-        raise StorageError(f"{root} holds no search '{name}'; {hint}")
+    with reaching(root / name, StorageError):
+        if not (root / name / SPEC).is_file():
+            known = [path.parent.name for path in root.glob(f"*/{SPEC}")] if root.is_dir() else []
+            hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
+            raise StorageError(f"{root} holds no search '{name}'; {hint}")
     return root / name
 
 
@@ -86,9 +90,9 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
     from xlstm_tune.predict.write import print_rows, write_table
 
     champion = load_champion(champion_of(folder))
-    if any(os.path.realpath(file) == os.path.realpath(place) for file in local_files(table) or ()):
+    if any(os.path.realpath(file) == os.path.realpath(place) for file in local_files(table, "TABLE") or ()):
         raise StorageError(f"--output names {place}, which TABLE is read from; give the forecasts a file of their own")
-    made = forecasts(champion, read_source([table], {}, champion.data.labels), level, every)
+    made = forecasts(champion, read_source([table], {}, champion.data.labels, "TABLE"), level, every)
     for note in made.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     write_table(made.table, place)

@@ -22,7 +22,7 @@ from xlstm_tune.data.clock import Kind
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.scaling import Columns, Scaling
 from xlstm_tune.data.windows import standardised_floor
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, joined_lines, reaching
 from xlstm_tune.layout import ABOUT, WEIGHTS
 from xlstm_tune.lines import sync
 from xlstm_tune.models.config import ModelConfig
@@ -142,17 +142,19 @@ def _lives(process: int) -> bool:
 def load_champion(folder: Path | str) -> Champion:
     """Read what `save_champion` wrote.
 
-    Raises StorageError when there is none, it is damaged or of a newer program.
+    Raises StorageError when there is none, it is damaged, of a newer program or closed to us.
     """
     folder = Path(folder)
     about = read_about(folder)
     for name in (WEIGHTS, RESIDUALS):
-        if not (folder / name).is_file():
-            raise StorageError(f"the champion {folder} lacks its file {name}; remove the folder to have it made anew")
-        if sha256_of(folder / name) != about["files"].get(name):
-            raise StorageError(
-                f"{folder / name} is damaged (its checksum differs); remove {folder} to have it made anew"
-            )
+        path = folder / name
+        with reaching(path, StorageError):
+            if not path.is_file():
+                raise StorageError(
+                    f"the champion {folder} lacks its file {name}; remove the folder to have it made anew"
+                )
+            if sha256_of(path) != about["files"].get(name):
+                raise StorageError(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
     try:
         config = TrialConfig(
             ModelConfig.parse(about["model"], "model"),
@@ -191,10 +193,9 @@ def load_champion(folder: Path | str) -> Champion:
             about=about,
         )
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise StorageError(
-            f"the champion {folder / ABOUT} is damaged ({type(error).__name__}: {reason}); remove {folder} to have it "
-            "made anew"
+            f"the champion {folder / ABOUT} is damaged ({type(error).__name__}: {joined_lines(error)[:200]}); remove "
+            f"{folder} to have it made anew"
         ) from None
 
 
@@ -205,6 +206,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         about: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StorageError(f"there is no champion in {folder}: it has no {ABOUT}") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}); mend that and try again") from None
     except (ValueError, RecursionError) as error:
         raise StorageError(f"the champion {path} is damaged: {error}; remove {folder} to have it made anew") from None
     if not isinstance(about, dict) or not isinstance(schema := about.get("schema"), int):

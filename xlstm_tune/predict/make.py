@@ -21,13 +21,13 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.scaling import Scaling
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, reaching
 from xlstm_tune.layout import ABOUT, CHAMPION, ENVIRONMENT, LOCK, SPEC, WEIGHTS, member_folder, trial_folder
 from xlstm_tune.predict.champion import save_champion
 from xlstm_tune.predict.columns import output_columns
 from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
-from xlstm_tune.results import read
+from xlstm_tune.results import read, read_scores
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
@@ -115,7 +115,7 @@ def make_champion(
     if winner is None:
         return None
     number = winner.row["trial"]
-    scores = {row["part"]: row for row in read(folder, "scores").to_pylist() if row["trial"] == number}
+    scores = {row["part"]: row for row in read_scores(folder) if row["trial"] == number}
     if "test" not in scores:
         return None
     assert data.scaling is not None
@@ -173,13 +173,14 @@ def validation_residuals(folder: Path, number: int, table: Table, data: Prepared
 def champion_of(folder: Path) -> Path:
     """The champion's folder of a search, made now if the search has none; of such a folder, itself.
 
-    Raises StorageError when the search has not come to its end, or its data have changed since.
+    Raises StorageError when the search has not come to its end, its data have changed since, or it is closed to us.
     """
     for place in (folder, folder / CHAMPION):
-        if (place / ABOUT).exists():
-            return place
+        with reaching(place, StorageError):
+            if (place / ABOUT).exists():
+                return place
     spec = load_spec(str(folder / SPEC))
-    if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
+    if not (folder / "results").is_dir() or not read_scores(folder):
         if who := _runs(folder):
             raise StorageError(
                 f"the search '{folder.name}' has no winner yet: it is still being run by {who}; wait until it ends"

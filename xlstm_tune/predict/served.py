@@ -54,7 +54,7 @@ def _table(given: Any) -> Any:
     import pandas as pd  # type: ignore[import-untyped]
     import pyarrow as pa
 
-    from xlstm_tune.errors import DataError
+    from xlstm_tune.errors import DataError, first_line
 
     try:
         frame = given if isinstance(given, pd.DataFrame) else pd.DataFrame(given)
@@ -68,8 +68,7 @@ def _table(given: Any) -> Any:
                 frame = frame.assign(**{name: frame[name].map(str, na_action="ignore")})
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"the request is no table ({reason}); send rows of named columns") from None
+        raise DataError(f"the request is no table ({first_line(error)}); send rows of named columns") from None
 
 
 mlflow.models.set_model(ChampionModel())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, joined_lines
 from xlstm_tune.layout import ENVIRONMENT, SPEC
 from xlstm_tune.report.budget import FamilyBudget, counted_as, equal_budget, how_ended
 from xlstm_tune.report.evidence import Evidence
@@ -140,7 +139,7 @@ def read_record(folder: Path, board: Leaderboard | None = None) -> Record:
         for one in trials:
             one["params"], one["status"] = json.loads(one["params"] or "{}"), how_ended(one)
     except (pa.ArrowInvalid, json.JSONDecodeError) as error:
-        raise StorageError(f"the tables in {folder / 'results'} are damaged ({_line(error)})") from None
+        raise StorageError(f"the tables in {folder / 'results'} are damaged ({joined_lines(error)[:200]})") from None
     for trial, epoch, value in zip(epochs["trial"], epochs["epoch"], epochs[objective], strict=True):
         curves.setdefault(trial, []).append((epoch, value))
     for curve in curves.values():
@@ -187,7 +186,7 @@ def _spec(folder: Path, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise StorageError(f"{path} cannot be read ({_line(error)}); bring it back") from None
+        raise StorageError(f"{path} cannot be read ({joined_lines(error)[:200]}); bring it back") from None
     if not isinstance(spec, dict):
         raise StorageError(f"{path} is no search file; bring it back")
     return spec, text
@@ -214,7 +213,3 @@ def _json(text: str | None) -> Mapping[str, Any]:
 def _is_open(folder: Path) -> bool:
     """Whether a writer has the tables open, or was killed: it leaves no pending files when it closes them."""
     return any((folder / "results").glob("*/pending.*.jsonl"))
-
-
-def _line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error))[:200]

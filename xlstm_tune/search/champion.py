@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +15,16 @@ from xlstm_tune.search.finalists import Judge
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.refit import refit_remotely, refit_tried
 from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.variables import switch
 from xlstm_tune.tracking import Spool
 
 REGISTER = "XLSTM_TUNE_REGISTER"
 """Environment variable: `off` leaves the winner out of MLflow's model registry; its folder is made all the same."""
+
+
+def wanted() -> bool:
+    """Whether the environment leaves the registered model on. Raises SpecError for a wrong value."""
+    return switch(REGISTER)
 
 
 def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console) -> None:
@@ -32,7 +37,7 @@ def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, 
     except UserError as error:  # all else of the search stands
         console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
         return
-    if made is not None and os.environ.get(REGISTER, "on") != "off":
+    if made is not None and wanted():
         spool.model(made, plan.spec.name)
 
 

@@ -22,6 +22,7 @@ from xlstm_tune.layout import CHECKPOINTS
 from xlstm_tune.layout import SUMS as SUMS
 from xlstm_tune.lines import sync
 from xlstm_tune.search.store import HERE, Shared
+from xlstm_tune.search.variables import number
 from xlstm_tune.training.checkpoint import sha256_of
 
 ROWS = "epochs.jsonl"
@@ -135,8 +136,12 @@ class Checkpoints:
 def worth_saving(trials: Iterable[Checkpoints]) -> bool:
     """Whether saving all of these, which train together, takes no more than its share of the training since."""
     trials = list(trials)
-    share = float(os.environ.get(SHARE, 0.04))
-    return sum(one.cost for one in trials) <= share * sum(one.trained for one in trials)
+    return sum(one.cost for one in trials) <= share() * sum(one.trained for one in trials)
+
+
+def share() -> float:
+    """Of the training time, what saving may take. Raises SpecError for a wrong value."""
+    return number(SHARE, 0.04)
 
 
 def check(place: Path) -> None:

@@ -68,18 +68,22 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._begun: set[int] = set()
         """Those that this driver has given to a worker, and that have not ended."""
         self._since: dict[int, float] = {}
-        """Since when a worker has it, in seconds since 1970."""
+        """Until when its seconds are counted, where a worker has it; since 1970."""
         self._first: dict[int, float] = {}
         """When it was first given to one, by whatever driver."""
         self._spent: dict[int, float] = {}
-        """Its share of the seconds for which earlier workers had it."""
+        """Its share of the seconds for which workers had it, as far as they are counted."""
+        self._sharing: dict[int, int] = {}
+        """How many configurations of its Ray trial still went on after its last result, itself included."""
         self._compiled: dict[int, float] = {}
         """Seconds that its worker has spent on compiling kernels, which is done once and no cost of the trial."""
         self._members: dict[int, list[Member]] = {}
         self._together: dict[int, int] = {}
         """How many configurations the Ray trial of each began with."""
-        self._cut: set[int] = set()
-        """Those that an earlier driver wrote down as cut short."""
+        self._cut: dict[int, dict[str, Any]] = {}
+        """Rows of those that an earlier driver wrote down as cut short."""
+        self._judged: list[dict[str, Any]] = []
+        """Keys of what an earlier driver told of finalists: model, trial and part."""
         self._standing: dict[int, list[dict[str, Any]]] = {}
         """What running populations last reported of their members."""
         self._followers: dict[int, list[TrialEnd]] = {}
@@ -98,10 +102,12 @@ class Driver(tune.Callback):  # type: ignore[misc]
             setting = json.loads(row["setting"]) if row["setting"] else None
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
             if row["reason"] in CUTS:
-                self._cut.add(row["trial"])
+                self._cut[row["trial"]] = row
             value = row[self._spec.search.objective]
             if row["status"] in ("completed", "pruned") and value is not None:
                 self._progress.scored(row["trial"], row["name"], value, row["std_error"])
+        keys = _keys(read(self._folder, "scores"), "model", "trial", "part")
+        self._judged = [dict(zip(("model", "trial", "part"), key, strict=True)) for key in keys]
         for number, past in history.trials.items():
             run = told.get(number)
             if self._is_over(number) and run and run.ended == self.rows[number]["status"]:
@@ -136,7 +142,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
         for one in trial.config["trials"]:
-            self._together[one["number"]] = len(trial.config["trials"])
+            self._together[one["number"]] = self._sharing[one["number"]] = len(trial.config["trials"])
             self._since[one["number"]] = time.time()
             if one["number"] not in self._begun:  # else it goes on with another worker
                 self._start(one["number"], self._spec.resolve(one["params"]))
@@ -154,12 +160,20 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
-        for row in result["rows"]:
-            self._compiled[row["number"]] = self._compiled.get(row["number"], 0.0) + row.get("compile_seconds", 0.0)
-            self._progress.compiled(self._compiled[row["number"]])
-            self._epoch(row["number"], row)
+        now, rows = time.time(), result["rows"]
+        going = sum(not row["done"] for row in rows)
+        for row in rows:
+            number, compiling = row["number"], row.get("compile_seconds", 0.0)
+            self._compiled[number] = self._compiled.get(number, 0.0) + compiling
+            self._progress.compiled(self._compiled[number])
+            self._spend(number, now - compiling, len(rows))
             if row["done"]:
-                self._finish(row["number"])
+                self._since.pop(number, None)
+            elif number in self._since:
+                self._since[number], self._sharing[number] = now, going
+            self._epoch(number, row)
+            if row["done"]:
+                self._finish(number)
 
     def _epoch(self, number: int, result: dict[str, Any]) -> None:
         if "members" in result:
@@ -197,12 +211,16 @@ class Driver(tune.Callback):  # type: ignore[misc]
         for one in trial.config["trials"]:
             self._pause(one["number"], time.time())
 
+    def _spend(self, number: int, until: float, sharing: int) -> None:
+        """Count the seconds since it was last counted, which so many configurations shared, itself included."""
+        if (since := self._since.get(number)) is not None:
+            self._spent[number] = self._spent.get(number, 0.0) + max(0.0, until - since) / sharing
+
     def _pause(self, number: int, now: float) -> None:
         """Nobody has it from now on."""
-        compiling = self._compiled.pop(number, 0.0)
-        if (since := self._since.pop(number, None)) is not None:
-            share = max(0.0, now - since - compiling) / self._together.get(number, 1)
-            self._spent[number] = self._spent.get(number, 0.0) + share
+        self._spend(number, now, self._sharing.pop(number, 1))
+        self._since.pop(number, None)
+        self._compiled.pop(number, None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray comes by ten times a second."""
@@ -285,6 +303,9 @@ class Driver(tune.Callback):  # type: ignore[misc]
         else:
             standing = self._standing.pop(number, None)
             self._results.members(member_rows(number, members, standing, end.status, end.reason))
+        if number in self._cut and any(row[name] != self._cut[number][name] for name in metrics):
+            # It went on and is another model now; where it is a finalist again, it will be judged again.
+            self._results.scores(key for key in self._judged if key["trial"] == number)
         self._results.trial(row)
         self.rows[number] = row
         self._progress.ended_trial(number, None if end.reason in CUTS else _counted(end.status, end.reason))

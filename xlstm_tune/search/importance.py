@@ -8,7 +8,6 @@ n samples, L steps, F inputs, C static inputs, H horizon steps, K targets.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.search.finalists import Finalist, in_a_task, load_models
 from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.store import Shared
+from xlstm_tune.search.variables import switch
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.judge import forecasts
 
@@ -188,8 +188,8 @@ def importance_columns(trial: int, found: Importance, labels: Sequence[tuple[str
 
 
 def wanted() -> bool:
-    """Whether the environment leaves it on."""
-    return os.environ.get(IMPORTANCE, "on") != "off"
+    """Whether the environment leaves it on. Raises SpecError for a wrong value."""
+    return switch(IMPORTANCE)
 
 
 def _spread(n: int, most: int) -> npt.NDArray[np.int64]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,10 @@ class Past:
         """The row that ended it, where one did."""
         return self.rows[-1][1] if self.rows and self.rows[-1][1]["done"] else None
 
-    def pause(self, now: float) -> None:
-        """Nobody has it from now on."""
+    def pause(self, now: float, sharing: int) -> None:
+        """Nobody has it from now on, and so many had this worker until now, itself included."""
         if self._since is not None:
-            self.spent += max(0.0, now - self._since) / max(1, len(self.together))
+            self.spent += max(0.0, now - self._since) / max(1, sharing)
             self._since = None
 
 
@@ -87,7 +87,7 @@ class History:
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
                     past = self.trials.setdefault(number, Past(number, params, now))
-                    past.pause(now)
+                    past.pause(now, len(past.together))
                     past.together = list(event["numbers"])
                     past._since = now
             case "epoch":
@@ -99,18 +99,23 @@ class History:
                     row["done"] = True
                 past.rows.append((now, row))
                 self.rows.append(event["row"])
-                past.pause(now - row.get("compile_seconds", 0.0))
+                # Lines of an earlier program do not say how many the result was of.
+                past.pause(now - row.get("compile_seconds", 0.0), event.get("sharing", len(past.together)))
                 past._since = None if row["done"] else now
             case "ended":
                 end = TrialEnd(**event["end"])
                 past = self.trials.setdefault(end.number, Past(end.number, end.params, now))
                 past.end, past.ended = end, now
             case "died":
-                for number in event["numbers"]:
-                    self.trials[number].pause(now)
+                self._pause(event["numbers"], now)
             case "closed":
-                for past in self.trials.values():
-                    past.pause(now)
+                self._pause(self.trials, now)
+
+    def _pause(self, numbers: Iterable[int], now: float) -> None:
+        """Nobody has these from now on; what they took since their last word is shared by those that still went on."""
+        going = {number: past for number in numbers if (past := self.trials[number])._since is not None}
+        for past in going.values():
+            past.pause(now, len(going.keys() & past.together))
 
 
 class Journal:
@@ -131,9 +136,12 @@ class Journal:
         """A worker is given these configurations."""
         self._add("began", numbers=list(numbers), params=list(params))
 
-    def epoch(self, row: Mapping[str, Any], stop: bool) -> None:
-        """A configuration finished an epoch, or failed in it. stop: the scheduler ends it."""
-        self._add("epoch", row=dict(row), **({"stop": True} if stop else {}))
+    def epoch(self, row: Mapping[str, Any], stop: bool, sharing: int = 1) -> None:
+        """A configuration finished an epoch, or failed in it.
+
+        stop: the scheduler ends it. sharing: the configurations that the result is of, which share its seconds.
+        """
+        self._add("epoch", row=dict(row), sharing=sharing, **({"stop": True} if stop else {}))
 
     def ended(self, end: TrialEnd) -> None:
         """A configuration has ended. On the disk when this returns, unless it repeats another one."""

@@ -15,7 +15,6 @@ What workers wrote may be ahead of all that; a resume is told of it by the worke
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xlstm_tune.errors import SpecError, StorageError
+from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import CHECKPOINTS, SPEC, trial_folder
 from xlstm_tune.results import read
 from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.stopping import CUTS, TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote, looks
+from xlstm_tune.search.variables import number
 from xlstm_tune.storage.copy import CUT, JOURNALS, KEPT_AT, OWNER, STOPPED, VERSION, as_json, is_checkpoint, remember
 from xlstm_tune.storage.objects import at_once
 
@@ -53,7 +53,7 @@ class Mirror:
     def __init__(self, store: Remote, stopping: Stopping, say: Callable[[str], None]) -> None:
         self._store, self._folder, self._objects = store, store.folder, store.objects
         self._stopping, self._say = stopping, say
-        self._shortest = self._period = _period()
+        self._shortest = self._period = period()
         self._owner = Owner(self._objects, self._period)
         self._there: dict[str, tuple[int, ...]] = {}
         """What the copy has: by name, what the file looked like; empty of what an earlier driver wrote."""
@@ -249,8 +249,6 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _period() -> float:
-    try:
-        return float(os.environ.get(PERIOD, "30"))
-    except ValueError:
-        raise SpecError(f"{PERIOD} must be a number of seconds, got '{os.environ[PERIOD]}'") from None
+def period() -> float:
+    """Seconds between two copies. Raises SpecError for a wrong value: with none, any other driver's name counts."""
+    return number(PERIOD, 30, "seconds", zero=False)

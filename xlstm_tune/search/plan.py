@@ -102,6 +102,10 @@ def make_plan(
     elsewhere: the file of the cluster whose head will run the search; its resources and its MLflow are not looked at.
     Raises UserError with one sentence.
     """
+    # Not at the head of this module: what reads the variables is handed a Plan.
+    from xlstm_tune.search.environment import check_environment
+
+    check_environment()
     check_password(spec)
     if address:
         check_cluster(address)
@@ -115,6 +119,10 @@ def make_plan(
     uri = tracking_uri or _tracked_at(folder, resume)
     if not elsewhere:
         check_tracking_uri(uri)
+        if spec.search.storage is not None:
+            from xlstm_tune.search.database import check_database  # loads Optuna, which a plan can do without
+
+            check_database(spec, folder, resume)
     table, data = check_data(spec, space)
     data = _without_groups(table, data)
     if placement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,16 @@ from xlstm_tune.search.importance import PART, importance_columns, measure, meas
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.population import population_params
 from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.variables import switch
 from xlstm_tune.tracking import Spool, python_command
 
 REPORT = "XLSTM_TUNE_REPORT"
 """Environment variable: `off` leaves the report page to be made later, by `python -m xlstm_tune.report`."""
+
+
+def report_wanted() -> bool:
+    """Whether the environment leaves the report page on. Raises SpecError for a wrong value."""
+    return switch(REPORT)
 
 
 def record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter) -> None:
@@ -155,7 +160,7 @@ def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, 
     if plan.spec.search.costs:
         _record_front(plan, spool)
     files = [plan.folder / "results"]
-    if not interrupted and os.environ.get(REPORT, "on") != "off":
+    if not interrupted and report_wanted():
         files += _write_report(plan, board, console)
     spool.search_ended("interrupted" if interrupted else "completed", board.summary(), files)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.errors import first_line
 from xlstm_tune.layout import REFIT_WISH, WEIGHTS
 from xlstm_tune.predict.make import Refit, Winner
 from xlstm_tune.search.finalists import Array
@@ -60,7 +61,7 @@ def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Arra
     except OSError:  # as the task raises it: Ray's exception is of that kind too
         raise
     except ray.exceptions.RayError as error:
-        return f"the worker was lost ({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
+        return f"the worker was lost ({first_line(error)})"
     if isinstance(answer, str):
         return answer
     plan.store.pull(place)

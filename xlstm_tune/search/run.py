@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from xlstm_tune.data.words import count
-from xlstm_tune.errors import UserError
+from xlstm_tune.errors import UserError, last_line
 from xlstm_tune.layout import CHAMPION, PAGE
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
@@ -91,7 +91,7 @@ def run(plan: Plan, console: Console) -> int:
             why = STORAGE_AWAY if isinstance(error, StorageAway) else disk_stop(error)
             if why is None:
                 raise
-            say(_resume_words(plan, why, _last_line(error)))
+            say(_resume_words(plan, why, last_line(error)))
             return 1
 
 
@@ -198,11 +198,6 @@ def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
     if why == DISK_FAILED:
         return f"Stopped: a disk failed ({detail}). What was saved is safe; mend it, then go on with: {command}"
     return f"Stopped early ({why}); go on with: {command}"
-
-
-def _last_line(error: Exception) -> str:
-    """What an error says; Ray's begin with where it came from."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _ray(plan: Plan, console: Console) -> AbstractContextManager[Placement]:
@@ -358,7 +353,7 @@ def _search(
         except (OSError, tune.TuneError) as error:
             if (why := disk_stop(error)) is None:
                 raise
-            stopping.request(why, _last_line(error))
+            stopping.request(why, last_line(error))
         finally:
             # Before the budget is used up it is an interruption; Ray reports neither.
             spent = isinstance(budget, float) and time.monotonic() - began >= budget

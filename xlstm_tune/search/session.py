@@ -12,12 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from xlstm_tune.errors import ResourceError, SpecError
+from xlstm_tune.errors import ResourceError
 from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.terminal import children_outlive_signals
+from xlstm_tune.search.variables import number
 from xlstm_tune.tracking import Spool, Writer
 
 PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
@@ -38,7 +39,7 @@ DRAIN_SECONDS_STOPPED = 10.0
 @contextmanager
 def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ended: bool = False) -> Iterator[None]:
     """MLflow's writer process, from before the search to after its last event. ended: the search has, and stays so."""
-    drain = _drain_seconds()
+    drain = drain_seconds()
     writer = Writer.start(plan.folder, plan.tracking_uri)
     try:
         yield
@@ -54,11 +55,9 @@ def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ende
             console.print(f"note: {unsent}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _drain_seconds() -> float:
-    try:
-        return float(os.environ.get(DRAIN, "120"))
-    except ValueError:
-        raise SpecError(f"{DRAIN} must be a number of seconds, got '{os.environ[DRAIN]}'") from None
+def drain_seconds() -> float:
+    """How long a finished search waits for MLflow. Raises SpecError for a wrong value."""
+    return number(DRAIN, 120, "seconds")
 
 
 @contextmanager

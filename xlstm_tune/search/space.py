@@ -233,8 +233,8 @@ class Space:
             worst, reason = refused[0]
             named = ", ".join(f"{key}={value}" for key, value in worst.items())
             raise SpecError(
-                f"{len(refused):,} of {len(points):,} combinations {how}in 'space' are no model, such as {named} "
-                f"({reason}); "
+                f"{len(refused):,} of {len(points):,} combinations {how}in 'space' are no model"
+                f"{', such as ' + named if named else ''} ({reason}); "
                 "leave them out with 'when', or choose other values"
             )
         return distinct

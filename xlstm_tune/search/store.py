@@ -11,7 +11,6 @@ hears of it. The driver's folder gets a trial's files when the trial has ended.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import threading
 import time
@@ -24,10 +23,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlstm_tune.errors import SpecError
 from xlstm_tune.layout import CHECKPOINTS, SPEC, SUMS
 from xlstm_tune.search.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.scratch import scratch_folder
+from xlstm_tune.search.variables import number
 from xlstm_tune.storage.copy import is_checkpoint
 from xlstm_tune.storage.objects import Objects, at_once, is_uri
 
@@ -261,7 +260,7 @@ class Remote(Shared):
 
     def _steadily(self, call: Callable[[], Any]) -> Any:
         """Try until the storage answers. Raises StorageAway after `PATIENCE` seconds, FileNotFoundError at once."""
-        patience, began, pause = min(self._patience, _patience()), time.monotonic(), 0.5
+        longest, began, pause = min(self._patience, patience()), time.monotonic(), 0.5
         while True:
             try:
                 return call()
@@ -271,7 +270,7 @@ class Remote(Shared):
                 if disk_full(error):
                     raise
                 reason = self.objects.reason(error)
-                if time.monotonic() - began > patience or self._gone.wait(pause):
+                if time.monotonic() - began > longest or self._gone.wait(pause):
                     raise StorageAway(f"the storage {self.objects.shown} does not answer ({reason})") from error
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
@@ -286,11 +285,9 @@ def make_store(storage: str, folder: Path, timeout: float | str | None) -> Remot
     return Remote(Objects(storage), folder.name, folder, timeout / 2 if isinstance(timeout, float) else math.inf)
 
 
-def _patience() -> float:
-    try:
-        return float(os.environ.get(PATIENCE, "900"))
-    except ValueError:
-        raise SpecError(f"{PATIENCE} must be a number of seconds, got '{os.environ[PATIENCE]}'") from None
+def patience() -> float:
+    """Seconds that a worker waits for a storage that does not answer. Raises SpecError for a wrong value."""
+    return number(PATIENCE, 900, "seconds")
 
 
 def looks(path: Path) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, 
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.search.study_memory import StudyMemory
@@ -105,8 +105,14 @@ def open_study(
         raise StorageError(
             f"the storage {where} already holds a search named '{name}'; resume it, or choose another --name"
         ) from None
-    except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
-        reason = hide_credentials(str(error).partition("\n")[0])
+    except optuna.exceptions.StorageInternalError as error:  # says less than what it was raised for
+        reason = hide_credentials(first_line(error.__cause__ or error))
+        raise StorageError(
+            f"search.storage {where} cannot be written: {reason}; get leave to write there, or choose another"
+        ) from None
+    # RuntimeError: tables of another version of Optuna.
+    except (OSError, SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
+        reason = hide_credentials(first_line(error))
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
     memory = StudyMemory(storage, storage.get_study_id_from_name(study.study_name))
     sampler = make_sampler(config, len(memory))

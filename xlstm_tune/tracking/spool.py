@@ -196,7 +196,7 @@ def address_path(folder: Path) -> Path:
 
 
 def read_address(folder: Path) -> Address:
-    """Raises TrackingError if the folder holds no spool, or one of a newer program."""
+    """Raises TrackingError if the folder holds no spool, one of a newer program, or is closed to us."""
     path = address_path(folder)
     try:
         raw = json.loads(path.read_text())
@@ -205,6 +205,8 @@ def read_address(folder: Path) -> Address:
             return Address(**raw)
     except (FileNotFoundError, NotADirectoryError):
         raise TrackingError(f"{folder} holds no search with tracked runs (no mlflow/spool.json in it)") from None
+    except OSError as error:
+        raise TrackingError(f"{path} cannot be read ({error.strerror}); mend that and try again") from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise TrackingError(
             f"{path} is damaged ({error}); remove it and resume the search, which makes it anew"

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from xlstm_tune.errors import TrackingError
+from xlstm_tune.errors import TrackingError, reaching
 from xlstm_tune.strict import did_you_mean
 
 # Scheme -> default port and the driver that SQLAlchemy takes when the URI names none.
@@ -213,9 +213,11 @@ def _check_sqlite(uri: str, shown: str) -> None:
             f"the tracking URI '{shown}' names a folder '~', which is nobody's home in an address; write "
             f"sqlite:///{Path.home()}{home}"
         )
-    if path.is_dir():
+    with reaching(f"the tracking database {path}", TrackingError, "name another with --tracking-uri"):
+        there, is_folder = path.exists(), path.is_dir()
+    if is_folder:
         raise TrackingError(f"the tracking database {path} is a folder; name a file in it, e.g. {path / 'mlflow.db'}")
-    if path.exists():
+    if there:
         try:
             with path.open("r+b") as file:
                 start = file.read(len(_SQLITE_HEADER))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Self
 
 import xlstm_tune
-from xlstm_tune.errors import TrackingError
+from xlstm_tune.errors import TrackingError, reaching
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
 from xlstm_tune.tracking.state import read_state
@@ -212,12 +212,15 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     """Send what a search left unsent. None when all has arrived.
 
     `uri`: None for where the search sent it. Sets MLflow's environment variables in this process.
-    Raises TrackingError if the store cannot be reached, the folder is not complete or not ours, or a writer is at
-    work on it.
+    Raises TrackingError if the store cannot be reached, the folder is not complete, not ours or closed to us, or a
+    writer is at work on it.
     """
     read_address(folder)
-    if not spool_path(folder).is_file():
-        raise TrackingError(f"{spool_path(folder)} is missing, and with it what was to be sent; bring it back")
+    spool = spool_path(folder)
+    with reaching(spool.parent, TrackingError, "mend that and try again"):
+        if not spool.is_file():
+            raise TrackingError(f"{spool} is missing, and with it what was to be sent; bring it back")
+        unsent(folder)  # what cannot be read is told before anything is tried
     target = uri or remembered_uri(folder)
     check_tracking_uri(target)
     os.environ.update(_ENVIRONMENT)
@@ -265,8 +268,9 @@ def find_search(search: str, storage: str | None = None) -> Path:
     root = Path(storage or "searches").expanduser().absolute()
     places = [root / search] if storage else [root / search, Path(search).expanduser().absolute()]
     for folder in places:
-        if address_path(folder).is_file():
-            return folder
+        with reaching(folder, TrackingError):
+            if address_path(folder).is_file():
+                return folder
     if any(folder.is_dir() for folder in places):
         raise TrackingError(f"{search} holds no search with tracked runs (no mlflow/spool.json in it)")
     known = [path.parent.parent.name for path in root.glob("*/mlflow/spool.json")]
@@ -292,8 +296,8 @@ def remembered_uri(folder: Path) -> str:
     address = read_address(folder)
     if not address.has_credentials:
         before, beside = address.uri, default_uri(folder.parent)
-        gone = before.startswith("sqlite") and not sqlite_path(before).exists()
-        moved = gone and (sqlite_path(beside).exists() or not sqlite_path(before).parent.exists())
+        gone = before.startswith("sqlite") and _gone(sqlite_path(before))
+        moved = gone and (sqlite_path(beside).exists() or _gone(sqlite_path(before).parent))
         return beside if moved else before
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if hide_credentials(given) == address.uri:
@@ -302,6 +306,14 @@ def remembered_uri(folder: Path) -> str:
         f"the search was tracked at {address.uri}, whose password is not kept; set MLFLOW_TRACKING_URI or give "
         "--tracking-uri"
     )
+
+
+def _gone(path: Path) -> bool:
+    """Whether nothing lies there; below a folder closed to us nobody can tell, and it is taken to be there."""
+    try:
+        return not path.exists()
+    except OSError:
+        return False
 
 
 class HidingFormatter(logging.Formatter):

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xlstm_tune.errors import SpecError
 from xlstm_tune.training.micro import give_back
 
 Outputs = tuple[Tensor, Tensor]
@@ -38,6 +39,14 @@ NO_MEMORY = "a whole batch does not fit in memory, and how it is split may chang
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 
 log = logging.getLogger(__name__)
+
+
+def asked() -> str:
+    """auto or off. Raises SpecError for any other value of VARIABLE."""
+    mode = os.environ.get(VARIABLE, "auto")
+    if mode not in ("auto", "off"):
+        raise SpecError(f"{VARIABLE} must be auto or off, got '{mode}'; give it one of these, or unset it")
+    return mode
 
 
 def possible(device: torch.device) -> bool:
@@ -70,10 +79,9 @@ class Captured:
     def __init__(self, eager: Callable[..., Outputs], whole: Callable[..., Outputs], device: torch.device) -> None:
         """eager: the step, which may find that memory runs out and split itself. whole: the same in one piece.
 
-        Raises ValueError for an unknown value of XLSTM_TUNE_CAPTURE.
+        Raises SpecError for an unknown value of XLSTM_TUNE_CAPTURE.
         """
-        if (mode := os.environ.get(VARIABLE, "auto")) not in ("auto", "off"):
-            raise ValueError(f"{VARIABLE} must be auto or off, got '{mode}'")
+        mode = asked()
         self._eager, self._whole, self._device = eager, whole, device
         self.active = mode == "auto" and possible(device)
         """Steps are captured and replayed, or will be."""

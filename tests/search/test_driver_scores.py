@@ -1,0 +1,45 @@
+"""Test figures of a finalist hold as long as it is the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from searcher_bench import SMALL, epoch_row, make_spec
+
+from xlstm_tune.report.leaderboard import build_leaderboard
+from xlstm_tune.results import ResultsWriter, read_scores
+from xlstm_tune.search.driver import Driver
+from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.journal import History, Past
+from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.stopping import TIME_BUDGET
+from xlstm_tune.search.store import Shared
+from xlstm_tune.tracking import Spool
+
+FIGURES = ("rmse", "mae", "mse_standardised", "mae_standardised")
+
+
+@pytest.mark.parametrize(("after", "judged"), [(2.0, True), (1.5, False)], ids=["no better", "better"])
+def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
+    tmp_path: Path, after: float, judged: bool
+) -> None:
+    spec = make_spec(SMALL, trials=4)
+    params = {"model.hidden_size": 32}
+    past = Past(0, params, 100.0, [0])
+    for epoch, best in enumerate((2.0, after), 1):
+        row = epoch_row(0, epoch=epoch, done=False) | {f"best_val_{name}": best for name in FIGURES}
+        past.rows.append((100.0 + epoch, row))
+        past.end = TrialEnd(0, None, "pruned", TIME_BUDGET if epoch == 1 else None, best, params)
+        past.ended = 110.0
+        with ResultsWriter(tmp_path) as results, Spool(tmp_path, "sqlite:///nowhere") as spool:
+            driver = Driver(spec, Shared(tmp_path), results, spool, Progress(4, "val_rmse", None))
+            driver.recall(History({0: past}))
+            assert driver.close()
+            if epoch == 1:
+                for part in ("validation", "test"):
+                    results.scores([{"model": "lstm", "trial": 0, "part": part, **dict.fromkeys(FIGURES, 3.0)}])
+    (entry,) = build_leaderboard(tmp_path, "val_rmse").trials
+    assert entry.validation["rmse"] == after
+    assert entry.test.get("rmse") == (3.0 if judged else None)
+    assert len(read_scores(tmp_path)) == (2 if judged else 0)
