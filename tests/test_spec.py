@@ -115,10 +115,22 @@ def test_load_spec_names_a_search_after_its_file(tmp_path: Path) -> None:
     assert load(tmp_path, BASE.replace("name: base", "")).name == "search"
 
 
-def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path) -> None:
+def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert load(tmp_path).data.source == [str(tmp_path / "table.csv")]
-    both = load(tmp_path, BASE, "data.source=[s3://bucket/a.parquet, /abs/b.csv, 'sample:x', sub/*.csv]").data.source
-    assert both == ["s3://bucket/a.parquet", "/abs/b.csv", "sample:x", str(tmp_path / "sub/*.csv")]
+    several = BASE.replace("table.csv", "[s3://bucket/a.parquet, /abs/b.csv, 'sample:x', sub/*.csv]")
+    both = ["s3://bucket/a.parquet", "/abs/b.csv", "sample:x", str(tmp_path / "sub/*.csv")]
+    assert load(tmp_path, several).data.source == both
+
+
+@pytest.mark.parametrize("text", ["data.source=mine.csv", "data={source: mine.csv, target: y, lookback: 10}"])
+def test_load_spec_finds_data_of_the_command_line_where_one_is(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load(tmp_path, BASE, text).data.source == [str(tmp_path / "elsewhere" / "mine.csv")]
 
 
 @pytest.mark.parametrize(

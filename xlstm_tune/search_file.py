@@ -151,7 +151,8 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     """Read and check a search file.
 
     file: a path or the name of a shipped search file.
-    overrides: `key=value` texts as `--set` gives them; values are read as YAML.
+    overrides: `key=value` texts as `--set` gives them; values are read as YAML. Relative paths of data in them are
+    relative to the current folder, those of the file to the file's.
     given: flat keys with `__` for the dot (name, search__trials) that win over both; None means not given.
     Raises SpecError with one sentence.
     """
@@ -166,6 +167,7 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
         raise SpecError(
             f"{path} holds {'nothing' if raw is None else type(raw).__name__}; a search file is a mapping of keys"
         )
+    _anchor_sources(raw, path.parent)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -183,7 +185,7 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
         )
     raw.setdefault("name", path.stem)
     _check_json(raw)
-    _anchor_sources(raw, path.parent)
+    _anchor_sources(raw, Path.cwd())
     return SearchSpec.parse(raw)
 
 
@@ -242,7 +244,7 @@ def _check_json(raw: dict[Any, Any]) -> None:
 
 
 def _anchor_sources(raw: dict[Any, Any], folder: Path) -> None:
-    """Relative data paths are relative to the search file, wherever the command is run from."""
+    """Relative data paths are relative to `folder`: in a search file to its own, in `--set` to where one is."""
     data = raw.get("data")
     if not isinstance(data, dict):
         return
