@@ -30,6 +30,8 @@ from xlstm_tune.result_files import opened, part_number, parts_of, pending_path,
 from xlstm_tune.result_tables import KINDS, SCHEMAS, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
+_OF_FINALISTS = ("scores", "predictions", "coverage", "importance")
+"""Tables that are written of finalists, when the search has ended."""
 _ATTEMPTS = 50
 """To read a table between two moments at which its writer moves rows."""
 
@@ -189,9 +191,25 @@ class ResultsWriter:
 def read(folder: Path, table: str) -> pa.Table:
     """A table of a search folder, in the order of writing: 'trials', 'members', 'epochs', 'predictions', ...
 
-    Empty if nothing has been written to it. Raises StorageError if the folder holds no results, they come from a newer
-    program or are damaged, ValueError for a table that does not exist.
+    Empty if nothing has been written to it. What was told of a finalist that went on afterwards, whose `scores` are
+    blank, is left out. Raises StorageError if the folder holds no results, they come from a newer program or are
+    damaged, ValueError for a table that does not exist.
     """
+    found = _read(folder, table)
+    if table not in _OF_FINALISTS or not (outdated := _outdated(folder)):
+        return found
+    return found.filter(pc.invert(pc.is_in(found["trial"], value_set=pa.array(outdated, pa.int64()))))
+
+
+def _outdated(folder: Path) -> list[int]:
+    """Trials that went on after they had been judged."""
+    scores = _read(folder, "scores")
+    gone_on: list[int] = scores.filter(pc.is_null(scores["rmse"]))["trial"].unique().to_pylist()
+    return gone_on
+
+
+def _read(folder: Path, table: str) -> pa.Table:
+    """As `read`, whole."""
     if table not in KINDS:
         raise ValueError(f"there is no table '{table}'; {did_you_mean(table, KINDS)}")
     if not (folder / "results").is_dir():
@@ -214,11 +232,6 @@ def read(folder: Path, table: str) -> pa.Table:
     return pa.concat_tables([SCHEMAS[table].empty_table(), *tables])
 
 
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the table `scores` that hold; a trial that went on after it was judged has blank ones. As `read`."""
-    return [row for row in read(folder, "scores").to_pylist() if row["rmse"] is not None]
-
-
 Predicted = tuple[int | None, str, str]
 """Trial (None for a baseline), model and part: what predictions are of."""
 
@@ -227,7 +240,8 @@ def predicted(folder: Path) -> list[Predicted]:
     """All (trial, model, part) that have predictions, found without reading these. Raises as `read` does."""
     if not (folder / "results").is_dir():
         read(folder, "predictions")
-    return list(_steady(lambda: _prediction_places(folder)))
+    outdated = _outdated(folder)
+    return [what for what in _steady(lambda: _prediction_places(folder)) if what[0] not in outdated]
 
 
 def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Table:
@@ -236,9 +250,11 @@ def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Ta
     Much faster than `read` of all of them. Empty where there are none.
     """
 
+    outdated = _outdated(folder)
+
     def load() -> pa.Table:
         path, groups = _prediction_places(folder).get(what, (None, []))
-        if path is None:
+        if path is None or what[0] in outdated:
             return SCHEMAS["predictions"].empty_table().select(columns)
         texts = [name for name in columns if SCHEMAS["predictions"].field(name).type == pa.string()]
         key = list(KINDS["predictions"].key)

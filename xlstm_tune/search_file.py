@@ -185,7 +185,7 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
         )
     raw.setdefault("name", path.stem)
     _check_json(raw)
-    _anchor_sources(raw, Path.cwd())
+    _anchor_sources(raw, Path())
     return SearchSpec.parse(raw)
 
 

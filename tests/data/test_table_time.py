@@ -12,7 +12,7 @@ import pytest
 from epiweeks import Week
 from table_files import DAILY, load, load_text, refusal
 
-from xlstm_tune.data.clock import season_of, week_number, weekdays
+from xlstm_tune.data.clock import season_of, step_of, week_number, weekdays
 from xlstm_tune.data.future import later_stamps
 
 
@@ -261,3 +261,14 @@ def test_a_week_of_five_days_is_a_season_of_five_and_has_no_weekend(tmp_path: Pa
     assert written == ["2022-03-07", "2022-03-08", "2022-03-09", "2022-03-10", "2022-03-11", "2022-03-14"]
     every = np.arange(19_000, 19_060, dtype=np.int64) * 86_400 * 10**9
     assert weekdays(every, table.step, "date") is None and weekdays(table.time[:10], table.step, "date") is None
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found", "step"),
+    [(28, 31, 31), (91, 92, 92), (28, 28, 28), (28, 7, 28), (31, 28, 31), (None, 28, 28), (28, None, 28)],
+)
+def test_step_of_an_earlier_champion(recorded: int | None, found: int | None, step: int) -> None:
+    """It may have recorded 28 days for months and 91 for quarters."""
+    day = 86_400 * 10**9
+    given = (None if days is None else days * day for days in (recorded, found))
+    assert step_of(*given) == step * day

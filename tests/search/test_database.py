@@ -81,3 +81,16 @@ def test_open_study_refuses_tables_of_another_optuna(tmp_path: Path) -> None:
     for resume in (False, True):
         with pytest.raises(StorageError, match=r"there\.db cannot be opened: .*(version|schema)"):
             open_study(spec.name, spec.search, tmp_path, resume)
+        with pytest.raises(StorageError, match=r"there\.db cannot be opened: .*(version|schema)"):
+            check_database(spec, tmp_path, resume)
+
+
+def test_check_database_refuses_one_of_another_program(tmp_path: Path) -> None:
+    spec = spec_of(f"sqlite:///{tmp_path}/there.db")
+    with closing(sqlite3.connect(tmp_path / "there.db")) as tables, tables:
+        tables.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        before = list(tables.execute("SELECT name FROM sqlite_master"))
+        for resume in (False, True):
+            with pytest.raises(StorageError, match=r"another program's table 'alembic_version'.*; give the search a"):
+                check_database(spec, tmp_path, resume)
+        assert list(tables.execute("SELECT name FROM sqlite_master")) == before

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from report_tables import forecast_labels, prediction_table
 from searcher_bench import SMALL, epoch_row, make_spec
 
 from xlstm_tune.report.leaderboard import build_leaderboard
-from xlstm_tune.results import ResultsWriter, read_scores
+from xlstm_tune.results import ResultsWriter, predicted, read, read_predictions
 from xlstm_tune.search.driver import Driver
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.journal import History, Past
@@ -27,6 +29,7 @@ def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
     spec = make_spec(SMALL, trials=4)
     params = {"model.hidden_size": 32}
     past = Past(0, params, 100.0, [0])
+    labels, actual = forecast_labels(5), np.ones((5, 1, 1))
     for epoch, best in enumerate((2.0, after), 1):
         row = epoch_row(0, epoch=epoch, done=False) | {f"best_val_{name}": best for name in FIGURES}
         past.rows.append((100.0 + epoch, row))
@@ -39,7 +42,14 @@ def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
             if epoch == 1:
                 for part in ("validation", "test"):
                     results.scores([{"model": "lstm", "trial": 0, "part": part, **dict.fromkeys(FIGURES, 3.0)}])
+                results.coverage([{"trial": 0, "kind": "interval", "level": 0.9, "share": 0.8, "samples": 5}])
+                results.predictions(prediction_table("lstm", 0, "test", labels, actual, actual + 3, ("y",)))
+                results.predictions(prediction_table("naive", None, "test", labels, actual, actual + 4, ("y",)))
     (entry,) = build_leaderboard(tmp_path, "val_rmse").trials
     assert entry.validation["rmse"] == after
     assert entry.test.get("rmse") == (3.0 if judged else None)
-    assert len(read_scores(tmp_path)) == (2 if judged else 0)
+    rows = {name: read(tmp_path, name).num_rows for name in ("scores", "coverage", "predictions")}
+    assert rows == {"scores": 2 * judged, "coverage": judged, "predictions": 5 + 5 * judged}
+    mine, other = (0, "lstm", "test"), (None, "naive", "test")
+    assert predicted(tmp_path) == ([mine, other] if judged else [other])
+    assert [read_predictions(tmp_path, one, ["predicted"]).num_rows for one in (mine, other)] == [5 * judged, 5]

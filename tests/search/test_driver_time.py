@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,11 +27,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
+@contextmanager
+def driving(folder: Path) -> Iterator[Driver]:
+    """A driver of a search in `folder`; closed in the end."""
+    with ResultsWriter(folder) as results, Spool(folder, "sqlite:///nowhere") as spool:
+        driver = Driver(make_spec(SMALL, trials=4), Shared(folder), results, spool, Progress(4, "val_rmse", None))
+        yield driver
+        assert driver.close()
+
+
 def test_a_lost_worker_stops_the_clock_and_a_group_shares_it(tmp_path: Path, clock: SimpleNamespace) -> None:
-    spec = make_spec(SMALL, trials=4)
     grid = [{"model.hidden_size": 32, "model.dropout": rate} for rate in (0.1, 0.2)]
-    with ResultsWriter(tmp_path) as results, Spool(tmp_path, "sqlite:///nowhere") as spool:
-        driver = Driver(spec, Shared(tmp_path), results, spool, Progress(4, "val_rmse", None))
+    with driving(tmp_path) as driver:
         one = [{"number": number, "params": params} for number, params in enumerate(grid)]
         group = SimpleNamespace(config={"trials": one}, trial_id="a")
         driver.on_trial_start(0, [], group)
@@ -42,15 +51,12 @@ def test_a_lost_worker_stops_the_clock_and_a_group_shares_it(tmp_path: Path, clo
             clock.now += 10
             driver.on_end(TrialEnd(number, alone.trial_id, "completed", None, 1.0, trial["params"]))
             driver.on_trial_complete(0, [], alone)
-        assert driver.close()
     share = 100 / len(one)
     assert [driver.rows[number]["seconds"] for number in range(len(one))] == pytest.approx([share + 10] * len(one))
 
 
 def test_who_goes_on_alone_shares_no_longer(tmp_path: Path, clock: SimpleNamespace) -> None:
-    spec = make_spec(SMALL, trials=4)
-    with ResultsWriter(tmp_path) as results, Spool(tmp_path, "sqlite:///nowhere") as spool:
-        driver = Driver(spec, Shared(tmp_path), results, spool, Progress(4, "val_rmse", None))
+    with driving(tmp_path) as driver:
         one = [{"number": number, "params": {"model.hidden_size": 32 + 8 * number}} for number in range(2)]
         group = SimpleNamespace(config={"trials": one}, trial_id="a")
         driver.on_trial_start(0, [], group)
@@ -65,5 +71,37 @@ def test_who_goes_on_alone_shares_no_longer(tmp_path: Path, clock: SimpleNamespa
                 if row["done"]:
                     driver.on_end(TrialEnd(row["number"], "a", "completed", None, 1.0, one[row["number"]]["params"]))
             driver.on_trial_result(0, [], group, {"rows": rows})
-        assert driver.close()
     assert [driver.rows[number]["seconds"] for number in range(2)] == pytest.approx([30, 30 + 30])
+
+
+def test_a_group_that_fails_as_a_whole_has_spent_what_it_took(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """Its configurations are trained again, each alone; Ray says only that the group is complete."""
+    with driving(tmp_path) as driver:
+        one = [{"number": number, "params": {"model.hidden_size": 32 + 8 * number}} for number in range(2)]
+        group = SimpleNamespace(config={"trials": one}, trial_id="a")
+        driver.on_trial_start(0, [], group)
+        clock.now += 600
+        driver.on_trial_result(0, [], group, {"rows": []})
+        driver.on_trial_complete(0, [], group)
+        for number in range(2):
+            alone = SimpleNamespace(config={"trials": [one[number]]}, trial_id=f"b{number}")
+            driver.on_trial_start(0, [], alone)
+            clock.now += 10
+            driver.on_end(TrialEnd(number, alone.trial_id, "completed", None, 1.0, one[number]["params"]))
+            driver.on_trial_complete(0, [], alone)
+    assert [driver.rows[number]["seconds"] for number in range(2)] == pytest.approx([310, 310])
+
+
+def test_a_result_with_several_epochs_of_one_configuration_counts_once(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """As after a resume, when a worker tells what nobody had heard."""
+    with driving(tmp_path) as driver:
+        trial = SimpleNamespace(config={"trials": [{"number": 0, "params": {"model.hidden_size": 32}}]}, trial_id="a")
+        driver.on_trial_start(0, [], trial)
+        clock.now += 40
+        rows = [epoch_row(0, epoch=epoch, done=False, compile_seconds=10.0) for epoch in (1, 2, 3)]
+        driver.on_trial_result(0, [], trial, {"rows": rows})
+        clock.now += 100
+        driver.on_trial_error(0, [], trial)
+        clock.now += 1000
+        driver.on_end(TrialEnd(0, "a", "pruned", None, 1.0, {"model.hidden_size": 32}))
+    assert driver.rows[0]["seconds"] == pytest.approx(30 + 100)

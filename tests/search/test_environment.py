@@ -22,8 +22,9 @@ WHERE = ("xlstm_tune", "tests", "benchmarks", "docs", "clusters", "Makefile", "R
 
 SWITCHES = (champion.REGISTER, recording.REPORT, importance.IMPORTANCE)
 WRONG = {
-    **dict.fromkeys(SWITCHES, ("2", "off2", "", "auto")),
-    **dict.fromkeys((store.PATIENCE, session.DRAIN), ("soon", "", "-1", "nan", "inf", "1e300")),
+    **dict.fromkeys(SWITCHES, ("2", "off2", "auto")),
+    session.DRAIN: ("soon", "-1", "nan", "inf", "1e300"),
+    store.PATIENCE: ("soon", "-1", "nan"),
     mirror.PERIOD: ("soon", "0", "-1"),
     checkpoints.SHARE: ("4 %", "-0.1", "nan"),
     capture.VARIABLE: ("on", "OFF"),
@@ -34,7 +35,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("value", "on"),
     [("on", True), ("1", True), ("True", True), ("YES", True), ("off", False), ("0", False), ("false", False),
-     ("No", False), (None, True)],
+     ("No", False), ("", True), (None, True)],
 )  # fmt: skip
 def test_switch_is_written_in_several_ways(value: str | None, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, wanted in zip(SWITCHES, (champion.wanted, recording.report_wanted, importance.wanted), strict=True):

@@ -228,16 +228,25 @@ def test_spent_time_is_shared_by_those_that_still_went_on() -> None:
     history = History()
     for when, event in (
         (100.0, {"e": "began", "numbers": [0, 1, 2], "params": [{}, {}, {}]}),
-        (130.0, {"e": "epoch", "row": row(0, 1, done=True), "sharing": 3}),
-        (130.0, {"e": "epoch", "row": row(1, 1), "sharing": 3}),
-        (130.0, {"e": "epoch", "row": row(2, 1), "sharing": 3}),
-        (150.0, {"e": "epoch", "row": row(1, 2, done=True), "sharing": 2}),
-        (150.0, {"e": "epoch", "row": row(2, 2), "sharing": 2}),
-        (155.0, {"e": "epoch", "row": row(2, 3), "sharing": 1}),
+        (130.0, {"e": "epoch", "row": row(0, 1, done=True)}),
+        (130.0, {"e": "epoch", "row": row(1, 1)}),
+        (130.0, {"e": "epoch", "row": row(2, 1)}),
+        (150.0, {"e": "epoch", "row": row(1, 2, done=True)}),
+        (150.0, {"e": "epoch", "row": row(2, 2)}),
+        (155.0, {"e": "epoch", "row": row(2, 3)}),
         (159.0, {"e": "died", "numbers": [0, 1, 2], "why": "worker died"}),
     ):
         history.add({"t": when} | event)
     assert [history.trials[number].spent for number in range(3)] == pytest.approx([10, 20, 29])
+
+
+def test_spent_time_counts_once_however_many_epochs_a_result_tells() -> None:
+    history = History()
+    history.add({"t": 100.0, "e": "began", "numbers": [0], "params": [{}]})
+    for epoch in (1, 2, 3):
+        history.add({"t": 140.0, "e": "epoch", "row": row(0, epoch, compile_seconds=10.0)})
+    history.add({"t": 240.0, "e": "died", "numbers": [0], "why": "worker died"})
+    assert history.trials[0].spent == pytest.approx(130)
 
 
 def test_a_driver_that_was_killed_counts_until_its_last_word(tmp_path: Path) -> None:

@@ -285,6 +285,24 @@ def test_starts_as_the_search_file_gives_them() -> None:
     assert make_space(CONDITIONAL, {"start_with": [ruled_out]}).starts() == [{"model.family": "lstm"}]
 
 
+def test_starts_are_models() -> None:
+    """The file's own values need be none where the space has others."""
+    space = {"model.projection": {"int": [0, 256]}, "training.learning_rate": {"log_float": [1e-4, 1e-2]}}
+    fixed = {"family": "lstm", "hidden_size": 256, "projection": 256}
+    assert make_space(space, model=fixed).starts() == []
+    assert make_space(space, model=fixed | {"projection": 8}).starts()[0]["model.projection"] == 8
+    whole = {"model.projection": 256, "training.learning_rate": 1e-3}
+    with pytest.raises(SpecError, match=r"search.start_with\[1\] is no model: model.projection must be smaller than"):
+        make_space(space, {"start_with": [{"model.projection": 8}, whole]}, model=fixed)
+
+
+def test_from_spec_blames_fixed_values_where_no_combination_changes_them() -> None:
+    space = {"training.learning_rate": {"log_float": [1e-4, 1e-2]}}
+    space["model.hidden_size"] = {"choice": [64], "when": {"model.family": "lstm"}}  # type: ignore[dict-item]
+    with pytest.raises(SpecError, match=r"^model.heads must divide"):
+        make_space(space, model={"family": "slstm", "hidden_size": 30})
+
+
 def test_lookback_can_be_searched() -> None:
     spec = make_spec({"data.lookback": {"int": [5, 20], "step": 5}})
     space = Space.from_spec(spec)

@@ -279,6 +279,16 @@ def usual_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
     return _MONTH if step == _FOUR_WEEKS else _QUARTER
 
 
+def step_of(recorded: int | None, found: int | None) -> int | None:
+    """The step that a champion recorded, else the table's; also where an earlier program recorded months as 28 days.
+
+    found: of `usual_step`.
+    """
+    if recorded is None or (recorded, found) in ((_FOUR_WEEKS, _MONTH), (_QUARTER_WEEKS, _QUARTER)):
+        return found
+    return recorded
+
+
 def _same_day_of_month(before: np.ndarray, after: np.ndarray) -> bool:
     """Whether all stamps have the day of the month of those that follow them, or all are the last of their months."""
     days = [(stamps // _DAY).astype("datetime64[D]") for stamps in (before, after)]
@@ -348,7 +358,7 @@ def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> i
     if week is not None:
         return len(week)
     if kind == "week":
-        return 52 if step == 1 else 1
+        return {1: 52, 4: 13}.get(step, 1)
     days, rest = divmod(step, _DAY)
     if rest == 0:
         if days == 28:

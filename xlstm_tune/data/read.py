@@ -31,7 +31,7 @@ _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 READABLE = (*_CSV, *_PARQUET, *_ARROW)
 """File name endings that can be read."""
-_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+_WEB = ("http", "https", "ftp", "sftp")
 # A / may stand unquoted in a password; after a port comes the path.
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?![^/@]*:\d+/)([^/@]*:[^@]*|[^/@]*)@")
 # The secret of Azure's registered programs, and the signature of its signed addresses.
@@ -122,7 +122,7 @@ def _find(source: str, asked: str) -> list[_File]:
     remote = "://" in source
     shown = _without_secrets(source)
     magic = _first_magic(source)
-    if remote and source.partition("://")[0] not in _SCHEMES:
+    if remote and source.partition("://")[0] in _WEB:
         raise DataError(
             f"'{shown}' cannot be reached: addresses of tables begin with s3://, gs://, abfs://, hdfs:// or file://; "
             "put it at one of these, or download it and give the file's path"

@@ -162,7 +162,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         fingerprint="",
         sample=_sample(source, rows.order[max(0, end - SAMPLE_ROWS) : end], roles),
     )
-    if kind == "week":
+    if kind == "week" and judged:
         check_weeks(time, rows.offsets, str(roles.time), table.time_label)
     if config.task == "forecast":
         gaps = gaps_note(time, rows.offsets, kind, table.time_label)

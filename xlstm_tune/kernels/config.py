@@ -1,4 +1,4 @@
-"""What the environment says to the kernels; read without them, since a machine that plans a search may lack Triton."""
+"""What the environment says to the kernels; without Triton, which a machine that plans a search may lack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VARIABLE = "XLSTM_TUNE_BACKWARD"
 
 def asked() -> str:
     """auto, store or recompute. Raises SpecError for any other value of VARIABLE."""
-    way = os.environ.get(VARIABLE, "auto")
+    way = os.environ.get(VARIABLE) or "auto"
     if way not in ("auto", "store", "recompute"):
         raise SpecError(f"{VARIABLE} must be auto, store or recompute, got {way!r}; give it one of these, or unset it")
     return way

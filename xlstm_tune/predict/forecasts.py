@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xlstm_tune.data.clock import step_of
 from xlstm_tune.data.future import later_stamps, week_of, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.prepare import prepare_to_predict
@@ -182,7 +183,7 @@ def _step_times(
     rows = data.ends[:, None] + np.arange(horizon)  # [N, H]
     ends = table.offsets[series + 1][:, None]
     behind = np.unique(series[(rows >= ends).any(axis=1)])
-    step = champion.step if champion.step is not None else table.step
+    step = step_of(champion.step, table.step)
     made: list[str | None] = []
     weeks: dict[str | None, npt.NDArray[np.int64] | None] = {}  # by zone: looked at once, however many series there are
     for one in behind:

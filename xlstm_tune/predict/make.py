@@ -27,7 +27,7 @@ from xlstm_tune.predict.champion import save_champion
 from xlstm_tune.predict.columns import output_columns
 from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
-from xlstm_tune.results import read, read_scores
+from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
@@ -115,7 +115,7 @@ def make_champion(
     if winner is None:
         return None
     number = winner.row["trial"]
-    scores = {row["part"]: row for row in read_scores(folder) if row["trial"] == number}
+    scores = {row["part"]: row for row in read(folder, "scores").to_pylist() if row["trial"] == number}
     if "test" not in scores:
         return None
     assert data.scaling is not None
@@ -180,7 +180,7 @@ def champion_of(folder: Path) -> Path:
             if (place / ABOUT).exists():
                 return place
     spec = load_spec(str(folder / SPEC))
-    if not (folder / "results").is_dir() or not read_scores(folder):
+    if not (folder / "results").is_dir() or not read(folder, "scores").num_rows:
         if who := _runs(folder):
             raise StorageError(
                 f"the search '{folder.name}' has no winner yet: it is still being run by {who}; wait until it ends"

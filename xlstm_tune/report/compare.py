@@ -15,7 +15,7 @@ from xlstm_tune.report.budget import UNFINISHED, how_ended, never_begun
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
 from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions, seed_scores
-from xlstm_tune.results import read, read_scores
+from xlstm_tune.results import read
 
 ENVIRONMENT = "environment.json"
 _METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
@@ -176,7 +176,7 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)
     test: dict[str, float | None] = {}
     test_error = None
-    for score in read_scores(folder):
+    for score in read(folder, "scores").to_pylist():
         if best and score["trial"] == best["trial"] and score["part"] == "test":
             test = {metric: score[metric] for metric in _METRICS}
             test_error = score[f"{objective.removeprefix('val_')}_std_error"]

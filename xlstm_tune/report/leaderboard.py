@@ -20,7 +20,7 @@ from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.report.resampling import ENOUGH, FEW_ALPHA, FEWEST
-from xlstm_tune.results import read, read_scores
+from xlstm_tune.results import read
 from xlstm_tune.strict import counted, shortened
 
 SHOWN = 10
@@ -136,7 +136,7 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     """From the Parquet tables of a search folder, also while the search runs."""
     metric = objective.removeprefix("val_")
     tested: dict[int, dict[str, Any]] = {}
-    for row in read_scores(folder):
+    for row in read(folder, "scores").to_pylist():
         if row["part"] == "test":
             tested[row["trial"]] = row
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)

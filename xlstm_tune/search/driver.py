@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,13 +73,11 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """When it was first given to one, by whatever driver."""
         self._spent: dict[int, float] = {}
         """Its share of the seconds for which workers had it, as far as they are counted."""
-        self._sharing: dict[int, int] = {}
-        """How many configurations of its Ray trial still went on after its last result, itself included."""
         self._compiled: dict[int, float] = {}
         """Seconds that its worker has spent on compiling kernels, which is done once and no cost of the trial."""
         self._members: dict[int, list[Member]] = {}
-        self._together: dict[int, int] = {}
-        """How many configurations the Ray trial of each began with."""
+        self._together: dict[int, list[int]] = {}
+        """The configurations that the Ray trial of each began with."""
         self._cut: dict[int, dict[str, Any]] = {}
         """Rows of those that an earlier driver wrote down as cut short."""
         self._judged: list[dict[str, Any]] = []
@@ -114,7 +112,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
                 continue
             if past.rows or past.end is None:
                 config = self._spec.resolve(past.params)
-                self._together[number] = len(past.together)
+                self._together[number] = past.together
                 self._members[number] = trial_members(self._spec, config)
                 if run is None or not run.started:
                     self._begin_run(number, config)
@@ -142,7 +140,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
         for one in trial.config["trials"]:
-            self._together[one["number"]] = self._sharing[one["number"]] = len(trial.config["trials"])
+            self._together[one["number"]] = _numbers(trial)
             self._since[one["number"]] = time.time()
             if one["number"] not in self._begun:  # else it goes on with another worker
                 self._start(one["number"], self._spec.resolve(one["params"]))
@@ -161,18 +159,15 @@ class Driver(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         now, rows = time.time(), result["rows"]
-        going = sum(not row["done"] for row in rows)
+        for number in self._spend(_numbers(trial), now - max((_compiling(row) for row in rows), default=0.0)):
+            self._since[number] = now
         for row in rows:
-            number, compiling = row["number"], row.get("compile_seconds", 0.0)
-            self._compiled[number] = self._compiled.get(number, 0.0) + compiling
+            number = row["number"]
+            self._compiled[number] = self._compiled.get(number, 0.0) + _compiling(row)
             self._progress.compiled(self._compiled[number])
-            self._spend(number, now - compiling, len(rows))
-            if row["done"]:
-                self._since.pop(number, None)
-            elif number in self._since:
-                self._since[number], self._sharing[number] = now, going
             self._epoch(number, row)
             if row["done"]:
+                self._since.pop(number, None)
                 self._finish(number)
 
     def _epoch(self, number: int, result: dict[str, Any]) -> None:
@@ -202,25 +197,28 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, or the scheduler stopped it."""
-        for one in trial.config["trials"]:
-            self._finish(one["number"])
+        self._pause(_numbers(trial), time.time())
+        for number in _numbers(trial):
+            self._finish(number)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's worker died."""
         self.on_trial_complete(iteration, trials, trial)
-        for one in trial.config["trials"]:
-            self._pause(one["number"], time.time())
 
-    def _spend(self, number: int, until: float, sharing: int) -> None:
-        """Count the seconds since it was last counted, which so many configurations shared, itself included."""
-        if (since := self._since.get(number)) is not None:
-            self._spent[number] = self._spent.get(number, 0.0) + max(0.0, until - since) / sharing
+    def _spend(self, numbers: Iterable[int], until: float) -> list[int]:
+        """Count the seconds of those of these that a worker has, shared by all that it still has. Returns them."""
+        going = [number for number in numbers if number in self._since]
+        for number in going:
+            sharing = sum(other in self._since for other in self._together[number])
+            share = max(0.0, until - self._since[number]) / sharing
+            self._spent[number] = self._spent.get(number, 0.0) + share
+        return going
 
-    def _pause(self, number: int, now: float) -> None:
-        """Nobody has it from now on."""
-        self._spend(number, now, self._sharing.pop(number, 1))
-        self._since.pop(number, None)
-        self._compiled.pop(number, None)
+    def _pause(self, numbers: Iterable[int], now: float) -> None:
+        """Nobody has these from now on."""
+        for number in self._spend(numbers, now):
+            self._since.pop(number)
+            self._compiled.pop(number, None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray comes by ten times a second."""
@@ -243,6 +241,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
         Returns whether the files of all trials are here.
         """
+        self._pause(list(self._since), time.time())
         for number in sorted(self._ends):
             self._finish(number)
         return self._store.settle(SETTLE_SECONDS)
@@ -266,9 +265,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         now = ended or time.time()
         last, first = self._last.pop(number, {}), self._first.pop(number, None)
         self._begun.discard(number)
-        self._pause(number, now)
         spent = self._spent.pop(number, 0.0)
-        together = self._together.pop(number, 1)
+        together = len(self._together.pop(number, []))
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
@@ -352,6 +350,16 @@ class Driver(tune.Callback):  # type: ignore[misc]
 def _counted(status: str, reason: str | None) -> str:
     """As what the progress counts a trial that has ended."""
     return "refused" if status == "failed" and never_begun(reason) else status
+
+
+def _numbers(trial: Any) -> list[int]:
+    """The configurations of a Ray trial."""
+    return [one["number"] for one in trial.config["trials"]]
+
+
+def _compiling(row: Mapping[str, Any]) -> float:
+    """Seconds of a result that went to compiling kernels, the same in all of its rows."""
+    return float(row.get("compile_seconds", 0.0))
 
 
 def _keys(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:

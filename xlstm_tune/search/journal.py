@@ -62,12 +62,6 @@ class Past:
         """The row that ended it, where one did."""
         return self.rows[-1][1] if self.rows and self.rows[-1][1]["done"] else None
 
-    def pause(self, now: float, sharing: int) -> None:
-        """Nobody has it from now on, and so many had this worker until now, itself included."""
-        if self._since is not None:
-            self.spent += max(0.0, now - self._since) / max(1, sharing)
-            self._since = None
-
 
 @dataclass
 class History:
@@ -86,10 +80,10 @@ class History:
                     past._since = None
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
-                    past = self.trials.setdefault(number, Past(number, params, now))
-                    past.pause(now, len(past.together))
-                    past.together = list(event["numbers"])
-                    past._since = now
+                    self._pause([self.trials.setdefault(number, Past(number, params, now)).number], now)
+                for number in event["numbers"]:
+                    past = self.trials[number]
+                    past.together, past._since = list(event["numbers"]), now
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
@@ -99,9 +93,11 @@ class History:
                     row["done"] = True
                 past.rows.append((now, row))
                 self.rows.append(event["row"])
-                # Lines of an earlier program do not say how many the result was of.
-                past.pause(now - row.get("compile_seconds", 0.0), event.get("sharing", len(past.together)))
-                past._since = None if row["done"] else now
+                # The first line of a result counts for all that the result is of.
+                for one in self._spend(past.together, now - row.get("compile_seconds", 0.0)):
+                    one._since = now
+                if row["done"]:
+                    past._since = None
             case "ended":
                 end = TrialEnd(**event["end"])
                 past = self.trials.setdefault(end.number, Past(end.number, end.params, now))
@@ -112,10 +108,17 @@ class History:
                 self._pause(self.trials, now)
 
     def _pause(self, numbers: Iterable[int], now: float) -> None:
-        """Nobody has these from now on; what they took since their last word is shared by those that still went on."""
-        going = {number: past for number in numbers if (past := self.trials[number])._since is not None}
-        for past in going.values():
-            past.pause(now, len(going.keys() & past.together))
+        """Nobody has these from now on."""
+        for past in self._spend(numbers, now):
+            past._since = None
+
+    def _spend(self, numbers: Iterable[int], until: float) -> list[Past]:
+        """Count the seconds of those of these that a worker has, shared by all that it still has. Returns them."""
+        going = [past for number in numbers if (past := self.trials[number])._since is not None]
+        for past in going:
+            sharing = sum(self.trials[number]._since is not None for number in past.together)
+            past.spent += max(0.0, until - (past._since or 0.0)) / sharing
+        return going
 
 
 class Journal:
@@ -136,12 +139,9 @@ class Journal:
         """A worker is given these configurations."""
         self._add("began", numbers=list(numbers), params=list(params))
 
-    def epoch(self, row: Mapping[str, Any], stop: bool, sharing: int = 1) -> None:
-        """A configuration finished an epoch, or failed in it.
-
-        stop: the scheduler ends it. sharing: the configurations that the result is of, which share its seconds.
-        """
-        self._add("epoch", row=dict(row), sharing=sharing, **({"stop": True} if stop else {}))
+    def epoch(self, row: Mapping[str, Any], stop: bool) -> None:
+        """A configuration finished an epoch, or failed in it. stop: the scheduler ends it."""
+        self._add("epoch", row=dict(row), **({"stop": True} if stop else {}))
 
     def ended(self, end: TrialEnd) -> None:
         """A configuration has ended. On the disk when this returns, unless it repeats another one."""

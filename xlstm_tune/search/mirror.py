@@ -29,7 +29,7 @@ from xlstm_tune.results import read
 from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.stopping import CUTS, TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote, looks
-from xlstm_tune.search.variables import number
+from xlstm_tune.search.variables import LONGEST_WAIT, number
 from xlstm_tune.storage.copy import CUT, JOURNALS, KEPT_AT, OWNER, STOPPED, VERSION, as_json, is_checkpoint, remember
 from xlstm_tune.storage.objects import at_once
 
@@ -251,4 +251,4 @@ def _size(path: Path) -> int:
 
 def period() -> float:
     """Seconds between two copies. Raises SpecError for a wrong value: with none, any other driver's name counts."""
-    return number(PERIOD, 30, "seconds", zero=False)
+    return number(PERIOD, 30, "seconds", zero=False, most=LONGEST_WAIT)

@@ -120,7 +120,7 @@ def make_plan(
     if not elsewhere:
         check_tracking_uri(uri)
         if spec.search.storage is not None:
-            from xlstm_tune.search.database import check_database  # loads Optuna, which a plan can do without
+            from xlstm_tune.search.database import check_database  # loads SQLAlchemy
 
             check_database(spec, folder, resume)
     table, data = check_data(spec, space)

@@ -51,13 +51,12 @@ class Referee(tune.Stopper):  # type: ignore[misc]
             self._stopping.request(STORAGE_AWAY)
         rows: list[dict[str, Any]] = result["rows"]
         new, stopped = [], []
-        sharing = sum(row["number"] not in self._over for row in rows)
         for row in rows:
             if row["number"] in self._over or not self._is_new(row):
                 continue
             stop = self._judge(row)
             try:
-                self._journal.epoch(row, stop, sharing)
+                self._journal.epoch(row, stop)
             except OSError as error:
                 if (why := disk_stop(error)) is None:
                     raise

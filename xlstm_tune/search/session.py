@@ -18,7 +18,7 @@ from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.terminal import children_outlive_signals
-from xlstm_tune.search.variables import number
+from xlstm_tune.search.variables import LONGEST_WAIT, number
 from xlstm_tune.tracking import Spool, Writer
 
 PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
@@ -57,7 +57,7 @@ def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ende
 
 def drain_seconds() -> float:
     """How long a finished search waits for MLflow. Raises SpecError for a wrong value."""
-    return number(DRAIN, 120, "seconds")
+    return number(DRAIN, 120, "seconds", most=LONGEST_WAIT)
 
 
 @contextmanager

@@ -115,9 +115,13 @@ class Space:
         if wanted == "defaults":
             family = next((d for d in self.domains if d.key == "model.family"), None)
             families = (family.values or ()) if family else (self._spec.model.family,)
-            points = [self.defaults(str(name)) for name in families]
+            # The search file's own values may be no model where the space has others.
+            points = [point for name in families if not self._refusal(point := self.defaults(str(name)))]
         else:
             points = [self._start(number, point) for number, point in enumerate(wanted)]
+            for number, point in enumerate(points):
+                if refusal := self._refusal(point):
+                    raise SpecError(f"search.start_with[{number}] is no model: {refusal}")
         return [point for index, point in enumerate(points) if point not in points[:index]]
 
     def defaults(self, family: str) -> Params:
@@ -128,6 +132,15 @@ class Space:
             if value is not None and domain.contains(value):
                 values[domain.key] = domain.canonical(value)
         return self._existing(values)
+
+    def _refusal(self, point: Params) -> str:
+        """Why a point that leaves nothing open is no model; empty for one that is, or whose rest will be sampled."""
+        if all(domain.key in point for domain in self.domains if _exists(domain, point)):
+            try:
+                self._spec.resolve(point)
+            except SpecError as error:
+                return str(error)
+        return ""
 
     def grid(self) -> Grid:
         """All distinct points. Raises SpecError for continuous ranges and for more than 200,000 points."""
@@ -231,10 +244,12 @@ class Space:
             distinct.setdefault(config.key(), params)
         if refused:
             worst, reason = refused[0]
+            if len(refused) == len(points) and not any(key in str(reason) for key in worst):
+                raise reason  # of the values that are fixed
             named = ", ".join(f"{key}={value}" for key, value in worst.items())
             raise SpecError(
-                f"{len(refused):,} of {len(points):,} combinations {how}in 'space' are no model"
-                f"{', such as ' + named if named else ''} ({reason}); "
+                f"{len(refused):,} of {len(points):,} combinations {how}in 'space' are no model, such as {named} "
+                f"({reason}); "
                 "leave them out with 'when', or choose other values"
             )
         return distinct

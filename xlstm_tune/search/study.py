@@ -101,6 +101,7 @@ def open_study(
             directions=["minimize"] * (1 + len(config.costs)),
             load_if_exists=resume,
         )
+        memory = StudyMemory(storage, storage.get_study_id_from_name(study.study_name))
     except optuna.exceptions.DuplicatedStudyError:
         raise StorageError(
             f"the storage {where} already holds a search named '{name}'; resume it, or choose another --name"
@@ -114,7 +115,6 @@ def open_study(
     except (OSError, SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         reason = hide_credentials(first_line(error))
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
-    memory = StudyMemory(storage, storage.get_study_id_from_name(study.study_name))
     sampler = make_sampler(config, len(memory))
     if thinning := _THINNED.get(config.algorithm):
         view = ThinnedStudy(memory, thinning, objectives=len(study.directions))

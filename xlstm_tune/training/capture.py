@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 def asked() -> str:
     """auto or off. Raises SpecError for any other value of VARIABLE."""
-    mode = os.environ.get(VARIABLE, "auto")
+    mode = os.environ.get(VARIABLE) or "auto"
     if mode not in ("auto", "off"):
         raise SpecError(f"{VARIABLE} must be auto or off, got '{mode}'; give it one of these, or unset it")
     return mode

@@ -71,6 +71,10 @@ def search_on_cluster(asked: Asked, console: Console) -> int:
 
     Raises UserError with one sentence.
     """
+    if not asked.stop:
+        from xlstm_tune.search.environment import check_environment  # loads torch; --stop does without
+
+        check_environment()  # the head's driver gets these variables
     checked = _checked(asked, asked.file) if asked.file else None
     with console.status("reaching the head"):
         head = find_head(asked.cluster)
