@@ -80,7 +80,8 @@ class History:
                     past._since = None
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
-                    self._pause([self.trials.setdefault(number, Past(number, params, now)).number], now)
+                    self.trials.setdefault(number, Past(number, params, now))
+                self._pause(event["numbers"], now)
                 for number in event["numbers"]:
                     past = self.trials[number]
                     past.together, past._since = list(event["numbers"]), now
