@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +50,7 @@ class OtherProgram:
 
 
 def test_a_worker_that_rays_memory_monitor_ends_is_replaced(tmp_path: Path, undisturbed: Callable[..., Path]) -> None:
-    """The other program is this test. It is near the limit when the trials begin, which last a few seconds."""
+    """The other program is this test. A trial waits for it, which would have ended before it has so much memory."""
     total, available = memory()
     if available < 3 * ROOM:
         pytest.skip(f"needs {3 * ROOM / GIB:.0f} GiB of free memory, there are {available / GIB:.1f}")
@@ -65,8 +68,12 @@ def test_a_worker_that_rays_memory_monitor_ends_is_replaced(tmp_path: Path, undi
         return "memory ran out" in (search.folder / JOURNAL).read_text()
 
     search.until(is_training)
+    waiting = search.worker(0)
+    os.kill(waiting, signal.SIGSTOP)
     search.until(has_lost_a_worker)
     other.end()
+    with suppress(ProcessLookupError):  # it is the one that was lost
+        os.kill(waiting, signal.SIGCONT)
     search.end()
     check_accounted(search.folder, undisturbed())
     told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
