@@ -124,6 +124,14 @@ def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path, monkeypatch: 
     assert load(tmp_path, several).data.source == both
 
 
+def test_load_spec_takes_a_name_for_the_time_column(tmp_path: Path) -> None:
+    time = load(tmp_path, BASE, "data.time=date").data.time
+    assert time == load(tmp_path, BASE, "data.time={column: date}").data.time
+    assert time is not None and time.column == "date"
+    with pytest.raises(SpecError, match=r"'data\.time' must be a mapping of keys to values, got 5"):
+        load(tmp_path, BASE, "data.time=5")
+
+
 @pytest.mark.parametrize("text", ["data.source=mine.csv", "data={source: mine.csv, target: y, lookback: 10}"])
 def test_load_spec_finds_data_of_the_command_line_where_one_is(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

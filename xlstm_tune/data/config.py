@@ -49,6 +49,10 @@ class SplitConfig(Spec):
     """Which groups fall on which side."""
 
 
+def _as_column(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
 class DataConfig(Spec):
     """A table of sequences and the question asked of it."""
 
@@ -57,8 +61,8 @@ class DataConfig(Spec):
     sample: dict[str, int | float] = Field(default_factory=dict)
     """Parameters of a built-in sample, such as {counties: 48, years: 22, seed: 0}."""
     task: Literal["forecast", "regression"] = "forecast"
-    time: TimeConfig | None = None
-    """None: the rows are in order."""
+    time: Annotated[TimeConfig | None, BeforeValidator(_as_column)] = None
+    """A column's name alone will do. None: the rows are in order."""
     series: Names = []
     """Forecasts: the columns that tell one series from another (long format); none = one series."""
     sequence: Names = []
