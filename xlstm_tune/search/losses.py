@@ -82,20 +82,28 @@ def every_loss_told() -> Iterator[None]:
     """Tune hears of every lost worker as of a lost worker.
 
     When a machine's memory runs out, Ray ends workers and says so by an error that is neither of the two that Tune
-    expects: it would end the whole search (Ray 2.60).
+    expects: it would end the whole search (Ray 2.60). It would again where Tune then asks a worker without a result
+    what it is.
     """
-    as_ray_has_it = RayActorManager._actor_task_failed
+    as_ray_has_it, as_asked = RayActorManager._actor_task_failed, Trial._get_default_result_or_future
 
     def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
             exception = RayActorError(error_msg=str(exception))
         as_ray_has_it(self, tracked_actor_task, exception)
 
-    RayActorManager._actor_task_failed = failed
+    def asked(self: Trial) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] | None = as_asked(self)
+        except RayError:
+            found = self._default_result_or_future = None
+        return found
+
+    RayActorManager._actor_task_failed, Trial._get_default_result_or_future = failed, asked
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = as_ray_has_it
+        RayActorManager._actor_task_failed, Trial._get_default_result_or_future = as_ray_has_it, as_asked
 
 
 class Watch(tune.Callback):  # type: ignore[misc]
