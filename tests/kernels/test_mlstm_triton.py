@@ -63,7 +63,9 @@ def assert_near_truth(inputs, tolerance, **options):
 
 
 @pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize(("steps", "width", "value_width"), [(1, 5, 16), (17, 1, 1), (64, 16, 5), (100, 5, 1), (257, 8, 3)])
+@pytest.mark.parametrize(
+    ("steps", "width", "value_width"), [(1, 5, 16), (17, 1, 1), (64, 16, 5), (100, 5, 1), (257, 8, 3)]
+)
 @pytest.mark.parametrize("design", DESIGNS)
 def test_any_length_and_widths(design, steps, width, value_width, warm):
     inputs = problem(2, steps, 1, width, value_width)
