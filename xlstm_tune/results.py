@@ -240,8 +240,7 @@ def predicted(folder: Path) -> list[Predicted]:
     """All (trial, model, part) that have predictions, found without reading these. Raises as `read` does."""
     if not (folder / "results").is_dir():
         read(folder, "predictions")
-    outdated = _outdated(folder)
-    return [what for what in _steady(lambda: _prediction_places(folder)) if what[0] not in outdated]
+    return list(_steady(lambda: _prediction_places(folder)))
 
 
 def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Table:
@@ -250,11 +249,9 @@ def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Ta
     Much faster than `read` of all of them. Empty where there are none.
     """
 
-    outdated = _outdated(folder)
-
     def load() -> pa.Table:
         path, groups = _prediction_places(folder).get(what, (None, []))
-        if path is None or what[0] in outdated:
+        if path is None:
             return SCHEMAS["predictions"].empty_table().select(columns)
         texts = [name for name in columns if SCHEMAS["predictions"].field(name).type == pa.string()]
         key = list(KINDS["predictions"].key)
@@ -291,7 +288,8 @@ def _prediction_places(folder: Path) -> dict[Predicted, tuple[Path, list[int]]]:
                 for key in _keys_of(file, group):
                     own.setdefault(key, (path, []))[1].append(group)
         places |= own
-    return places
+    outdated = _outdated(folder)
+    return {what: place for what, place in places.items() if what[0] not in outdated}
 
 
 def _keys_of(file: pq.ParquetFile, group: int) -> list[Predicted]:

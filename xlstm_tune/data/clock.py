@@ -102,6 +102,11 @@ def _weeks(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     return stamps
 
 
+def mmwr_week(number: int) -> Week:
+    """The MMWR week that `week_number` has numbered."""
+    return Week.fromdate(date.fromordinal(number * 7))
+
+
 def week_number(text: str) -> int:
     """Consecutive number of an MMWR week such as 2006_1, 2006-W01 or 200601; ValueError when there is none such."""
     match = _WEEK.fullmatch(text)
@@ -307,7 +312,7 @@ def check_weeks(time: np.ndarray, offsets: np.ndarray, name: str, labels: Callab
     if not len(over):
         return
     stamps, place = np.unique(time, return_inverse=True)
-    weeks = np.array([Week.fromdate(date.fromordinal(stamp * 7)).week for stamp in stamps.tolist()])
+    weeks = np.array([mmwr_week(stamp).week for stamp in stamps.tolist()])
     over = over[weeks[place[over - 1]] == 12]
     if not len(over) or weeks.max() > 12 or "W" in labels(int(over[0])).upper():
         return

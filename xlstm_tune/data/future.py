@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from epiweeks import Week
 
-from xlstm_tune.data.clock import Kind, cell, weekdays
+from xlstm_tune.data.clock import Kind, cell, mmwr_week, weekdays
 from xlstm_tune.data.config import TimeConfig
 
 _DAY = 86_400 * 1_000_000_000
@@ -122,9 +121,7 @@ def written(
 
 
 def _week(stamp: int, examples: Sequence[str]) -> str:
-    import datetime
-
-    week = Week.fromdate(datetime.date.fromordinal(stamp * 7))
+    week = mmwr_week(stamp)
     matches = [match for one in examples if (match := re.fullmatch(r"\s*\d{4}([_-]?[Ww]?)(\d{1,2})\s*", one))]
     between = matches[-1][1]
     numbers = [match[2] for match in matches]
