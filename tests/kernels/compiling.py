@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import triton
+from addresses import overflows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -44,9 +45,10 @@ def spilled(cubin):
     return int(re.search(r"STACK:(\d+)", told).group(1))
 
 
-def compiled(kernel, signature, constants, options, allowed, even=()):
-    """(kernel, shared memory that it takes, how much it may, bytes outside of registers); signature: argument → type;
-    even: numbers that are multiples of 16, for which Triton compiles a kernel of its own."""
+def compiled(kernel, signature, constants, options, allowed, sizes, even=()):
+    """(kernel, shared memory that it takes, how much it may, bytes outside of registers, what `overflows` finds for
+    sizes); signature: argument → type; even: numbers that are multiples of 16, for which Triton compiles a kernel of
+    its own."""
     signature = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
     places = {(at,): constants[name] for at, name in enumerate(kernel.arg_names) if name in constants}
     aligned = {
@@ -56,7 +58,8 @@ def compiled(kernel, signature, constants, options, allowed, even=()):
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return f"{kernel.__module__}.{kernel.__name__}", made.metadata.shared, allowed, spilled(made.asm["cubin"])
+    name, outside = f"{kernel.__module__}.{kernel.__name__}", spilled(made.asm["cubin"])
+    return name, made.metadata.shared, allowed, outside, overflows(made.asm["ttir"], sizes)
 
 
 def gated(width, dtype, few=False):
@@ -75,7 +78,8 @@ def gated(width, dtype, few=False):
         for kernel in (module.step, module.step_back) if cut is None else (module.forward, module.backward):
             signature = dict.fromkeys(kernel.arg_names, "*fp32") | kinds
             allowed = INTERPRETED if cut is None else cut.memory
-            found.append(compiled(kernel, signature, flags, options, allowed, () if width % 16 else ("width",)))
+            even = () if width % 16 else ("width",)
+            found.append(compiled(kernel, signature, flags, options, allowed, {"width": width}, even))
     return found
 
 
@@ -112,7 +116,8 @@ def mlstm(design, dtype, width, value_width, on):
         signature = dict.fromkeys(kernel.arg_names, "*fp32") | kinds
         allowed = mlstm_parallel_triton.SHARED if design == "parallel" else INTERPRETED
         even = [name for name, number in (("width", width), ("value_width", value_width)) if number % 16 == 0]
-        found.append(compiled(kernel, signature, constants, options, allowed, even))
+        largest = {"width": width, "value_width": value_width, "y": -(-width // 16), "z": -(-value_width // 16)}
+        found.append(compiled(kernel, signature, constants, options, allowed, largest, even))
     return found
 
 
@@ -121,7 +126,7 @@ def dropout(dtype, size):
     x, y, rates, seeds, count, tiles, tile = dropout_triton._drop.arg_names
     signature = {x: "*" + dtype, y: "*" + dtype, rates: "*fp64", seeds: "*i64", count: size, tiles: "i32"}
     constants = {tile: dropout_triton.TILE} | ({count: 1, tiles: 1} if size == "constexpr" else {})
-    return [compiled(dropout_triton._drop, signature, constants, {"num_warps": 4}, 0)]
+    return [compiled(dropout_triton._drop, signature, constants, {"num_warps": 4}, 0, {"tiles": 2**31 - 1})]
 
 
 def main():

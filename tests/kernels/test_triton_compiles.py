@@ -1,4 +1,5 @@
-"""Triton's kernels compile for an H100 without a GPU, and take no more shared memory than their table says.
+"""Triton's kernels compile for an H100 without a GPU, take no more shared memory than their table says, and have
+addresses of 64 bits wherever 32 might not do.
 
 In a process of its own, since this one may have asked for the interpreter.
 """
@@ -36,9 +37,10 @@ def compiled(tmp_path_factory):
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
             assert "error" not in answer, answer["error"]
-            for kernel, taken, allowed, spilled in answer["kernels"]:
+            for kernel, taken, allowed, spilled, overflows in answer["kernels"]:
                 assert taken <= allowed, kernel
                 assert spilled < SPILLED, kernel
+                assert not overflows, kernel
             return answer["kernels"]
 
         yield ask

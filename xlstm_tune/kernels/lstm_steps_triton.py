@@ -34,6 +34,7 @@ def forward(
     and cells [N, B, S + 1, D], written only if TRAIN.
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
+    far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -52,7 +53,7 @@ def forward(
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
     # Asked for here, the gates are read ahead; left to itself Triton does so for operands of products alone.
     for t in tl.range(count, num_stages=STAGES):
-        at = row_gates + t * 4 * width
+        at = row_gates + t * 4 * far
         i, f, g, o = gates_at(gates, at, width, here)
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
         if KEEP:
@@ -65,14 +66,14 @@ def forward(
         c = f * c + i * g
         h = o * tanh(c)
         if WRITE:
-            tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
+            tl.store(h_out + row_h + t * far * heads, h.to(h_out.dtype.element_ty), mask=here)
         if TRAIN:
-            at = row_saved + t * 4 * width
+            at = row_saved + t * 4 * far
             tl.store(saved + at, i, mask=here)
             tl.store(saved + at + width, f, mask=here)
             tl.store(saved + at + 2 * width, g, mask=here)
             tl.store(saved + at + 3 * width, o, mask=here)
-            tl.store(cells + row_cells + (t + 1) * width, c, mask=here)
+            tl.store(cells + row_cells + (t + 1) * far, c, mask=here)
     tl.store(c_out + place, c, mask=here)
 
 
@@ -88,6 +89,7 @@ def backward(
     gradients, grad_h.
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
+    far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -101,21 +103,21 @@ def backward(
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
     dh = tl.load(through + place, mask=here, other=0.0)
     dc = tl.load(grad_c + place, mask=here, other=0.0)
-    c_new = tl.load(cells + row_cells + count * width, mask=here, other=0.0)
+    c_new = tl.load(cells + row_cells + count * far, mask=here, other=0.0)
     for back in range(count):
         t = count - 1 - back
         if SEEN:
-            dh += tl.load(grad_h + row_h + t * heads * width, mask=here, other=0.0).to(tl.float32)
-        at = row_saved + t * 4 * width
+            dh += tl.load(grad_h + row_h + t * far * heads, mask=here, other=0.0).to(tl.float32)
+        at = row_saved + t * 4 * far
         i = tl.load(saved + at, mask=here, other=0.0)
         f = tl.load(saved + at + width, mask=here, other=0.0)
         g = tl.load(saved + at + 2 * width, mask=here, other=0.0)
         o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
-        c = tl.load(cells + row_cells + t * width, mask=here, other=0.0)
+        c = tl.load(cells + row_cells + t * far, mask=here, other=0.0)
         d_i, d_f, d_g, d_o, dc = _cell_back(dh, dc, i, f, g, o, c, c_new)
         c_new = c
         d_i, d_f, d_g, d_o = d_i.to(r_i.dtype), d_f.to(r_i.dtype), d_g.to(r_i.dtype), d_o.to(r_i.dtype)
-        at = row_gates + t * 4 * width
+        at = row_gates + t * 4 * far
         tl.store(d_gates + at, d_i, mask=here)
         tl.store(d_gates + at + width, d_f, mask=here)
         tl.store(d_gates + at + 2 * width, d_g, mask=here)

@@ -59,6 +59,7 @@ def forward(
     and cells [N, B, S + 1, 2, D], written only if TRAIN.
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
+    far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -80,7 +81,7 @@ def forward(
     row_h = ((rows * steps * heads + head) * width)[:, None] + units[None, :]
     # Asked for here, the gates are read ahead; left to itself Triton does so for operands of products alone.
     for t in tl.range(count, num_stages=STAGES):
-        at = row_gates + t * 4 * width
+        at = row_gates + t * 4 * far
         i, f, z, o = gates_at(gates, at, width, here)
         i, f, z, o = i + b_i, f + b_f, z + b_z, o + b_o
         if KEEP:
@@ -94,15 +95,15 @@ def forward(
         i_weight, f_weight, z, o, slope, c, n, m = _cell(i, f, z, o, c, n, m, t == 0)
         h = o * c / n
         if WRITE:
-            tl.store(h_out + row_h + t * heads * width, h.to(h_out.dtype.element_ty), mask=here)
+            tl.store(h_out + row_h + t * far * heads, h.to(h_out.dtype.element_ty), mask=here)
         if TRAIN:
-            at = row_saved + t * 5 * width
+            at = row_saved + t * 5 * far
             tl.store(saved + at, i_weight, mask=here)
             tl.store(saved + at + width, f_weight, mask=here)
             tl.store(saved + at + 2 * width, z, mask=here)
             tl.store(saved + at + 3 * width, o, mask=here)
             tl.store(saved + at + 4 * width, slope, mask=here)
-            at = row_cells + (t + 1) * 2 * width
+            at = row_cells + (t + 1) * 2 * far
             tl.store(cells + at, n, mask=here)
             tl.store(cells + at + width, c, mask=here)
     tl.store(c_out + place, c, mask=here)
@@ -125,6 +126,7 @@ def backward(
     with these steps, 0 or 1; there, dm is m's own gradient.
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
+    far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
     head = tl.program_id(0).to(tl.int64)
     rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     units = tl.arange(0, WIDE)
@@ -140,7 +142,7 @@ def backward(
     dc = tl.load(grad_c + place, mask=here, other=0.0)
     dn = tl.load(grad_n + place, mask=here, other=0.0)
     dm = tl.load(grad_m + place, mask=here, other=0.0)
-    at = row_cells + count * 2 * width
+    at = row_cells + count * 2 * far
     n_new = tl.load(cells + at, mask=here, other=1.0)
     c_new = tl.load(cells + at + width, mask=here, other=0.0)
     if STABILISED:
@@ -148,14 +150,14 @@ def backward(
     for back in range(count):
         t = count - 1 - back
         if SEEN:
-            dh += tl.load(grad_h + row_h + t * heads * width, mask=here, other=0.0).to(tl.float32)
-        at = row_saved + t * 5 * width
+            dh += tl.load(grad_h + row_h + t * far * heads, mask=here, other=0.0).to(tl.float32)
+        at = row_saved + t * 5 * far
         i_weight = tl.load(saved + at, mask=here, other=0.0)
         f_weight = tl.load(saved + at + width, mask=here, other=0.0)
         z = tl.load(saved + at + 2 * width, mask=here, other=0.0)
         o = tl.load(saved + at + 3 * width, mask=here, other=0.0)
         slope = tl.load(saved + at + 4 * width, mask=here, other=0.0)
-        at = row_cells + t * 2 * width
+        at = row_cells + t * 2 * far
         n = tl.load(cells + at, mask=here, other=1.0)
         c = tl.load(cells + at + width, mask=here, other=0.0)
         d_i, d_f, d_z, d_o, dc, dn, dm = _cell_back(
@@ -163,7 +165,7 @@ def backward(
         )
         n_new, c_new = n, c
         d_i, d_f, d_z, d_o = d_i.to(r_i.dtype), d_f.to(r_i.dtype), d_z.to(r_i.dtype), d_o.to(r_i.dtype)
-        at = row_gates + t * 4 * width
+        at = row_gates + t * 4 * far
         tl.store(d_gates + at, d_i, mask=here)
         tl.store(d_gates + at + width, d_f, mask=here)
         tl.store(d_gates + at + 2 * width, d_z, mask=here)
