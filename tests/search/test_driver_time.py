@@ -14,6 +14,7 @@ from xlstm_tune.results import ResultsWriter
 from xlstm_tune.search import driver as driver_module
 from xlstm_tune.search.driver import Driver
 from xlstm_tune.search.duplicates import TrialEnd
+from xlstm_tune.search.journal import History
 from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.store import Shared
 from xlstm_tune.tracking import Spool
@@ -53,6 +54,23 @@ def test_a_lost_worker_stops_the_clock_and_a_group_shares_it(tmp_path: Path, clo
             driver.on_trial_complete(0, [], alone)
     share = 100 / len(one)
     assert [driver.rows[number]["seconds"] for number in range(len(one))] == pytest.approx([share + 10] * len(one))
+
+
+def test_a_duplicate_waits_for_a_trial_that_an_earlier_driver_cut_short(tmp_path: Path) -> None:
+    """The row of the cut is there, and says what the trial has not come to yet."""
+    params = {"model.hidden_size": 32}
+    trial = SimpleNamespace(config={"trials": [{"number": 0, "params": params}]}, trial_id="a")
+    for reason in ("time budget", None):
+        with driving(tmp_path) as driver:
+            driver.recall(History())
+            driver.on_trial_start(0, [], trial)
+            best = 5.0 if reason else 1.0
+            driver.on_trial_result(0, [], trial, {"rows": [epoch_row(0, best_val_rmse=best, done=False)]})
+            driver.on_end(TrialEnd(0, "a", "pruned" if reason else "completed", reason, best, params))
+            if reason is None:
+                driver.on_end(TrialEnd(1, None, "duplicate", None, best, params, 0))
+            driver.on_trial_complete(0, [], trial)
+    assert [driver.rows[number]["val_rmse"] for number in range(2)] == [1.0, 1.0]
 
 
 def test_who_goes_on_alone_shares_no_longer(tmp_path: Path, clock: SimpleNamespace) -> None:

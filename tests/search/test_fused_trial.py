@@ -121,6 +121,30 @@ def test_where_one_has_no_checkpoint_at_all_each_goes_on_from_its_own(tmp_path: 
     assert {(row["number"], row["epoch"]) for row in again} == {(7, 3), (7, 4), (8, 1), (8, 2), (8, 3)}
 
 
+@pytest.mark.parametrize("ended", ["stopped", "finished"])
+def test_who_goes_on_in_other_company_does_so_after_a_resume_to_the_same_bits(
+    ended: str, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARE, NEVER)  # what is saved is saved for this
+
+    def trained(folder: Path, epochs: int) -> list[dict[str, Any]]:
+        trial = FusedTrial(runs(folder, RATES[:2]), data, "rmse")
+        rows = []
+        for epoch in range(1, epochs + 1):
+            rows += [steady(row) for row in trial.step() if row["number"] == 7]
+            if epoch == (2 if ended == "stopped" else 3):
+                rows[-1]["finished"] or (folder / "1" / STOPPED).touch()
+        return rows
+
+    whole = trained(tmp_path / "a", 4)
+    trained(tmp_path / "b", 3 if ended == "stopped" else 4)
+    run = runs(tmp_path / "b", RATES[:2])[0]
+    known = 2 if ended == "stopped" else 3
+    again = [steady(row) for row in drain(SingleTrial(run.config, data, run.folder, "rmse", known))]
+    assert [row["epoch"] for row in again] == list(range(known + 1, 5))
+    assert [row["val_rmse"] for row in again] == [row["val_rmse"] for row in whole[known:]]
+
+
 def test_what_was_trained_together_goes_on_alone(tmp_path: Path, data: Prepared) -> None:
     rows = drain(FusedTrial(runs(tmp_path / "a", RATES[:2]), data, "rmse"), (7, 8))
     first = FusedTrial(runs(tmp_path / "b", RATES[:2]), data, "rmse")

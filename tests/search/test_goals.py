@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.pareto import pareto_front
+from xlstm_tune.search.duplicates import DUPLICATE_OF
 from xlstm_tune.search.goals import Goals
 from xlstm_tune.spec import SearchConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
@@ -97,11 +99,13 @@ def test_optuna_is_told_every_objective(tmp_path: Path, data: Prepared) -> None:
     assert again.searcher.started == 3 and again.ask() is not None
 
 
-def test_a_model_over_a_limit_of_size_is_never_begun_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:
-    def size(width: int) -> int:
-        config = make_spec(SMALL).resolve({"model.hidden_size": width})
-        return count_parameters(config.model, shape_of(data, config))
+def parameters(width: int, data: Prepared) -> int:
+    config = make_spec(SMALL).resolve({"model.hidden_size": width})
+    return count_parameters(config.model, shape_of(data, config))
 
+
+def test_a_model_over_a_limit_of_size_is_never_begun_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:
+    size = partial(parameters, data=data)
     limit = size(64)
     made = bench(tmp_path, data, trials=8, constraints={"max_parameters": limit})
     made.run(lambda params: "completed")
@@ -118,6 +122,21 @@ def test_a_model_over_a_limit_of_size_is_never_begun_and_the_sampler_knows(tmp_p
     for end in made.ends:
         if end.status == "completed":
             assert ended[end.number].constraints["parameters"] <= 0
+
+
+def test_what_was_refused_does_not_count_after_a_resume_either(tmp_path: Path, data: Prepared) -> None:
+    limited = {"trials": 8, "constraints": {"max_parameters": parameters(64, data)}}
+    made = bench(tmp_path, data, **limited)
+    while not any(end.status == "failed" for end in made.ends) and (trial_id := made.ask()):
+        made.end(trial_id, 1, 1.0, status="completed", finished=True)
+    begun = made.searcher.started
+    assert begun < 8 and any((end.reason or "").startswith("too large") for end in made.ends)
+    made.journal.close()
+    again = bench(tmp_path, data, resume=True, **limited)
+    assert again.searcher.started == begun
+    again.run(lambda params: "completed")
+    ended = [trial for trial in again.trials() if trial.state == TrialState.COMPLETE]
+    assert sum(DUPLICATE_OF not in trial.user_attrs for trial in ended) == again.searcher.started == 8
 
 
 def test_a_model_over_the_limit_of_time_fails_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trial_data import NEVER, damages, drain, one_row, steady
@@ -12,8 +13,10 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.checkpoints import SHARE, Checkpoints
 from xlstm_tune.search.folder import member_folder
 from xlstm_tune.search.population_trial import PopulationTrial
+from xlstm_tune.training import population
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
+from xlstm_tune.training.loop import Diverged, TrainingState
 from xlstm_tune.training.members import Member, members_of
 
 RATES = {"training.learning_rate": [0.01, 0.1, 10.0], "training.epochs": [3]}
@@ -46,6 +49,26 @@ def test_population_goes_on_from_a_checkpoint_with_the_same_rows(
     kept = load_weights(tmp_path / "b" / "weights.safetensors")
     winner = load_weights(member_folder(tmp_path / "b", rows[-1]["winner"]) / "weights.safetensors")
     assert kept.keys() == winner.keys() and all(kept[name].equal(winner[name]) for name in kept)
+
+
+def test_the_other_seeds_of_a_setting_that_is_out_train_no_further(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first seed of the second setting diverges in its second epoch."""
+    lost = {member.index for member in members() if member.group == 1}
+    checked = population.checked_loss
+
+    def diverging(losses: Any, norms: Any, count: int, state: TrainingState, rate: float) -> float:
+        training = state.config.training
+        if training.learning_rate == 0.1 and training.seed == min(member.seed for member in members()) and state.epoch:
+            raise Diverged("by a test")
+        return checked(losses, norms, count, state, rate)
+
+    monkeypatch.setattr(population, "checked_loss", diverging)
+    rows = drain(trial_in(tmp_path, data))
+    assert [row["finished"] for row in rows] == [False, False, True]
+    assert sorted(rows[-1]["members"][member]["status"] for member in lost) == ["dropped", "failed"]
+    assert lost <= set(rows[0]["trained"]) and not lost & set(rows[2]["trained"])
 
 
 def test_any_damage_to_the_newest_checkpoint_changes_no_row(tmp_path: Path, data: Prepared) -> None:

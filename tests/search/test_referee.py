@@ -19,7 +19,7 @@ from xlstm_tune.search.folder import STOPPED, trial_folder
 from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
 from xlstm_tune.search.referee import Referee
 from xlstm_tune.search.schedulers import make_scheduler
-from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL, Stopping
+from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL, GRACE, Stopping
 from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchConfig
 
@@ -127,6 +127,28 @@ def test_failures_leave_no_mark_in_the_rungs_and_a_second_try_is_the_same_trial(
     assert not over and not rows[0]["done"]
     game.show(last(0, 4, 1.5))
     assert "nan" not in game.referee._scheduler.debug_string()
+
+
+def test_of_several_new_epochs_only_the_last_can_end_a_trial(tmp_path: Path) -> None:
+    """As a worker tells them that trained on while the journal lost its end: it had been let go on."""
+    game = Game(tmp_path)
+    game.show(row(0, 2, 1.0), row(1, 2, 1.1))
+    over, rows = game.show(row(2, 1, 9.0), row(2, 2, 9.0), row(2, 3, 0.5))
+    assert not over and [one["done"] for one in rows] == [False] * 3 and 2 not in game.marked()
+    again = Game(tmp_path)
+    over, rows = again.show(row(2, 4, 0.5), row(3, 1, 9.0), row(3, 2, 9.0))
+    assert [(one["number"], one["epoch"], one["done"]) for one in rows] == [(2, 4, False), (3, 1, False), (3, 2, True)]
+
+
+def test_out_of_time_every_trial_ends_with_the_epoch_that_it_tells(tmp_path: Path) -> None:
+    game = Game(tmp_path)
+    game.stopping.allow(3600.0)
+    assert game.show(row(0, 1, 1.0))[0] is False and not game.referee.stop_all()
+    game.stopping.allow(0.0)
+    over, rows = game.show(row(0, 2, 1.0))
+    assert over and rows == [row(0, 2, 1.0)] and not game.referee.stop_all(), "the others finish theirs"
+    game.stopping.allow(-GRACE)
+    assert game.referee.stop_all()
 
 
 def test_known_rows_are_shown_to_nobody_again(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app
+from xlstm_tune.training.checkpoint import load_metadata
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,6 +261,19 @@ def test_run_keeps_weights_and_config_of_each_trial(finished: tuple[Path, str]) 
             assert json.loads((place / "config.json").read_text())["config"]["model.family"] == row["family"]
 
 
+def test_resume_of_a_finished_search_sends_what_has_not_come_to_mlflow(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    """As when the power went before the last records were sent."""
+    shutil.copytree(finished[0] / "searches" / "wave", tmp_path / "searches" / "wave")
+    (tmp_path / "searches" / "wave" / "mlflow" / "state.json").unlink()
+    database = f"sqlite:///{tmp_path / 'searches' / 'mlflow.db'}"
+    give_database(tmp_path / "searches")
+    assert "is finished" in search_here(tmp_path, "--resume", "wave", "--tracking-uri", database)
+    parent, children = runs_of(tmp_path)
+    assert parent.info.status == "FINISHED" and len(children) == len(trials_of(tmp_path))
+
+
 def test_resume_of_a_finished_search_says_so_and_more_trials_go_on(
     finished: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,3 +332,9 @@ def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:
         assert row["reason"] == "time budget"
         assert row["status"] == ("pruned" if row["epochs"] else "failed")
         assert states[row["trial"]] == "RUNNING", "a resume goes on with it"
+        if row["epochs"]:  # of the epoch that the table tells, and of none that nobody heard of
+            weights = tmp_path / "searches" / "wave" / "trials" / f"{row['trial']:05d}" / "weights.safetensors"
+            assert load_metadata(weights)["epoch"] == str(row["best_epoch"])
+            scores = read(tmp_path / "searches" / "wave", "scores").to_pylist()
+            held_out = {one["trial"]: one["rmse"] for one in scores if one["part"] == "validation"}
+            assert held_out[row["trial"]] == pytest.approx(row["val_rmse"], rel=1e-5)

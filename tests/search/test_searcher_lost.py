@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from searcher_bench import SMALL, Bench, check_all_told, make_spec
 
 from xlstm_tune.search.duplicates import REASON
-from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.journal import JOURNAL, read_journal
 from xlstm_tune.search.losses import NODE_LOST
 from xlstm_tune.search.searcher import TRIES, OptunaSearcher
 from xlstm_tune.search.space import Space
@@ -53,6 +53,20 @@ def test_an_epoch_in_between_lets_it_lose_as_many_again(tmp_path: Path) -> None:
     assert not bench.ends
     bench.end(ask(bench), 4, 1.0, status="completed", finished=True)
     check_all_told(bench)
+
+
+def test_an_epoch_that_optuna_knows_and_the_journal_does_not_is_told_again(tmp_path: Path) -> None:
+    """As after a power cut that left Optuna's last line on the disk, and not the search's own."""
+    spec = make_spec(SMALL, trials=1)
+    bench = Bench(spec, tmp_path)
+    trial_id = ask(bench)
+    for epoch in (1, 2):
+        bench.epoch(trial_id, epoch, 2.0)
+    bench.journal.close()
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    again = Bench(spec, tmp_path, resume=True)
+    assert again.known[ask(again)] == 1
 
 
 def test_an_epoch_that_was_known_before_is_no_sign_of_life(tmp_path: Path) -> None:

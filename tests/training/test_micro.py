@@ -162,13 +162,13 @@ def test_train_out_of_memory_in_the_backward_pass_drops_what_was_summed() -> Non
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return grad
 
-    def loss_at(index: Tensor) -> Tensor:
+    def loss_at(index: Tensor, _piece: int) -> Tensor:
         return Fails.apply(model(x[index])).square().mean()
 
     loss, size = backward(loss_at, torch.arange(10), model.zero_grad, 3)  # the third of its pieces fails
     assert size == 2
     gradient = model.weight.grad
-    whole, none = backward(lambda index: model(x[index]).square().mean(), torch.arange(10), model.zero_grad)
+    whole, none = backward(lambda index, _piece: model(x[index]).square().mean(), torch.arange(10), model.zero_grad)
     assert none is None
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(gradient, model.weight.grad)
@@ -178,7 +178,7 @@ def test_backward_of_a_loss_for_each_member() -> None:
     torch.manual_seed(0)
     weights, x = nn.Linear(3, 4, bias=False), torch.randn(7, 3)  # four members of one row each
 
-    def loss_at(index: Tensor) -> Tensor:
+    def loss_at(index: Tensor, _piece: int) -> Tensor:
         return weights(x[index]).square().mean(dim=0)
 
     whole, _ = backward(loss_at, torch.arange(7), weights.zero_grad)

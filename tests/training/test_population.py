@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from xlstm_tune.data.windows import Prepared
+from xlstm_tune.models.draws import draws
 from xlstm_tune.models.forecaster import Forecaster
+from xlstm_tune.training import population
 from xlstm_tune.training.checkpoint import load, save
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import Diverged, EpochResult, train
+from xlstm_tune.training.loop import Diverged, EpochResult, TrainingState, train
 from xlstm_tune.training.population import MemberEpoch, train_population
 
 Maker = Callable[..., Any]
@@ -253,6 +255,70 @@ def test_memory_too_small_for_one_member_halves_the_micro_batch(make_forecast: M
     for mine, other in zip(found, true, strict=True):
         assert_alike(mine, other)
         assert {(one.together, one.micro_batch) for one in mine} == {(1, 4)}
+
+
+def test_pieces_of_a_batch_drop_numbers_of_their_own(
+    make_forecast: Maker, make_config: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[torch.Tensor] = []
+
+    @contextmanager
+    def noted(rate: torch.Tensor, seeds: torch.Tensor) -> Iterator[None]:
+        given.append(torch._C._functorch.get_unwrapped(seeds).clone())
+        with draws(rate, seeds):
+            yield
+
+    monkeypatch.setattr(population, "draws", noted)
+    config = make_config(model={"family": "lstm", "layers": 2}, epochs=1, batch_size=16)
+    configs = members(config, rates=(0.5, 0.5, 0.5))
+    data = make_forecast(rows=64)
+    together(configs, data)
+    whole, given[:] = given[0], []
+    with room_for(4):
+        together(configs, data)
+    pieces = given[-4:]  # of the last member in the last batch
+    assert all(piece.shape[0] == 1 for piece in pieces)
+    assert len({tuple(piece.flatten().tolist()) for piece in pieces}) == len(pieces) > 1
+    assert any(torch.equal(whole[:1], piece) for piece in given)  # a first piece draws what the batch would
+
+
+def test_a_member_that_has_ended_holds_no_memory_of_the_others(make_forecast: Maker, make_config: Maker) -> None:
+    config = make_config(model={"family": "lstm", "hidden_size": 16}, epochs=6)
+    configs = [replace(config, training=config.training.model_copy(update={"seed": seed})) for seed in range(5)]
+    left_out: set[int] = set()
+    states: dict[int, TrainingState] = {}
+    for ended in train_population(configs, make_forecast(), device="cpu", left_out=left_out):
+        states |= {one.member: one.result.state for one in ended if one.result is not None}
+        gone = [state for member, state in states.items() if member in left_out]
+        for state in gone:
+            for parameter in state.model.parameters():
+                assert parameter.untyped_storage().nbytes() == parameter.nbytes and parameter.grad is None
+        if len(left_out) < 4:
+            left_out.add(len(left_out))
+    assert len(gone) == 4 and states[4].finished
+    for parameter in states[4].model.parameters():  # it went on alone
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
+def test_a_member_that_was_alone_before_it_joined_a_pack_is_begun_anew(
+    make_forecast: Maker, make_config: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs, data = members(make_config(model={"family": "slstm"}, epochs=4)), make_forecast()
+    true = alone(configs[0], data)
+    begun: list[int] = []
+
+    def noted(config: TrialConfig, *given: Any) -> Iterator[EpochResult]:
+        begun.append(config.training.seed)
+        return train(config, *given)
+
+    monkeypatch.setattr(population, "train", noted)
+    left_out: set[int] = set()
+    found = []
+    for number, ended in enumerate(train_population(configs, data, device="cpu", width=2, left_out=left_out)):
+        found += [one.result for one in ended if one.member == 0]
+        left_out |= {number + 1} & {1, 2}
+    assert begun == [1, 1]  # member 0: alone, in a pack with member 2, alone
+    assert_alike(found, true)
 
 
 @pytest.mark.slow

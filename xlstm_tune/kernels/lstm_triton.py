@@ -45,7 +45,7 @@ def walk(
     before, *cell = state
     # What is not read has the dtype of something that never changes it: another dtype is another kernel to compile.
     kept = ends[0] if keep is None else keep[:, :, piece.start :]
-    kernels.forward[(heads, programs(batch, cut))](
+    kernels.forward[(heads * programs(batch, cut),)](
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
         *ends, *(stored or (ends[0], ends[0])),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
@@ -101,7 +101,7 @@ def walk_back(
     if cut is not None:
         found = [torch.empty_like(one) for one in gradients]
         kept = gradients[0] if keep is None else keep[:, :, piece.start :]
-        kernels.backward[(heads, programs(batch, cut))](
+        kernels.backward[(heads * programs(batch, cut),)](
             recurrent, kept, *stored, of_h, *gradients, d_gates_here, *found,
             batch, steps, len(piece), heads, width, KEEP=keep is not None, SEEN=grad_h is not None,
             PRECISION=exact(recurrent), **cut.options(width),

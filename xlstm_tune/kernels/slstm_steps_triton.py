@@ -52,7 +52,7 @@ def forward(
     KEEP: tl.constexpr, WRITE: tl.constexpr, TRAIN: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
     WIDE: tl.constexpr, STAGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, tile of BLOCK samples), over S = `count` of T = `steps` steps.
+    """Program (tile of BLOCK samples and head), over S = `count` of T = `steps` steps.
 
     gates [N, B, T, 4, D], recurrent [N, 4, D out, D in], bias [N, 4, D], states [N, B, D], keep [N, B, T], h_out
     [B, T, N, D], written only if WRITE; gates, keep and h_out point to the first of these steps. saved [N, B, S, 5, D]
@@ -60,8 +60,8 @@ def forward(
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
     far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
-    head = tl.program_id(0).to(tl.int64)
-    rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    head, rows = program % heads, program // heads * BLOCK + tl.arange(0, BLOCK)
     units = tl.arange(0, WIDE)
     real = units < width
     here = (rows < batch)[:, None] & real[None, :]
@@ -127,8 +127,8 @@ def backward(
     """
     width = width // EVEN * EVEN  # tells the compiler what divides it
     far = tl.cast(width, tl.int64)  # a step's numbers may begin beyond 32 bits
-    head = tl.program_id(0).to(tl.int64)
-    rows = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    program = tl.program_id(0).to(tl.int64)
+    head, rows = program % heads, program // heads * BLOCK + tl.arange(0, BLOCK)
     units = tl.arange(0, WIDE)
     real = units < width
     here = (rows < batch)[:, None] & real[None, :]

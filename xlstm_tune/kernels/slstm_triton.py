@@ -49,7 +49,7 @@ def walk(
     before, *cell = state
     # What is not read has the dtype of something that never changes it: another dtype is another kernel to compile.
     kept = ends[0] if keep is None else keep[:, :, piece.start :]
-    kernels.forward[(heads, programs(batch, cut))](
+    kernels.forward[(heads * programs(batch, cut),)](
         gates[:, :, piece.start :], recurrent, bias, before.float().contiguous(), *cell, kept, h[:, piece.start :],
         *ends, *(stored or (ends[0], ends[0])),
         batch, steps, len(piece), heads, width, KEEP=keep is not None, WRITE=write, TRAIN=stored is not None,
@@ -107,7 +107,7 @@ def walk_back(
     kept, of_h = gradients[0] if keep is None else keep[:, :, piece.start :], d_gates
     if grad_h is not None:
         of_h = grad_h[:, piece.start :]
-    kernels.backward[(heads, programs(batch, cut))](
+    kernels.backward[(heads * programs(batch, cut),)](
         recurrent, kept, *stored, of_h, *gradients, d_gates[:, :, piece.start :], *found,
         batch, steps, len(piece), heads, width, int(piece.start == 0), int(piece.stop == steps),
         KEEP=keep is not None, SEEN=grad_h is not None, STABILISED=stabilised,

@@ -80,6 +80,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """The configurations that the Ray trial of each began with."""
         self._cut: dict[int, dict[str, Any]] = {}
         """Rows of those that an earlier driver wrote down as cut short."""
+        self._told: set[int] = set()
+        """Those that have a run in MLflow of an earlier driver."""
         self._judged: list[dict[str, Any]] = []
         """Keys of what an earlier driver told of finalists: model, trial and part."""
         self._standing: dict[int, list[dict[str, Any]]] = {}
@@ -96,6 +98,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
     def recall(self, history: History) -> None:
         """Take up what an earlier driver did, and make up for what it was killed before it could write."""
         told, written = self._spool.known(), set(_keys(read(self._folder, "epochs"), "trial", "epoch"))
+        self._told = {number for number in told if number is not None}
         for row in read(self._folder, "trials").to_pylist():
             setting = json.loads(row["setting"]) if row["setting"] else None
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
@@ -230,7 +233,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             return  # known from an earlier driver
         if end.trial_id is not None:
             self._ends[end.number] = end
-        elif end.duplicate_of is None or end.duplicate_of in self.rows:
+        elif end.duplicate_of is None or self._is_over(end.duplicate_of):
             self._write(end)
         else:
             # The original has just ended too, and its row is not written yet.
@@ -327,8 +330,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         figures |= {
             name: row[name] for name in ("best_epoch", "parameters", "seconds", "peak_memory_mib", "latency_ms")
         }
-        if number in self._cut and not row["reason"]:
-            tags = tags | {"reason": ""}  # its run has that of the end before this one
+        if number in self._told and not row["reason"]:
+            tags = tags | {"reason": ""}  # its run may have that of an end before this one
         facts = {name: str(row[name]) for name in ("backend", "micro_batch", "members_at_once", "fused") if row[name]}
 
         def end() -> None:

@@ -102,9 +102,11 @@ class Ledger:
         """
         for trial in trials:
             attributes = trial.user_attrs
-            if trial.state.is_finished() and DUPLICATE_OF not in attributes and (key := key_of(trial)) is not None:
+            reason = attributes.get(REASON)
+            if not trial.state.is_finished() or DUPLICATE_OF in attributes or never_begun(reason):
+                continue
+            if (key := key_of(trial)) is not None:
                 value, *costs = trial.values or [None]
-                reason = attributes.get(REASON)
                 status = "failed" if (reason or "").startswith(OVER_LIMIT) else ENDINGS[trial.state]
                 self._known[key] = Known(
                     trial.number, status, reason, trial.intermediate_values, value, costs, dict(trial.constraints)

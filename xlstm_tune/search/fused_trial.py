@@ -45,6 +45,7 @@ class FusedTrial:
         self._untold: list[dict[str, Any]] = []
         """Rows of earlier workers that the driver does not know."""
         self._states = self._take_up()
+        self._left = self._ended()
         resume = [self._states[place] for place in range(len(runs))] if self._states else None
         configs = [run.config for run in runs]
         self._epochs = train_population(configs, data, resume, objective=objective, left_out=self._out)
@@ -56,11 +57,18 @@ class FusedTrial:
             return rows
         stopped = self._store.marked(run.folder for run in self._runs)
         self._out |= {place for place, run in enumerate(self._runs) if run.folder in stopped}
+        if (left := self._ended()) != self._left:
+            self.save()  # the others train in another company from here on, and after a resume they should, too
+            self._left = left
         rows = [self._row(each) for each in next(self._epochs, ())]
         going_on = [self._checkpoints[place] for place in self._states if place not in self._out]
         if going_on and worth_saving(going_on):
             self.save()
         return rows
+
+    def _ended(self) -> set[int]:
+        """Places of configurations that train no further."""
+        return self._out | {place for place, state in self._states.items() if state.finished}
 
     def save(self) -> None:
         """Save the last epoch of each configuration that goes on, if it is not saved yet."""
@@ -91,6 +99,7 @@ class FusedTrial:
         run = self._runs[each.member]
         if each.result is None:
             self._out.add(each.member)
+            self._states.pop(each.member, None)
             return {"number": run.number, "status": "failed", "reason": each.failure or "failed without a reason"}
         self._states[each.member] = each.result.state
         row = epoch_row(each.result, run.folder, self._data)

@@ -19,6 +19,7 @@ from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS, member_folder
 from xlstm_tune.search.single_trial import save_end
 from xlstm_tune.search.store import HERE, Shared
+from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
 from xlstm_tune.training.loop import EpochResult, TrainingState
 from xlstm_tune.training.members import Member, Score, score_of
@@ -76,7 +77,10 @@ class PopulationTrial:
         self._checkpoints = Checkpoints(folder, store)
         self._untold = self._take_up(known)
         resume = self._states if self._epoch else None
-        self._epochs: Iterator[list[MemberEpoch]] = train_population(self._configs, data, resume, objective=objective)
+        self._left_out = self._dropped()
+        self._epochs: Iterator[list[MemberEpoch]] = train_population(
+            self._configs, data, resume, objective=objective, left_out=self._left_out
+        )
 
     def step(self) -> list[dict[str, Any]]:
         """One epoch of all members. Returns the rows that scheduler, searcher and driver see."""
@@ -98,6 +102,7 @@ class PopulationTrial:
                 self._keep(member_folder(self._folder, each.member), each.member)
         if results:
             self._about = {"parameters": results[0].parameters, "backend": results[0].backend}
+        self._left_out |= self._dropped()
         self._epoch += 1
         score = self._score()
         if score is None:
@@ -172,6 +177,11 @@ class PopulationTrial:
         pairs = zip(self._members, self._records, strict=True)
         return {member.group for member, record in pairs if record.failure is not None}
 
+    def _dropped(self) -> set[int]:
+        """Members whose setting is out."""
+        out = self._out()
+        return {member.index for member in self._members if member.group in out}
+
     def _row(self, score: Score, results: Sequence[EpochResult], trained: Sequence[int]) -> dict[str, Any]:
         out, best = self._out(), [self._records[index] for index in score.members]
         pairs = zip(self._members, self._records, strict=True)
@@ -242,4 +252,7 @@ class PopulationTrial:
         best = (score.winner, self._records[score.winner].best_epoch)
         if best != self._saved:
             self._keep(self._folder, score.winner)
+            end = member_folder(self._folder, score.winner) / VALIDATION_END
+            if end.exists():  # where its best epoch came before a resume, the state knows no forecasts of it
+                write_atomically(self._folder / VALIDATION_END, end.read_bytes())
             self._saved = best

@@ -33,6 +33,8 @@ class Live:
     """It began as a start point."""
     trial_id: str | None = None
     """Ray's; None while no worker has it."""
+    epoch: int = 0
+    """The last one that the search's journal holds."""
     losses: int = 0
     """Workers lost in a row without an epoch that was new."""
 

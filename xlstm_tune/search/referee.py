@@ -9,7 +9,7 @@ knows no way to tell a running trial anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,21 +40,25 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         self._known: dict[int, int] = {}
         """The last epoch of each configuration."""
         self._over: set[int] = set()
-        for row in journal.history.rows:
-            self._judge(row)
+        for row, newest in _newest(journal.history.rows):
+            self._judge(row, newest)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on."""
+        """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on.
+
+        Once the time budget is used up, none does. So all of a trial's epochs have been heard of when it stops, and its
+        weights are of one of them; those that Ray stops while they run have trained on.
+        """
         if "disk" in result:
             self._stopping.request(*result["disk"])
         if "storage_away" in result:
             self._stopping.request(STORAGE_AWAY)
         rows: list[dict[str, Any]] = result["rows"]
         new, stopped = [], []
-        for row in rows:
+        for row, newest in _newest(rows):
             if row["number"] in self._over or not self._is_new(row):
                 continue
-            stop = self._judge(row)
+            stop = self._judge(row, newest)
             try:
                 self._journal.epoch(row, stop)
             except OSError as error:
@@ -70,11 +74,11 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         over = all(number in self._over for number in result["numbers"])
         if not over:  # else Ray ends it
             self._store.mark(stopped)
-        return over
+        return over or self._stopping.out_of_time()
 
     def stop_all(self) -> bool:
         """Ray asks after every event."""
-        return self._stopping.reason is not None
+        return self._stopping.at_once()
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles its Tuner, and never needs the copy."""
@@ -83,17 +87,28 @@ class Referee(tune.Stopper):  # type: ignore[misc]
     def _is_new(self, row: Mapping[str, Any]) -> bool:
         return bool(row["status"] == "failed" or row["epoch"] > self._known.get(row["number"], 0))
 
-    def _judge(self, row: Mapping[str, Any]) -> bool:
-        """Show the scheduler a row; whether it ends the configuration."""
+    def _judge(self, row: Mapping[str, Any], newest: bool) -> bool:
+        """Show the scheduler a row; whether it ends the configuration. That only the newest row can: before another
+        one, whoever heard of it let the configuration go on.
+        """
         number = row["number"]
         one = _Trial(str(number))
         if number not in self._known:
             self._scheduler.on_trial_add(None, one)
         self._known[number] = row["epoch"]
-        if not row["done"] and self._scheduler.on_trial_result(None, one, dict(row)) != TrialScheduler.STOP:
-            return False
+        if not row["done"]:
+            decision = self._scheduler.on_trial_result(None, one, dict(row))
+            if decision != TrialScheduler.STOP or not newest:
+                return False
         self._over.add(number)
         value = row.get(str(self._scheduler.metric))
         if value is not None and math.isfinite(value):
             self._scheduler.on_trial_complete(None, one, dict(row))
         return not bool(row["done"])
+
+
+def _newest(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Each row, and whether none of its configuration comes after it."""
+    places = {row["number"]: place for place, row in enumerate(rows)}
+    for place, row in enumerate(rows):
+        yield row, places[row["number"]] == place

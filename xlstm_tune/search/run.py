@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -47,7 +46,7 @@ from xlstm_tune.search.stopping import (
     Stopping,
 )
 from xlstm_tune.search.store import StorageAway
-from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command
+from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command, unsent
 from xlstm_tune.training.clock import nothing_compiled
 
 ANY = 1_000_000
@@ -123,6 +122,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
             _print_board(plan, build_leaderboard(plan.folder, plan.spec.search.objective), console)
             if plan.refit:
                 _refit_later(plan, stopping, console)
+            else:
+                _send_the_rest(plan, stopping, console)
             return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
@@ -186,6 +187,14 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
         _ray(plan, console) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
+
+
+def _send_the_rest(plan: Plan, stopping: Stopping, console: Console) -> None:
+    """What the driver that finished the search could not send to MLflow."""
+    with suppress(FileNotFoundError):  # MLflow's part of the folder was removed
+        if (left := unsent(plan.folder)) and left.events:
+            with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, stopping, console, ended=True):
+                pass
 
 
 def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
@@ -314,6 +323,7 @@ def _search(
         why_lost=losses.why,
         goals=Goals(spec.search, plan.data),
         room=placement.room,
+        out_of_time=stopping.out_of_time,
     )
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
@@ -330,7 +340,6 @@ def _search(
             num_samples=-1,  # the searcher says when it has no more
             # Where nodes may come the searcher keeps to the room that there is, and this is no limit.
             max_concurrent_trials=ANY if placement.room else placement.concurrent,
-            time_budget_s=spec.search.time_budget,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -344,7 +353,8 @@ def _search(
         ),
     )
     with ProgressView(console, progress):
-        began, budget = time.monotonic(), spec.search.time_budget
+        budget = spec.search.time_budget
+        stopping.allow(budget if isinstance(budget, float) else None)
         try:
             with stopping.searching(), every_loss_told():
                 tuner.fit()
@@ -355,9 +365,8 @@ def _search(
                 raise
             stopping.request(why, last_line(error))
         finally:
-            # Before the budget is used up it is an interruption; Ray reports neither.
-            spent = isinstance(budget, float) and time.monotonic() - began >= budget
-            reason = stopping.reason or (TIME_BUDGET if spent else INTERRUPTED)
+            # Before the budget is used up it is an interruption.
+            reason = stopping.reason or (TIME_BUDGET if stopping.out_of_time() else INTERRUPTED)
             shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
             if reason != DISK_FULL:  # else there is no room to write it down; a resume does
                 searcher.close(reason)

@@ -79,6 +79,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     why_lost: why Ray's trial of this id lost its worker.
     goals: what is weighed and limited; None = what the spec says, without limits of size.
     room: how many Ray trials there may be at this moment; None = as many as Ray asks for.
+    out_of_time: whether nothing more may begin.
 
     Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point, "known": epochs that need not
     be told again}, ...]}`. Every result that a Ray trial reports must hold `rows`, one for each configuration and epoch
@@ -103,6 +104,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         why_lost: Callable[[str], str] = lambda trial_id: "worker died",
         goals: Goals | None = None,
         room: Callable[[], int] | None = None,
+        out_of_time: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
@@ -110,7 +112,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost
-        self._room = room
+        self._room, self._out_of_time = room, out_of_time
         self._live: dict[int, Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
@@ -139,6 +141,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What goes on, or the next configurations; FINISHED, or None while some may need another worker, or room."""
+        if self._out_of_time():
+            return None if self._together else str(Searcher.FINISHED)
         if self._room is not None and len(self._together) >= self._room():
             return None
         if self._again:
@@ -154,12 +158,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._together[trial_id] = numbers
         self._sync()  # what the journal knows, the study knows
         self._journal.began(numbers, [one.params for one in chosen])
-        return {
-            "trials": [
-                {"number": one.known.number, "params": one.params, "known": max(one.known.steps, default=0)}
-                for one in chosen
-            ]
-        }
+        return {"trials": [{"number": one.known.number, "params": one.params, "known": one.epoch} for one in chosen]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the epoch's values on to Optuna, and end the configurations that have ended."""
@@ -183,7 +182,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self.separated.append(str(result["reason"]))
             self._journal.died(left, str(result["reason"]))
             self._again.extend([number] for number in left)
-        elif left and not self._closed:
+        elif left and not self._closed and not self._out_of_time():
             self._lost(trial_id, began, "stopped before it ended")
 
     def close(self, reason: str) -> None:
@@ -274,6 +273,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _record(self, live: Live, row: Mapping[str, Any]) -> None:
         step, value = int(row["epoch"]), float(row[self.metric])
+        if row["status"] != "failed":
+            live.epoch = max(live.epoch, step)
         live.known.excess |= self._goals.excess(row)
         if step not in live.known.steps and math.isfinite(value):
             live.losses = 0

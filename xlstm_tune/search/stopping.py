@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +24,8 @@ STOPS = (INTERRUPTED, DISK_FULL, DISK_FAILED, STORAGE_AWAY, TAKEN_OVER)
 """Reasons for which a search stops before its end, and is gone on with later."""
 CUTS = (TIME_BUDGET, *STOPS)
 """Reasons of trials that were cut short by the search's own end; a resume goes on with them."""
+GRACE = 600.0
+"""Seconds for which running epochs may go on when the time budget is used up; then Ray is told to stop them."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -41,6 +44,7 @@ class Stopping:
         """Why the search has to stop; None while it need not."""
         self.detail = ""
         """What was said of the reason that counts."""
+        self._until: float | None = None
 
     @property
     def exit_code(self) -> int:
@@ -51,6 +55,19 @@ class Stopping:
         """Ask the search to stop as soon as its trials have saved what they have; the first reason counts."""
         if self.reason is None:
             self.reason, self.detail = reason, detail
+
+    def allow(self, seconds: float | None) -> None:
+        """The search's time budget begins now; None = there is none."""
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def out_of_time(self) -> bool:
+        """Whether the budget is used up: running epochs are finished, and no other begins."""
+        return self._until is not None and time.monotonic() >= self._until
+
+    def at_once(self) -> bool:
+        """Whether running epochs are not waited for."""
+        late = self._until is not None and time.monotonic() >= self._until + GRACE
+        return late or self.reason is not None
 
     @contextmanager
     def watching(self) -> Iterator[None]:

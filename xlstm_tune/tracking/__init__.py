@@ -10,7 +10,7 @@ MLflow is imported by the writer process alone (`sender.py`); importing this pac
 from xlstm_tune.tracking.events import VALIDATION_END
 from xlstm_tune.tracking.spool import Spool, ended_in_order
 from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, ui_command
-from xlstm_tune.tracking.writer import Unsent, Writer, remembered_uri, sync
+from xlstm_tune.tracking.writer import Unsent, Writer, remembered_uri, sync, unsent
 
 __all__ = [
     "VALIDATION_END",
@@ -25,4 +25,5 @@ __all__ = [
     "remembered_uri",
     "sync",
     "ui_command",
+    "unsent",
 ]

@@ -168,7 +168,7 @@ def train(
     ) -> tuple[Tensor, Tensor]:
         """A step on samples index [B]; the loss and the norm of its gradients. seeds: int64 [calls]."""
 
-        def drawn(piece: Tensor) -> Tensor:  # a piece of the batch draws seeds of its own
+        def drawn(piece: Tensor, _number: int) -> Tensor:  # a piece of the batch draws seeds of its own
             return loss_at(piece, seeds if calls and len(piece) == len(index) else None)
 
         if whole:

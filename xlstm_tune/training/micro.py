@@ -61,7 +61,7 @@ def give_back() -> None:
 
 
 def backward(
-    loss_at: Callable[[Tensor], Tensor],
+    loss_at: Callable[[Tensor, int], Tensor],
     index: Tensor,
     clear: Callable[[], None],
     size: int | None = None,
@@ -69,8 +69,9 @@ def backward(
 ) -> tuple[Tensor, int | None]:
     """The gradients of a batch, in the parameters' `grad`, by pieces of at most `size` samples.
 
-    loss_at: the mean loss over the samples at these positions, [] or one for each member of a population, [M]; what is
-    differentiated is their sum, each times its weight. index: int64 [B, ...]. clear: takes all gradients away.
+    loss_at: the mean loss over the samples at these positions, which are the batch's piece of this number, [] or one
+    for each member of a population, [M]; what is differentiated is their sum, each times its weight.
+    index: int64 [B, ...]. clear: takes all gradients away.
     size: None = the whole batch at once. weight: a number, or one for each member, [M].
     Returns the loss of the whole batch, detached and without the weight, and the size that fitted; raises as `fitting`.
     """
@@ -81,7 +82,7 @@ def backward(
 
 
 def in_pieces(
-    loss_at: Callable[[Tensor], Tensor],
+    loss_at: Callable[[Tensor, int], Tensor],
     index: Tensor,
     clear: Callable[[], None],
     most: int,
@@ -90,8 +91,8 @@ def in_pieces(
     """As `backward`, by pieces of at most `most` samples whether they fit or not; returns the loss alone."""
     clear()  # a failed attempt may have left some
     losses = []
-    for piece in torch.split(index, most):
-        loss = loss_at(piece)
+    for number, piece in enumerate(torch.split(index, most)):
+        loss = loss_at(piece, number)
         if len(piece) < len(index):
             loss = loss * (len(piece) / len(index))
         weighted = loss if isinstance(weight, float) and weight == 1.0 else loss * weight

@@ -101,6 +101,7 @@ def train_population(
     elif width is None:
         width = width_for(configs[0], data.lookback, device.type == "cuda")
     packs: dict[tuple[int, ...], Pack] = {}
+    packed: set[int] = set()
     while members := [member for member, state in states.items() if not state.finished and member not in left_out]:
         ended: list[MemberEpoch] = []
         parts = -(-len(members) // width)
@@ -109,11 +110,17 @@ def train_population(
         ]
         # A pack stays while its members do, and with it on a GPU the graph of its step, each with memory of its own.
         packs = {chosen: pack for chosen, pack in packs.items() if chosen in each}
+        joined = {member for chosen in each if len(chosen) > 1 for member in chosen}
+        for member in packed - joined:
+            _leave(states[member])
+        packed = joined
+        alone = {member: run for member, run in alone.items() if member not in joined}
         for chosen in each:
-            if len(chosen) == 1:  # faster without a vmap; such a member never joins a pack again
+            if len(chosen) == 1:  # faster without a vmap
                 member = chosen[0]
-                run = alone.setdefault(member, train(configs[member], data, states[member], device, objective))
-                epochs = [_next(run)]
+                if member not in alone:
+                    alone[member] = train(configs[member], data, states[member], device, objective)
+                epochs = [_next(alone[member])]
             else:
                 if chosen not in packs:
                     packs[chosen] = Pack([states[member] for member in chosen], samples, held_out, data, dtype)
@@ -121,8 +128,15 @@ def train_population(
             for member, (result, failure) in zip(chosen, epochs, strict=True):
                 ended.append(MemberEpoch(member, result, failure))
                 if failure is not None:
-                    del states[member]
+                    _leave(states.pop(member))
+                    packed.discard(member)
         yield ended
+
+
+def _leave(state: TrainingState) -> None:
+    """Out of its pack: a member that has ended would hold the weights and gradients of all by its views of them."""
+    for parameter in state.model.parameters():
+        parameter.data, parameter.grad = parameter.data.clone(), None
 
 
 def _next(run: Iterator[EpochResult]) -> tuple[EpochResult | None, str | None]:
@@ -217,10 +231,11 @@ class Pack:
 
     def _train(self) -> tuple[Tensor, Tensor, list[float]]:
         """One epoch: losses and norms of gradients [M, batches], and each member's last learning rate."""
+        count = len(self.states)
         trainings = [state.config.training for state in self.states]
         batch_size = trainings[0].batch_size
         batches = -(-len(self.samples) // batch_size)
-        losses = torch.zeros(len(self.states), batches, device=self.device)
+        losses = torch.zeros(count, batches, device=self.device)
         norms = torch.zeros_like(losses)
         self.template.train()
         calls = count_draws(self.template)
@@ -241,7 +256,7 @@ class Pack:
         each: Any = torch.tensor(rates, device=self.device) if capture.possible(self.device) else rates
         with threads_for(self.template):
             for number, index in enumerate(torch.split(orders.t(), batch_size)):
-                if self.captured.active and (self.together or self.micro_batch):
+                if self.captured.active and ((self.together or count) < count or self.micro_batch):
                     self.captured.stop(capture.NO_MEMORY)
                 losses[:, number], norms[:, number] = self.captured(index, seeds[:, number], each[number])
         for state in self.states:
@@ -310,8 +325,11 @@ class Pack:
             self.together = fitted
         return found
 
-    def _losses(self, stacked: dict[str, Tensor], dropouts: Tensor, seeds: Tensor, index: Tensor) -> Tensor:
-        """The losses [M] of samples index [B, M], of members with these weights; dropouts [M], seeds [M, calls]."""
+    def _losses(self, stacked: dict[str, Tensor], dropouts: Tensor, seeds: Tensor, index: Tensor, piece: int) -> Tensor:
+        """The losses [M] of samples index [B, M], of members with these weights; dropouts [M], seeds [M, calls] of the
+        batch, of which these samples are the piece of this number."""
+        if piece:  # the first one's seeds would drop the same of every piece
+            seeds = seeds ^ (mixed_seed(0, piece) >> 1)
         index = index.t()
         batch = self.samples.batch(index.flatten())
         x, y, lengths, static = (None if one is None else one.view(*index.shape, *one.shape[1:]) for one in batch)
