@@ -22,6 +22,7 @@ from split_tables import counties, daily, days, make, refusal
         ({"test": "2011-01-01"}, "leaves nothing for the training part of the 12 time steps"),
         ({"validation": "2012-01-10", "test": "2012-01-05"}, "leaves nothing for the validation part"),
         ({"validation": 0.5, "test": 0.5}, "(validation 0.5, test 0.5) leaves nothing for the training part of the 12"),
+        ({"validation": 2011, "test": 2012}, "(2011 counts time steps; a part that begins with that year is written"),
         ({"validation": 6, "test": 8}, "leaves nothing for the training part"),
         ({"train": 10, "validation": 2, "test": 2}, "asks for more than the 12 time steps there are"),
         ({"train": 10, "validation": "2012-01-05", "test": 2}, "asks for more than the 12 time steps there are"),

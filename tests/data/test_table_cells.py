@@ -43,6 +43,8 @@ SKY = "date,cases,sky\n2012-01-01,1,sun\n2012-01-02,2,sun\n2012-01-03,3,rain\n"
         (SKY, {}, 'column \'sky\' holds text ("sun" in row 1); name it in data.categories or data.excl'),
         (DAILY + "2012-01-05,1,x7,2\n", {}, 'column \'wind\' holds text ("x7" in row 5)'),
         (SKY, {"target": "sky"}, 'the target \'sky\' holds text ("sun" in row 1); a target must be a number'),
+        (DAILY + '2012-01-05,1,"2,5",2\n', {}, 'column \'wind\' holds "2,5" in row 5; numbers are written with'),
+        (DAILY + '2012-01-05,1,2,"1.054,9"\n', {}, 'column \'cases\' holds "1.054,9" in row 5; numbers are written'),
         (DAILY + "2012-01-05,1,2,many\n", {}, 'the target \'cases\' holds text ("many" in row 5)'),
         (DAILY + "2012-01-05,inf,2,1\n", {}, "column 'temp' holds inf in row 5; a number must be finite"),
         (DAILY + "2012-01-05,1e300,2,1\n", {}, "column 'temp' holds 1e+300 in row 5"),

@@ -190,6 +190,16 @@ def test_dry_run_refuses_a_database_with_the_sentence_of_the_search(url: str, tm
     assert sentence(arguments) == error
 
 
+def test_dry_run_of_a_name_that_is_taken_checks_all_the_same(tmp_path: Path) -> None:
+    file = write(tmp_path, table())
+    (tmp_path / "searches" / "mine").mkdir(parents=True)
+    arguments = [str(file), "--storage", str(tmp_path / "searches"), "--name", "mine"]
+    assert "the name 'mine' is already used by" in sentence(arguments)
+    assert "is not a column of the data" in sentence([*arguments, "--dry-run", "--set", "data.target=casse"])
+    result = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert result.exit_code == 0 and "note: the name 'mine' is already used by" in " ".join(result.output.split())
+
+
 def test_search_refuses_a_search_file_that_is_not_there(tmp_path: Path) -> None:
     assert "did you mean 'quickstart'" in sentence(["quickstrat"])
     write(tmp_path, table())

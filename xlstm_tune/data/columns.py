@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from xlstm_tune.data.read import BLANKS, Source
 from xlstm_tune.data.roles import Roles
 from xlstm_tune.errors import DataError
 
+_COMMAS = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d*)?")
 MAX_VALUES = 64
 """Of one category column; each becomes an input column."""
 
@@ -31,7 +33,11 @@ def numbers(source: Source, name: str, target: bool) -> np.ndarray:
             column = to_float(column)
         except pa.ArrowException:
             row = first_bad(column, to_float)
-            found = f'"{cell(column, row)}" in {source.where(row)}'
+            text = cell(column, row)
+            found = f'"{text}" in {source.where(row)}'
+            if _COMMAS.fullmatch(text):
+                words = "numbers are written with a decimal point and without commas"
+                raise DataError(f"column '{name}' holds {found}; {words}") from None
             if target:
                 raise DataError(f"the target '{name}' holds text ({found}); a target must be a number") from None
             raise DataError(

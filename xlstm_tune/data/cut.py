@@ -31,6 +31,10 @@ class Cut:
         return self.total - (self.bounds[3] - self.bounds[0])
 
 
+_YEARS = range(1900, 2101)
+"""What a number of a split may have been meant as."""
+
+
 def count_of(size: int | float, total: int) -> int:
     """A share of `total` rounded down, but at least 1; or the number itself."""
     # 0.29 × 100 is 28.999…, which still means 29.
@@ -72,15 +76,17 @@ def cut_time(split: SplitConfig, total: int, position: Callable[[str], int], uni
 def _check(cut: Cut, split: SplitConfig, unit: str) -> None:
     train, validation, test, end = cut.bounds
     wish = ", ".join(f"{part} {getattr(split, part)}" for part in PARTS if getattr(split, part) is not None)
+    year = next((size for part in PARTS if (size := getattr(split, part)) in _YEARS), None)
+    hint = f" ({year} counts {unit}; a part that begins with that year is written {year}-01-01)" if year else ""
     if end > cut.total or train < 0:
         raise DataError(
-            f"data.split ({wish}) asks for more than the {cut.total} {unit} there are; make the parts smaller"
+            f"data.split ({wish}) asks for more than the {cut.total} {unit} there are; make the parts smaller{hint}"
         )
     for part, first, last in (("train", train, validation), ("validation", validation, test), ("test", test, end)):
         if first >= last:
             raise DataError(
                 f"data.split ({wish}) leaves nothing for the {NOUNS[part]} part of the {cut.total} {unit}; "
-                f"change data.split"
+                f"change data.split{hint}"
             )
 
 

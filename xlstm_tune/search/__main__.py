@@ -189,11 +189,14 @@ def _go(
     from xlstm_tune.search.plan import make_plan
 
     with console.status("reading the data"):
-        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit, elsewhere=cluster)
+        plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit, elsewhere=cluster, dry=dry_run)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
+        from xlstm_tune.search.folder import taken
 
         print_plan(plan, console)
+        if not resume and (why := taken(storage, spec.name)):
+            console.print(f"note: {why}", highlight=False, markup=False)
         return
     from xlstm_tune.search.run import run
 

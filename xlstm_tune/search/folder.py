@@ -43,27 +43,29 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EROFS, errno.ESTALE)
 
 
-def check_folder(storage: str, name: str) -> Path:
+def taken(storage: str, name: str) -> str | None:
+    """Where the name of a search is already used, and what to do; None where it is not. storage: as `check_folder`."""
+    folder, where = _root(storage) / name, None
+    if is_uri(storage) and holds(Objects(storage) / name):
+        where = f"at {Objects(storage).shown}"
+    elif os.path.lexists(folder):
+        where = f"by {folder}"
+    remedy = f"continue that search with --resume {name}, or choose another with --name"
+    return where and f"the name '{name}' is already used {where}; {remedy}"
+
+
+def check_folder(storage: str, name: str, may_be_taken: bool = False) -> Path:
     """The folder that a new search `name` will use. Creates nothing but the storage folder itself.
 
     storage: a folder that every machine of the search can write, or a URI; the search then works in `searches` below
-    the current folder. Raises StorageError when it cannot be written or the name is taken.
+    the current folder. Raises StorageError when it cannot be written, or the name is taken and may not be.
     """
     root = _root(storage)
-    if is_uri(storage):
-        where = Objects(storage)
-        check_reachable(where)
-        if holds(where / name):
-            raise StorageError(
-                f"the name '{name}' is already used at {where.shown}; continue that search with --resume {name}, or "
-                "choose another with --name"
-            )
     folder = root / name
-    if os.path.lexists(folder):
-        raise StorageError(
-            f"the name '{name}' is already used by {folder}; continue that search with --resume {name}, "
-            "or choose another with --name"
-        )
+    if is_uri(storage):
+        check_reachable(Objects(storage))
+    if not may_be_taken and (why := taken(storage, name)):
+        raise StorageError(why)
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".writable-{os.getpid()}"

@@ -96,10 +96,12 @@ def make_plan(
     resume: bool = False,
     refit: bool = False,
     elsewhere: str | None = None,
+    dry: bool = False,
 ) -> Plan:
     """Check resources, storage, tracking and data, in the order of what is quickest to refuse.
 
     elsewhere: the file of the cluster whose head will run the search; its resources and its MLflow are not looked at.
+    dry: nothing will be run, so that the name may be taken.
     Raises UserError with one sentence.
     """
     # Not at the head of this module: what reads the variables is handed a Plan.
@@ -111,7 +113,7 @@ def make_plan(
         check_cluster(address)
     here = local_resources()
     placement = None if address or elsewhere else place(spec.resources, here)
-    folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name)
+    folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name, may_be_taken=dry)
     if resume:
         check_same_search(folder, spec)
         check_enough_trials(folder, spec)
