@@ -139,6 +139,22 @@ def test_what_was_refused_does_not_count_after_a_resume_either(tmp_path: Path, d
     assert sum(DUPLICATE_OF not in trial.user_attrs for trial in ended) == again.searcher.started == 8
 
 
+def test_a_grid_goes_on_behind_many_points_that_were_refused(tmp_path: Path, data: Prepared) -> None:
+    space = {"training.seed": {"choice": list(range(130))}, "model.hidden_size": {"choice": [32, 128]}}
+    spec = make_spec(space, algorithm="grid", constraints={"max_parameters": parameters(64, data)})
+    made = Bench(spec, tmp_path, data=data)
+    for _ in range(110):
+        trial_id = made.ask()
+        assert trial_id
+        made.end(trial_id, 1, 1.0, status="completed", finished=True)
+    tried = len(made.trials())
+    made.journal.close()
+    again = Bench(spec, tmp_path, resume=True, data=data)
+    while trial_id := again.ask():
+        again.end(trial_id, 1, 1.0, status="completed", finished=True)
+    assert again.searcher.started == 130 and len(again.trials()) == 260 > tried
+
+
 def test_a_model_over_the_limit_of_time_fails_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:
     made = bench(tmp_path, data, trials=2, constraints={"max_latency_ms": 2.0})
     slow, fast = made.ask(), made.ask()

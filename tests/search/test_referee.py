@@ -147,6 +147,8 @@ def test_out_of_time_every_trial_ends_with_the_epoch_that_it_tells(tmp_path: Pat
     game.stopping.allow(0.0)
     over, rows = game.show(row(0, 2, 1.0))
     assert over and rows == [row(0, 2, 1.0)] and not game.referee.stop_all(), "the others finish theirs"
+    over, rows = game.show(row(0, 2, 1.0))
+    assert not over and not rows, "a worker that repeats epochs has not come to what was lost with another"
     game.stopping.allow(-GRACE)
     assert game.referee.stop_all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from searcher_bench import EPOCHS, METRIC, SMALL, STATES, ended_lines, make_spec
 
 from xlstm_tune.search.duplicates import REASON, TrialEnd
 from xlstm_tune.search.folder import trial_folder
-from xlstm_tune.search.journal import Journal
+from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.losses import Losses
 from xlstm_tune.search.referee import Referee
 from xlstm_tune.search.schedulers import make_scheduler
@@ -22,6 +23,68 @@ from xlstm_tune.search.searcher import TRIES, OptunaSearcher
 from xlstm_tune.search.space import Space
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.store import Shared
+
+
+@pytest.mark.slow
+def test_out_of_time_running_epochs_are_heard_of_and_no_trial_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of Ray's trials, two of which have a place, as while a cluster grows."""
+    import ray
+    from ray import tune
+
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"):
+        monkeypatch.setenv(name, "1" if "DISABLE" in name else "0")
+
+    class Trial(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any]) -> None:
+            (one,) = config["trials"]
+            self.number, self.epoch = one["number"], 0
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(1.5)
+            self.epoch += 1
+            row = {"number": self.number, "epoch": self.epoch, METRIC: 1.0, "status": "running"}
+            return {"rows": [row | {"finished": False, "done": False}], "numbers": [self.number], METRIC: 1.0}
+
+    spec, ends = make_spec(SMALL, algorithm="random", trials=6, scheduler="none"), []
+    stopping = Stopping(print)
+    journal, losses = Journal(tmp_path), Losses(tmp_path, out_of_time=stopping.out_of_time)
+    referee = Referee(make_scheduler(spec.search, EPOCHS), Shared(tmp_path), journal, stopping)
+    searcher = OptunaSearcher(
+        spec,
+        Space.from_spec(spec),
+        tmp_path,
+        journal,
+        on_end=ends.append,
+        room=lambda: 6,
+        out_of_time=stopping.out_of_time,
+    )
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        tuner = tune.Tuner(
+            Trial,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, scheduler=losses, num_samples=-1, max_concurrent_trials=100
+            ),
+            run_config=tune.RunConfig(name="ray", storage_path=str(tmp_path), stop=referee, verbose=0),
+        )
+        began = time.monotonic()
+        stopping.allow(8.0)
+        tuner.fit()
+        took = time.monotonic() - began
+    finally:
+        ray.shutdown()
+    searcher.close("time budget")
+    journal.close()
+    epochs = Counter(row["number"] for row in read_journal(tmp_path).rows)
+    heard = {end.number: end.status for end in ends}
+    assert len(heard) == 6 and 0 < len(epochs) <= 2 and took < 20
+    assert all((heard[number] == "pruned") == (number in epochs) for number in heard)
+    for number in epochs:  # a row for every epoch that was begun before
+        assert [row["epoch"] for row in read_journal(tmp_path).rows if row["number"] == number] == list(
+            range(1, epochs[number] + 1)
+        )
 
 
 @pytest.mark.slow

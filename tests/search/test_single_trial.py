@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.checkpoints import SHARE
 from xlstm_tune.search.folder import WEIGHTS
 from xlstm_tune.search.single_trial import SingleTrial
-from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.checkpoint import load_metadata, load_weights
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -61,6 +62,26 @@ def test_rows_and_weights_are_those_of_an_undisturbed_trial_wherever_it_was_cut(
         assert told == whole[known:cut]
         assert told + drain(second) == whole[known:]
         assert weights_equal(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_weights_of_an_epoch_that_nobody_heard_of_make_way(kept: bool, tmp_path: Path, data: Prepared) -> None:
+    """A worker trained three epochs; of the last two the search lost its record, and the checkpoints with it."""
+    folder = tmp_path / "t"
+    first = trial_in(folder, data, "dropout")
+    rows = [one_row(first) for _ in range(3)]
+    assert [row["best_epoch"] for row in rows] == [1, 2, 3]
+    for place in sorted((folder / "checkpoints").glob("epoch-*"))[0 if not kept else 1 :]:
+        shutil.rmtree(place)
+    second = trial_in(folder, data, "dropout", known=2 if kept else 0)
+    if kept:
+        assert second.state is not None and second.state.epoch == 2
+        assert load_metadata(folder / WEIGHTS)["epoch"] == "2"
+    else:
+        assert not (folder / WEIGHTS).exists()
+    third = trial_in(folder, data, "dropout", known=2)
+    assert [row["epoch"] for row in drain(third)][-1] == 4
+    assert load_metadata(folder / WEIGHTS)["epoch"] == "4"
 
 
 def test_every_worker_may_be_lost_after_one_epoch(tmp_path: Path, data: Prepared) -> None:

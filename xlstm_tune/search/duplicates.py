@@ -73,6 +73,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._known: dict[str, Known] = {}
+        self._refused: set[str] = set()
+        """Keys of those that were never begun, and never will be."""
 
     def __len__(self) -> int:
         """Distinct configurations started."""
@@ -83,15 +85,20 @@ class Ledger:
         return iter(self._known)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._known
+        """Whether it needs no other try: it was started, or refused."""
+        return key in self._known or key in self._refused
 
     def find(self, key: str) -> Known | None:
         """The configuration, if it was started."""
         return self._known.get(key)
 
+    def refuse(self, key: str) -> None:
+        """Note a configuration that is not begun."""
+        self._refused.add(key)
+
     def start(self, key: str, number: int) -> Known:
         """Note a configuration that starts now."""
-        assert key not in self._known
+        assert key not in self
         self._known[key] = Known(number)
         return self._known[key]
 
@@ -103,9 +110,11 @@ class Ledger:
         for trial in trials:
             attributes = trial.user_attrs
             reason = attributes.get(REASON)
-            if not trial.state.is_finished() or DUPLICATE_OF in attributes or never_begun(reason):
+            if not trial.state.is_finished() or DUPLICATE_OF in attributes or (key := key_of(trial)) is None:
                 continue
-            if (key := key_of(trial)) is not None:
+            if never_begun(reason):
+                self.refuse(key)
+            else:
                 value, *costs = trial.values or [None]
                 status = "failed" if (reason or "").startswith(OVER_LIMIT) else ENDINGS[trial.state]
                 self._known[key] = Known(

@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
-from xlstm_tune.search.single_trial import epoch_row, last_state
+from xlstm_tune.search.single_trial import epoch_row, forget_later_weights, last_state
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.training.checkpoint import save
 from xlstm_tune.training.config import TrialConfig
@@ -89,6 +89,8 @@ class FusedTrial:
             self._untold += [{"number": run.number, **row} for row in rows]
             if state is not None:
                 states[place] = state
+        for place, run in enumerate(self._runs):
+            forget_later_weights(run.folder, states.get(place), run.known)
         if states:
             for place, run in enumerate(self._runs):
                 if place not in states:

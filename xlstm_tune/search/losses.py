@@ -40,12 +40,17 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
     """Ray tells its scheduler first that a worker is lost; this one keeps why. folder: of the search.
 
     silent: whether Ray's trial of this id has said nothing for `resources.trial_timeout`: what a worker that hangs
-    writes down stays on its own machine where that shares no disk with this one.
+    writes down stays on its own machine where that shares no disk with this one. out_of_time: whether none may begin.
     """
 
-    def __init__(self, folder: Path, silent: Callable[[str], bool] = lambda trial_id: False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        silent: Callable[[str], bool] = lambda trial_id: False,
+        out_of_time: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()
-        self._folder, self._silent = folder, silent
+        self._folder, self._silent, self._out_of_time = folder, silent, out_of_time
         self._reasons: dict[str, str] = {}
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -64,8 +69,13 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None in particular: Ray then begins its pending trials in their order, of which it keeps a list.
 
-        FIFOScheduler looks for the first of them among all trials that there have ever been, at each step.
+        FIFOScheduler looks for the first of them among all trials that there have ever been, at each step. Out of time,
+        those that still wait for a place are given up: Ray would begin them.
         """
+        if self._out_of_time():
+            for trial in list(tune_controller.get_live_trials()):
+                if trial.status == Trial.PENDING:  # as Ray does it where a stopper ends all trials, without a word
+                    tune_controller._tune_controller._schedule_trial_stop(trial)
         return None
 
     def why(self, trial_id: str) -> str:

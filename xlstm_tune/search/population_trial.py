@@ -17,7 +17,7 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS, member_folder
-from xlstm_tune.search.single_trial import save_end
+from xlstm_tune.search.single_trial import forget_later_weights, save_end
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
@@ -130,6 +130,7 @@ class PopulationTrial:
 
     def _take_up(self, known: int) -> list[dict[str, Any]]:
         """Go on after the last epoch that was saved whole; returns the rows behind epoch `known` that came before."""
+        untold: list[dict[str, Any]] = []
         for epoch, place, rows in self._checkpoints.whole(known):
             try:
                 self._load(place)
@@ -137,9 +138,13 @@ class PopulationTrial:
                 self._checkpoints.damaged(place, str(error))
                 continue
             self._checkpoints.go_on_from(epoch)
-            return rows
-        self._checkpoints.go_on_from(0)
-        return []
+            untold = rows
+            break
+        else:
+            self._checkpoints.go_on_from(0)
+        for member, state in enumerate(self._states):
+            forget_later_weights(member_folder(self._folder, member), state, known)
+        return untold
 
     def _load(self, folder: Path) -> None:
         """Raises CheckpointError when the folder does not hold a checkpoint of this trial."""

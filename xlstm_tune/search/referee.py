@@ -74,7 +74,8 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         over = all(number in self._over for number in result["numbers"])
         if not over:  # else Ray ends it
             self._store.mark(stopped)
-        return over or self._stopping.out_of_time()
+        # A worker that repeats what another one was lost with has not come to where its weights are those of a row.
+        return over or (bool(new) and self._stopping.out_of_time())
 
     def stop_all(self) -> bool:
         """Ray asks after every event."""

@@ -310,7 +310,8 @@ def _search(
     # Nobody knows here what the machines of a cluster have compiled.
     first = COMPILING if plan.address or nothing_compiled() else FIRST_EPOCH
     watch = Watch(timeout, plan.folder, first) if isinstance(timeout, float) else None
-    losses = Losses(plan.folder, watch.silent) if watch and plan.kept else Losses(plan.folder)
+    silent = watch.silent if watch and plan.kept else lambda trial_id: False
+    losses = Losses(plan.folder, silent, stopping.out_of_time)
     referee = Referee(make_scheduler(spec.search, spec.max_epochs()), store, journal, stopping)
     searcher = OptunaSearcher(
         spec,

@@ -142,7 +142,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What goes on, or the next configurations; FINISHED, or None while some may need another worker, or room."""
         if self._out_of_time():
-            return None if self._together else str(Searcher.FINISHED)
+            return str(Searcher.FINISHED)
         if self._room is not None and len(self._together) >= self._room():
             return None
         if self._again:
@@ -251,6 +251,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             sizes = self._goals.sizes(config)
             excess = self._goals.excess(sizes)
             if reason := self._goals.too_large(sizes):
+                self._ledger.refuse(key)
                 self._refuse(trial, params, Known(trial.number, "failed", reason, excess=excess))
                 return None
             known = self._ledger.start(key, trial.number)

@@ -14,7 +14,7 @@ from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
 from xlstm_tune.search.folder import WEIGHTS
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.tracking import VALIDATION_END
-from xlstm_tune.training.checkpoint import load, save, save_weights
+from xlstm_tune.training.checkpoint import load, load_metadata, save, save_weights
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import EpochResult, TrainingState, train
 
@@ -39,6 +39,7 @@ class SingleTrial:
         self._folder, self._data = folder, data
         self._checkpoints = Checkpoints(folder, store)
         self.state, self._untold = last_state(self._checkpoints, known, config, data)
+        forget_later_weights(folder, self.state, known)
         self._epochs = train(config, data, resume=self.state, objective=objective)
 
     def step(self) -> list[dict[str, Any]]:
@@ -79,6 +80,26 @@ def last_state(
         return state, rows
     checkpoints.go_on_from(0)
     return None, []
+
+
+def forget_later_weights(folder: Path, state: TrainingState | None, known: int) -> None:
+    """Weights of an epoch that nobody heard of make way for those that go with the state: a worker may have trained on
+    while the search's own record lost its end, as in a power cut or where a bucket's copy of it is older.
+
+    known: as for `SingleTrial`.
+    """
+    place = folder / WEIGHTS
+    try:
+        epoch = int(load_metadata(place)["epoch"])
+    except (CheckpointError, KeyError, ValueError):  # none, or damaged: the next ones replace them
+        return
+    if epoch <= max(known, state.epoch if state is not None else 0):
+        return
+    if state is None or state.best_weights is None:
+        place.unlink()
+    else:
+        about = {"config": state.config.key(), "epoch": str(state.best_epoch)}
+        save_weights(place, state.best_weights, about)
 
 
 def epoch_row(result: EpochResult, folder: Path, data: Prepared) -> dict[str, Any]:

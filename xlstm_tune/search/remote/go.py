@@ -155,10 +155,14 @@ class Visit:
         begun = self._head.ask(
             "start",
             asked.name,
-            send=self._request(text, bool(asked.resume and (found["begun"] or state == "none"))).encode(),
+            send=self._request(text, asked.resume and self._goes_on(found)).encode(),
         )
         self._say(f"Search {asked.name} {'begins' if new else 'goes on'} on the head; Ctrl-C only ends the watching.")
         return int(begun["log"])
+
+    def _goes_on(self, found: dict[str, Any]) -> bool:
+        """Whether there is something to resume: on the head, or at a URI, of which a new head does not know."""
+        return bool(found["begun"] or found["state"] == "none" or "://" in self._asked.storage)
 
     def _see(self, found: dict[str, Any], offset: int | None) -> int:
         """Watch from a byte of the log on, or tell how it stands; then bring the results home."""
