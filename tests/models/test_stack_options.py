@@ -181,6 +181,7 @@ def test_relevant_tells_equal_models_from_different_ones():
     ("options", "message"),
     [
         ({"heads": 3}, "heads must divide model.hidden_size in an sLSTM block, got 3 heads and hidden_size 8"),
+        ({"heads": 1, "hidden_size": 1}, "model.norm: layer makes every number 0 where model.hidden_size is 1"),
         ({"pattern": "m", "heads": 3}, r"heads must divide the inner width of an mLSTM block \(64 = .* got 3 heads"),
         ({"qkv_block": 3}, r"qkv_block must divide the inner width of an mLSTM block \(64 = .* got 3"),
         ({"direction": "backward"}, "'model.direction' must be one of 'forward', 'reverse' or 'both', got 'backward'"),

@@ -10,8 +10,8 @@ import pytest
 from report_tables import forecast_labels, write_search
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.report.blocks import Table
-from xlstm_tune.report.compare import comparable, compare
+from xlstm_tune.report.blocks import Figure, Sentences, Table
+from xlstm_tune.report.compare import Comparison, comparable, compare
 from xlstm_tune.report.comparison import sections
 from xlstm_tune.results import ResultsWriter, read
 
@@ -63,6 +63,58 @@ def test_search_without_test_predictions_is_listed_alone(tmp_path: Path) -> None
     found = compare(folders)
     assert found.differences == [] and found.blocks == 0
     assert found.notes == ["second has no test predictions of its best trial yet."]
+
+
+def lead(found: Comparison) -> str:
+    """What the page says first."""
+    block = sections(found)[0].blocks[0]
+    assert isinstance(block, Sentences)
+    return block.texts[0]
+
+
+def test_a_verdict_on_test_is_said_only_of_the_search_that_it_is_about(tmp_path: Path) -> None:
+    """The best on validation has no test predictions, so the differences are those of the second."""
+    first, second = two(tmp_path, {"families": {"lstm": 2.0}}, {"families": {"lstm": 3.0}})
+    best = tmp_path / "best"
+    write_search(best, name="best", labels=forecast_labels(150), horizon=1, families={"lstm": 1.0}, parts=())
+    found = compare([first, second, best])
+    assert [one.name for one in found.searches] == ["best", "first", "second"]
+    assert [(one.a.name, one.told_apart) for one in found.differences] == [("first: lstm d32", True)]
+    assert lead(found).endswith(
+        "It has no test predictions, so the differences on test are those of first: lstm d32, trial 0."
+    )
+    assert "better than" in lead(compare([first, second]))
+
+
+def test_a_search_that_is_worse_on_test_than_on_validation_is_told_so(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("lucky", "close", "worse", "better")]
+    rmses = {"lucky": 2.0, "close": 2.0, "worse": 4.0, "better": 1.0}
+    for place in folders:
+        families = {"lstm": rmses[place.name]}
+        # One seed, so that the actual values are the same; `close` shares most of its errors with `lucky`.
+        write_search(place, name=place.name, labels=forecast_labels(150), horizon=1, families=families, shared=0.1)
+    row = next(row for row in read(folders[0], "trials").to_pylist() if row["trial"] == 0)
+    with ResultsWriter(folders[0]) as writer:
+        writer.trial(row | {"val_rmse": 0.5})
+    found = compare(folders)
+    assert found.searches[0].name == "lucky"
+    assert "On test, by RMSE, it is better than 1 of 3 others, worse than 1, not told apart from 1. " in lead(found)
+    assert "On test, by RMSE, it is worse than 1 of 1 other. " in lead(compare([folders[0], folders[3]]))
+    assert lead(compare(folders[:2])).endswith("On test, it is told apart from no other.")
+
+
+@pytest.mark.parametrize("long", ["", "a-long-name-for-a-search-" * 3])
+def test_models_that_differ_in_nothing_but_their_search_have_a_row_each(tmp_path: Path, long: str) -> None:
+    folders = [tmp_path / f"{long}{name}" for name in ("one", "two", "three")]
+    for rmse, place in enumerate(folders, start=1):
+        families = {"lstm": float(rmse)}
+        write_search(place, name=place.name, labels=forecast_labels(150), horizon=1, families=families)
+    figure = sections(compare(folders))[1].blocks[0]
+    assert isinstance(figure, Figure)
+    rows = figure.layout["yaxis"]["categoryarray"]
+    assert len(set(rows)) == 2 and {row for trace in figure.data for row in trace["y"]} == set(rows)
+    if not long:
+        assert rows == ["one: lstm 0 against three: lstm 0", "one: lstm 0 against two: lstm 0"]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,10 @@ def test_several_names_are_compared_on_one_page(tmp_path: Path, capsys: pytest.C
     assert main(["first", "second", "--storage", str(storage)]) == 0
     assert capsys.readouterr().out == f"{storage / 'comparison.html'}\n"
     text = (storage / "comparison.html").read_text()
-    assert "first has the lowest RMSE on validation" in text and "it is told apart from 1 of 1 other" in text
+    assert (
+        "first has the lowest RMSE on validation" in text
+        and "On test, by RMSE, it is better than 1 of 1 other." in text
+    )
     report_tables.write_search(storage / "third", name="third", data={"fingerprint": "other"})
     said = refused(capsys, "first", "third", "--storage", str(storage))
     assert "cannot be compared" in said

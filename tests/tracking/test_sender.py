@@ -205,6 +205,32 @@ def test_deleted_experiment_is_restored(folder: Path) -> None:
     check_search(stored(uri, folder, "mine"), 1)
 
 
+@pytest.mark.parametrize("following", ["an epoch", "a trial"])
+def test_experiment_deleted_while_we_are_connected_is_restored_and_nothing_lost(folder: Path, following: str) -> None:
+    uri = default_uri(folder.parent)
+    client = MlflowClient(uri)
+    with Spool(folder, uri) as spool:
+        spool.search_started("s", {}, {}, [])
+        spool.trial_started(0, "trial-0", {}, {})
+        spool.epoch(0, 1, {"rmse": 2.0})
+        sender = send_all(folder, uri)
+        experiment = client.get_experiment_by_name("xlstm_tune")
+        client.delete_experiment(experiment.experiment_id)
+        if following == "a trial":
+            spool.trial_started(1, "trial-1", {}, {})
+        spool.epoch(0, 2, {"rmse": 1.0})
+        with pytest.raises(MlflowException, match="must be in the 'active' state") as refusal:
+            sender.send_next()
+        sender.failed(refusal.value)
+        spool.search_ended("completed")
+    while sender.waiting():
+        sender.send_next()
+    assert unsent(folder) is None
+    runs = stored(uri, folder)
+    assert set(runs) == ({None, 0, 1} if following == "a trial" else {None, 0})
+    assert runs[0]["curves"]["rmse"] == [(1, 2.0), (2, 1.0)] and runs[None]["status"] == "FINISHED"
+
+
 def test_sender_killed_before_it_notes_what_it_sent_makes_nothing_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

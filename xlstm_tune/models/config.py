@@ -120,6 +120,11 @@ class ModelSettings(Spec):
                 f"model.qkv_block must divide the inner width of an mLSTM block ({self.inner_size} = "
                 f"model.hidden_size × model.proj_factor, rounded up to 64), got {self.qkv_block}"
             )
+        if blocks and self.hidden_size == 1 and self.norm == "layer" and kept("norm"):
+            raise SpecError(
+                f"model.norm: layer makes every number 0 where model.hidden_size is 1, so that {self.family} would "
+                f"forecast a constant; use model.norm: rms or a larger model.hidden_size"
+            )
         if not blocks and self.projection >= self.hidden_size and kept("projection"):
             raise SpecError(
                 f"model.projection must be smaller than model.hidden_size ({self.hidden_size}), or 0 for none, "

@@ -20,6 +20,7 @@ NEVER_BEGUN = ("invalid: ", "too large: ")
 """How the reasons of configurations begin that were refused before they were trained (search/duplicates.py): these are
 no trials."""
 UNFINISHED = "unfinished"
+REFUSED = "refused"
 
 
 def cut_short(row: Mapping[str, Any]) -> bool:
@@ -38,7 +39,10 @@ def how_ended(row: Mapping[str, Any]) -> str:
 
 
 def counted_as(row: Mapping[str, Any]) -> str:
-    """How a trial counts among those of a search: all that were cut short as UNFINISHED, with or without a figure."""
+    """How a trial counts among those of a search: all that were cut short as UNFINISHED, with or without a figure, and
+    what was never begun as REFUSED."""
+    if row["status"] == "failed" and never_begun(row):
+        return REFUSED
     return UNFINISHED if cut_short(row) else str(row["status"])
 
 

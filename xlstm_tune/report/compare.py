@@ -48,12 +48,17 @@ class Comparison:
     objective: str
     searches: list[Searched]
     differences: list[Difference]
-    """On test, of the first search's winner to every other's whose predictions are of the same samples. The models are
-    named `search: model`."""
+    """On test, of the winner of the first search that has test predictions, which need not be the best on validation,
+    to every later one's whose predictions are of the same samples. The models are as `named` has them."""
     blocks: float
     """Independent blocks or groups that the differences rest on; 0 without differences."""
     resampled: str
     notes: list[str]
+
+
+def named(one: Searched) -> Model | None:
+    """A search's winner as the differences have it, `search: model`; None where there is no winner."""
+    return one.winner and replace(one.winner, name=f"{one.name}: {one.winner.name}")
 
 
 def comparable(folders: Sequence[Path]) -> list[str]:
@@ -195,16 +200,16 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
 def _together(
     found: Sequence[Searched], notes: list[str], objective: str
 ) -> tuple[Judged | None, dict[Model, list[float]]]:
-    """The winners' test predictions, of the same samples, and their seeds' RMSEs; the models named `search: model`."""
+    """The winners' test predictions, of the same samples, and their seeds' RMSEs; the models as `named` has them."""
     whole: Judged | None = None
     seeds: dict[Model, list[float]] = {}
     for one in found:
+        model = named(one)
         own = one.winner and read_predictions(one.folder, "test", [(one.winner.family or "", one.winner)])
-        if not one.winner or not own:
+        if not model or not own:
             notes.append(f"{one.name} has no test predictions of its best trial yet.")
             continue
         (values,) = own.predicted.values()
-        model = replace(one.winner, name=f"{one.name}: {one.winner.name}")
         scored = seed_scores(one.folder, objective)
         if model.trial in scored:
             seeds[model] = scored[model.trial]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
-from xlstm_tune.report.compare import Comparison, compare
+from xlstm_tune.report.compare import Comparison, compare, named
 from xlstm_tune.report.leaderboard import number, scope
 from xlstm_tune.report.page import render, write_text
-from xlstm_tune.report.sections.differences import TITLE, pairs_of_models, title_of
+from xlstm_tune.report.sections.differences import TITLE, pairs_of_models, short, title_of
 from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import counted, duration, metric_title
 
@@ -41,20 +41,36 @@ def sections(compared: Comparison) -> list[Section]:
             f"{first.name} has the lowest {metric_title(metric)} on validation, "
             f"{number(first.validation.get(metric))} ({title_of(first.winner)})."
         )
-        if told := sum(one.told_apart for one in compared.differences):
-            lead += f" On test, it is told apart from {told} of {counted(len(compared.differences), 'other')}."
-            lead += f" {scope(min(one.seeds for one in compared.differences))}."
-        elif compared.differences:
-            lead += " On test, it is told apart from no other."
+        lead += _on_test(compared)
     made = [Section("summary", "Result", blocks=[Sentences([lead]), _table(compared, metric)])]
     blocks: list[Block] = []
     if compared.differences:
-        blocks += pairs_of_models(list(compared.differences), "test")
+        # Models of two searches may be alike but for the search.
+        names = {named(one): f"{one.name}: {short(one.winner)}" for one in compared.searches if one.winner}
+        blocks += pairs_of_models(list(compared.differences), "test", names.__getitem__)
     if notes := [str(note) for note in compared.notes]:
         blocks.append(Sentences(notes))
     if blocks:
         made.append(Section("differences", TITLE, blocks=blocks))
     return made
+
+
+def _on_test(compared: Comparison) -> str:
+    """Whether the first search's winner is better on test than the others', as sentences after a space; "" where there
+    is nothing to compare."""
+    pairs = compared.differences
+    if not pairs:
+        return ""
+    if pairs[0].a != named(compared.searches[0]):
+        return f" It has no test predictions, so the differences on test are those of {title_of(pairs[0].a)}."
+    better = sum(one.told_apart and one.gain > 0 for one in pairs)
+    worse = sum(one.told_apart and one.gain < 0 for one in pairs)
+    if not better + worse:
+        return " On test, it is told apart from no other."
+    counts = (("better than", better), ("worse than", worse), ("not told apart from", len(pairs) - better - worse))
+    first, *rest = (f"{words} {count}" for words, count in counts if count)
+    told = ", ".join([f"{first} of {counted(len(pairs), 'other')}", *rest])
+    return f" On test, by RMSE, it is {told}. {scope(min(one.seeds for one in pairs))}."
 
 
 def _table(compared: Any, metric: str) -> Table:

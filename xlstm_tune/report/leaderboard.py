@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xlstm_tune.report.budget import UNFINISHED, counted_as, cut_short, how_ended
+from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, cut_short, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
@@ -64,13 +64,14 @@ class Leaderboard:
     trials: list[Entry]
     baselines: list[Entry]
     counts: dict[str, int]
-    """Trials by how they ended."""
+    """Trials by how they ended; refused configurations are among them only where there are any."""
     evidence: Evidence | None = None
     """What the predictions say; None where nothing has any."""
     cost: Mapping[str, float] = field(default_factory=dict)
     """cpu_hours, gpu_hours, trials_per_hour, as far as they are known."""
     reason: str = ""
-    """Of every trial that failed by itself, up to the figures in it; empty where they differ or none did."""
+    """Of every trial that failed by itself or was refused, up to the figures in it; empty where they differ, or there
+    is none."""
 
     @property
     def lead(self) -> Difference | None:
@@ -142,7 +143,8 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     trials, counts = [], dict.fromkeys(("completed", "pruned", "failed", UNFINISHED, "duplicate"), 0)
     rows = read(folder, "trials").to_pylist()
     for row in rows:
-        counts[counted_as(row)] += 1
+        end = counted_as(row)
+        counts[end] = counts.get(end, 0) + 1
         if row["status"] in ("completed", "pruned") and row[objective] is not None:
             test = tested.get(row["trial"])
             trials.append(
@@ -168,7 +170,8 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
 
 
 def shared_reason(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The reason of every trial that failed by itself, in the words of the first; empty where they differ.
+    """The reason of every trial that failed by itself or was refused, in the words of the first; empty where they
+    differ.
 
     Figures aside: models that are all too large are so by different sizes. rows: of the trials table.
     """
@@ -250,7 +253,7 @@ def verdict(board: Leaderboard) -> str:
     if board.winner is None:
         told = "The reasons stand in the trials table and beside each trial's config."
         if board.reason and not board.counts.get(UNFINISHED):
-            failed = board.counts["failed"]
+            failed = board.counts["failed"] + board.counts.get(REFUSED, 0)
             # Without its full stop, which messages of libraries have and ours have not.
             reason = shortened(" ".join(board.reason.split()), 300).removesuffix(".")
             return f"No trial could be scored ({ends}){', all' if failed > 1 else ''} for this reason: {reason}. {told}"

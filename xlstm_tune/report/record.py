@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
@@ -23,6 +24,9 @@ from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboar
 from xlstm_tune.report.style import Palette
 from xlstm_tune.results import read
 from xlstm_tune.strict import did_you_mean
+
+if TYPE_CHECKING:
+    from xlstm_tune.report.study import Rebuilt
 
 OBJECTIVES = tuple(f"val_{name}" for name in METRICS)
 
@@ -82,6 +86,13 @@ class Record:
     def counts(self) -> Counter[str]:
         """Trials by how they ended, as `counted_as` has it."""
         return Counter(map(counted_as, self.trials))
+
+    @cached_property
+    def rebuilt(self) -> Rebuilt:
+        """The study that Optuna's figures are made of (study.py), made once for all of them."""
+        from xlstm_tune.report.study import rebuild
+
+        return rebuild(self)
 
     @property
     def planned(self) -> int | None:

@@ -239,6 +239,10 @@ class Sender:
             return True
         return False
 
+    def _deleted(self) -> bool:
+        """Whether someone deleted the experiment, so that its runs take nothing until the next connect restores it."""
+        return bool(self.connect().get_experiment(self._experiment).lifecycle_stage != "active")
+
     def _find(self, number: int | None) -> Run | None:
         if number not in self._runs and not self._listed:
             self._list()
@@ -282,7 +286,7 @@ class Sender:
             pending.tags = {}
         except MlflowException as error:
             # That there is no such experiment is said by a store that was emptied.
-            if error.error_code not in _REFUSALS - {"RESOURCE_DOES_NOT_EXIST"}:
+            if error.error_code not in _REFUSALS - {"RESOURCE_DOES_NOT_EXIST"} or self._deleted():
                 raise
             self._refuse(0, str(error))
         self._listed = True
@@ -295,7 +299,7 @@ class Sender:
             call()
         except MlflowException as error:
             gone = error.error_code == "RESOURCE_DOES_NOT_EXIST" and self._lost(self.connect())
-            if gone or error.error_code not in _REFUSALS:
+            if gone or error.error_code not in _REFUSALS or self._deleted():
                 raise
             self._refuse(entries, f"run {run.id}: {error}")
         except requests.HTTPError as error:  # uploads of artifacts

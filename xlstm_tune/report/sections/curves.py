@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Figure, Section, Sentences, label
+from xlstm_tune.report.budget import never_begun
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.style import (
     BAD,
@@ -157,7 +158,8 @@ def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any
         parts.append(f"{many} stopped early (dotted, ended by a bar), {by}.")
     if failed := shown.count("failed"):
         parts.append(f"{failed} failed (crosses).")
-    unseen = sum(row["status"] == "failed" and row["trial"] not in curves for row in record.trials)
+    ended_by_themselves = [row for row in record.trials if row["status"] == "failed" and not never_begun(row)]
+    unseen = sum(row["trial"] not in curves for row in ended_by_themselves)
     if unseen:
         parts.append(f"{counted(unseen, 'failed trial')} ended before the first epoch and cannot be seen here.")
     if best is not None and best in curves:

@@ -5,7 +5,7 @@ What is shown here is worked out elsewhere; without it the sections are left out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
@@ -60,9 +60,19 @@ def _scope(pairs: Sequence[Any]) -> str:
     return scope(min(one.seeds for one in pairs))
 
 
-def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
-    """Differences of the evidence as intervals and as a table."""
-    names = [label(f"{_short(one.a)} against {_short(one.b)}", 70) for one in pairs]
+def short(model: Any) -> str:
+    """`lstm 3`, `ms 7`, or a baseline's name."""
+    trial, name = getattr(model, "trial", None), str(getattr(model, "name", model))
+    if trial is None:
+        return name
+    family = getattr(model, "family", None)
+    kind = name.partition(" · ")[0] if family == "xlstm" else family or "trial"
+    return f"{kind} {trial}{_mark(model)}"
+
+
+def pairs_of_models(pairs: Sequence[Any], part: str, name_of: Callable[[Any], str] = short) -> list[Block]:
+    """Differences of the evidence as intervals and as a table. name_of: what the figure calls a model."""
+    names = _distinct([f"{name_of(one.a)} against {name_of(one.b)}" for one in pairs])
     data = []
     for chosen, name in ((True, "told apart"), (False, "not told apart")):
         kept = [
@@ -84,6 +94,14 @@ def pairs_of_models(pairs: Sequence[Any], part: str) -> list[Block]:
     figure = Figure("intervals", title, caption, data, layout(x, y), height)
     notes = stopped_early(model for one in pairs for model in (one.a, one.b))
     return [figure, _table(pairs, part), *([Sentences(notes)] if notes else [])]
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """Labels of a figure's rows; with their places, which are the table's, where long ones are alike once cut."""
+    names = [label(text, 70) for text in texts]
+    if len(set(names)) == len(names):
+        return names
+    return [label(f"{place}. {text}", 70) for place, text in enumerate(texts, start=1)]
 
 
 def _table(pairs: Sequence[Any], part: str) -> Table:
@@ -119,16 +137,6 @@ def _p(value: float) -> Cell:
     if not finite(value):
         return Cell("not known", last(None))
     return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
-
-
-def _short(model: Any) -> str:
-    """`lstm 3`, `ms 7`, or a baseline's name."""
-    trial, name = getattr(model, "trial", None), str(getattr(model, "name", model))
-    if trial is None:
-        return name
-    family = getattr(model, "family", None)
-    kind = name.partition(" · ")[0] if family == "xlstm" else family or "trial"
-    return f"{kind} {trial}{_mark(model)}"
 
 
 def metrics(record: Record) -> Section | None:

@@ -1,4 +1,4 @@
-"""What was left out, and why: failed trials, duplicates, notes of the data and the space."""
+"""What was left out, and why: failed trials, refused configurations, duplicates, notes of the data and the space."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
-from xlstm_tune.report.budget import UNFINISHED
+from xlstm_tune.report.budget import UNFINISHED, never_begun
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.style import counted
 
@@ -15,13 +15,13 @@ NAMED = 8
 
 
 def excluded(record: Record) -> Section | None:
-    """Failed trials by reason, how many points were tried twice, and what the search noted before it began."""
+    """Failed and refused trials by reason, how many points were tried twice, and what the search noted beforehand."""
     failed = [row for row in record.trials if row["status"] == "failed"]
     cut = [row for row in record.trials if row["status"] == UNFINISHED]
     double = [row for row in record.trials if row["status"] == "duplicate"]
     split = [row for row in record.trials if row["micro_batch"] or row["members_at_once"]]
     texts = []
-    if not failed:
+    if all(map(never_begun, failed)):
         texts.append("No trial failed.")
     if cut:
         numbers = ", ".join(str(row["trial"]) for row in cut[:NAMED]) + (", …" if len(cut) > NAMED else "")
@@ -59,4 +59,7 @@ def _reasons(failed: list[dict[str, Any]]) -> Table:
         cells = [Cell(str(len(members)), len(members)), Cell(reason), Cell(families), Cell(numbers + more)]
         rows.append(Row(cells))
     columns = [Column("Trials", True), Column("Reason", wide=True), Column("Families"), Column("Numbers", wide=True)]
-    return Table(f"{counted(len(failed), 'failed trial')} by reason", columns, rows, sortable=len(rows) > 1)
+    refused = sum(map(never_begun, failed))
+    parts = [(len(failed) - refused, "failed trial"), (refused, "refused configuration")]
+    what = " and ".join(counted(count, noun) for count, noun in parts if count)
+    return Table(f"{what} by reason", columns, rows, sortable=len(rows) > 1)

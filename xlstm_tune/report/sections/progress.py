@@ -5,7 +5,7 @@ from __future__ import annotations
 from xlstm_tune.report.blocks import Figure, Section, Sentences, label
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
-from xlstm_tune.report.study import quiet, rebuild
+from xlstm_tune.report.study import quiet
 from xlstm_tune.report.style import (
     ACCENT,
     BASELINE,
@@ -27,7 +27,7 @@ def progress(record: Record) -> Section | None:
         return Section("progress", "Progress of the search", blocks=[Sentences(["No trial has been scored yet."])])
     from optuna.visualization import plot_optimization_history
 
-    rebuilt = rebuild(record)
+    rebuilt = record.rebuilt
     with quiet():
         figure = plot_optimization_history(rebuilt.study, target_name=title)
     points, best = figure.data[0], figure.data[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution
@@ -10,7 +11,7 @@ from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences,
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.parallel import parallel_coordinates
 from xlstm_tune.report.record import Record
-from xlstm_tune.report.study import Rebuilt, quiet, rebuild
+from xlstm_tune.report.study import Rebuilt, quiet
 from xlstm_tune.report.style import ACCENT, Trace, axis, family_name, layout, log_if_wide, metric_title
 
 REFUSALS = (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError)
@@ -25,7 +26,7 @@ MOST_VALUES = 8
 
 def settings(record: Record) -> Section | None:
     """Figures of the searched settings; a sentence for each one that the trials do not allow yet."""
-    rebuilt = rebuild(record)
+    rebuilt = record.rebuilt
     if not rebuilt.distributions or not record.scored:
         return Section("settings", "Settings", blocks=[Sentences(["No settings can be compared yet."])])
     weights, importance = importances(rebuilt)
@@ -99,6 +100,7 @@ def _slices(record: Record, rebuilt: Rebuilt, keys: list[str]) -> list[Block]:
 def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, title: str) -> Figure:
     """Optuna's slice of one setting, in the families' colours."""
     rows = [rebuilt.rows[number] for number in points.marker.color]
+    values, scores = list(points.x), list(points.y)  # once, as plotly takes long to give them
     data: list[Trace] = []
     for family in record.palette.present(row["family"] for row in rows):
         chosen = [index for index, row in enumerate(rows) if family_name(row["family"]) == family]
@@ -108,10 +110,10 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
                 "mode": "markers",
                 "name": label(family),
                 "x": [
-                    label(points.x[index].strip("'")) if isinstance(points.x[index], str) else points.x[index]
+                    label(values[index].strip("'")) if isinstance(values[index], str) else values[index]
                     for index in chosen
                 ],
-                "y": [points.y[index] for index in chosen],
+                "y": [scores[index] for index in chosen],
                 "text": [f"trial {rows[index]['trial']}" for index in chosen],
                 "hovertemplate": "%{text}: %{x}, %{y:.4g}<extra></extra>",
                 "marker": {
@@ -123,8 +125,8 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
             }
         )
     distribution = rebuilt.distributions[key]
-    best = min(range(len(rows)), key=lambda index: points.y[index])
-    shown = points.x[best].strip("'") if isinstance(points.x[best], str) else f"{points.x[best]:.4g}"
+    best = min(range(len(rows)), key=scores.__getitem__)
+    shown = values[best].strip("'") if isinstance(values[best], str) else f"{values[best]:.4g}"
     x = axis(label(key))
     if isinstance(distribution, CategoricalDistribution):
         choices = [label(repr(one).strip("'")) for one in distribution.choices]
@@ -134,14 +136,14 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
     y = axis(title, **log_if_wide([row[record.objective] for row in record.scored]))
     caption = f"{key}: the best of {len(rows)} trials had {shown}."
     if isinstance(distribution, CategoricalDistribution):
-        caption += _each_best(points)
+        caption += _each_best(values, scores)
     return Figure(f"slice-{place}", f"Objective by {key}", caption, data, layout(x, y, showlegend=False), 260)
 
 
-def _each_best(points: Any) -> str:
+def _each_best(values: Sequence[Any], scores: Sequence[float]) -> str:
     """A sentence: the best objective of each value, so that a small lead is seen as one; "" for one value or many."""
     best: dict[str, float] = {}
-    for value, score in sorted(zip(points.x, points.y, strict=True), key=lambda point: point[1]):
+    for value, score in sorted(zip(values, scores, strict=True), key=lambda point: point[1]):
         best.setdefault(str(value).strip("'"), score)
     if not 1 < len(best) <= MOST_VALUES:
         return ""

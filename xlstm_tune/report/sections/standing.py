@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xlstm_tune.report.blocks import Cell, Column, Row, Section, Sentences, Table, Tile, Tiles
-from xlstm_tune.report.budget import UNFINISHED
+from xlstm_tune.report.budget import REFUSED, UNFINISHED
 from xlstm_tune.report.leaderboard import Entry, number, verdict
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.style import counted, duration, metric_title
@@ -13,6 +13,7 @@ ENDS = (
     ("pruned", "stopped early"),
     ("failed", "failed"),
     (UNFINISHED, UNFINISHED),
+    (REFUSED, REFUSED),
     ("duplicate", "duplicate"),
 )
 """Status of a trial, and the word for it."""
@@ -37,7 +38,8 @@ def not_known_yet(record: Record) -> list[str]:
     waiting = [part for part in ("test",) if not (record.board.winner and record.board.winner.test)]
     if record.running:
         of = f" of {record.planned:,}" if record.planned else ""
-        ended = sum(count for status, count in record.counts.items() if status not in ("duplicate", UNFINISHED))
+        no_end = ("duplicate", UNFINISHED, REFUSED)
+        ended = sum(count for status, count in record.counts.items() if status not in no_end)
         texts.append(
             f"The search has not ended: {ended:,}{of} trials have. Its order may still change, and the test part is "
             "looked at once, at the end. Build this page again to see what has come since."

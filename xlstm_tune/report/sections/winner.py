@@ -94,7 +94,7 @@ def _panels(
         data.append(_line(times, kept.predicted, label(mine.title), record.palette.color(mine.name), 2))
         of = f"{name}, " if len(all_mine.names) > 1 else ""
         if (others := len(all_mine.targets) - 1) > 0:
-            of += f"target {target} ({others} more {'is' if others == 1 else 'are'} not drawn), "
+            of += f"{_one_of(target, others)}, "
         ahead = f"{counted(step, 'step')} ahead" if last > 1 else "next value"
         total = int(np.sum(_mask(all_mine, name, target, step)))
         shown = f"the last {len(times)} of {total:,}" if total > len(times) else f"all {total}"
@@ -146,8 +146,15 @@ def _line(x: Sequence[str], y: np.ndarray, name: str, color: str, width: float, 
     }
 
 
+def _one_of(target: str, others: int) -> str:
+    """The one target that is drawn, and how many are not."""
+    return f"target {target} ({others} more {'is' if others == 1 else 'are'} not drawn)"
+
+
 def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
-    """Predicted against actual; on the diagonal they are the same."""
+    """Predicted against actual, of the first target; on the diagonal they are the same."""
+    first, others = int(mine.target.min()), len(mine.targets) - 1
+    mine = mine.select(mine.target == first)
     kept = mine.select(np.arange(len(mine.step))[thinned(len(mine.step), DOTS)])
     low, high = float(min(kept.actual.min(), kept.predicted.min())), float(max(kept.actual.max(), kept.predicted.max()))
     assert record.board.winner is not None
@@ -184,10 +191,12 @@ def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
     spread = float(np.var(mine.actual))
     explained = 1 - float(np.mean(mine.error**2)) / spread if spread else 0.0
     shown = "" if len(kept.step) == len(mine.step) else f" ({len(kept.step):,} of them drawn, evenly)"
+    of = f"{_one_of(mine.targets[first], others)}: " if others else ""
     caption = (
-        f"{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model explains "
-        f"{100 * explained:.0f} % of the variance, and errs by {number(float(np.mean(mine.error)))} on average."
+        f"{of}{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model "
+        f"explains {100 * explained:.0f} % of the variance, and errs by {number(float(np.mean(mine.error)))} on "
+        "average."
     )
-    target = label(mine.targets[0], 40)
+    target = label(mine.targets[first], 40)
     shape = layout(axis(f"Actual {target}"), axis(f"Predicted {target}"))
     return Figure("scatter", "Predicted against actual", caption, data, shape, 440)
