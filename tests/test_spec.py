@@ -30,6 +30,26 @@ def load(tmp_path: Path, text: str = BASE, *overrides: str, **given: object) -> 
     return load_spec(str(file), overrides, **given)
 
 
+@pytest.mark.parametrize(
+    ("line", "largest"),
+    [
+        ("{int: [7, 240], step: 100}", 207),
+        ("{choice: [7, 500], when: {model.family: xlstm}}", 8),
+        ("{choice: [7, 500], when: {model.family: [lstm, slstm]}}", 500),
+        ("{choice: [5, 7], when: {model.layers: 2}}", 8),
+    ],
+)
+def test_the_largest_lookback_is_one_that_a_trial_may_have(line: str, largest: int, tmp_path: Path) -> None:
+    lines = f"  data.lookback: {line}\n  model.layers: {{choice: [1, 2]}}\n"
+    assert load(tmp_path, BASE + lines, "model.family=lstm").max_lookback() == largest
+
+
+def test_the_most_epochs_are_those_that_trials_train(tmp_path: Path) -> None:
+    line = "  training.epochs: {choice: [1, 2], when: {model.family: lstm}}\n"
+    assert load(tmp_path, BASE + line, "model.family=lstm").max_epochs() == 2
+    assert load(tmp_path, BASE + line, "model.family=slstm", "training.epochs=9").max_epochs() == 9
+
+
 def test_load_spec_reads_exponents_without_a_dot_as_numbers(tmp_path: Path) -> None:
     assert load(tmp_path).space["training.learning_rate"].log_float == [1e-4, 1e-2]
     assert load(tmp_path, BASE, "training.learning_rate=3E-4").training.learning_rate == 3e-4

@@ -317,6 +317,19 @@ class SearchSpec(Spec):
         if dimension is None:
             return fixed
         values = dimension.choice or dimension.int_ or dimension.log_int or []
+        if dimension.int_ and isinstance(dimension.step, int):
+            low, high = dimension.int_
+            values = [low, low + (high - low) // dimension.step * dimension.step]
+        settled = [self._fulfilled(other, wanted) for other, wanted in dimension.when.items()]
+        if False in settled:
+            return fixed
         # Where a dimension does not always exist, a trial without it has the fixed value.
-        used = [*values, fixed] if dimension.when else values
+        used = [*values, fixed] if None in settled else values
         return max((value for value in used if isinstance(value, int)), default=None)
+
+    def _fulfilled(self, key: str, wanted: Scalar | list[Scalar]) -> bool | None:
+        """Whether a condition on a setting holds in all trials, or in none; None where that setting is searched."""
+        section, _, name = key.partition(".")
+        if key in self.space or not hasattr(getattr(self, section, None), name):
+            return None
+        return getattr(getattr(self, section), name) in (wanted if isinstance(wanted, list) else [wanted])

@@ -155,6 +155,26 @@ def test_a_grid_goes_on_behind_many_points_that_were_refused(tmp_path: Path, dat
     assert again.searcher.started == 130 and len(again.trials()) == 260 > tried
 
 
+def test_a_grid_comes_to_its_last_points_whatever_was_refused_before(tmp_path: Path, data: Prepared) -> None:
+    space = {"model.hidden_size": {"choice": [128, 96, 32]}, "training.seed": {"choice": list(range(60))}}
+    limits = {"max_parameters": parameters(64, data)}
+    made = Bench(make_spec(space, algorithm="grid", constraints=limits), tmp_path, data=data)
+    made.run(lambda params: "completed")
+    assert made.searcher.started == 60 and len(made.trials()) == 180
+    assert made.searcher.exhausted == "every point of the grid has been tried"
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_finite_space_comes_to_all_that_it_holds_whatever_is_refused(
+    algorithm: str, tmp_path: Path, data: Prepared
+) -> None:
+    space = {"model.hidden_size": {"choice": [128, 96, 32]}, "training.seed": {"choice": list(range(8))}}
+    limits = {"max_parameters": parameters(64, data)}
+    made = Bench(make_spec(space, algorithm=algorithm, trials=8, constraints=limits), tmp_path, data=data)
+    made.run(lambda params: "completed")
+    assert made.searcher.started == 8 and made.searcher.exhausted is None
+
+
 def test_a_model_over_the_limit_of_time_fails_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:
     made = bench(tmp_path, data, trials=2, constraints={"max_latency_ms": 2.0})
     slow, fast = made.ask(), made.ask()

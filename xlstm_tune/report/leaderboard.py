@@ -249,7 +249,7 @@ def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console
 
 def verdict(board: Leaderboard) -> str:
     """One sentence: the winner, and its distance to the best baseline on both parts."""
-    ends = ", ".join(f"{count} {status}" for status, count in board.counts.items() if count)
+    ends = ", ".join(f"{count} {status}" for status, count in board.counts.items() if count) or "none began"
     if board.winner is None:
         told = "The reasons stand in the trials table and beside each trial's config."
         if board.reason and not board.counts.get(UNFINISHED):

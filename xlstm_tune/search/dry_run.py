@@ -104,9 +104,8 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     search = plan.spec.search
     lines = [("grid" if search.algorithm == "grid" else "space", plan.size())]
     scheduler = "all epochs each" if search.scheduler == "none" else search.scheduler
-    lines.append(
-        ("search", f"{search.algorithm}, {count(plan.trials, 'trial')} of {plan.spec.max_epochs()} epochs, {scheduler}")
-    )
+    trials = f"{count(plan.trials, 'trial')} of {count(plan.spec.max_epochs(), 'epoch')}"
+    lines.append(("search", f"{search.algorithm}, {trials}, {scheduler}"))
     if plan.spec.population:
         lines.append(("population", describe_population(plan.spec.population)))
     return lines

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 
@@ -82,7 +83,8 @@ class Proposals:
         """The next configuration that is not known yet, begun; None when there is none."""
         if self.exhausted:
             return None
-        for misses in range(GIVE_UP):
+        misses = 0
+        while misses < GIVE_UP:
             if self._full():
                 return None
             if self._unknown is not None and not self._unknown:
@@ -93,12 +95,14 @@ class Proposals:
                 return None
             if self._draws_ahead and not self._waiting and misses < PATIENCE:
                 self._look_ahead()
+            listed = self._grid and bool(self._waiting)  # there are only so many of these
             if self._waiting:
                 self._study.enqueue_trial(*self._waiting.pop())
             elif misses >= PATIENCE and self._unknown:
                 self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
             if (live := self._ask()) is not None:
                 return live
+            misses += not listed
         self.exhausted = f"{GIVE_UP} proposals in a row were known already, too large or no model"
         return None
 
@@ -117,10 +121,18 @@ class Proposals:
         return others
 
     def _ask(self) -> Live | None:
-        live = self._take(self._study.ask())
-        if live is not None and self._unknown is not None:
-            self._unknown.pop(live.config.key(), None)
+        trial = self._study.ask()
+        live = self._take(trial)
+        if self._unknown:
+            self._unknown.pop(live.config.key() if live else self._key(trial.params), None)
         return live
+
+    def _key(self, params: Mapping[str, Any]) -> str:
+        """Of a point of the study; empty for what is no model."""
+        try:
+            return self._spec.resolve(self._space.canonical(params)).key()
+        except SpecError:
+            return ""
 
     def _full(self) -> bool:
         return self._limit is not None and len(self._ledger) >= self._limit

@@ -263,7 +263,9 @@ def _finished(plan: Plan) -> bool:
     """Every trial of an earlier part of this search has ended by itself, and so has the search: it said so last."""
     if not (plan.folder / "results").is_dir() or not ended_in_order(plan.folder):
         return False
-    return _ended_by_themselves(read(plan.folder, "trials").to_pylist()) >= plan.trials
+    rows = read(plan.folder, "trials").to_pylist()
+    refused = {row["config"] for row in rows if never_begun(row["reason"])} if plan.exhausted else set()
+    return _ended_by_themselves(rows) + len(refused) >= plan.trials
 
 
 def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:

@@ -113,7 +113,7 @@ class TrialConfig:
 
 def _short(value: float) -> str:
     """0.001 → 1e-3, 0.000234 → 2.3e-4, 0.05 → 0.05."""
-    if 0.01 <= value < 1000:
+    if 0.01 <= value < 1000 or value == 0:
         return f"{value:.2g}"
     digits, _, power = f"{value:.1e}".partition("e")
     return f"{digits.removesuffix('.0')}e{int(power)}"
