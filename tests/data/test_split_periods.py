@@ -157,6 +157,23 @@ def test_split_by_an_order_that_cannot_be(cut: dict[str, Any], expected: str) ->
     assert expected in refusal(table, config)
 
 
+def test_split_by_weeks_with_an_underscore_is_refused() -> None:
+    """Python reads 2006_10 as 200610, which would be later than 2007_1."""
+    weeks = [f"{year}_{week}" for year in (2006, 2007) for week in range(1, 13)]
+    numbers = [int(year) * 100 + int(week) for year, week in (text.split("_") for text in weeks)]
+    columns = {"w": weeks, "n": numbers, "x": list(range(24)), "y": list(range(24))}
+    keys: dict[str, Any] = {"task": "regression", "sequence": ["w", "n"]}
+    table, config = make(columns, **keys, split={"order": "w", "test": "2007_1"})
+    assert refusal(table, config) == (
+        "data.split.order: '2006_1' in column 'w' is neither a number nor an ISO date, so its values have no order; "
+        "write weeks and months as numbers of as many digits, such as 200601, or name another column of data.sequence"
+    )
+    table, config = make(columns, **keys, split={"order": "n", "test": "2007_1"})
+    assert refusal(table, config) == "data.split.test: '2007_1' is not a number, as the values of 'n' are"
+    table, config = make(columns, **keys, split={"order": "n", "test": "200701"})
+    assert split(table, config, None).parts["test"].tolist() == list(range(12, 24))
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

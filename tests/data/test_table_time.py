@@ -12,8 +12,9 @@ import pytest
 from epiweeks import Week
 from table_files import DAILY, load, load_text, refusal
 
-from xlstm_tune.data.clock import season_of, step_of, week_number, weekdays
+from xlstm_tune.data.clock import season_of, week_number, weekdays
 from xlstm_tune.data.future import later_stamps
+from xlstm_tune.data.steps import step_of
 
 
 @pytest.mark.parametrize(

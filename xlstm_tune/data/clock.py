@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from epiweeks import Week, Year
 
 from xlstm_tune.data.config import TimeConfig
-from xlstm_tune.data.read import BLANKS, Source
+from xlstm_tune.data.csv_files import BLANKS
+from xlstm_tune.data.read import Source
 from xlstm_tune.errors import DataError
 
 Kind = Literal["order", "date", "week"]
@@ -28,8 +29,6 @@ _SMALL = 9999
 """Largest number that is rather a day of the year, a step or a year than a time since 1970."""
 _FIRST_YEAR, _LAST_YEAR = 1677, 2262
 """Whole years between these fit into stamps."""
-_FOUR_WEEKS, _QUARTER_WEEKS = 28 * _DAY, 91 * _DAY
-_MONTH, _QUARTER = 31 * _DAY, 92 * _DAY
 _DECEMBER_TO_JANUARY = (41, 42)
 """Weeks from the twelfth of a year to the first of the next, in years of 52 and of 53."""
 _WEEKS_TO_TELL = 3
@@ -258,50 +257,6 @@ def parse_moment(text: str, kind: Kind) -> int:
         raise ValueError(f"'{text}' is not an ISO date; write it as 2012-01-31 or 2012-01-31 13:00:00") from None
 
 
-def modal_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
-    """The commonest difference between neighbours inside a series; None when every series has one row."""
-    later = later_rows(time, offsets)
-    if not len(later):
-        return None
-    values, counts = np.unique(time[later] - time[later - 1], return_counts=True)
-    return int(values[np.argmax(counts)])
-
-
-def usual_step(time: np.ndarray, offsets: np.ndarray) -> int | None:
-    """`modal_step`, but 31 and 92 days where 28 and 91 days are months and quarters rather than whole weeks.
-
-    They are where the rows of a series keep the day of the month or are all at its end, as from February to March, and
-    28 days also where steps of up to 35 are longer on average, as from the first Monday of each month to the next.
-    """
-    step = modal_step(time, offsets)
-    if step not in (_FOUR_WEEKS, _QUARTER_WEEKS):
-        return step
-    later = later_rows(time, offsets)
-    steps = time[later] - time[later - 1]
-    longer = step == _FOUR_WEEKS and steps[steps <= 35 * _DAY].mean() > 29 * _DAY
-    if not longer and not _same_day_of_month(time[later - 1], time[later]):
-        return step
-    return _MONTH if step == _FOUR_WEEKS else _QUARTER
-
-
-def step_of(recorded: int | None, found: int | None) -> int | None:
-    """The step that a champion recorded, else the table's; also where an earlier program recorded months as 28 days.
-
-    found: of `usual_step`.
-    """
-    if recorded is None or (recorded, found) in ((_FOUR_WEEKS, _MONTH), (_QUARTER_WEEKS, _QUARTER)):
-        return found
-    return recorded
-
-
-def _same_day_of_month(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether all stamps have the day of the month of those that follow them, or all are the last of their months."""
-    days = [(stamps // _DAY).astype("datetime64[D]") for stamps in (before, after)]
-    number = [day - day.astype("datetime64[M]") for day in days]
-    last = [(day + 1).astype("datetime64[M]") > day.astype("datetime64[M]") for day in days]
-    return bool((number[0] == number[1]).all() or (last[0] & last[1]).all())
-
-
 def check_weeks(time: np.ndarray, offsets: np.ndarray, name: str, labels: Callable[[int], str]) -> None:
     """Raise DataError for months such as 201812 that are read as MMWR weeks; written 2018-W12 they are weeks.
 
@@ -341,13 +296,18 @@ def describe_step(step: int, kind: Kind) -> str:
     return f"{step / _SECOND:g} s"
 
 
+def tells_week(time: np.ndarray) -> bool:
+    """Whether there are rows enough to tell which days of a week there are. time: int64 [R]."""
+    return len(time) >= _WEEKS_TO_TELL * 7
+
+
 def weekdays(time: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | None:
     """Which days of the week daily rows have, 0 = Thursday, as int64 [fewer than 7]; None where they have all, or there
     are too few rows to tell.
 
-    time: int64 [R], stamps.
+    time: int64 [R], stamps of `on_clocks`.
     """
-    if kind != "date" or step != _DAY or len(time) < _WEEKS_TO_TELL * 7:
+    if kind != "date" or step != _DAY or not tells_week(time):
         return None
     found: np.ndarray = np.unique(time // _DAY % 7)
     return found if len(found) < 7 else None

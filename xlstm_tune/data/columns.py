@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlstm_tune.data.clock import cell, first_bad, plain, to_float
-from xlstm_tune.data.read import BLANKS, Source
+from xlstm_tune.data.csv_files import BLANKS
+from xlstm_tune.data.read import Source
 from xlstm_tune.data.roles import Roles
 from xlstm_tune.errors import DataError
 
@@ -73,9 +74,13 @@ def _is_plain_number(kind: pa.DataType) -> bool:
 
 
 def category_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
-    """Codes float64 [R] in file order, NaN where blank, and the values they stand for in sorted order."""
-    codes, values = text_codes(source, name)
-    used = sorted((value, code) for code, value in enumerate(values) if value != "")
+    """Codes float64 [R] in file order, NaN where blank, and the values they stand for in sorted order.
+
+    Truths in text are those of a column of truths, whatever else the text holds: True is `true`.
+    """
+    codes, texts = text_codes(source, name)
+    values = [as_truth(text) for text in texts]
+    used = sorted(set(values) - {""})
     if not used:
         raise DataError(f"column '{name}' has no values at all; name it in data.exclude")
     if len(used) > MAX_VALUES:
@@ -83,10 +88,14 @@ def category_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
             f"column '{name}' has {len(used)} different values, too many for data.categories (at most {MAX_VALUES}); "
             f"group them or name it in data.exclude"
         )
-    rank = np.full(len(values), np.nan)
-    for position, (_, code) in enumerate(used):
-        rank[code] = position
-    return rank[codes], [value for value, _ in used]
+    place = {value: position for position, value in enumerate(used)}
+    rank = np.array([place.get(value, np.nan) for value in values], dtype=np.float64)
+    return rank[codes], used
+
+
+def as_truth(text: str) -> str:
+    """`true` or `false` for any spelling of them; other text as it is."""
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def text_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import Kind, cell, mmwr_week, weekdays
+from xlstm_tune.data.clock import Kind, cell, mmwr_week
 from xlstm_tune.data.config import TimeConfig
+from xlstm_tune.data.zones import known_zone, local, universal
 
 _DAY = 86_400 * 1_000_000_000
 _MONTHS = {1: (29, 30, 31), 3: (89, 90, 92), 12: (365, 366)}
-"""Steps of the calendar in months, and the days that they last; 28 and 91 days are whole weeks, as `usual_step` says
-them."""
+"""Steps of the calendar in months, and the days that earlier programs took for them; 28 and 91 days are whole weeks."""
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _ZONE = re.compile(r"[ T]\d\d(?::.*)?(Z|[+-]\d\d(?::?\d\d)?)$")
 
@@ -26,11 +25,7 @@ def zone_of(column: pa.DataType | None, time: TimeConfig, last: str) -> str | No
     `Europe/Berlin`, `+02:00` or `UTC`. column: type of the time column.
     """
     if column is not None and pa.types.is_timestamp(column) and column.tz:
-        try:
-            _local(np.zeros(1, dtype=np.int64), column.tz)
-        except pa.ArrowException:  # of a zone that nobody knows
-            return None
-        return str(column.tz)
+        return known_zone(column)
     found = _ZONE.search(last.strip()) if time.format in ("auto", "iso") else None
     if found is None:
         return None
@@ -38,41 +33,30 @@ def zone_of(column: pa.DataType | None, time: TimeConfig, last: str) -> str | No
     return "UTC" if digits == "Z" else f"{digits[:3]}:{digits[3:] or '00'}"
 
 
-def _local(stamps: np.ndarray, zone: str) -> np.ndarray:
-    """Stamps as the clocks of a zone show them."""
-    there = pc.local_timestamp(pa.array(stamps, pa.int64()).cast(pa.timestamp("ns", zone)))
-    shown: np.ndarray = there.cast(pa.int64()).to_numpy()
-    return shown
-
-
-def _universal(shown: np.ndarray, zone: str) -> np.ndarray:
-    """The contrary of `_local`. An hour that there is twice is the first of them."""
-    local = pa.array(shown, pa.int64()).cast(pa.timestamp("ns"))
-    zoned = pc.assume_timezone(local, zone, ambiguous="earliest", nonexistent="latest")
-    stamps: np.ndarray = zoned.cast(pa.int64()).to_numpy()
-    return stamps
-
-
-def week_of(time: np.ndarray, step: int, kind: Kind, zone: str | None) -> np.ndarray | None:
-    """`weekdays` of stamps, int64 [R], as the clocks of a zone show them."""
-    return weekdays(_local(time, zone) if zone is not None and kind == "date" else time, step, kind)
-
-
 def later_stamps(
-    last: int, step: int, kind: Kind, horizon: int, zone: str | None = None, week: np.ndarray | None = None
+    last: int,
+    step: int,
+    kind: Kind,
+    horizon: int,
+    zone: str | None = None,
+    week: np.ndarray | None = None,
+    months: int | None = None,
+    day: int | None = None,
 ) -> np.ndarray:
-    """int64 [H]: the stamps that follow `last`. Steps of about a month, a quarter or a year follow the calendar, and
-    days that are not of the `week`, as `week_of` has it, are left out.
+    """int64 [H]: the stamps that follow `last`. Days that are not of the `week`, as `weekdays` has it, are left out.
 
     zone: of `zone_of`. Its days begin at its own midnight and last 23 or 25 hours where its clocks are changed.
+    months: of `months_of`, that a step has. None of a champion of an earlier program: steps of about a month, a
+    quarter or a year follow the calendar. day: of `day_of_month`; None = that of `last`, which may be a month's end.
     """
     if zone is not None and kind == "date" and step % _DAY == 0:
-        shown = int(_local(np.array([last]), zone)[0])
-        return _universal(later_stamps(shown, step, kind, horizon, week=week), zone)
+        shown = int(local(np.array([last]), zone)[0])
+        return universal(later_stamps(shown, step, kind, horizon, week=week, months=months, day=day), zone)
     if kind == "date" and step % _DAY == 0:
-        for months, days in _MONTHS.items():
-            if step // _DAY in days:
-                return _later_months(last, months, horizon)
+        if months is None:
+            months = next((number for number, days in _MONTHS.items() if step // _DAY in days), 0)
+        if months:
+            return _later_months(last, months, horizon, day)
     if week is not None and last // _DAY % 7 in week:
         later = last + step * np.arange(1, 7 * horizon + 1, dtype=np.int64)
         kept: np.ndarray = later[np.isin(later // _DAY % 7, week)][:horizon]
@@ -80,18 +64,17 @@ def later_stamps(
     return last + step * np.arange(1, horizon + 1, dtype=np.int64)
 
 
-def _later_months(last: int, months: int, horizon: int) -> np.ndarray:
-    """The same day of the month, or its last day where it is shorter or `last` is the last of its own."""
+def _later_months(last: int, months: int, horizon: int, number: int | None) -> np.ndarray:
+    """The same day of the month, or its last day where it is shorter. number: as `day` of `later_stamps`."""
     stamp = np.datetime64(last, "ns")
-    month = stamp.astype("datetime64[M]")
-    day, within = stamp.astype("datetime64[D]"), stamp - stamp.astype("datetime64[D]")
-    to_end = day + 1 == (month + 1).astype("datetime64[D]")
+    month, day = stamp.astype("datetime64[M]"), stamp.astype("datetime64[D]")
+    if number is None:
+        to_end = day + 1 == (month + 1).astype("datetime64[D]")
+        number = 31 if to_end else int((day - month.astype("datetime64[D]")).astype(np.int64)) + 1
     later = month + months * np.arange(1, horizon + 1)
-    begins, lengths = later.astype("datetime64[D]"), (later + 1).astype("datetime64[D]") - later.astype("datetime64[D]")
-    offset = day - month.astype("datetime64[D]")
-    longest = lengths - np.timedelta64(1, "D")
-    days = begins + (longest if to_end else np.minimum(offset, longest))
-    stamps: np.ndarray = (days.astype("datetime64[ns]") + within).astype(np.int64)
+    begins, ends = later.astype("datetime64[D]"), (later + 1).astype("datetime64[D]") - 1
+    days = np.minimum(begins + (number - 1), ends)
+    stamps: np.ndarray = (days.astype("datetime64[ns]") + (stamp - day)).astype(np.int64)
     return stamps
 
 
@@ -116,7 +99,7 @@ def written(
     if zone is not None and column is not None and pa.types.is_timestamp(column):
         cells = pa.chunked_array([pa.array(stamps, pa.int64()).cast(pa.timestamp("ns", zone))]).cast(column, safe=False)
         return [cell(cells, row) for row in range(len(cells))]
-    shown = stamps if zone is None else _local(stamps, zone)
+    shown = stamps if zone is None else local(stamps, zone)
     return [_date(int(stamp), examples[-1].strip()) for stamp in shown]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xlstm_tune.data.clock import Kind, describe_step, later_rows, modal_step
+from xlstm_tune.data.clock import Kind, describe_step, later_rows
+from xlstm_tune.data.steps import modal_step, month_steps, months_of
 
 _DAY = 86_400 * 1_000_000_000
 _REGULAR = 0.5
@@ -84,7 +85,7 @@ def _steps(time: np.ndarray, offsets: np.ndarray, kind: Kind) -> tuple[int, np.n
         return None
     later = later_rows(time, offsets)
     steps = time[later] - time[later - 1]
-    return None if kind == "date" and _calendar(steps) else (usual, later, steps)
+    return None if kind == "date" and (_calendar(steps) or _months(time, offsets)) else (usual, later, steps)
 
 
 def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -94,6 +95,12 @@ def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:
     march &= days.astype("datetime64[M]").astype(np.int64) % 12 == 2
     leap: np.ndarray = march & (steps == 2 * _DAY)
     return leap
+
+
+def _months(time: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether every step is as many months of the calendar."""
+    months = months_of(time, offsets, "date")
+    return months > 0 and bool((month_steps(time, offsets) == months).all())
 
 
 def _calendar(steps: np.ndarray) -> bool:

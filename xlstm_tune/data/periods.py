@@ -5,6 +5,7 @@ A sequence spans the time from its first row to its last; S sequences.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,9 @@ from xlstm_tune.data.config import SplitConfig
 from xlstm_tune.data.cut import NOUNS, PARTS, Cut, cut_time
 from xlstm_tune.data.table import Table
 from xlstm_tune.errors import DataError
+
+_PARTED = re.compile(r"\d{4}[_-]?[Ww]?\d{1,2}")
+"""A year and a week or month of it, such as 2006_1."""
 
 
 def moment_position(text: str, stamps: np.ndarray, table: Table) -> int:
@@ -163,15 +167,19 @@ def ordered_values(table: Table, name: str) -> tuple[np.ndarray, Callable[[str],
         return to_nanoseconds(pa.chunked_array([texts])), lambda text: parse_moment(text, "date")
     except pa.ArrowException:
         odd = next((text for text in texts if not _is_date(text)), texts[0])
+        remedy = "name another column of data.sequence"
+        if _PARTED.fullmatch(odd):
+            remedy = f"write weeks and months as numbers of as many digits, such as 200601, or {remedy}"
         raise DataError(
             f"data.split.order: '{odd}' in column '{name}' is neither a number nor an ISO date, so its values have no "
-            f"order; name another column of data.sequence"
+            f"order; {remedy}"
         ) from None
 
 
 def _number(text: str, name: str) -> float:
     try:
-        value = float(text)
+        # Python passes over underscores: 2006_10 would be 200610, and later than 2007_1, 20071.
+        value = float(text.replace("_", "?"))
     except ValueError:
         raise ValueError(f"'{text}' is not a number, as the values of '{name}' are") from None
     if not np.isfinite(value):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import os
 import re
@@ -12,24 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
+from xlstm_tune.data.csv_files import CSV, File, padded, read_csv, with_labels
 from xlstm_tune.errors import DataError, first_line
 from xlstm_tune.strict import did_you_mean
 
-BLANKS = (
-    "", "NA", "N/A", "n/a", "na", "#N/A", "#NA", "<NA>", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "-", "?",
-    ".",
-)  # fmt: skip
-"""Spellings of a blank cell in a column of numbers."""
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
-READABLE = (*_CSV, *_PARQUET, *_ARROW)
+READABLE = (*CSV, *_PARQUET, *_ARROW)
 """File name endings that can be read."""
 _WEB = ("http", "https", "ftp", "sftp")
 # A / may stand unquoted in a password; after a port comes the path.
@@ -65,20 +56,12 @@ class Source:
         return self.files[0] if len(self.files) == 1 else f"the {len(self.files)} files of {self.asked}"
 
 
-@dataclass(frozen=True)
-class _File:
-    system: pa_fs.FileSystem
-    path: str
-    name: str
-    partitions: tuple[tuple[str, str], ...] = ()
-
-
 def read_source(
     sources: Sequence[str], sample: Mapping[str, int | float], labels: Sequence[str] = (), asked: str = "data.source"
 ) -> Source:
     """Read `data.source` (paths, globs, folders, URIs, or one `sample:NAME`) into one table.
 
-    labels: columns whose cells are names. Those of a CSV file are text where one begins with a zero, as 04001 does.
+    labels: columns whose cells are names, which those of CSV files keep as `with_labels` has it.
     asked: what named the sources, as messages call it.
     Files must agree on their columns; their rows follow each other in the order of the sources, files of a glob or
     a folder in the order of their names. Raises DataError.
@@ -99,7 +82,8 @@ def read_source(
             f"'data.sample' sets parameters of a built-in sample, but data.source is '{_without_secrets(sources[0])}'"
         )
     files = [file for source in sources for file in _find(source, asked)]
-    tables = [_read(file, labels) for file in files]
+    tables = with_labels([_read(file) for file in files], files, labels)
+    tables = [_with_partitions(table, file, labels) for table, file in zip(tables, files, strict=True)]
     table = _join(tables, files)
     if table.num_rows == 0:
         raise DataError(f"{files[0].name} has a header but no rows" if len(files) == 1 else "no file holds any rows")
@@ -117,7 +101,7 @@ def local_files(source: str, asked: str = "data.source") -> list[str] | None:
     return [file.path for file in _find(source, asked)]
 
 
-def _find(source: str, asked: str) -> list[_File]:
+def _find(source: str, asked: str) -> list[File]:
     """The files that one source names, in order of their paths."""
     remote = "://" in source
     shown = _without_secrets(source)
@@ -148,13 +132,13 @@ def _find(source: str, asked: str) -> list[_File]:
             found = sorted(_expand(system, root, tail))
             if not found:
                 raise DataError(f"no file matches '{shown}'{'' if remote else _start(source)}")
-            return [_File(system, path, path if remote else os.path.relpath(path)) for path in found]
+            return [File(system, path, path if remote else os.path.relpath(path)) for path in found]
         info = system.get_file_info(root)
         if info.type == pa_fs.FileType.NotFound:
             raise DataError(f"'{shown}' does not exist{'' if remote else _near(root, source, asked)}")
         if info.type == pa_fs.FileType.Directory:
             return _folder(system, root, shown)
-        return [_File(system, root, shown)]
+        return [File(system, root, shown)]
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"'{shown}' cannot be reached: {first_line(error).replace(source, shown)}") from None
 
@@ -215,7 +199,7 @@ def _expand(system: pa_fs.FileSystem, root: str, tail: list[str]) -> set[str]:
     return {path for folder in inner for path in _expand(system, folder, rest)}
 
 
-def _folder(system: pa_fs.FileSystem, root: str, source: str) -> list[_File]:
+def _folder(system: pa_fs.FileSystem, root: str, source: str) -> list[File]:
     """Every readable file under a folder; `year=2020/` on the way to a file becomes a column, as Hive has it."""
     files = []
     for entry in system.get_file_info(pa_fs.FileSelector(root, recursive=True)):
@@ -224,18 +208,18 @@ def _folder(system: pa_fs.FileSystem, root: str, source: str) -> list[_File]:
         if entry.type == pa_fs.FileType.File and not hidden and entry.base_name.lower().endswith(READABLE):
             pairs = [part.split("=", 1) for part in parts[:-1] if "=" in part]
             partitions = tuple((key, urllib.parse.unquote(value)) for key, value in pairs)
-            files.append(_File(system, entry.path, "/".join(parts), partitions))
+            files.append(File(system, entry.path, "/".join(parts), partitions))
     if not files:
         raise DataError(f"the folder '{source}' holds no file that can be read ({', '.join(READABLE)})")
     return sorted(files, key=lambda file: file.path)
 
 
-def _read(file: _File, labels: Sequence[str]) -> pa.Table:
-    """One file as a table, its partition columns included."""
+def _read(file: File) -> pa.Table:
+    """One file as a table, without its partition columns."""
     lower = file.path.lower()
     try:
-        if lower.endswith(_CSV):
-            table = _read_csv(file, "\t" if ".tsv" in lower else ",", labels)
+        if lower.endswith(CSV):
+            table = read_csv(file)
         elif lower.endswith(_PARQUET):
             with file.system.open_input_file(file.path) as opened:
                 table = pa_parquet.ParquetFile(opened).read()
@@ -254,99 +238,15 @@ def _read(file: _File, labels: Sequence[str]) -> pa.Table:
         if file.system.get_file_info(file.path).size == 0:
             raise DataError(f"{file.name} is empty") from None
         raise DataError(f"{file.name} cannot be read: {first_line(error)}") from None
+    return table
+
+
+def _with_partitions(table: pa.Table, file: File, labels: Sequence[str]) -> pa.Table:
+    """The table with a column for each `key=value` folder that it lies in."""
     for name, value in file.partitions:
         if name not in table.column_names:
-            number = value.isascii() and value.isdigit() and not (name in labels and _padded(pa.array([value])))
+            number = value.isascii() and value.isdigit() and not (name in labels and padded(pa.array([value])))
             table = table.append_column(name, pa.repeat(int(value) if number else value, table.num_rows))
-    return table
-
-
-def _padded(texts: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether one of them is digits that begin with a zero, which a number would lose."""
-    return bool(pc.any(pc.match_substring_regex(texts, r"^\s*0\d")).as_py())
-
-
-def _with_padding(table: pa.Table, file: _File, parse: pa_csv.ParseOptions, labels: Sequence[str]) -> pa.Table:
-    """The table with those of `labels` as text that were taken for numbers and lost a zero."""
-    names = [name for name in dict.fromkeys(labels) if table.column_names.count(name) == 1]
-    names = [name for name in names if pa.types.is_integer(table.schema.field(name).type)]
-    if not names:
-        return table
-    convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-    with file.system.open_input_stream(file.path) as stream:
-        texts = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
-    for name in names:
-        if _padded(texts.column(name)):
-            blank = pc.is_null(table.column(name))
-            column = pc.if_else(blank, None, texts.column(name))
-            table = table.set_column(table.column_names.index(name), name, column)
-    return table
-
-
-def _read_csv(file: _File, delimiter: str, labels: Sequence[str]) -> pa.Table:
-    # Blanks become nulls in columns of numbers, dates and truths; in text "NA" may well be a name.
-    convert = pa_csv.ConvertOptions(null_values=list(BLANKS), strings_can_be_null=False)
-    parse = pa_csv.ParseOptions(delimiter=delimiter)
-    try:
-        with file.system.open_input_stream(file.path) as stream:
-            table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
-        if table.num_columns == 1:
-            _check_separator(file, delimiter)
-        return _with_padding(_with_zones(table, file, parse), file, parse, labels)
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" in str(error):
-            with file.system.open_input_stream(file.path) as stream:
-                text = stream.read(1 << 16)
-            raise DataError(f"{file.name} {'has a header but no rows' if text.strip() else 'is empty'}") from None
-        if "columns, got" not in str(error):
-            raise
-    ragged: list[pa_csv.InvalidRow] = []
-
-    def note(row: pa_csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "error" if row.number is None else "skip"
-
-    # Arrow cannot hand over a row that is no text.
-    with file.system.open_input_stream(file.path) as stream:
-        for _ in codecs.iterdecode(iter(lambda: stream.read(1 << 20), b""), "utf-8"):
-            pass
-    # Only a reader of one thread knows the line, so the file is read again for the message.
-    parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
-    with file.system.open_input_stream(file.path) as stream:
-        pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
-    _check_separator(file, delimiter)
-    first = ragged[0]
-    quoted = first.text if len(first.text) <= 60 else first.text[:57] + "..."
-    raise DataError(
-        f"row {first.number - 1} of {file.name} has {first.actual_columns} cells, but the header has "
-        f"{first.expected_columns} ({quoted!r}); mend that row"
-    )
-
-
-def _check_separator(file: _File, delimiter: str) -> None:
-    """Refuse a file whose header has more of another separator than of its own."""
-    with file.system.open_input_stream(file.path) as stream:
-        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines() or [""]
-    found = max(_SEPARATORS, key=lines[0].count)
-    if lines[0].count(found) <= lines[0].count(delimiter):
-        return
-    mine, ending = ("tabs", ".csv") if delimiter == "\t" else ("commas", ".tsv")
-    remedy = f"save it with {mine}" + (" and decimal points" if delimiter == "," else "")
-    if found in ",\t":
-        remedy += f", or name it {ending}"
-    raise DataError(f"{file.name} seems to separate its cells by {_SEPARATORS[found]}, not by {mine}; {remedy}")
-
-
-def _with_zones(table: pa.Table, file: _File, parse: pa_csv.ParseOptions) -> pa.Table:
-    """The table with times in a zone as text: Arrow turned them into UTC and forgot how they were written."""
-    zoned = [field.name for field in table.schema if pa.types.is_timestamp(field.type) and field.type.tz]
-    if not zoned or len(set(table.column_names)) < table.num_columns:
-        return table
-    convert = pa_csv.ConvertOptions(include_columns=zoned, column_types=dict.fromkeys(zoned, pa.string()))
-    with file.system.open_input_stream(file.path) as stream:
-        text = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
-    for name in zoned:
-        table = table.set_column(table.column_names.index(name), name, text.column(name))
     return table
 
 
@@ -357,7 +257,7 @@ def _check_names(table: pa.Table, name: str) -> None:
         raise DataError(f"{name} has more than one column named '{twice[0]}'; rename one of them")
 
 
-def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
+def _join(tables: list[pa.Table], files: list[File]) -> pa.Table:
     """Rows of all files one after another; where types differ, numbers widen and the rest is read as text."""
     first = tables[0]
     for table, file in zip(tables[1:], files[1:], strict=True):
@@ -390,7 +290,7 @@ def _join(tables: list[pa.Table], files: list[_File]) -> pa.Table:
     return pa.concat_tables([table.replace_schema_metadata() for table in tables], promote_options="permissive")
 
 
-def _cast(column: pa.ChunkedArray, common: pa.DataType, name: str, file: _File) -> pa.ChunkedArray:
+def _cast(column: pa.ChunkedArray, common: pa.DataType, name: str, file: File) -> pa.ChunkedArray:
     try:
         return column.cast(common)
     except pa.ArrowException:

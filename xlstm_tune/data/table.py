@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
-from xlstm_tune.data.clock import Kind, cell, check_weeks, parse_time, plain, usual_step
+from xlstm_tune.data.clock import Kind, cell, check_weeks, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
@@ -21,7 +21,9 @@ from xlstm_tune.data.read import Source, read_source
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
 from xlstm_tune.data.static import Static, read_static
+from xlstm_tune.data.steps import months_of, stepping, usual_step
 from xlstm_tune.data.words import count
+from xlstm_tune.data.zones import on_clocks
 from xlstm_tune.errors import DataError
 
 SAMPLE_ROWS = 4096
@@ -55,9 +57,13 @@ class Table:
     time: np.ndarray
     """int64 [R]: nanoseconds since 1970, consecutive MMWR week, or row number of the file counted from 0."""
     time_kind: Kind
+    shown: np.ndarray
+    """int64 [R]: `time` as `on_clocks` has it."""
     step: int | None
-    """The commonest difference of `time` inside a series, as `usual_step` has it; None in row order or with one row a
-    series."""
+    """The commonest difference of `time` inside a series, in whole days of `shown`, as `usual_step` has it; None in row
+    order or with one row a series."""
+    months: int
+    """Of a step, where rows follow the calendar, as `months_of` has it; else 0."""
     labels: pa.ChunkedArray | None
     """The time column as it was read, by row of the file; None in row order."""
     file_rows: np.ndarray
@@ -140,6 +146,8 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
             raise DataError(f"the table already has the column '{taken[0]}', which data.calendar makes; exclude one")
         values, features = np.concatenate([values, cycles], axis=1), (*features, *names)
     labels = plain(source.table.column(roles.time)) if roles.time is not None else None
+    shown = on_clocks(time, kind, labels, rows.order)
+    clock = stepping(time, shown, rows.offsets)
     table = Table(
         values=values,
         features=features,
@@ -154,7 +162,9 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
         key_names=roles.keys,
         time=time,
         time_kind=kind,
-        step=None if kind == "order" else usual_step(time, rows.offsets),
+        shown=shown,
+        step=None if kind == "order" else usual_step(clock, rows.offsets),
+        months=months_of(clock, rows.offsets, kind),
         labels=labels,
         file_rows=rows.order,
         oracle=oracle,
@@ -165,9 +175,9 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     if kind == "week" and judged:
         check_weeks(time, rows.offsets, str(roles.time), table.time_label)
     if config.task == "forecast":
-        gaps = gaps_note(time, rows.offsets, kind, table.time_label)
+        gaps = gaps_note(clock, rows.offsets, kind, table.time_label)
     else:
-        gaps = sequence_gaps_note(time, rows.offsets, kind, roles.time, table.series_name, table.time_label)
+        gaps = sequence_gaps_note(clock, rows.offsets, kind, roles.time, table.series_name, table.time_label)
     notes += [gaps] if gaps else []
     return replace(table, notes=tuple(notes), fingerprint=_fingerprint(table))
 

@@ -19,6 +19,7 @@ import torch
 
 from xlstm_tune import __version__
 from xlstm_tune.data.clock import Kind
+from xlstm_tune.data.columns import as_truth
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.scaling import Columns, Scaling
 from xlstm_tune.data.windows import standardised_floor
@@ -57,6 +58,10 @@ class Champion:
     time_kind: Kind
     step: int | None
     """The commonest time step in the search's data, as `Table.step`."""
+    months: int | None
+    """As `Table.months`; None of earlier programs, which did not record it."""
+    week: Array | None
+    """Days of the week of the search's data, as `weekdays` has them; None also of earlier programs."""
     model: Forecaster
     """On the CPU."""
     residuals: Residuals
@@ -163,7 +168,7 @@ def load_champion(folder: Path | str) -> Champion:
         )
         data = DataConfig.parse(about["data"] | {"source": "the table"}, "data")
         forecast = data.task == "forecast"
-        inputs, targets, static = (_read_columns(about[name]) for name in ("inputs", "targets", "static"))
+        inputs, targets, static = (_read_columns(about[key], data) for key in ("inputs", "targets", "static"))
         scaling = Scaling(inputs, targets, static, forecast)
         shape = Shape(
             features=len(scaling.inputs.names),
@@ -188,6 +193,8 @@ def load_champion(folder: Path | str) -> Champion:
             scaling=scaling,
             time_kind=about["time"]["kind"],
             step=about["time"]["step"],
+            months=about["time"].get("months"),
+            week=None if (week := about["time"].get("week")) is None else np.array(week, dtype=np.int64),
             model=model,
             residuals=residuals,
             about=about,
@@ -231,11 +238,20 @@ def _columns(columns: Columns) -> dict[str, Any]:
     return {"names": list(columns.names), "mean": columns.mean.tolist(), "std": columns.std.tolist()}
 
 
-def _read_columns(raw: dict[str, Any]) -> Columns:
+def _read_columns(raw: dict[str, Any], data: DataConfig) -> Columns:
     mean, std = (np.array(raw[key], dtype=np.float64) for key in ("mean", "std"))
     if not len(raw["names"]) == len(mean) == len(std):
         raise ValueError("names, mean and std of columns differ in number")
-    return Columns(tuple(raw["names"]), mean, std)
+    return Columns(_with_truths(raw["names"], data.categories), mean, std)
+
+
+def _with_truths(names: list[str], categories: list[str]) -> tuple[str, ...]:
+    """Inputs with truths as tables have them now: earlier programs kept those in text, such as `open=True`."""
+    made = list(names)
+    for begin in (f"{name}=" for name in categories):
+        made = [begin + as_truth(name[len(begin) :]) if name.startswith(begin) else name for name in made]
+    # One that learnt of both spellings keeps them apart.
+    return tuple(new if made.count(new) == 1 else old for old, new in zip(names, made, strict=True))
 
 
 def _intervals(residuals: Residuals) -> dict[str, Any]:

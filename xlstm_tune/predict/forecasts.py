@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import step_of
-from xlstm_tune.data.future import later_stamps, week_of, written, zone_of
+from xlstm_tune.data.clock import tells_week, weekdays
+from xlstm_tune.data.future import later_stamps, written, zone_of
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.prepare import prepare_to_predict
 from xlstm_tune.data.read import Source
+from xlstm_tune.data.steps import day_of_month, step_of
 from xlstm_tune.data.table import Table, make_table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.data.words import listing
@@ -183,9 +184,9 @@ def _step_times(
     rows = data.ends[:, None] + np.arange(horizon)  # [N, H]
     ends = table.offsets[series + 1][:, None]
     behind = np.unique(series[(rows >= ends).any(axis=1)])
-    step = step_of(champion.step, table.step)
+    step, months = _step(champion, table)
+    week = weekdays(table.shown, step, table.time_kind) if tells_week(table.time) else champion.week
     made: list[str | None] = []
-    weeks: dict[str | None, npt.NDArray[np.int64] | None] = {}  # by zone: looked at once, however many series there are
     for one in behind:
         last = int(table.offsets[one + 1]) - 1
         if step is None or champion.data.time is None:
@@ -195,14 +196,20 @@ def _step_times(
         examples = shown.slice(0, min(_WORDS, last + 1 - int(table.offsets[one]))).to_pylist()
         kind, written_as = None if table.labels is None else table.labels.type, champion.data.time
         zone = zone_of(kind, written_as, examples[-1])
-        if zone not in weeks:
-            weeks[zone] = week_of(table.time, step, table.time_kind, zone)
-        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone, weeks[zone])
+        day = day_of_month(table.shown[int(table.offsets[one]) : last + 1]) if months else None
+        stamps = later_stamps(int(table.time[last]), step, table.time_kind, horizon, zone, week, months, day)
         made += written(stamps, table.time_kind, written_as, examples, kind, zone)
     place = np.searchsorted(behind, series)[:, None] * horizon + (rows - ends) + len(labels)
     index = np.where(rows < ends, np.minimum(rows, len(labels) - 1), place)
     words = pa.concat_arrays([labels, pa.array(made, pa.string())])
     return words.take(pa.array(np.repeat(index.reshape(-1), champion.shape.targets)))
+
+
+def _step(champion: Champion, table: Table) -> tuple[int | None, int | None]:
+    """The time step that the model learnt from, and its months; the table's where the search's data had none."""
+    if champion.months is None:
+        return step_of(champion.step, table.step), None
+    return (table.step, table.months) if champion.step is None else (champion.step, champion.months)
 
 
 def _sequence_columns(table: Table, data: Prepared) -> list[Any]:

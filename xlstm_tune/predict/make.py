@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import plain
+from xlstm_tune.data.clock import plain, weekdays
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.scaling import Scaling
@@ -123,6 +123,7 @@ def make_champion(
     shape = shape_of(data, config)
     scaling = data.scaling if refit is None else refit.scaling
     recipe = _recipe(spec.data, table, shape.lookback)
+    week = weekdays(table.shown, table.step, table.time_kind)
     inputs = _input_columns(table.sample)
     example = _example(table.sample, inputs, recipe, shape.lookback)
     about = {
@@ -132,7 +133,12 @@ def make_champion(
         "title": winner.row["name"],
         "objective": spec.search.objective,
         "data_fingerprint": data.fingerprint,
-        "time": {"kind": table.time_kind, "step": table.step},
+        "time": {
+            "kind": table.time_kind,
+            "step": table.step,
+            "months": table.months,
+            "week": None if week is None else week.tolist(),
+        },
         "learnt": learnt(table, data),
         "refit": refit is not None,
         "refit_note": note,

@@ -1,0 +1,97 @@
+"""Names in CSV files are the texts that were written, whatever else the same file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+import pytest
+from table_files import load, load_text, refusal
+
+HEADER = "date,c,cases\n"
+
+
+def files(folder: Path, *columns: list[str]) -> list[str]:
+    """A file for each list of cells; their rows are of consecutive days."""
+    day, paths = 0, []
+    for number, cells in enumerate(columns):
+        lines = []
+        for cell in cells:
+            day += 1
+            lines.append(f"2012-01-{day:02d},{cell},{day}\n")
+        path = folder / f"{number}.csv"
+        path.write_text(HEADER + "".join(lines))
+        paths.append(str(path))
+    return paths
+
+
+def categories(source: list[str], **keys: Any) -> list[str | None]:
+    """The category of each row; None where every 0/1 column is 0."""
+    table = load(source, categories="c", **keys)
+    rows = table.values[:, list(table.one_hot)]
+    names = [table.features[column].removeprefix("c=") for column in table.one_hot]
+    return [names[int(row.argmax())] if row.any() else None for row in rows]
+
+
+def test_a_file_with_nothing_but_none_has_that_category(tmp_path: Path) -> None:
+    one, two = ["none", "rain"], ["none", "none", "NA", "-"]
+    assert categories(files(tmp_path, one, two)) == one + two
+    assert categories(files(tmp_path, two, one)) == two + one
+    assert categories(files(tmp_path, ["none", "none"])) == ["none", "none"], "also where there is no other file"
+
+
+def test_an_empty_cell_among_them_stays_blank(tmp_path: Path) -> None:
+    made = categories(files(tmp_path, ["rain"], ["none", "", " ", "-"]), missing="forward_fill")
+    assert made == ["rain", "none", "none", "none", "-"]
+
+
+@pytest.mark.parametrize("others", [["1", "2"], ["1.5", "2.5"], ["01", "02"], ["true", "false"]])
+def test_where_other_files_have_numbers_or_truths_they_are_blanks(tmp_path: Path, others: list[str]) -> None:
+    made = categories(files(tmp_path, others, ["NA", "none"]), missing="forward_fill")
+    assert made == [*others, others[-1], others[-1]]
+
+
+def test_a_series_called_na_is_one_also_where_its_file_has_no_other(tmp_path: Path) -> None:
+    assert load(files(tmp_path, ["DE", "FR"], ["NA"]), series="c").keys == (("DE",), ("FR",), ("NA",))
+    assert load(files(tmp_path, ["NA", "NA"]), series="c").keys == (("NA",),)
+
+
+def test_truths_are_the_same_categories_beside_other_texts(tmp_path: Path) -> None:
+    one, two = ["True", "False"], ["True", "unknown", "FALSE"]
+    assert categories(files(tmp_path, one, two)) == ["true", "false", "true", "unknown", "false"]
+    assert categories(files(tmp_path, one)) == ["true", "false"]
+    assert categories(files(tmp_path, two)) == ["true", "unknown", "false"]
+    pa_parquet.write_table(pa.table({"date": ["2012-02-01"], "c": [True], "cases": [9]}), tmp_path / "z.parquet")
+    assert categories([*files(tmp_path, two), str(tmp_path / "z.parquet")])[-1] == "true"
+
+
+def test_series_called_like_truths_keep_their_names_beside_others(tmp_path: Path) -> None:
+    table = load(files(tmp_path, ["TRUE", "TRUE"], ["AAPL", "TRUE"]), series="c")
+    assert table.keys == (("TRUE",), ("AAPL",)) and table.offsets.tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1.1", "1.10"), ("1E2", "10E1"), ("12345678901234567890", "12345678901234567891")],
+)
+@pytest.mark.parametrize("key", ["series", "categories"])
+def test_two_names_that_are_one_floating_number_are_refused(tmp_path: Path, one: str, other: str, key: str) -> None:
+    remedy = "write ids that are not numbers, such as with a letter before them"
+    rows = [f"2012-01-0{day},{name},{day}\n" for day, name in enumerate((one, other, "2.5"), 1)]
+    message = refusal(tmp_path, HEADER + "".join(rows), **{key: "c"})
+    assert f"'{one}' and '{other}' in column 'c' of " in message and message.endswith(remedy)
+    assert load_text(tmp_path, HEADER + "".join(rows), exclude="c").offsets.tolist() == [0, 3], "numbers may be so"
+
+
+def test_two_names_of_two_files_that_are_one_floating_number_are_refused(tmp_path: Path) -> None:
+    for name, text in (("x.csv", "2012-01-01,1.1,1\n"), ("y.csv", "2012-01-01,1.10,1\n")):
+        (tmp_path / name).write_text(HEADER + text)
+    with pytest.raises(Exception, match=r"'1\.1' and '1\.10' in column 'c' of "):
+        load([str(tmp_path / "x.csv"), str(tmp_path / "y.csv")], series="c")
+
+
+def test_whole_numbers_with_and_without_a_point_are_one_name(tmp_path: Path) -> None:
+    assert load(files(tmp_path, ["1", "1.0", "1.", "2.5"]), series="c").keys == (("1",), ("2.5",))
+    assert load(files(tmp_path, ["1", "2"], ["1.0", "2.0"]), series="c").keys == (("1",), ("2",))

@@ -1,0 +1,185 @@
+"""CSV files as Arrow tables, and the columns of names among them, which keep the texts that numbers and truths lose."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.fs as pa_fs
+
+from xlstm_tune.errors import DataError, first_line
+
+BLANKS = (
+    "", "NA", "N/A", "n/a", "na", "#N/A", "#NA", "<NA>", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "-", "?",
+    ".",
+)  # fmt: skip
+"""Spellings of a blank cell in a column of numbers."""
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_WHOLE = re.compile(r"\.0*$")
+CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
+"""How the names of such files end."""
+
+
+@dataclass(frozen=True)
+class File:
+    """Where one file lies, and what messages call it."""
+
+    system: pa_fs.FileSystem
+    path: str
+    name: str
+    partitions: tuple[tuple[str, str], ...] = ()
+
+
+def read_csv(file: File) -> pa.Table:
+    """A file of comma- or tab-separated values, typed as Arrow finds them; see `with_labels`. Raises DataError."""
+    delimiter = _delimiter(file)
+    # Blanks become nulls in columns of numbers, dates and truths; in text "NA" may well be a name.
+    convert = pa_csv.ConvertOptions(null_values=list(BLANKS), strings_can_be_null=False)
+    parse = pa_csv.ParseOptions(delimiter=delimiter)
+    try:
+        with file.system.open_input_stream(file.path) as stream:
+            table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+        if table.num_columns == 1:
+            _check_separator(file, delimiter)
+        return _with_zones(table, file)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            with file.system.open_input_stream(file.path) as stream:
+                text = stream.read(1 << 16)
+            raise DataError(f"{file.name} {'has a header but no rows' if text.strip() else 'is empty'}") from None
+        if "columns, got" not in str(error):
+            raise
+    ragged: list[pa_csv.InvalidRow] = []
+
+    def note(row: pa_csv.InvalidRow) -> str:
+        ragged.append(row)
+        return "error" if row.number is None else "skip"
+
+    # Arrow cannot hand over a row that is no text.
+    with file.system.open_input_stream(file.path) as stream:
+        for _ in codecs.iterdecode(iter(lambda: stream.read(1 << 20), b""), "utf-8"):
+            pass
+    # Only a reader of one thread knows the line, so the file is read again for the message.
+    parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
+    with file.system.open_input_stream(file.path) as stream:
+        pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
+    _check_separator(file, delimiter)
+    first = ragged[0]
+    quoted = first.text if len(first.text) <= 60 else first.text[:57] + "..."
+    raise DataError(
+        f"row {first.number - 1} of {file.name} has {first.actual_columns} cells, but the header has "
+        f"{first.expected_columns} ({quoted!r}); mend that row"
+    )
+
+
+def with_labels(tables: Sequence[pa.Table], files: Sequence[File], labels: Sequence[str]) -> list[pa.Table]:
+    """The tables with the columns of names in CSV files as they are written, where what Arrow found lost something.
+
+    Digits that begin with a zero stay text. So do truths where another file has other texts, and spellings of a blank,
+    such as NA and none, where no file has anything but texts beside them. Raises DataError for two names that are
+    one floating number.
+    """
+    names = list(dict.fromkeys(labels))
+    worded = {name for name in names if _are_words(name, tables)}
+    seen: dict[str, dict[float, str]] = {name: {} for name in names}
+    return [
+        _with_texts(table, file, names, worded, seen) if file.path.lower().endswith(CSV) else table
+        for table, file in zip(tables, files, strict=True)
+    ]
+
+
+def _are_words(name: str, tables: Sequence[pa.Table]) -> bool:
+    """Whether a column is text in one of the tables, or says nothing of what it is in any."""
+    kinds = {table.schema.field(name).type for table in tables if table.num_rows and name in table.column_names}
+    kinds = {kind for kind in kinds if not pa.types.is_null(kind)}
+    return not kinds or any(_is_text(kind) for kind in kinds)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _with_texts(
+    table: pa.Table, file: File, names: Sequence[str], worded: Collection[str], seen: dict[str, dict[float, str]]
+) -> pa.Table:
+    """`with_labels` of one table. worded: of `_are_words`. seen: by name, the numbers so far and their texts."""
+    kinds = {name: table.schema.field(name).type for name in names if name in table.column_names}
+    mine = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    mine += [name for name, kind in kinds.items() if name in worded and (pa.types.is_null(kind) or kind == pa.bool_())]
+    if not mine:
+        return table
+    texts = _texts(file, mine)
+    for name in mine:
+        kind, column = kinds[name], texts.column(name)
+        # Every cell of a column of nulls is a spelling of a blank, of which the empty one alone is no name.
+        empty = pc.equal(pc.utf8_trim_whitespace(column), "")
+        column = pc.if_else(empty if pa.types.is_null(kind) else table.column(name).is_null(), None, column)
+        if pa.types.is_floating(kind):
+            _check_apart(column, name, file, seen[name])
+        elif not pa.types.is_integer(kind) or padded(column):
+            table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _check_apart(texts: pa.ChunkedArray, name: str, file: File, seen: dict[float, str]) -> None:
+    """Raise DataError where two texts are one number, apart from 1 and 1.0; `seen` grows by the numbers."""
+    for text in pc.unique(texts).drop_null().to_pylist():
+        text = text.strip()
+        other = seen.setdefault(float(text), text)
+        if _WHOLE.sub("", other) != _WHOLE.sub("", text):
+            raise DataError(
+                f"'{other}' and '{text}' in column '{name}' of {file.name} are the same number, and would "
+                "be one name; write ids that are not numbers, such as with a letter before them"
+            )
+
+
+def padded(texts: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether one of them is digits that begin with a zero, which a number would lose."""
+    return bool(pc.any(pc.match_substring_regex(texts, r"^\s*0\d")).as_py())
+
+
+def _check_separator(file: File, delimiter: str) -> None:
+    """Refuse a file whose header has more of another separator than of its own."""
+    with file.system.open_input_stream(file.path) as stream:
+        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines() or [""]
+    found = max(_SEPARATORS, key=lines[0].count)
+    if lines[0].count(found) <= lines[0].count(delimiter):
+        return
+    mine, ending = ("tabs", ".csv") if delimiter == "\t" else ("commas", ".tsv")
+    remedy = f"save it with {mine}" + (" and decimal points" if delimiter == "," else "")
+    if found in ",\t":
+        remedy += f", or name it {ending}"
+    raise DataError(f"{file.name} seems to separate its cells by {_SEPARATORS[found]}, not by {mine}; {remedy}")
+
+
+def _with_zones(table: pa.Table, file: File) -> pa.Table:
+    """The table with times in a zone as text: Arrow turned them into UTC and forgot how they were written."""
+    zoned = [field.name for field in table.schema if pa.types.is_timestamp(field.type) and field.type.tz]
+    if not zoned or len(set(table.column_names)) < table.num_columns:
+        return table
+    text = _texts(file, zoned)
+    for name in zoned:
+        table = table.set_column(table.column_names.index(name), name, text.column(name))
+    return table
+
+
+def _texts(file: File, names: list[str]) -> pa.Table:
+    """Columns of a file as they are written."""
+    convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
+    parse = pa_csv.ParseOptions(delimiter=_delimiter(file))
+    try:
+        with file.system.open_input_stream(file.path) as stream:
+            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file.name} cannot be read: {first_line(error)}") from None
+
+
+def _delimiter(file: File) -> str:
+    return "\t" if ".tsv" in file.path.lower() else ","
