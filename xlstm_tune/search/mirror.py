@@ -11,10 +11,15 @@ driver that was killed. For that
 * checkpoints of a trial that has ended are removed when the journal there says so.
 
 What workers wrote may be ahead of all that; a resume is told of it by the workers that take the trials up.
+
+copy.json is written once more when all is there, and each time as another generation. A folder here notes a generation
+before it is written there, so that it is known to have all of what its own driver left, and none of what others did.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +28,29 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import CHECKPOINTS, SPEC, trial_folder
+from xlstm_tune.errors import StorageError, UserError
+from xlstm_tune.layout import CHECKPOINTS, SEARCH_JOURNAL, SPEC, trial_folder
 from xlstm_tune.results import read
-from xlstm_tune.search.owner import Owner
+from xlstm_tune.search.owner import Owner, TakenOver
 from xlstm_tune.search.stopping import CUTS, TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote, looks
 from xlstm_tune.search.variables import LONGEST_WAIT, number
-from xlstm_tune.storage.copy import CUT, JOURNALS, KEPT_AT, OWNER, STOPPED, VERSION, as_json, is_checkpoint, remember
+from xlstm_tune.storage.copy import (
+    CLOCK,
+    CUT,
+    JOURNALS,
+    KEPT_AT,
+    OWNER,
+    STOPPED,
+    VERSION,
+    as_json,
+    generations,
+    has,
+    is_checkpoint,
+    kept_at,
+    read_copy,
+    remember,
+)
 from xlstm_tune.storage.objects import at_once
 
 PERIOD = "XLSTM_TUNE_MIRROR_SECONDS"
@@ -45,6 +65,7 @@ _NOT_COPIED = (OWNER, CUT, STOPPED, "trials", "mlflow/writer.log", KEPT_AT)
 
 _SPOOL = "mlflow/spool.jsonl"
 _GROWING = (*JOURNALS, _SPOOL)
+_BLOCK = 65536
 
 
 class Mirror:
@@ -57,26 +78,35 @@ class Mirror:
         self._owner = Owner(self._objects, self._period)
         self._there: dict[str, tuple[int, ...]] = {}
         """What the copy has: by name, what the file looked like; empty of what an earlier driver wrote."""
+        self._cut = dict.fromkeys(JOURNALS, 0)
+        """How much of the journals has been copied."""
+        self._noted = generations(self._folder) | {self._owner.token: 0}
+        """Generations of the copy that the folder has all of."""
+        self._fresh = False
+        """The search is a new one, of which nothing lay there when this driver began."""
         self._away = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self) -> None:
         """Make the first copy, and go on in a thread. Raises StorageError."""
-        before: set[str] = set()
         try:
-            before = set(self._objects.names())
+            # A folder that is to be gone on with knows where its copy lies.
+            self._fresh = kept_at(self._folder) is None and not self._objects.names()
             self._owner.claim()
             self._there = {name: () for name in self._objects.names() if _copied(name)}
             self._copy()
+        except StorageError:
+            self._give_up()
+            raise
         except (OSError, pa.ArrowException) as error:
-            if not before:
+            if self._fresh:
                 self._clear()
             raise StorageError(
                 f"the search cannot be copied to {self._objects.shown} ({self._objects.reason(error)}); mend that, or "
                 "choose another --storage"
             ) from None
-        remember(self._folder, self._store.where)
+        remember(self._folder, self._store.where, self._noted)
         self._thread.start()
 
     def finish(self) -> str | None:
@@ -86,12 +116,13 @@ class Mirror:
         until = time.monotonic() + (_LAST_SECONDS_STOPPED if self._stopping.reason else _LAST_SECONDS)
         while True:
             try:
-                if self._owner.lost() is not None:
-                    return f"another driver has taken over the search at {self._objects.shown}; go on with it there"
                 self._copy()
                 self._tidy()
                 self._owner.give_up()
                 return None
+            except StorageError as error:
+                self._give_up()
+                return str(error)
             except (OSError, pa.ArrowException) as error:
                 if time.monotonic() > until:
                     return (
@@ -111,32 +142,53 @@ class Mirror:
         at_once(lambda place: self._objects.remove_folder(f"{place}/{CHECKPOINTS}"), left & places)
 
     def remove(self) -> None:
-        """Of a search that never began nothing stays."""
+        """Of a search that was refused before its first trial nothing stays; the copy of any other one does."""
         self._ended.set()
         self._thread.join()
-        self._clear()
+        begun = True
+        with suppress(OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            begun = self._begun()
+        if self._fresh and not begun:
+            self._clear()
+            with suppress(OSError):  # noted by a copy that was under way while the folder was removed
+                (self._folder / KEPT_AT).unlink()
+                self._folder.rmdir()
+        else:
+            self._give_up()
+
+    def _begun(self) -> bool:
+        """Whether the copy knows of a trial."""
+        names = self._objects.names()
+        lines = self._objects.get(SEARCH_JOURNAL).splitlines() if SEARCH_JOURNAL in names else []
+        trials = any(name.startswith("trials/") for name in names)
+        return trials or any(json.loads(line)["e"] == "began" for line in lines)
 
     def _clear(self) -> None:
         with suppress(OSError, pa.ArrowException):
-            self._objects.remove_folder()
+            if self._owner.lost() is None:
+                self._objects.remove_folder()
+
+    def _give_up(self) -> None:
+        with suppress(OSError, pa.ArrowException):
+            self._owner.give_up()
 
     def _run(self) -> None:
         while not self._ended.wait(self._period):
             try:
-                who = self._owner.lost()
-                if who is not None:
-                    self._say(f"The search at {self._objects.shown} has been taken over by {who}.")
-                    self._stopping.request(TAKEN_OVER)
-                    return
                 began = time.monotonic()
                 self._copy()
                 self._period = max(self._shortest, _SHARE * (time.monotonic() - began))
             except FileNotFoundError:
                 continue  # a file went while it was looked at: the next time
+            except TakenOver as error:
+                self._say(f"note: {error}")
+                self._stopping.request(TAKEN_OVER)
+                return
             except Exception as error:  # whatever it is, the search goes on
                 if not self._away:
-                    why = self._objects.reason(error)
-                    self._say(f"note: the storage {self._objects.shown} is away ({why}); it is tried again and again")
+                    away = f"the storage {self._objects.shown} is away ({self._objects.reason(error)})"
+                    told = str(error) if isinstance(error, StorageError) else f"{away}; it is tried again and again"
+                    self._say(f"note: {told}")
                 self._away = True
             else:
                 if self._away:
@@ -144,24 +196,60 @@ class Mirror:
                 self._away = False
 
     def _copy(self) -> None:
-        """Bring the copy up to date, in the order that the module's text says."""
-        self._owner.refresh(self._period)
+        """Bring the copy up to date, in the order that the module's text says. Raises StorageError, where the copy is
+        another driver's or the folder has lost what is there."""
+        self._check_here(self._journals())
         dropped, self._store.dropped = self._store.dropped, []
         try:
             spool = _size(self._folder / _SPOOL)
             trials = self._taken("results/trials")
             others = self._taken("")
             sizes = self._journals()
+            self._check_here(sizes)
+            self._check_there()
+            self._owner.refresh(self._period)
             for name, size in sizes.items():
                 self._put_growing(name, size)
-            self._objects.put(CUT, as_json({"version": VERSION, "cut": sizes}))
+            self._check_there()  # this machine may have slept meanwhile
+            self._put_cut(sizes)
             at_once(self._objects.remove_folder, dropped)
             dropped = []
             self._put_all([name for name in others if not name.startswith(_TRIALS)], others)
             self._put_all(list(trials), trials)
             self._put_growing(_SPOOL, spool)
+            self._put_cut(sizes)
         finally:
             self._store.dropped += dropped
+
+    def _check_here(self, sizes: dict[str, int]) -> None:
+        """Raise StorageError, where the folder or a journal is gone or shorter: the copy is then all that there is."""
+        if any(sizes[name] < self._cut[name] for name in JOURNALS) or not (self._folder / SPEC).exists():
+            raise StorageError(
+                f"the folder {self._folder} has lost what was copied to {self._objects.shown}, which is left as it is; "
+                "go on from there with --resume"
+            )
+
+    def _check_there(self) -> None:
+        """Raise TakenOver, where another driver has written the copy since the folder here was made from it."""
+        self._owner.check()
+        copy = read_copy(self._objects)
+        if copy and copy.generation and not has(self._noted, copy.generation):
+            raise TakenOver(
+                f"the search at {self._objects.shown} has gone on since {self._folder} was made from it; run the same "
+                "command again"
+            )
+
+    def _put_cut(self, sizes: dict[str, int]) -> None:
+        """Write how much of the journals counts, as a new generation."""
+        token = self._owner.token
+        noted = self._noted | {token: self._noted[token] + 1}
+        with suppress(OSError):  # a disk that is full must not keep the copy from being made
+            remember(self._folder, self._store.where, noted)
+            self._noted = noted
+        generation = {"token": token, "number": self._noted[token]}
+        self._objects.put(CUT, as_json({"version": VERSION, "cut": sizes, "generation": generation}))
+        self._noted = {token: self._noted[token]}
+        self._cut = sizes
 
     def _taken(self, below: str) -> dict[str, tuple[tuple[int, ...], bytes | None]]:
         """The files of a folder as they are now: what tells them apart, and what holds rows that may move away."""
@@ -193,6 +281,8 @@ class Mirror:
         at_once(put, [name for name in new if taken[name][1] is not None])
         gone = [n for n in self._there if n not in taken and n not in _GROWING and n.startswith(_TRIALS) == trials]
         gone = [name for name in gone if not (self._folder / name).exists()]
+        if gone:
+            self._check_here(self._journals())
         self._objects.remove(gone)
         for name in gone:
             del self._there[name]
@@ -203,11 +293,12 @@ class Mirror:
             self._there[name] = (size,)
 
     def _journals(self) -> dict[str, int]:
-        """Sizes of both at one moment: nothing was written to the one while the other was looked at."""
+        """Sizes of both at one moment: nothing was written to the one while the other was looked at. Whole lines count,
+        so that they never shrink: a half line at the end is cut off by a driver that finds it."""
         first, second = JOURNALS
         while True:
-            before = _size(self._folder / second)
-            sizes = {first: _size(self._folder / first), second: _size(self._folder / second)}
+            before = _whole(self._folder / second)
+            sizes = {first: _whole(self._folder / first), second: _whole(self._folder / second)}
             if sizes[second] == before:
                 return sizes
 
@@ -218,23 +309,24 @@ def mirrored(store: Remote | None, stopping: Stopping, say: Callable[[str], None
     if store is None:
         yield
         return
-    mirror = Mirror(store, stopping, say)
+    mirror, refused = Mirror(store, stopping, say), False
     mirror.start()
     try:
         yield
+    except UserError:
+        refused = True
+        raise
     finally:
-        if (store.folder / SPEC).exists():
-            note = mirror.finish()
-            if note:
-                say(f"note: {note}")
-        else:
+        if refused and not (store.folder / SPEC).exists():
             mirror.remove()
+        elif (note := mirror.finish()) is not None:
+            say(f"note: {note}")
         store.leave()
 
 
 def _copied(name: str) -> bool:
     parts = name.split("/")
-    if parts[0] in _NOT_COPIED or name in _NOT_COPIED or parts[0].startswith("ray-"):
+    if parts[0] in _NOT_COPIED or name in _NOT_COPIED or parts[0].startswith(("ray-", CLOCK)):
         return False
     # How far the spool has been sent is this machine's own affair where the runs lie in a database on its disk.
     return (
@@ -247,6 +339,19 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _whole(path: Path) -> int:
+    """Bytes of the whole lines of a file; 0 where there is none."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + newline + 1
+            end = start
+    return 0
 
 
 def period() -> float:

@@ -6,14 +6,19 @@ import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.storage.copy import OWNER, as_json
+from xlstm_tune.layout import SPEC
+from xlstm_tune.storage.copy import CLOCK, OWNER, as_json
 from xlstm_tune.storage.objects import Objects
 
 FRESH = 3
 """Refreshed within so many periods, a name counts."""
-_CLOCK = "clock"
+
+
+class TakenOver(StorageError):
+    """Another driver has the search now."""
 
 
 class Owner:
@@ -21,7 +26,9 @@ class Owner:
 
     def __init__(self, objects: Objects, period: float) -> None:
         self._objects, self._period = objects, period
-        self._token = os.urandom(8).hex()
+        self._claimed = False
+        self.token = os.urandom(8).hex()
+        """Tells this driver from every other."""
 
     def claim(self) -> None:
         """Write the name. Raises StorageError, with whose it is, when there is another's that counts."""
@@ -31,12 +38,8 @@ class Owner:
             host, process = str(there["host"]), int(there["process"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return self.refresh(self._period)
-        if token != self._token and not _dead(host, process):
-            # Both times are the store's own: machines' clocks differ.
-            self._objects.put(_CLOCK, b"")
-            times = self._objects.names()
-            self._objects.remove([_CLOCK])
-            age = (times[_CLOCK] - times[OWNER]).total_seconds() if OWNER in times else period * FRESH
+        if token != self.token and not there.get("free") and not _dead(host, process):
+            age = self._age(period)
             if age < FRESH * period:
                 raise StorageError(
                     f"the search at {self._objects.shown} is being run by {who}, which was there {age:.0f} s ago; wait "
@@ -47,23 +50,51 @@ class Owner:
 
     def refresh(self, period: float) -> None:
         """Write the name anew. period: seconds until this is done again."""
-        self._period = period
-        host, process = platform.node(), os.getpid()
-        content = {"who": f"process {process} on {host}", "host": host, "process": process}
-        self._objects.put(OWNER, as_json(content | {"period": period, "token": self._token}))
+        self._period, self._claimed = period, True
+        self._write(period=period)
 
     def lost(self) -> str | None:
-        """Who has taken the search over; None while it is ours."""
+        """Who has taken the search over; None while it is ours. Raises OSError, where the storage has lost it too."""
         try:
             there = json.loads(self._objects.get(OWNER))
-            return None if there["token"] == self._token else str(there["who"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None if there["token"] == self.token else str(there.get("who", "another driver"))
+        except (ValueError, KeyError, TypeError):
             return None
+        except FileNotFoundError:
+            if not self._claimed:
+                return None
+        try:
+            self._objects.get(SPEC)
+        except FileNotFoundError:  # as in a folder that is no longer mounted
+            raise OSError("it holds the search no longer") from None
+        return "another driver, which has ended"  # earlier programs removed the name then
+
+    def check(self) -> None:
+        """Raise TakenOver unless the search is ours."""
+        if (who := self.lost()) is not None:
+            raise TakenOver(f"the search at {self._objects.shown} has been taken over by {who}; go on with it there")
 
     def give_up(self) -> None:
-        """Remove the name."""
-        if self.lost() is None:
-            self._objects.remove([OWNER])
+        """Leave the name as one that counts no more, by which a driver that slept meanwhile sees that others came."""
+        if self._claimed and self.lost() is None:
+            self._write(period=0, free=True)  # programs that do not know `free` see it grow old at once
+
+    def _write(self, **more: Any) -> None:
+        host, process = platform.node(), os.getpid()
+        content = {"who": f"process {process} on {host}", "host": host, "process": process, "token": self.token}
+        self._objects.put(OWNER, as_json(content | more))
+
+    def _age(self, period: float) -> float:
+        """Seconds since the name there was written. Both times are the store's own: machines' clocks differ."""
+        clock = f"{CLOCK}{self.token}"
+        self._objects.put(clock, b"")
+        try:
+            times = self._objects.names()
+        finally:
+            self._objects.remove([clock])
+        if OWNER not in times:
+            return FRESH * period
+        return max(0.0, (times.get(clock, times[OWNER]) - times[OWNER]).total_seconds())
 
 
 def _dead(host: str, process: int) -> bool:

@@ -3,8 +3,9 @@
 Below URI/NAME lies what lies in the search's folder, and besides:
 
 * copy.json: how much of the two journals counts. They are written at one size each that belong together, since each is
-  copied by itself; what is behind is cut off when a folder is made from the copy.
-* owner.json: whose driver writes the copy.
+  copied by itself; what is behind is cut off when a folder is made from the copy. Its generation, the driver's token
+  and a number, is another each time something may have changed. Earlier programs wrote none.
+* owner.json: whose driver writes the copy, or wrote it last.
 * stopped/00012: the scheduler has stopped this trial, while others that it is trained with go on.
 * trials/00012/checkpoints: of the worker, which the driver's folder never sees.
 """
@@ -15,8 +16,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -27,13 +29,29 @@ from xlstm_tune.strict import did_you_mean
 
 CUT = "copy.json"
 OWNER = "owner.json"
+CLOCK = "clock-"
+"""How the names of objects begin that tell a driver what time it is at the storage."""
 STOPPED = "stopped"
 KEPT_AT = "storage.json"
-"""In the folder: where the copy of the search lies."""
+"""In the folder: where the copy of the search lies, and which generations of it the folder has all of."""
 JOURNALS = (OPTUNA_JOURNAL, SEARCH_JOURNAL)
 LOCAL = "searches"
 """Below the current folder: where searches that are kept at a URI work."""
 VERSION = 1
+
+
+class Generation(NamedTuple):
+    """A state of a copy. token: of the driver that wrote it. number: grows with each state that this driver writes."""
+
+    token: str
+    number: int
+
+
+class Copy(NamedTuple):
+    """What copy.json says. cut: how much of the journals counts. generation: None of an earlier program's copy."""
+
+    cut: dict[str, int]
+    generation: Generation | None
 
 
 def local_root() -> Path:
@@ -62,19 +80,25 @@ def bring(where: Objects, name: str, root: Path) -> Path:
     """
     folder, objects = root / name, where / name
     try:
-        cut = read_cut(objects)
+        copy = read_copy(objects)
         here = (folder / SPEC).is_file()
-        if cut is None and here and kept_at(folder) == where.shown:
+        if copy is None and here and kept_at(folder) == where.shown:
             return folder  # nothing had been copied yet
-        if cut is None:
+        if copy is None:
             known = [one for one in where.folders() if not one.startswith(".")]
             hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
             raise StorageError(f"{where.shown} holds no search '{name}'; {hint}")
         if here:
+            # Read after copy.json: a driver that runs here notes a generation before it writes it there.
+            noted = generations(folder)
+            same = copy.generation is None or has(noted, copy.generation)
+            cut = copy.cut[SEARCH_JOURNAL]
             ours = _whole_lines((folder / SEARCH_JOURNAL).read_bytes() if (folder / SEARCH_JOURNAL).exists() else b"")
-            theirs = _whole_lines(objects.get(SEARCH_JOURNAL)[: cut[SEARCH_JOURNAL]] if cut[SEARCH_JOURNAL] else b"")
-            if ours.startswith(theirs):
-                remember(folder, where)
+            theirs = _whole_lines(objects.get(SEARCH_JOURNAL)[:cut] if cut else b"")
+            # Behind the journal's last line come scores, champion and report, which only generations tell apart.
+            if ours.startswith(theirs) and (same or ours != theirs):
+                if kept_at(folder) != where.shown or not same:
+                    remember(folder, where, noted | _as_noted(copy.generation))
                 _complete(objects, folder)
                 return folder
             if not theirs.startswith(ours) or kept_at(folder) != where.shown:
@@ -82,7 +106,7 @@ def bring(where: Objects, name: str, root: Path) -> Path:
                     f"the folder {folder} and the search at {objects.shown} have gone different ways; rename the "
                     "folder to go on with the copy, or start a new search with another --name"
                 )
-        _fetch(objects, where, folder, cut)
+        _fetch(objects, where, folder, copy)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
             f"the search '{name}' cannot be fetched from {where.shown} ({where.reason(error)}); mend that and try again"
@@ -91,12 +115,19 @@ def bring(where: Objects, name: str, root: Path) -> Path:
 
 
 def read_cut(objects: Objects) -> dict[str, int] | None:
-    """How much of the journals of a copy counts; None where there is no copy. Raises StorageError for a newer one."""
+    """How much of the journals of a copy counts; None where there is no copy. Raises StorageError as `read_copy`."""
+    copy = read_copy(objects)
+    return copy and copy.cut
+
+
+def read_copy(objects: Objects) -> Copy | None:
+    """What a copy says of itself; None where there is none. Raises StorageError for a newer or a damaged one."""
     try:
         content = json.loads(objects.get(CUT))
         if content["version"] > VERSION:
             raise StorageError(f"{objects.shown} was copied by a newer xlstm_tune; go on with the program that did it")
-        return {name: int(content["cut"][name]) for name in JOURNALS}
+        cut, generation = {name: int(content["cut"][name]) for name in JOURNALS}, content.get("generation")
+        return Copy(cut, generation and Generation(str(generation["token"]), int(generation["number"])))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -116,10 +147,29 @@ def kept_at(folder: Path) -> str | None:
         return None
 
 
-def remember(folder: Path, where: Objects) -> None:
-    """Note in a folder where its copy lies."""
-    if kept_at(folder) != where.shown:
-        (folder / KEPT_AT).write_text(json.dumps({"storage": where.shown}))
+def generations(folder: Path) -> dict[str, int]:
+    """Which generations of its copy a folder has all of: by token, up to which number."""
+    try:
+        noted = json.loads((folder / KEPT_AT).read_bytes())["generations"]
+        return {str(token): int(number) for token, number in noted.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def has(noted: Mapping[str, int], generation: Generation) -> bool:
+    """Whether a folder with these generations has all of this one."""
+    return noted.get(generation.token, -1) >= generation.number
+
+
+def remember(folder: Path, where: Objects, noted: Mapping[str, int]) -> None:
+    """Note in a folder where its copy lies, and which generations of it the folder has all of. Whole or not at all."""
+    temporary = folder / f".{KEPT_AT}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(as_json({"storage": where.shown, "generations": dict(noted)}))
+        temporary.replace(folder / KEPT_AT)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def is_checkpoint(name: str) -> bool:
@@ -134,16 +184,20 @@ def _complete(objects: Objects, folder: Path) -> None:
     at_once(lambda name: objects.fetch(name, folder / name), lacking)
 
 
-def _fetch(objects: Objects, where: Objects, folder: Path, cut: dict[str, int]) -> None:
+def _as_noted(generation: Generation | None) -> dict[str, int]:
+    return {generation.token: generation.number} if generation else {}
+
+
+def _fetch(objects: Objects, where: Objects, folder: Path, copy: Copy) -> None:
     """Make the folder, whole or not at all; an older one is replaced."""
     names = [name for name in objects.names() if not is_checkpoint(name) and name.partition("/")[0] != STOPPED]
-    wanted = [name for name in names if name not in (CUT, OWNER)]
+    wanted = [name for name in names if name not in (CUT, OWNER) and not name.startswith(CLOCK)]
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), wanted)
-        for name, size in cut.items():
+        for name, size in copy.cut.items():
             path = unfinished / name
             if size and (not path.exists() or path.stat().st_size < size):
                 raise StorageError(f"{objects.shown}/{name} is shorter than what was written; bring it back")
@@ -152,7 +206,7 @@ def _fetch(objects: Objects, where: Objects, folder: Path, cut: dict[str, int]) 
         for name in (SPEC, ENVIRONMENT):
             if not (unfinished / name).exists():
                 raise StorageError(f"{objects.shown} lacks {name}; bring it back")
-        remember(unfinished, where)
+        remember(unfinished, where, _as_noted(copy.generation))
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
             folder.rename(old)

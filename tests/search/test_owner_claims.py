@@ -1,0 +1,119 @@
+"""The name on the copy of a search at a URI, where several drivers want it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from test_mirror import copied, made
+
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import SPEC
+from xlstm_tune.search.mirror import mirrored
+from xlstm_tune.search.owner import Owner
+from xlstm_tune.search.stopping import Stopping
+from xlstm_tune.search.store import Remote
+from xlstm_tune.storage.copy import CLOCK, OWNER, bring
+from xlstm_tune.storage.objects import Objects
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Objects:
+    return Objects((tmp_path / "bucket").as_uri())
+
+
+def old(period: float) -> bytes:
+    """The name of a driver of an earlier program, on another machine."""
+    who = {"who": "process 1 on gone", "host": "gone", "process": 1}
+    return json.dumps(who | {"period": period, "token": "0"}).encode()
+
+
+def test_two_that_claim_at_once_do_not_take_the_time_from_each_other(
+    where: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = where / "wave"
+    objects.put(OWNER, old(0.01))
+    time.sleep(0.1)
+    first, second, names, looks = Owner(objects, 20.0), Owner(objects, 20.0), Objects.names, [0]
+
+    def while_the_other_claims(self: Objects, below: str = "") -> object:
+        looks[0] += 1
+        if looks[0] == 1:  # the first one has written its clock, and looks at it when the second one is done
+            second.claim()
+        return names(self, below)
+
+    monkeypatch.setattr(Objects, "names", while_the_other_claims)
+    with pytest.raises(StorageError, match=r"is being run by .* was there 0 s ago"):
+        first.claim()
+    assert looks[0] == 2 and second.lost() is None, "one of them goes on"
+    assert set(objects.names()) == {OWNER}
+
+
+def test_one_that_only_looked_does_not_keep_another_from_a_name_that_has_grown_old(
+    where: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = where / "wave"
+    objects.put(OWNER, old(0.01))
+    time.sleep(0.1)
+    owner, other, names, looks = Owner(objects, 20.0), Owner(objects, 20.0), Objects.names, [0]
+
+    def while_the_other_looks(self: Objects, below: str = "") -> object:
+        looks[0] += 1
+        if looks[0] == 1:
+            assert 0.1 <= other._age(0.01) < 60
+        return names(self, below)
+
+    monkeypatch.setattr(Objects, "names", while_the_other_looks)
+    owner.claim()
+    assert looks[0] == 2 and owner.lost() is None and set(objects.names()) == {OWNER}
+
+
+def test_the_clock_of_a_claim_that_was_killed_is_no_part_of_the_search(where: Objects, tmp_path: Path) -> None:
+    stopping = Stopping(print)
+    folder = tmp_path / "here" / "wave"
+    copied(where, folder, stopping).close()
+    clock = f"{CLOCK}0123"
+    (where / "wave").put(clock, b"")
+    fetched = bring(where, "wave", tmp_path / "other")
+    assert not (fetched / clock).exists()
+    with mirrored(Remote(where, "wave", folder), stopping, print):
+        assert clock in (where / "wave").names(), "another may be looking at it"
+
+
+def test_a_name_that_is_gone_is_another_drivers_but_not_where_the_storage_is_gone_too(
+    where: Objects, tmp_path: Path
+) -> None:
+    objects = where / "wave"
+    owner = Owner(objects, 20.0)
+    assert owner.lost() is None, "nobody's yet"
+    owner.claim()
+    objects.put(SPEC, b"")
+    assert owner.lost() is None
+    objects.remove([OWNER])
+    assert owner.lost() == "another driver, which has ended"
+    (tmp_path / "bucket").rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match="it holds the search no longer"):
+        owner.lost()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b'{"who": "x"}'])
+def test_a_name_that_cannot_be_read_is_nobodys(content: bytes, where: Objects) -> None:
+    objects = where / "wave"
+    objects.put(OWNER, content)
+    owner = Owner(objects, 20.0)
+    owner.claim()
+    assert json.loads(objects.get(OWNER))["token"] == owner.token
+    objects.put(OWNER, content)
+    assert owner.lost() is None
+
+
+def test_an_earlier_program_takes_a_free_name(where: Objects, tmp_path: Path) -> None:
+    """It knows no `free`, and takes a name that has not been refreshed for three of its periods."""
+    folder = made(tmp_path / "here" / "wave")
+    with mirrored(Remote(where, "wave", folder), Stopping(print), print):
+        pass
+    there = json.loads((where / "wave").get(OWNER))
+    assert there["free"] and there["period"] == 0
+    assert {type(there[key]) for key in ("who", "host", "token")} == {str} and type(there["process"]) is int
