@@ -107,7 +107,8 @@ def failures(folder: Path, *reasons: str) -> str:
 def test_verdict_names_the_one_reason_of_all_failures(tmp_path: Path) -> None:
     too_large = "too large: {} parameters, search.constraints.max_parameters is 10"
     text = failures(tmp_path / "large", too_large.format("1,104"), too_large.format("20,304"))
-    assert f"No trial could be scored (2 refused), all for this reason: {too_large.format('1,104')}. The reasons" in text
+    reason = too_large.format("1,104")
+    assert f"No trial could be scored (2 refused), all for this reason: {reason}. The reasons" in text
     text = failures(tmp_path / "one", "RuntimeError: shapes\n[red] [3, 4] do not fit.")
     assert "(1 failed) for this reason: RuntimeError: shapes [red] [3, 4] do not fit. The reasons" in text
     for folder, reasons in {"two": ("worker died", "out of memory"), "cut": ("worker died", "interrupted")}.items():
