@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from xlstm_tune.report.blocks import Figure, Figures, Section
+from xlstm_tune.report.record import Record, read_record
 from xlstm_tune.results import ResultsWriter
 
 FAMILIES = ("lstm", "slstm", "mlstm", "xlstm")
@@ -154,3 +156,18 @@ def write_search(
     else:
         writer.flush()
     return rows
+
+
+def few(folder: Path, rows: list[dict[str, Any]]) -> Record:
+    """The record of a search of these trials alone."""
+    with ResultsWriter(folder) as writer:
+        for row in rows:
+            writer.trial(row)
+    return read_record(folder)
+
+
+def figure(section: Section | None, name: str) -> Figure:
+    """The figure of this id in a section."""
+    assert section is not None
+    found = [one for block in section.blocks for one in (block.figures if isinstance(block, Figures) else [block])]
+    return next(one for one in found if isinstance(one, Figure) and one.id == name)

@@ -320,16 +320,15 @@ class SearchSpec(Spec):
         if dimension.int_ and isinstance(dimension.step, int):
             low, high = dimension.int_
             values = [low, low + (high - low) // dimension.step * dimension.step]
-        settled = [self._fulfilled(other, wanted) for other, wanted in dimension.when.items()]
-        if False in settled:
-            return fixed
+        settled = {other: wanted for other, wanted in dimension.when.items() if other not in self.space}
+        for other, wanted in settled.items():
+            if self.fixed(other) not in (wanted if isinstance(wanted, list) else [wanted]):
+                return fixed
         # Where a dimension does not always exist, a trial without it has the fixed value.
-        used = [*values, fixed] if None in settled else values
+        used = values if settled == dimension.when else [*values, fixed]
         return max((value for value in used if isinstance(value, int)), default=None)
 
-    def _fulfilled(self, key: str, wanted: Scalar | list[Scalar]) -> bool | None:
-        """Whether a condition on a setting holds in all trials, or in none; None where that setting is searched."""
-        section, _, name = key.partition(".")
-        if key in self.space or not hasattr(getattr(self, section, None), name):
-            return None
-        return getattr(getattr(self, section), name) in (wanted if isinstance(wanted, list) else [wanted])
+    def fixed(self, key: str) -> Any:
+        """The value that the file gives a setting outside `space:`."""
+        section, _, field = key.partition(".")
+        return getattr(getattr(self, section), field)

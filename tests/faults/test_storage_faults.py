@@ -13,7 +13,7 @@ from buckets import CREDENTIALS, S3, names
 from fault_search import NAME, Search, check_accounted, write_search
 
 from xlstm_tune.search.journal import JOURNAL
-from xlstm_tune.storage.copy import read_cut
+from xlstm_tune.storage.copy import read_copy
 from xlstm_tune.storage.objects import Objects
 
 pytestmark = pytest.mark.slow
@@ -61,8 +61,8 @@ def test_a_search_goes_on_from_the_bucket_when_its_machine_is_gone(
 
     def in_the_middle() -> bool:
         time.sleep(0.3)  # every look is a request
-        cut = read_cut(gone.objects) if gone.epochs() > 3 else None
-        return cut is not None and cut[JOURNAL] > 2500 and bool(gone.checkpoints())
+        copy = read_copy(gone.objects) if gone.epochs() > 3 else None
+        return copy is not None and copy.cut[JOURNAL] > 2500 and bool(gone.checkpoints())
 
     gone.until(in_the_middle, 600)
     assert not list(gone.folder.glob("trials/*/checkpoints")), "the workers' checkpoints are their own"

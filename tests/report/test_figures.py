@@ -15,7 +15,7 @@ import pytest
 import report_tables
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from page_tables import SPEC, figures, trial_row, write_search
+from page_tables import SPEC, few, figure, figures, trial_row, write_search
 
 from xlstm_tune.report.blocks import Cell, Figure, Figures, Section, Sentences, Table, Tiles, embedded, label, plain
 from xlstm_tune.report.budget import FamilyBudget
@@ -42,19 +42,6 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     folder = tmp_path_factory.mktemp("search") / "made"
     write_search(folder, 48, series=["north", "south"], samples=40)
     return read_record(folder)
-
-
-def few(folder: Path, rows: list[dict[str, Any]]) -> Record:
-    with ResultsWriter(folder) as writer:
-        for row in rows:
-            writer.trial(row)
-    return read_record(folder)
-
-
-def figure(section: Section | None, name: str) -> Figure:
-    assert section is not None
-    found = [one for block in section.blocks for one in (block.figures if isinstance(block, Figures) else [block])]
-    return next(one for one in found if isinstance(one, Figure) and one.id == name)
 
 
 def table(section: Section | None) -> Table:

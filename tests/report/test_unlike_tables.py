@@ -10,10 +10,10 @@ from typing import Any
 import optuna
 import pytest
 import report_tables
-from page_tables import SPEC, trial_row, write_search
+from page_tables import SPEC, few, figure, trial_row, write_search
 
-from xlstm_tune.report.blocks import Figure, Figures, Section, Sentences, Table, Tiles
-from xlstm_tune.report.record import Record, read_record
+from xlstm_tune.report.blocks import Sentences, Table, Tiles
+from xlstm_tune.report.record import read_record
 from xlstm_tune.report.sections.curves import learning_curves
 from xlstm_tune.report.sections.excluded import excluded
 from xlstm_tune.report.sections.progress import progress
@@ -21,21 +21,6 @@ from xlstm_tune.report.sections.settings import settings
 from xlstm_tune.report.sections.standing import summary
 from xlstm_tune.report.sections.winner import winner
 from xlstm_tune.results import ResultsWriter
-
-
-def few(folder: Path, rows: list[dict[str, Any]]) -> Record:
-    """The record of a search of these trials alone."""
-    with ResultsWriter(folder) as writer:
-        for row in rows:
-            writer.trial(row)
-    return read_record(folder)
-
-
-def figure(section: Section | None, name: str) -> Figure:
-    """The figure of this id in a section."""
-    assert section is not None
-    found = [one for block in section.blocks for one in (block.figures if isinstance(block, Figures) else [block])]
-    return next(one for one in found if isinstance(one, Figure) and one.id == name)
 
 
 def test_a_slice_asks_plotly_once_for_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from xlstm_tune.search.mirror import PERIOD, Mirror, mirrored
 from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.stopping import TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote
-from xlstm_tune.storage.copy import CUT, OWNER, bring, read_cut
+from xlstm_tune.storage.copy import CUT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects
 from xlstm_tune.tracking import Spool
 from xlstm_tune.tracking.__main__ import main as tracking
@@ -344,7 +344,7 @@ def test_a_damaged_or_newer_copy_is_one_sentence(
         bring(where, "wave", tmp_path / "other")
     assert "\n" not in str(caught.value)
     with pytest.raises(StorageError):
-        read_cut(where / "wave")
+        read_copy(where / "wave")
 
 
 def test_two_drivers_of_one_search_are_told_apart(where: Objects, stopping: Stopping) -> None:

@@ -20,7 +20,7 @@ from xlstm_tune.search.mirror import PERIOD, Mirror, mirrored
 from xlstm_tune.search.owner import TakenOver
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.store import Remote
-from xlstm_tune.storage.copy import CUT, KEPT_AT, OWNER, bring, read_cut
+from xlstm_tune.storage.copy import CUT, KEPT_AT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects
 
 
@@ -48,8 +48,24 @@ def held(where: Objects) -> dict[str, bytes]:
     return {name: objects.get(name) for name in objects.names() if name != OWNER}
 
 
+def cut_of(objects: Objects) -> dict[str, int]:
+    """How much of the journals of a copy counts."""
+    copy = read_copy(objects)
+    assert copy is not None
+    return copy.cut
+
+
 def mirror_of(where: Objects, folder: Path, stopping: Stopping) -> Mirror:
     return Mirror(Remote(where, "wave", folder), stopping, print)
+
+
+def fallen_asleep(where: Objects, folder: Path, stopping: Stopping) -> tuple[Life, Mirror]:
+    """A search whose driver has copied it once, so long ago that its name has grown old."""
+    life, mirror = Life(made(folder)), mirror_of(where, folder, stopping)
+    mirror._owner.claim()
+    mirror._copy()
+    time.sleep(0.8)
+    return life, mirror
 
 
 def gone_on(where: Objects, root: Path, stopping: Stopping, trials: int = 1) -> Path:
@@ -128,16 +144,12 @@ def test_a_driver_that_slept_through_a_takeover_leaves_what_the_other_has_done(
     earlier: bool, where: Objects, here: Path, tmp_path: Path, stopping: Stopping
 ) -> None:
     """earlier: the other one is of a program that removed its name in the end, and wrote no generation."""
-    life = Life(made(here))
-    asleep = mirror_of(where, here, stopping)
-    asleep._owner.claim()
-    asleep._copy()
-    time.sleep(0.8)
+    life, asleep = fallen_asleep(where, here, stopping)
     gone_on(where, tmp_path / "other", stopping)
     objects = where / "wave"
     if earlier:
         objects.remove([OWNER])
-        objects.put(CUT, json.dumps({"version": 1, "cut": read_cut(objects)}).encode())
+        objects.put(CUT, json.dumps({"version": 1, "cut": cut_of(objects)}).encode())
     after = held(where)
     life.trial()
     with pytest.raises(TakenOver, match="has been taken over by"):
@@ -151,11 +163,7 @@ def test_a_driver_that_slept_through_a_takeover_leaves_what_the_other_has_done(
 def test_a_driver_that_falls_asleep_while_it_looks_at_its_folder_asks_again(
     where: Objects, here: Path, tmp_path: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    life = Life(made(here))
-    asleep = mirror_of(where, here, stopping)
-    asleep._owner.claim()
-    asleep._copy()
-    time.sleep(0.8)
+    life, asleep = fallen_asleep(where, here, stopping)
     life.trial()
     taken, after = asleep._taken, dict[str, bytes]()
 
@@ -176,11 +184,7 @@ def test_a_name_that_is_written_late_does_not_make_the_copy_its_own(
     where: Objects, here: Path, tmp_path: Path, stopping: Stopping
 ) -> None:
     """The driver fell asleep after it had asked whose the search is, and wakes where it writes its name."""
-    life = Life(made(here))
-    asleep = mirror_of(where, here, stopping)
-    asleep._owner.claim()
-    asleep._copy()
-    time.sleep(0.8)
+    life, asleep = fallen_asleep(where, here, stopping)
     gone_on(where, tmp_path / "other", stopping)
     after = held(where)
     asleep._owner.refresh(0.2)
@@ -287,7 +291,7 @@ def test_a_copy_of_an_earlier_program_is_gone_on_from_as_before(
 ) -> None:
     copied(where, here, stopping).close()
     objects = where / "wave"
-    objects.put(CUT, json.dumps({"version": 1, "cut": read_cut(objects)}).encode())
+    objects.put(CUT, json.dumps({"version": 1, "cut": cut_of(objects)}).encode())
     objects.remove([OWNER])
     (here / KEPT_AT).write_text(json.dumps({"storage": where.shown}))
     (here / PAGE).write_text("not copied")
@@ -345,7 +349,7 @@ def test_a_folder_that_is_lost_while_the_search_runs_is_still_at_the_storage(
         life.results.close()
         life.spool.close()
         deadline = time.monotonic() + 60
-        while read_cut(store.objects) != {name: (here / name).stat().st_size for name in read_cut(store.objects) or {}}:
+        while cut_of(store.objects) != {name: (here / name).stat().st_size for name in cut_of(store.objects)}:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.5)
@@ -402,5 +406,5 @@ def test_half_a_line_at_the_journals_end_is_not_taken_for_copied(
     mirror.start()
     cut_torn_line(here / SEARCH_JOURNAL)  # as a driver does that opens it
     assert mirror.finish() is None
-    assert (read_cut(where / "wave") or {})[SEARCH_JOURNAL] == (here / SEARCH_JOURNAL).stat().st_size
+    assert cut_of(where / "wave")[SEARCH_JOURNAL] == (here / SEARCH_JOURNAL).stat().st_size
     assert check_can_be_gone_on_from(where, tmp_path / "other") == 1

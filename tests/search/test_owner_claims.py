@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,21 +31,29 @@ def old(period: float) -> bytes:
     return json.dumps(who | {"period": period, "token": "0"}).encode()
 
 
+def before_the_first_look(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[int]:
+    """Let something happen just before a storage's names are looked at for the first time; how often they are."""
+    names, looks = Objects.names, [0]
+
+    def looked(self: Objects, below: str = "") -> object:
+        looks[0] += 1
+        if looks[0] == 1:
+            act()
+        return names(self, below)
+
+    monkeypatch.setattr(Objects, "names", looked)
+    return looks
+
+
 def test_two_that_claim_at_once_do_not_take_the_time_from_each_other(
     where: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = where / "wave"
     objects.put(OWNER, old(0.01))
     time.sleep(0.1)
-    first, second, names, looks = Owner(objects, 20.0), Owner(objects, 20.0), Objects.names, [0]
-
-    def while_the_other_claims(self: Objects, below: str = "") -> object:
-        looks[0] += 1
-        if looks[0] == 1:  # the first one has written its clock, and looks at it when the second one is done
-            second.claim()
-        return names(self, below)
-
-    monkeypatch.setattr(Objects, "names", while_the_other_claims)
+    first, second = Owner(objects, 20.0), Owner(objects, 20.0)
+    # The first one has written its clock, and looks at it when the second one is done.
+    looks = before_the_first_look(monkeypatch, second.claim)
     with pytest.raises(StorageError, match=r"is being run by .* was there 0 s ago"):
         first.claim()
     assert looks[0] == 2 and second.lost() is None, "one of them goes on"
@@ -57,16 +66,11 @@ def test_one_that_only_looked_does_not_keep_another_from_a_name_that_has_grown_o
     objects = where / "wave"
     objects.put(OWNER, old(0.01))
     time.sleep(0.1)
-    owner, other, names, looks = Owner(objects, 20.0), Owner(objects, 20.0), Objects.names, [0]
-
-    def while_the_other_looks(self: Objects, below: str = "") -> object:
-        looks[0] += 1
-        if looks[0] == 1:
-            assert 0.1 <= other._age(0.01) < 60
-        return names(self, below)
-
-    monkeypatch.setattr(Objects, "names", while_the_other_looks)
+    owner, other = Owner(objects, 20.0), Owner(objects, 20.0)
+    ages: list[float] = []
+    looks = before_the_first_look(monkeypatch, lambda: ages.append(other._age(0.01)))
     owner.claim()
+    assert len(ages) == 1 and 0.1 <= ages[0] < 60
     assert looks[0] == 2 and owner.lost() is None and set(objects.names()) == {OWNER}
 
 

@@ -29,6 +29,10 @@ _SMALL = 9999
 """Largest number that is rather a day of the year, a step or a year than a time since 1970."""
 _FIRST_YEAR, _LAST_YEAR = 1677, 2262
 """Whole years between these fit into stamps."""
+OFFSET = r"(Z|[+-]\d\d(?::?\d\d)?)$"
+"""How a time in ISO text ends that says its offset from UTC."""
+ZONED = r"[ T]\d\d(?::.*)?" + OFFSET
+"""Such a time, from its hour on."""
 _DECEMBER_TO_JANUARY = (41, 42)
 """Weeks from the twelfth of a year to the first of the next, in years of 52 and of 53."""
 _WEEKS_TO_TELL = 3
@@ -235,7 +239,7 @@ def to_nanoseconds(column: pa.ChunkedArray, like: pa.ChunkedArray | None = None)
     if pa.types.is_string(column.type):
         column = pc.utf8_trim_whitespace(column)
         like = column if like is None else pc.utf8_trim_whitespace(like)
-        zoned = pc.all(pc.match_substring_regex(like, r"[ T]\d\d(:.*)?(Z|[+-]\d\d(:?\d\d)?)$")).as_py()
+        zoned = pc.all(pc.match_substring_regex(like, ZONED)).as_py()
         # 2012/01/31 has the order of an ISO date, so it cannot be misread.
         column = pc.replace_substring_regex(column, r"^(\d{4})/(\d\d)/(\d\d)", r"\1-\2-\3")
         if pc.all(pc.match_substring_regex(like, r"^\d{4}-\d\d$")).as_py():

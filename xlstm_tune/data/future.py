@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from xlstm_tune.data.clock import Kind, cell, mmwr_week
+from xlstm_tune.data.clock import OFFSET, ZONED, Kind, cell, mmwr_week
 from xlstm_tune.data.config import TimeConfig
 from xlstm_tune.data.zones import known_zone, local, universal
 
@@ -16,7 +16,6 @@ _DAY = 86_400 * 1_000_000_000
 _MONTHS = {1: (29, 30, 31), 3: (89, 90, 92), 12: (365, 366)}
 """Steps of the calendar in months, and the days that earlier programs took for them; 28 and 91 days are whole weeks."""
 _UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_ZONE = re.compile(r"[ T]\d\d(?::.*)?(Z|[+-]\d\d(?::?\d\d)?)$")
 
 
 def zone_of(column: pa.DataType | None, time: TimeConfig, last: str) -> str | None:
@@ -26,7 +25,7 @@ def zone_of(column: pa.DataType | None, time: TimeConfig, last: str) -> str | No
     """
     if column is not None and pa.types.is_timestamp(column) and column.tz:
         return known_zone(column)
-    found = _ZONE.search(last.strip()) if time.format in ("auto", "iso") else None
+    found = re.search(ZONED, last.strip()) if time.format in ("auto", "iso") else None
     if found is None:
         return None
     digits = found[1].replace(":", "")
@@ -121,7 +120,7 @@ def _date(stamp: int, like: str) -> str:
         text = text[:10].replace("-", "/") + text[10:]
     if len(like) <= 10 and stamp % _DAY == 0:
         return text[: max(7, len(like))]
-    zone = re.search(r"(Z|[+-]\d\d(:?\d\d)?)$", like[10:])
+    zone = re.search(OFFSET, like[10:])
     clock = like[11 : len(like) - len(zone[0]) if zone else None]
     digits = {5: 16, 8: 19}.get(len(clock), 19 if len(like) <= 10 else min(29, 11 + len(clock)))
     if stamp % 10**9 and digits < 29:

@@ -6,9 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import Kind, to_nanoseconds
-
-_OFFSET = r"(Z|[+-]\d\d(:?\d\d)?)$"
+from xlstm_tune.data.clock import OFFSET, ZONED, Kind, to_nanoseconds
 
 
 def known_zone(column: pa.DataType | None) -> str | None:
@@ -49,7 +47,7 @@ def on_clocks(time: np.ndarray, kind: Kind, column: pa.ChunkedArray | None, rows
     if not pa.types.is_string(column.type):
         return time
     texts = pc.utf8_trim_whitespace(column)
-    if not pc.all(pc.match_substring_regex(texts, r"[ T]\d\d(:.*)?" + _OFFSET)).as_py():
+    if not pc.all(pc.match_substring_regex(texts, ZONED)).as_py():
         return time
-    shown: np.ndarray = to_nanoseconds(pc.replace_substring_regex(texts, _OFFSET, ""))[rows]
+    shown: np.ndarray = to_nanoseconds(pc.replace_substring_regex(texts, OFFSET, ""))[rows]
     return shown

@@ -16,11 +16,11 @@ from typing import Any
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.search.checkpoints import Checkpoints, worth_saving
-from xlstm_tune.search.folder import WEIGHTS, member_folder
-from xlstm_tune.search.single_trial import forget_later_weights, save_end
+from xlstm_tune.search.folder import member_folder
+from xlstm_tune.search.single_trial import forget_later_weights, save_best, save_end
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.tracking import VALIDATION_END
-from xlstm_tune.training.checkpoint import load, save, save_weights, write_atomically
+from xlstm_tune.training.checkpoint import load, save, write_atomically
 from xlstm_tune.training.loop import EpochResult, TrainingState
 from xlstm_tune.training.members import Member, Score, score_of
 from xlstm_tune.training.population import MemberEpoch, train_population
@@ -99,7 +99,10 @@ class PopulationTrial:
             self._states[each.member] = each.result.state
             self._records[each.member].update(each.result, self._objective)
             if each.result.improved:
-                self._keep(member_folder(self._folder, each.member), each.member)
+                place = member_folder(self._folder, each.member)
+                place.mkdir(parents=True, exist_ok=True)
+                save_best(place, each.result.state)
+                save_end(place, each.result.state, self._data)
         if results:
             self._about = {"parameters": results[0].parameters, "backend": results[0].backend}
         self._left_out |= self._dropped()
@@ -244,20 +247,14 @@ class PopulationTrial:
             standing.append({"status": status, "reason": reason, "value": record.value, **known})
         return standing
 
-    def _keep(self, folder: Path, member: int) -> None:
-        """Save a member's best weights."""
-        state = self._states[member]
-        assert state is not None and state.best_weights is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {"config": self._configs[member].key(), "epoch": str(state.best_epoch)}
-        save_weights(folder / WEIGHTS, state.best_weights, about)
-        save_end(folder, state, self._data)
-
     def _keep_winner(self, score: Score) -> None:
+        """The winning member's best weights and what it predicted then, as the trial's own."""
         best = (score.winner, self._records[score.winner].best_epoch)
         if best != self._saved:
-            self._keep(self._folder, score.winner)
+            state = self._states[score.winner]
+            assert state is not None
+            save_best(self._folder, state)
             end = member_folder(self._folder, score.winner) / VALIDATION_END
-            if end.exists():  # where its best epoch came before a resume, the state knows no forecasts of it
+            if end.exists():  # where the best epoch came before a resume, the state knows no forecasts of it
                 write_atomically(self._folder / VALIDATION_END, end.read_bytes())
             self._saved = best

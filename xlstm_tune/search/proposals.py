@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
@@ -38,6 +37,14 @@ class Live:
     """The last one that the search's journal holds."""
     losses: int = 0
     """Workers lost in a row without an epoch that was new."""
+
+
+def key_of(spec: SearchSpec, params: Params) -> str | None:
+    """A point's configuration by its key; None for what is no model."""
+    try:
+        return spec.resolve(params).key()
+    except SpecError:
+        return None
 
 
 class Proposals:
@@ -124,15 +131,9 @@ class Proposals:
         trial = self._study.ask()
         live = self._take(trial)
         if self._unknown:
-            self._unknown.pop(live.config.key() if live else self._key(trial.params), None)
+            key = live.config.key() if live else key_of(self._spec, self._space.canonical(trial.params))
+            self._unknown.pop(key or "", None)
         return live
-
-    def _key(self, params: Mapping[str, Any]) -> str:
-        """Of a point of the study; empty for what is no model."""
-        try:
-            return self._spec.resolve(self._space.canonical(params)).key()
-        except SpecError:
-            return ""
 
     def _full(self) -> bool:
         return self._limit is not None and len(self._ledger) >= self._limit
@@ -146,10 +147,7 @@ class Proposals:
         while len(new) < wanted and misses < PATIENCE:
             point = self._space.suggest(ahead.ask())
             self._waiting.add([point])
-            try:
-                key = self._spec.resolve(point).key()
-            except SpecError:
-                key = None
+            key = key_of(self._spec, point)
             fresh = key is not None and key not in new and key not in self._ledger
             misses = 0 if fresh else misses + 1
             if key is not None and fresh:

@@ -47,7 +47,7 @@ from xlstm_tune.search.fusion import NO_FUSION, Fusion
 from xlstm_tune.search.goals import Goals, costs_of
 from xlstm_tune.search.journal import Journal, Past
 from xlstm_tune.search.losses import NODE_LOST
-from xlstm_tune.search.proposals import Live, Proposals
+from xlstm_tune.search.proposals import Live, Proposals, key_of
 from xlstm_tune.search.space import Params, Space
 from xlstm_tune.search.study import open_study, open_trials
 from xlstm_tune.spec import SearchSpec
@@ -341,7 +341,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """What earlier runs of this search know, what goes on, and what is to be tried first."""
         past = self._journal.history.trials
         trials = self._study.get_trials(deepcopy=False)
-        self._ledger.read(trials, self._key)
+        self._ledger.read(trials, lambda trial: key_of(self._spec, self._space.canonical(trial.params)))
         if past:
             for trial in trials:  # ended, but the power went before the journal was on the disk
                 if trial.state.is_finished() and (trial.number not in past or past[trial.number].end is None):
@@ -381,9 +381,3 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if status == "pruned" and (reason or "").startswith(OVER_LIMIT):
             status = "failed"
         return TrialEnd(trial.number, None, status, reason, value, params, duplicate_of)
-
-    def _key(self, trial: FrozenTrial) -> str | None:
-        try:
-            return self._spec.resolve(self._space.canonical(trial.params)).key()
-        except SpecError:
-            return None

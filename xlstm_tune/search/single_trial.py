@@ -98,18 +98,22 @@ def forget_later_weights(folder: Path, state: TrainingState | None, known: int) 
     if state is None or state.best_weights is None:
         place.unlink()
     else:
-        about = {"config": state.config.key(), "epoch": str(state.best_epoch)}
-        save_weights(place, state.best_weights, about)
+        save_best(folder, state)
+
+
+def save_best(folder: Path, state: TrainingState) -> None:
+    """The weights of a run's best epoch, of which there is one, and which epoch that is."""
+    assert state.best_weights is not None
+    about = {"config": state.config.key(), "epoch": str(state.best_epoch)}
+    save_weights(folder / WEIGHTS, state.best_weights, about)
 
 
 def epoch_row(result: EpochResult, folder: Path, data: Prepared) -> dict[str, Any]:
     """What scheduler, searcher and driver see of a configuration's epoch; the best so far goes to its folder."""
     state = result.state
-    # The first epoch always improves, so there is a best one from here on.
-    assert state.best_validation is not None and state.best_weights is not None
+    assert state.best_validation is not None  # the first epoch always improves
     if result.improved:
-        about = {"config": state.config.key(), "epoch": str(result.epoch)}
-        save_weights(folder / WEIGHTS, state.best_weights, about)
+        save_best(folder, state)
         save_end(folder, state, data)
     return {
         "epoch": result.epoch,

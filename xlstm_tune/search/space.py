@@ -128,7 +128,7 @@ class Space:
         """The search file's fixed values for one family, where they lie in the space."""
         values: Params = {}
         for domain in self.domains:
-            value = family if domain.key == "model.family" else _fixed(self._spec, domain.key)
+            value = family if domain.key == "model.family" else self._spec.fixed(domain.key)
             if value is not None and domain.contains(value):
                 values[domain.key] = domain.canonical(value)
         return self._existing(values)
@@ -267,9 +267,9 @@ class Space:
                 if not by_key[key].contains(value):
                     raise SpecError(f"'{where}' must lie in 'space.{key}', got {value!r}; change one of the two")
                 params[key] = by_key[key].canonical(value)
-            elif key not in self._spec.space and value != _fixed(self._spec, key):
+            elif key not in self._spec.space and value != self._spec.fixed(key):
                 raise SpecError(
-                    f"'{where}' must be a searched setting or keep its fixed value {_fixed(self._spec, key)!r}, "
+                    f"'{where}' must be a searched setting or keep its fixed value {self._spec.fixed(key)!r}, "
                     f"got {value!r}; add '{key}' to 'space'"
                 )
         return self._existing(params)
@@ -292,12 +292,6 @@ class Space:
 
 def _exists(domain: Domain, params: Params) -> bool:
     return all(other in params and params[other] in values for other, values in domain.when.items())
-
-
-def _fixed(spec: SearchSpec, key: str) -> Any:
-    """The value that the search file gives a setting outside `space:`."""
-    section, _, field = key.partition(".")
-    return getattr(getattr(spec, section), field)
 
 
 def _conditions(key: str, dimension: Dimension, domains: Mapping[str, Domain]) -> dict[str, tuple[Scalar, ...]]:
@@ -345,7 +339,7 @@ def _never_met(spec: SearchSpec, conditions: Mapping[str, tuple[Scalar, ...]], s
             continue
         if other in spec.space:
             return f"'{other}' is never searched either"
-        if (fixed := _fixed(spec, other)) not in values:
+        if (fixed := spec.fixed(other)) not in values:
             return f"{other} is fixed at {fixed!r}"
     return ""
 

@@ -114,12 +114,6 @@ def bring(where: Objects, name: str, root: Path) -> Path:
     return folder
 
 
-def read_cut(objects: Objects) -> dict[str, int] | None:
-    """How much of the journals of a copy counts; None where there is no copy. Raises StorageError as `read_copy`."""
-    copy = read_copy(objects)
-    return copy and copy.cut
-
-
 def read_copy(objects: Objects) -> Copy | None:
     """What a copy says of itself; None where there is none. Raises StorageError for a newer or a damaged one."""
     try:

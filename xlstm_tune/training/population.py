@@ -101,19 +101,17 @@ def train_population(
     elif width is None:
         width = width_for(configs[0], data.lookback, device.type == "cuda")
     packs: dict[tuple[int, ...], Pack] = {}
-    packed: set[int] = set()
     while members := [member for member, state in states.items() if not state.finished and member not in left_out]:
         ended: list[MemberEpoch] = []
         parts = -(-len(members) // width)
         each = [  # of nearly the same size
             tuple(members[len(members) * part // parts : len(members) * (part + 1) // parts]) for part in range(parts)
         ]
+        joined = {member for chosen in each if len(chosen) > 1 for member in chosen}
+        for member in {member for chosen in packs for member in chosen} & states.keys() - joined:
+            _leave(states[member])
         # A pack stays while its members do, and with it on a GPU the graph of its step, each with memory of its own.
         packs = {chosen: pack for chosen, pack in packs.items() if chosen in each}
-        joined = {member for chosen in each if len(chosen) > 1 for member in chosen}
-        for member in packed - joined:
-            _leave(states[member])
-        packed = joined
         alone = {member: run for member, run in alone.items() if member not in joined}
         for chosen in each:
             if len(chosen) == 1:  # faster without a vmap
@@ -129,7 +127,6 @@ def train_population(
                 ended.append(MemberEpoch(member, result, failure))
                 if failure is not None:
                     _leave(states.pop(member))
-                    packed.discard(member)
         yield ended
 
 
