@@ -8,8 +8,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,12 @@ from tracked import ROOT, free_port, give_database
 from xlstm_tune.errors import DataError, ResourceError, StorageError
 from xlstm_tune.results import read
 from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.remote import head as on_head
 from xlstm_tune.search.remote.go import Asked, Visit
 from xlstm_tune.search.remote.head import code_digest, tree_digest
 from xlstm_tune.search.remote.inputs import Input, find_inputs, send_inputs
 from xlstm_tune.search.remote.reach import LocalHead, find_head
-from xlstm_tune.search.remote.watch import FETCHED, check_copy
+from xlstm_tune.search.remote.watch import FETCHED, check_copy, fetch
 from xlstm_tune.search_file import load_spec
 
 SPACE = {"model.family": {"choice": ["lstm", "slstm"]}}
@@ -101,6 +105,92 @@ def test_head_tells_a_driver_that_runs_from_one_that_was_killed(
     assert (found["state"], found["code"], found["begun"], found["spec"]) == ("killed", None, False, spec)
 
 
+BY_HAND = """
+import signal, sys
+from pathlib import Path
+from xlstm_tune.search.lock import locked
+with locked(Path(sys.argv[1])):
+    print("up", flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@contextmanager
+def by_hand(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver that holds the search's lock and ends in order when it is stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").touch()
+    with subprocess.Popen([sys.executable, "-c", BY_HAND, str(folder)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_stop_reaches_a_driver_that_was_begun_by_hand_and_no_other_process(home: Path) -> None:
+    head, notes = LocalHead(home), home / "searches" / ".remote" / NAME
+    notes.mkdir(parents=True)
+    with (
+        subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as other,
+        by_hand(home / "searches" / NAME) as driver,
+    ):
+        (notes / "driver").write_text(str(other.pid))  # of a driver whose end nobody saw; the number has been used anew
+        (home / "searches" / f"{NAME}.exit").write_text("0\n")
+        assert head.ask("stop", NAME)["state"] == "running"
+        assert driver.wait(60) == 0 and other.poll() is None
+        other.kill()
+    found = head.ask("look", NAME)
+    assert (found["state"], found["code"]) == ("ended", None), "the code is of the driver before"
+    shutil.copy(write_search(home.parent, space=SPACE), home / "searches" / NAME / "spec.yaml")
+    console = Console(file=io.StringIO(), width=300)
+    asked = Asked("cluster.yaml", NAME, storage=str(home.parent / "here"))
+    assert Visit(head, "here", asked, console).run(None) == 1
+    assert f"Search {NAME} ended on the head and left no exit code" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_exit_code_of_an_earlier_driver_is_none_of_one_that_was_killed(home: Path) -> None:
+    head, folder = LocalHead(home), home / "searches" / NAME
+    folder.mkdir(parents=True)
+    (home / "searches" / f"{NAME}.exit").write_text("0\n")
+    with by_hand(folder) as driver:
+        driver.kill()
+        driver.wait()
+        found = head.ask("look", NAME)
+    assert (found["state"], found["code"]) == ("killed", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "nobody knows which process runs"), ("process 1 on another-machine since", "another-machine since; stop it")],
+)
+def test_stop_of_a_driver_that_is_not_known_is_one_sentence(
+    text: str, words: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_head, "SEARCHES", home / "searches")
+    monkeypatch.setattr(on_head, "KNOWN", 0.1)
+    with by_hand(home / "searches" / NAME) as driver:
+        (home / "searches" / NAME / "driver.lock").write_text(text)
+        with pytest.raises(on_head.HeadError, match=words):
+            on_head.stop(NAME)
+        assert driver.poll() is None
+
+
+def test_supervisor_leaves_no_number_of_a_driver_that_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_head, "SEARCHES", home / "searches")
+    notes = home / "searches" / ".remote" / NAME
+    notes.mkdir(parents=True)
+    lock = os.open(notes / "running", os.O_WRONLY | os.O_CREAT)
+    try:
+        on_head.supervise(NAME, str(lock), json.dumps([sys.executable, "-c", "raise SystemExit(3)"]))
+    finally:
+        os.close(lock)
+    assert not (notes / "driver").exists() and on_head.state(NAME) == {"state": "ended", "code": 3}
+
+
 def test_data_arrive_whole_or_not_at_all(home: Path, tmp_path: Path) -> None:
     head = LocalHead(home)
     (tmp_path / "county=a").mkdir()
@@ -134,6 +224,21 @@ def test_copy_never_replaces_a_search_of_this_machine(tmp_path: Path) -> None:
     check_copy(tmp_path / "mine", "there")
     with pytest.raises(StorageError, match="the copy of a search on the cluster 'there'"):
         check_copy(tmp_path / "mine", "elsewhere")
+
+
+def test_search_of_this_machine_that_began_while_another_was_watched_stays(home: Path, tmp_path: Path) -> None:
+    there, here = home / "searches" / NAME, tmp_path / "here" / NAME
+    there.mkdir(parents=True)
+    (there / "spec.yaml").write_text("of the cluster")
+    for _ in range(2):
+        fetch(LocalHead(home), here, "there", "c.yaml")
+    assert (here / "spec.yaml").read_text() == "of the cluster"
+    shutil.rmtree(here)
+    here.mkdir()
+    (here / "search.journal").write_text("{}\n")
+    with pytest.raises(StorageError, match="holds a search of this machine"):
+        fetch(LocalHead(home), here, "there", "c.yaml")
+    assert [path.name for path in here.parent.rglob("*")] == [NAME, "search.journal"]
 
 
 def test_cluster_that_is_not_up_is_one_sentence(tmp_path: Path) -> None:

@@ -31,11 +31,28 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
         ("abfs://container@account/x", "abfs://container@account/x"),
         ("abfs://container:key@account/x", "abfs://***@account/x"),
         ("gs://bucket/x", "gs://bucket/x"),
+        ('s3://key:it\'s/"se@cret"@bucket/x', "s3://***@bucket/x"),
+        ("abfs://c@account/x?sv=2024&sig=topsecret&sp=rw", "abfs://c@account/x?sv=2024&sig=***&sp=rw"),
+        ("abfs://c@account/x?client_secret=topsecret", "abfs://c@account/x?client_secret=***"),
+        ("abfs://a:topsecret@account/x?client_secret=topsecret", "abfs://***@account/x?client_secret=***"),
     ],
 )
 def test_credentials_of_an_address_are_never_shown(uri: str, shown: str) -> None:
-    assert without_secrets(uri) == shown == Objects(uri).shown
+    assert without_secrets(uri) == shown == Objects(uri).shown == without_secrets(shown)
     assert (Objects(uri) / "wave").shown == without_secrets((Objects(uri) / "wave").uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "secrets"),
+    [
+        ("s3://someone:top%2Fsecret@bucket/x", ["someone", "top%2Fsecret", "top/secret"]),
+        ("abfs://c@account/x?client_id=me&client_secret=top%2Fsecret", ["top%2Fsecret", "top/secret"]),
+        ("abfs://c@account/x?sv=2024&sig=topsecret", ["topsecret"]),
+    ],
+)
+def test_credentials_of_an_address_are_not_told_as_a_reason(uri: str, secrets: list[str]) -> None:
+    told = Objects(uri).reason(OSError(f"no answer for {uri} ({', '.join(secrets)})"))
+    assert told.startswith("no answer for ") and not any(secret in told for secret in secrets)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +61,7 @@ def test_credentials_of_an_address_are_never_shown(uri: str, shown: str) -> None
         (SECRET, "cannot be used"),
         ("s4://bucket/x", "unknown scheme 's4'"),
         ("s3://bucket/x?nonsense=1", "cannot be used"),
+        ("abfs://c@account/x?nonsense=1&sig=topsecret", "cannot be used"),
     ],
 )
 def test_a_storage_that_cannot_be_used_is_one_sentence_before_anything_starts(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.store import Remote
-from xlstm_tune.storage.copy import CLOCK, OWNER, bring
+from xlstm_tune.storage.copy import CLOCK, CUT, OWNER, bring
 from xlstm_tune.storage.objects import Objects
 
 
@@ -113,6 +116,46 @@ def test_a_name_that_cannot_be_read_is_nobodys(content: bytes, where: Objects) -
     assert owner.lost() is None
 
 
+def named(objects: Objects, **more: object) -> None:
+    """Leave the name of a driver of this machine that is gone, written as its own program did."""
+    owner = "import sys; from xlstm_tune.search.owner import Owner; from xlstm_tune.storage.objects import Objects; "
+    subprocess.run([sys.executable, "-c", owner + "Owner(Objects(sys.argv[1]), 20.0).claim()", objects.uri], check=True)
+    there = json.loads(objects.get(OWNER)) | more
+    objects.put(OWNER, json.dumps({key: value for key, value in there.items() if value is not None}).encode())
+
+
+def test_a_process_of_this_machine_that_is_gone_holds_no_search(where: Objects) -> None:
+    objects = where / "wave"
+    named(objects)
+    owner = Owner(objects, 20.0)
+    owner.claim()
+    assert owner.lost() is None
+
+
+@pytest.mark.parametrize("differs", ["boot", "namespace", "all"])
+def test_a_process_that_cannot_be_seen_from_here_is_not_taken_for_dead(differs: str, where: Objects) -> None:
+    """As one in another container, or on another machine, of the same host name.
+
+    all: neither is said, as in a name of an earlier program.
+    """
+    objects = where / "wave"
+    named(objects)
+    boot, _, namespace = json.loads(objects.get(OWNER))["processes"].partition(" ")
+    other = {"boot": f"{boot[::-1]} {namespace}", "namespace": f"{boot} pid:[1]", "all": None}
+    named(objects, processes=other[differs])
+    assert json.loads(objects.get(OWNER))["host"] == platform.node()
+    with pytest.raises(StorageError, match="is being run by"):
+        Owner(objects, 20.0).claim()
+
+
+def test_a_name_that_a_listing_lacks_counts(where: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, names = where / "wave", Objects.names
+    Owner(objects, 20.0).claim()
+    monkeypatch.setattr(Objects, "names", lambda *given: {n: t for n, t in names(*given).items() if n != OWNER})
+    with pytest.raises(StorageError, match="is being run by"):
+        Owner(objects, 20.0).claim()
+
+
 def test_an_earlier_program_takes_a_free_name(where: Objects, tmp_path: Path) -> None:
     """It knows no `free`, and takes a name that has not been refreshed for three of its periods."""
     folder = made(tmp_path / "here" / "wave")
@@ -120,4 +163,6 @@ def test_an_earlier_program_takes_a_free_name(where: Objects, tmp_path: Path) ->
         pass
     there = json.loads((where / "wave").get(OWNER))
     assert there["free"] and there["period"] == 0
+    assert json.loads((where / "wave").get(CUT)).keys() == {"version", "cut", "generation"}
+    assert json.loads((where / "wave").get(CUT))["version"] == 1, "it reads the copy too"
     assert {type(there[key]) for key in ("who", "host", "token")} == {str} and type(there["process"]) is int

@@ -21,9 +21,11 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.checkpoints import KEPT, SUMS, Checkpoints
 from xlstm_tune.search.folder import CHECKPOINTS, HUNG, SPEC, STOPPED, WEIGHTS, trial_folder
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
+from xlstm_tune.search.owner import Owner
 from xlstm_tune.search.scratch import scratch_folder
 from xlstm_tune.search.single_trial import SingleTrial
 from xlstm_tune.search.store import HERE, PATIENCE, Remote, Shared, StorageAway
+from xlstm_tune.storage.copy import OWNER
 from xlstm_tune.storage.objects import Objects
 from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training.checkpoint import load_weights
@@ -284,6 +286,85 @@ def test_a_server_that_takes_connections_and_says_nothing_is_waited_for_and_foun
         s3.go_on()
     thread.join(120)
     assert store.objects.get(f"trials/00001/{WEIGHTS}") == b"best"
+
+
+def owned(store: Remote) -> Owner:
+    """The driver's name on the copy."""
+    owner = Owner(store.objects, 20.0)
+    owner.claim()
+    store.token = owner.token
+    return owner
+
+
+def other(store: Remote) -> Owner:
+    """Of a driver that finds a name which counts no more."""
+    owner = Owner(store.objects, 20.0)
+    owner.refresh(20.0)
+    return owner
+
+
+def test_a_worker_hands_nothing_over_once_another_driver_has_the_search(where: Objects, tmp_path: Path) -> None:
+    store = driver(where, tmp_path)
+    first = owned(store)
+    slept = worker(store)
+    place = trial_folder(slept.folder, 1)
+    slept.begin([place])
+    (place / WEIGHTS).write_bytes(b"epoch 2")
+    slept.push(place)
+    second = other(store)
+    store.objects.put(f"trials/00001/{WEIGHTS}", b"epoch 9 by the other")
+    store.objects.put(f"{STOPPED}/00001", b"")
+    (place / WEIGHTS).write_bytes(b"epoch 3")
+    for refused in (lambda: slept.push(place, checkpoints=True), lambda: slept.begin([place])):
+        with pytest.raises(StorageAway, match=r"taken over by process \d+ on .*; go on with it there"):
+            refused()
+    store.mark([trial_folder(store.folder, 2)])
+    assert store.objects.get(f"trials/00001/{WEIGHTS}") == b"epoch 9 by the other"
+    assert list(store.objects.names(STOPPED)) == [f"{STOPPED}/00001"]
+    second.give_up()
+    with pytest.raises(StorageAway, match="taken over"):
+        slept.push(place)
+    assert first.lost() is not None
+
+
+@pytest.mark.parametrize("name", [None, b"", b"[]", b"{}"])
+def test_a_name_on_the_copy_that_cannot_be_read_stops_no_worker(
+    name: bytes | None, here: Objects, tmp_path: Path
+) -> None:
+    store = driver(here, tmp_path)
+    owned(store)
+    store.objects.remove([OWNER])
+    if name is not None:
+        store.objects.put(OWNER, name)
+    mine = worker(store)
+    place = trial_folder(mine.folder, 1)
+    mine.begin([place])
+    (place / WEIGHTS).write_bytes(b"best")
+    mine.push(place)
+    store.mark([trial_folder(store.folder, 1)])
+    assert store.objects.get(f"trials/00001/{WEIGHTS}") == b"best" and mine.marked([place]) == {place}
+
+
+def test_a_search_that_was_taken_over_while_the_storage_was_away_is_left_alone(
+    here: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = driver(here, tmp_path)
+    owned(store)
+    mine = worker(store)
+    place = trial_folder(mine.folder, 1)
+    mine.begin([place])
+    (place / WEIGHTS).write_bytes(b"best")
+    put = Objects.put
+
+    def cut_off(self: Objects, name: str, content: Any, size: int | None = None) -> None:
+        monkeypatch.setattr(Objects, "put", put)
+        other(store)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(Objects, "put", cut_off)
+    with pytest.raises(StorageAway, match="taken over"):
+        mine.push(place)
+    assert not store.objects.names("trials")
 
 
 def test_the_driver_has_a_trials_files_before_its_end_is_told(where: Objects, tmp_path: Path) -> None:

@@ -14,19 +14,20 @@ import pyarrow as pa
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
+from xlstm_tune.addresses import SECRET_OPTIONS
 from xlstm_tune.data.csv_files import CSV, File, padded, read_csv, with_labels
 from xlstm_tune.errors import DataError, first_line
 from xlstm_tune.strict import did_you_mean
 
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".arrows", ".feather", ".ipc")
+_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 READABLE = (*CSV, *_PARQUET, *_ARROW)
 """File name endings that can be read."""
 _WEB = ("http", "https", "ftp", "sftp")
 # A / may stand unquoted in a password; after a port comes the path.
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?![^/@]*:\d+/)([^/@]*:[^@]*|[^/@]*)@")
-# The secret of Azure's registered programs, and the signature of its signed addresses.
-_SECRET_OPTION = re.compile(r"(?<=[?&])(?:client_secret|sig)=[^&]*&?")
+_SECRET_OPTION = re.compile(rf"(?<=[?&])(?:{'|'.join(SECRET_OPTIONS)})=[^&]*&?")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,17 @@ def read_source(
         raise DataError(f"{files[0].name} has a header but no rows" if len(files) == 1 else "no file holds any rows")
     ends = np.cumsum([part.num_rows for part in tables])
     return Source(table, tuple(file.name for file in files), ends.astype(np.int64), {}, asked)
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with views of text and bytes, as polars writes them, in plain columns: Arrow takes no rows of views."""
+    for index, field in enumerate(table.schema):
+        coded = pa.types.is_dictionary(field.type)
+        plain = _PLAIN.get(field.type.value_type if coded else field.type)
+        if plain is not None:
+            kind = pa.dictionary(field.type.index_type, plain) if coded else plain
+            table = table.set_column(index, field.name, table.column(index).cast(kind))
+    return table
 
 
 def local_files(source: str, asked: str = "data.source") -> list[str] | None:

@@ -8,7 +8,9 @@ driver that was killed. For that
   does not know yet, no table says, and what a table lacks, the journal makes up for. The trials table likewise is taken
   before those of epochs and members and written behind them;
 * new part files of a table are written before its pending rows, which may have moved to them;
-* checkpoints of a trial that has ended are removed when the journal there says so.
+* checkpoints of a trial that has ended are removed when the journal there says so;
+* a driver that takes a search over from one that fell silent, and may wake while it writes a journal, gives its own
+  journals other names.
 
 What workers wrote may be ahead of all that; a resume is told of it by the workers that take the trials up.
 
@@ -19,18 +21,17 @@ before it is written there, so that it is known to have all of what its own driv
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pyarrow as pa
 
 from xlstm_tune.errors import StorageError, UserError
 from xlstm_tune.layout import CHECKPOINTS, SEARCH_JOURNAL, SPEC, trial_folder
 from xlstm_tune.results import read
+from xlstm_tune.search.journal_sizes import journal_sizes
 from xlstm_tune.search.owner import Owner, TakenOver
 from xlstm_tune.search.stopping import CUTS, TAKEN_OVER, Stopping
 from xlstm_tune.search.store import Remote, looks
@@ -42,14 +43,17 @@ from xlstm_tune.storage.copy import (
     KEPT_AT,
     OWNER,
     STOPPED,
-    VERSION,
-    as_json,
+    Copy,
+    Generation,
+    cut_content,
     generations,
     has,
     is_checkpoint,
     kept_at,
     read_copy,
     remember,
+    size_of,
+    stored_as,
 )
 from xlstm_tune.storage.objects import at_once
 
@@ -65,7 +69,6 @@ _NOT_COPIED = (OWNER, CUT, STOPPED, "trials", "mlflow/writer.log", KEPT_AT)
 
 _SPOOL = "mlflow/spool.jsonl"
 _GROWING = (*JOURNALS, _SPOOL)
-_BLOCK = 65536
 
 
 class Mirror:
@@ -76,15 +79,20 @@ class Mirror:
         self._stopping, self._say = stopping, say
         self._shortest = self._period = period()
         self._owner = Owner(self._objects, self._period)
+        store.token = self._owner.token  # its workers write for as long as the copy bears this name
         self._there: dict[str, tuple[int, ...]] = {}
         """What the copy has: by name, what the file looked like; empty of what an earlier driver wrote."""
         self._cut = dict.fromkeys(JOURNALS, 0)
         """How much of the journals has been copied."""
+        self._journals = ""
+        """Whose the names of the journals there are: a token; empty where they have their plain ones."""
         self._noted = generations(self._folder) | {self._owner.token: 0}
         """Generations of the copy that the folder has all of."""
         self._fresh = False
         """The search is a new one, of which nothing lay there when this driver began."""
         self._away = False
+        self._looking, self._looked = threading.Lock(), 0.0
+        """When it was last seen that the copy is this driver's, by the clock that goes on while a machine sleeps."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
@@ -92,9 +100,20 @@ class Mirror:
         """Make the first copy, and go on in a thread. Raises StorageError."""
         try:
             # A folder that is to be gone on with knows where its copy lies.
-            self._fresh = kept_at(self._folder) is None and not self._objects.names()
-            self._owner.claim()
-            self._there = {name: () for name in self._objects.names() if _copied(name)}
+            new = kept_at(self._folder) is None
+            # A storage that is not mounted yet, or answers in part, may list nothing.
+            self._fresh = new and not self._objects.names() and not any(self._is_there(one) for one in (OWNER, CUT))
+            copy = read_copy(self._objects)
+            if copy and copy.generation and has(self._noted, copy.generation):
+                self._cut = copy.cut  # what the folder had before it was copied here
+            with suppress(OSError):  # known before anything lies there, so that it can be gone on with from then on
+                remember(self._folder, self._store.where, self._noted)
+            self._journals = copy.journals if copy else ""
+            # Those that counted until now stay: the driver that fell silent may say once more that they do.
+            kept = {stored_as(name, self._journals) for name in JOURNALS}
+            if self._owner.claim():
+                self._journals = self._owner.token
+            self._there = {name: () for name in self._objects.names() if _copied(name) and name not in kept}
             self._copy()
         except StorageError:
             self._give_up()
@@ -133,6 +152,7 @@ class Mirror:
 
     def _tidy(self) -> None:
         """Away with what is of use only while trials run: marks, and checkpoints of workers that ended late."""
+        self._look_again()
         self._objects.remove_folder(STOPPED)
         if not (self._folder / "results").is_dir():
             return
@@ -164,9 +184,19 @@ class Mirror:
         return trials or any(json.loads(line)["e"] == "began" for line in lines)
 
     def _clear(self) -> None:
-        with suppress(OSError, pa.ArrowException):
-            if self._owner.lost() is None:
+        """Remove the copy, where no other driver has written any of it."""
+        with suppress(OSError, pa.ArrowException, StorageError):
+            copy = read_copy(self._objects)
+            ours = copy is None or (copy.generation is not None and copy.generation.token == self._owner.token)
+            if ours and self._owner.lost() is None:
                 self._objects.remove_folder()
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self._objects.get(name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _give_up(self) -> None:
         with suppress(OSError, pa.ArrowException):
@@ -198,19 +228,18 @@ class Mirror:
     def _copy(self) -> None:
         """Bring the copy up to date, in the order that the module's text says. Raises StorageError, where the copy is
         another driver's or the folder has lost what is there."""
-        self._check_here(self._journals())
+        self._check_here(journal_sizes(self._folder))
         dropped, self._store.dropped = self._store.dropped, []
         try:
-            spool = _size(self._folder / _SPOOL)
+            spool = size_of(self._folder / _SPOOL)
             trials = self._taken("results/trials")
             others = self._taken("")
-            sizes = self._journals()
+            sizes = journal_sizes(self._folder)
             self._check_here(sizes)
             self._check_there()
             self._owner.refresh(self._period)
             for name, size in sizes.items():
                 self._put_growing(name, size)
-            self._check_there()  # this machine may have slept meanwhile
             self._put_cut(sizes)
             at_once(self._objects.remove_folder, dropped)
             dropped = []
@@ -239,15 +268,26 @@ class Mirror:
                 "command again"
             )
 
+    def _look_again(self, within: float = 0.0) -> None:
+        """As `_check_there`, before more is written: this machine may have slept. Keeps the name from growing old.
+
+        within: not where this was done so many seconds ago.
+        """
+        with self._looking:
+            if 0 <= time.time() - self._looked < within:
+                return
+            self._check_there()
+            self._owner.keep()
+            self._looked = time.time()
+
     def _put_cut(self, sizes: dict[str, int]) -> None:
         """Write how much of the journals counts, as a new generation."""
+        self._look_again()
         token = self._owner.token
-        noted = self._noted | {token: self._noted[token] + 1}
+        self._noted = self._noted | {token: self._noted[token] + 1}
         with suppress(OSError):  # a disk that is full must not keep the copy from being made
-            remember(self._folder, self._store.where, noted)
-            self._noted = noted
-        generation = {"token": token, "number": self._noted[token]}
-        self._objects.put(CUT, as_json({"version": VERSION, "cut": sizes, "generation": generation}))
+            remember(self._folder, self._store.where, self._noted)
+        self._objects.put(CUT, cut_content(Copy(sizes, Generation(token, self._noted[token]), self._journals)))
         self._noted = {token: self._noted[token]}
         self._cut = sizes
 
@@ -271,8 +311,11 @@ class Mirror:
         """What is new of these, and away with what is gone."""
         new = [name for name in names if self._there.get(name) != taken[name][0]]
         trials = bool(names) and names[0].startswith(_TRIALS)
+        if new:
+            self._look_again()
 
         def put(name: str) -> None:
+            self._look_again(within=self._shortest / 2)
             appearance, pending = taken[name]
             self._objects.put(name, self._folder / name if pending is None else pending)
             self._there[name] = appearance
@@ -282,25 +325,18 @@ class Mirror:
         gone = [n for n in self._there if n not in taken and n not in _GROWING and n.startswith(_TRIALS) == trials]
         gone = [name for name in gone if not (self._folder / name).exists()]
         if gone:
-            self._check_here(self._journals())
+            self._check_here(journal_sizes(self._folder))
+            self._look_again()
         self._objects.remove(gone)
         for name in gone:
             del self._there[name]
 
     def _put_growing(self, name: str, size: int) -> None:
         if size and self._there.get(name) != (size,):
-            self._objects.put(name, self._folder / name, size)
+            self._look_again()
+            place = stored_as(name, self._journals) if name in JOURNALS else name
+            self._objects.put(place, self._folder / name, size)
             self._there[name] = (size,)
-
-    def _journals(self) -> dict[str, int]:
-        """Sizes of both at one moment: nothing was written to the one while the other was looked at. Whole lines count,
-        so that they never shrink: a half line at the end is cut off by a driver that finds it."""
-        first, second = JOURNALS
-        while True:
-            before = _whole(self._folder / second)
-            sizes = {first: _whole(self._folder / first), second: _whole(self._folder / second)}
-            if sizes[second] == before:
-                return sizes
 
 
 @contextmanager
@@ -332,26 +368,6 @@ def _copied(name: str) -> bool:
     return (
         name != "mlflow/state.json" and not name.endswith(".lock") and not any(part.startswith(".") for part in parts)
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _whole(path: Path) -> int:
-    """Bytes of the whole lines of a file; 0 where there is none."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
-                return start + newline + 1
-            end = start
-    return 0
 
 
 def period() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,24 @@ class Owner:
 
     def __init__(self, objects: Objects, period: float) -> None:
         self._objects, self._period = objects, period
-        self._claimed = False
+        self._claimed, self._written = False, 0.0
         self.token = os.urandom(8).hex()
         """Tells this driver from every other."""
 
-    def claim(self) -> None:
-        """Write the name. Raises StorageError, with whose it is, when there is another's that counts."""
+    def claim(self) -> bool:
+        """Write the name. Returns whether it takes the place of one whose driver only fell silent, and may wake.
+
+        Raises StorageError, with whose it is, when there is another's that counts.
+        """
         try:
             there = json.loads(self._objects.get(OWNER))
             who, period, token = str(there["who"]), float(there["period"]), str(there["token"])
             host, process = str(there["host"]), int(there["process"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return self.refresh(self._period)
-        if token != self.token and not there.get("free") and not _dead(host, process):
+            self.refresh(self._period)
+            return False
+        another = token != self.token and not there.get("free") and not _dead(host, process, there.get("processes"))
+        if another:
             age = self._age(period)
             if age < FRESH * period:
                 raise StorageError(
@@ -47,11 +53,17 @@ class Owner:
                     f"{FRESH * period - age:.0f} s"
                 )
         self.refresh(self._period)
+        return another
 
     def refresh(self, period: float) -> None:
         """Write the name anew. period: seconds until this is done again."""
         self._period, self._claimed = period, True
         self._write(period=period)
+
+    def keep(self) -> None:
+        """Write the name anew where that was half a period ago, by the clock that goes on while a machine sleeps."""
+        if not 0 <= time.time() - self._written < self._period / 2:
+            self.refresh(self._period)
 
     def lost(self) -> str | None:
         """Who has taken the search over; None while it is ours. Raises OSError, where the storage has lost it too."""
@@ -81,8 +93,10 @@ class Owner:
 
     def _write(self, **more: Any) -> None:
         host, process = platform.node(), os.getpid()
-        content = {"who": f"process {process} on {host}", "host": host, "process": process, "token": self.token}
-        self._objects.put(OWNER, as_json(content | more))
+        who = {"who": f"process {process} on {host}", "host": host, "process": process, "processes": _processes()}
+        now = time.time()
+        self._objects.put(OWNER, as_json(who | {"token": self.token} | more))
+        self._written = now
 
     def _age(self, period: float) -> float:
         """Seconds since the name there was written. Both times are the store's own: machines' clocks differ."""
@@ -92,11 +106,22 @@ class Owner:
             times = self._objects.names()
         finally:
             self._objects.remove([clock])
-        if OWNER not in times:
-            return FRESH * period
+        if OWNER not in times:  # it has just been read: not all is listed
+            return 0.0
         return max(0.0, (times.get(clock, times[OWNER]) - times[OWNER]).total_seconds())
 
 
-def _dead(host: str, process: int) -> bool:
-    """Whether an owner was a process of this machine that is gone."""
-    return host == platform.node() and not Path(f"/proc/{process}").exists()
+def _dead(host: str, process: int, processes: object) -> bool:
+    """Whether an owner was a process of this machine that is gone. processes: as `_processes`, by the owner."""
+    ours = _processes()
+    return ours is not None and (host, processes) == (platform.node(), ours) and not Path(f"/proc/{process}").exists()
+
+
+def _processes() -> str | None:
+    """Among which processes a number names one: of this start of the system, and of this container, whose host name
+    others may have too. None where the system does not tell; names of earlier programs do not either."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

@@ -10,6 +10,7 @@ hears of it. The driver's folder gets a trial's files when the trial has ended.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import threading
@@ -17,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xlstm_tune.layout import CHECKPOINTS, SPEC, SUMS
 from xlstm_tune.search.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.scratch import scratch_folder
 from xlstm_tune.search.variables import number
-from xlstm_tune.storage.copy import is_checkpoint
+from xlstm_tune.storage.copy import OWNER, is_checkpoint
 from xlstm_tune.storage.objects import Objects, at_once, is_uri
 
 PATIENCE = "XLSTM_TUNE_STORAGE_SECONDS"
@@ -38,7 +38,7 @@ _FETCHING = 4
 
 
 class StorageAway(OSError):
-    """The storage has not answered for too long."""
+    """The storage has not answered for too long, or holds what another driver goes on with."""
 
 
 class Shared:
@@ -103,11 +103,19 @@ class Remote(Shared):
     """A URI.
 
     where: what holds searches; name: of this one. folder: the driver's; workers have one of their own, which is made
-    when it is first asked for. patience: no worker waits longer than this for the storage, in seconds.
+    when it is first asked for. patience: no worker waits longer than this for the storage, in seconds. token: of the
+    driver, which its workers write for as long as the copy bears its name; None while it has none.
     """
 
-    def __init__(self, where: Objects, name: str, folder: Path | None = None, patience: float = math.inf) -> None:
-        self.where, self.name, self._patience = where, name, patience
+    def __init__(
+        self,
+        where: Objects,
+        name: str,
+        folder: Path | None = None,
+        patience: float = math.inf,
+        token: str | None = None,
+    ) -> None:
+        self.where, self.name, self._patience, self.token = where, name, patience, token
         self.objects = where / name
         self._own, self._drives = folder, folder is not None
         self._known: dict[str, tuple[int, ...]] = {}
@@ -119,7 +127,7 @@ class Remote(Shared):
         """Folders of checkpoints that are to be removed once the copy of the journal says why."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"where": self.where, "name": self.name, "patience": self._patience}
+        return {"where": self.where, "name": self.name, "patience": self._patience, "token": self.token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -133,6 +141,7 @@ class Remote(Shared):
 
     def begin(self, places: Sequence[Path]) -> None:
         """What the storage has of these trials, made anew; nothing of any other."""
+        self._steadily(self._check_ours)
         shutil.rmtree(self.folder / "trials", ignore_errors=True)
         self._known.clear()
         for place in places:
@@ -143,17 +152,22 @@ class Remote(Shared):
         self._steadily(lambda: self.objects.remove({self._mark(place) for place in places} & marks))
 
     def push(self, place: Path, checkpoints: bool = False) -> None:
-        """Copy what is new. A checkpoint's sums go last: without them it is a damaged one, which readers pass over."""
+        """Copy what is new. A checkpoint's sums go last: without them it is a damaged one, which readers pass over.
+
+        Nothing where another driver has taken the search over while this machine slept: its workers are further.
+        """
         files = dict(self._files(place, checkpoints))
         new = [name for name, looks in files.items() if self._known.get(name) != looks]
         below = self._name(place) + "/"
         gone = [name for name in self._known if name.startswith(below) and name not in files]
         gone = [name for name in gone if checkpoints or not is_checkpoint(name)]
+        if new or gone:
+            self._steadily(self._check_ours)
         for last in (False, True):
             at_once(self._put, [name for name in new if name.endswith(SUMS) == last])
         self._known |= {name: files[name] for name in new}
         if gone:
-            self._steadily(lambda: self.objects.remove(gone))
+            self._steadily(lambda: self.objects.remove(gone), self._check_ours)
             for name in gone:
                 del self._known[name]
 
@@ -163,13 +177,25 @@ class Remote(Shared):
         at_once(self._fetch, names)
 
     def mark(self, places: Iterable[Path]) -> None:
-        """Write the marks, before the trial asks; where the storage is away, as soon as it is back."""
+        """Write the marks, before the trial asks; where the storage is away, as soon as it is back.
+
+        None where another driver has taken the search over, whose trials they would stop. That is no error: the driver
+        hears of it by its copy, and a worker when it pushes.
+        """
         names = [self._mark(place) for place in places]
-        try:
+        if not names:
+            return
+
+        def write() -> None:
+            self._check_ours()
             at_once(lambda name: self.objects.put(name, b""), names)
+
+        try:
+            write()
+        except StorageAway:
+            return
         except OSError:
-            again = partial(at_once, lambda name: self._steadily(partial(self.objects.put, name, b"")), names)
-            self._threads().submit(again)
+            self._threads().submit(self._steadily, write)
 
     def marked(self, places: Iterable[Path]) -> set[Path]:
         """One request for all."""
@@ -245,7 +271,20 @@ class Remote(Shared):
         self._known[name] = looks(path)
 
     def _put(self, name: str) -> None:
-        self._steadily(lambda: self.objects.put(name, self.folder / name))
+        self._steadily(lambda: self.objects.put(name, self.folder / name), self._check_ours)
+
+    def _check_ours(self) -> None:
+        """Raise StorageAway where the copy bears another driver's name. One that is gone or damaged stops nobody."""
+        if self.token is None:
+            return
+        try:
+            there = json.loads(self.objects.get(OWNER))
+            if there["token"] == self.token:
+                return
+            who = there.get("who", "another driver")
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return
+        raise StorageAway(f"the search at {self.objects.shown} has been taken over by {who}; go on with it there")
 
     def _hand_in(self, left: Path) -> None:
         """Of a worker that was killed: where it hung, which it could not tell itself."""
@@ -258,13 +297,19 @@ class Remote(Shared):
             self._pool = ThreadPoolExecutor(_FETCHING, thread_name_prefix="storage")
         return self._pool
 
-    def _steadily(self, call: Callable[[], Any]) -> Any:
-        """Try until the storage answers. Raises StorageAway after `PATIENCE` seconds, FileNotFoundError at once."""
+    def _steadily(self, call: Callable[[], Any], before_again: Callable[[], None] | None = None) -> Any:
+        """Try until the storage answers. Raises StorageAway after `PATIENCE` seconds, FileNotFoundError at once.
+
+        before_again: called before each try but the first: much may have happened while the storage was away.
+        """
         longest, began, pause = min(self._patience, patience()), time.monotonic(), 0.5
+        first = True
         while True:
             try:
+                if not first and before_again is not None:
+                    before_again()
                 return call()
-            except FileNotFoundError:
+            except (FileNotFoundError, StorageAway):
                 raise
             except (OSError, pa.ArrowException) as error:
                 if disk_full(error):
@@ -272,7 +317,7 @@ class Remote(Shared):
                 reason = self.objects.reason(error)
                 if time.monotonic() - began > longest or self._gone.wait(pause):
                     raise StorageAway(f"the storage {self.objects.shown} does not answer ({reason})") from error
-            pause = min(_LONGEST_PAUSE, 2 * pause)
+            pause, first = min(_LONGEST_PAUSE, 2 * pause), False
 
 
 def make_store(storage: str, folder: Path, timeout: float | str | None) -> Remote | None:

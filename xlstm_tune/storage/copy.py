@@ -4,7 +4,8 @@ Below URI/NAME lies what lies in the search's folder, and besides:
 
 * copy.json: how much of the two journals counts. They are written at one size each that belong together, since each is
   copied by itself; what is behind is cut off when a folder is made from the copy. Its generation, the driver's token
-  and a number, is another each time something may have changed. Earlier programs wrote none.
+  and a number, is another each time something may have changed. Earlier programs wrote none. Where it says whose the
+  journals are that count, their names end with that.
 * owner.json: whose driver writes the copy, or wrote it last.
 * stopped/00012: the scheduler has stopped this trial, while others that it is trained with go on.
 * trials/00012/checkpoints: of the worker, which the driver's folder never sees.
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import CHECKPOINTS, ENVIRONMENT, OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
-from xlstm_tune.storage.objects import Objects, at_once, is_uri
+from xlstm_tune.storage.objects import Objects, at_once, is_uri, without_secrets
 from xlstm_tune.strict import did_you_mean
 
 CUT = "copy.json"
@@ -37,7 +38,8 @@ KEPT_AT = "storage.json"
 JOURNALS = (OPTUNA_JOURNAL, SEARCH_JOURNAL)
 LOCAL = "searches"
 """Below the current folder: where searches that are kept at a URI work."""
-VERSION = 1
+VERSION = 2
+"""Of copies whose journals have other names; of all others, which earlier programs can read, it is 1."""
 
 
 class Generation(NamedTuple):
@@ -48,10 +50,15 @@ class Generation(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """What copy.json says. cut: how much of the journals counts. generation: None of an earlier program's copy."""
+    """What copy.json says.
+
+    cut: how much of the journals counts. generation: None of an earlier program's copy. journals: the token that their
+    names there end with; empty where they have their plain ones.
+    """
 
     cut: dict[str, int]
     generation: Generation | None
+    journals: str = ""
 
 
 def local_root() -> Path:
@@ -83,9 +90,20 @@ def bring(where: Objects, name: str, root: Path) -> Path:
         copy = read_copy(objects)
         here = (folder / SPEC).is_file()
         if copy is None and here and kept_at(folder) == where.shown:
+            if max(generations(folder).values(), default=0) > 1:  # the first one was there when the second was noted
+                raise StorageError(
+                    f"{objects.shown} no longer holds the copy of {folder}; mount it or bring it back, or remove "
+                    f"{folder / KEPT_AT} to go on without it, with --storage {root}"
+                )
             return folder  # nothing had been copied yet
         if copy is None:
-            known = [one for one in where.folders() if not one.startswith(".")]
+            if there := objects.names():
+                nothing = all(one == OWNER or one.startswith(CLOCK) for one in there)
+                remedy = f"remove {objects.shown}/{OWNER} to start it anew" if nothing else f"bring {CUT} back"
+                raise StorageError(
+                    f"{objects.shown} holds no whole copy of the search; go on with it where it was begun, or {remedy}"
+                )
+            known = [one for one in where.folders() if not one.startswith(".") and one != name]
             hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
             raise StorageError(f"{where.shown} holds no search '{name}'; {hint}")
         if here:
@@ -94,18 +112,27 @@ def bring(where: Objects, name: str, root: Path) -> Path:
             same = copy.generation is None or has(noted, copy.generation)
             cut = copy.cut[SEARCH_JOURNAL]
             ours = _whole_lines((folder / SEARCH_JOURNAL).read_bytes() if (folder / SEARCH_JOURNAL).exists() else b"")
-            theirs = _whole_lines(objects.get(SEARCH_JOURNAL)[:cut] if cut else b"")
+            theirs = _whole_lines(objects.get(stored_as(SEARCH_JOURNAL, copy.journals))[:cut] if cut else b"")
+            known_there = kept_at(folder) == where.shown
             # Behind the journal's last line come scores, champion and report, which only generations tell apart.
-            if ours.startswith(theirs) and (same or ours != theirs):
-                if kept_at(folder) != where.shown or not same:
+            has_all = ours.startswith(theirs) and (same or ours != theirs)
+            if not theirs:  # every folder begins like that
+                has_all = same and known_there
+            if has_all and _has_kept(objects, folder, copy):
+                if not known_there or not same:
                     remember(folder, where, noted | _as_noted(copy.generation))
                 _complete(objects, folder)
                 return folder
-            if not theirs.startswith(ours) or kept_at(folder) != where.shown:
+            if not theirs.startswith(ours) or not known_there:
                 raise StorageError(
                     f"the folder {folder} and the search at {objects.shown} have gone different ways; rename the "
                     "folder to go on with the copy, or start a new search with another --name"
                 )
+        elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise StorageError(
+                f"{folder} lies where the search at {objects.shown} is to be fetched to, and is not replaced, since it "
+                f"holds no {SPEC}; rename it and try again"
+            )
         _fetch(objects, where, folder, copy)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
@@ -121,7 +148,8 @@ def read_copy(objects: Objects) -> Copy | None:
         if content["version"] > VERSION:
             raise StorageError(f"{objects.shown} was copied by a newer xlstm_tune; go on with the program that did it")
         cut, generation = {name: int(content["cut"][name]) for name in JOURNALS}, content.get("generation")
-        return Copy(cut, generation and Generation(str(generation["token"]), int(generation["number"])))
+        found = generation and Generation(str(generation["token"]), int(generation["number"]))
+        return Copy(cut, found, str(content.get("journals", "")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -133,10 +161,25 @@ def read_copy(objects: Objects) -> Copy | None:
         ) from None
 
 
+def cut_content(copy: Copy) -> bytes:
+    """What copy.json holds that says this."""
+    content: dict[str, Any] = {"version": 1, "cut": copy.cut}
+    if copy.generation:
+        content["generation"] = copy.generation._asdict()
+    if copy.journals:
+        content |= {"version": VERSION, "journals": copy.journals}
+    return as_json(content)
+
+
+def stored_as(journal: str, journals: str) -> str:
+    """What a journal is called at the storage. journals: as a copy says it."""
+    return f"{journal}.{journals}" if journals else journal
+
+
 def kept_at(folder: Path) -> str | None:
     """Where the copy of the search in a folder lies, without credentials; None for a search of this folder alone."""
     try:
-        return str(json.loads((folder / KEPT_AT).read_bytes())["storage"])
+        return without_secrets(str(json.loads((folder / KEPT_AT).read_bytes())["storage"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -171,6 +214,23 @@ def is_checkpoint(name: str) -> bool:
     return name.startswith("trials/") and f"/{CHECKPOINTS}/" in name
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _has_kept(objects: Objects, folder: Path, copy: Copy) -> bool:
+    """Whether a folder still has the journals and tables that were copied."""
+    results = folder / "results"
+    if any(size_of(folder / name) < size for name, size in copy.cut.items()):
+        return False
+    # Looked for again behind the listing: a driver that runs here may have made them meanwhile.
+    return results.exists() or not objects.names("results") or results.exists()
+
+
 def _complete(objects: Objects, folder: Path) -> None:
     """Fetch what workers left of trials and the folder lacks, since the driver ended before it had come."""
     names = [name for name in objects.names("trials") if not is_checkpoint(name)]
@@ -185,16 +245,18 @@ def _as_noted(generation: Generation | None) -> dict[str, int]:
 def _fetch(objects: Objects, where: Objects, folder: Path, copy: Copy) -> None:
     """Make the folder, whole or not at all; an older one is replaced."""
     names = [name for name in objects.names() if not is_checkpoint(name) and name.partition("/")[0] != STOPPED]
-    wanted = [name for name in names if name not in (CUT, OWNER) and not name.startswith(CLOCK)]
+    wanted = [name for name in names if name not in (CUT, OWNER) and not name.startswith((CLOCK, *JOURNALS))]
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), wanted)
         for name, size in copy.cut.items():
-            path = unfinished / name
-            if size and (not path.exists() or path.stat().st_size < size):
-                raise StorageError(f"{objects.shown}/{name} is shorter than what was written; bring it back")
+            path, stored = unfinished / name, stored_as(name, copy.journals)
+            if stored in names:
+                objects.fetch(stored, path)
+            if size_of(path) < size:
+                raise StorageError(f"{objects.shown}/{stored} is shorter than what was written; bring it back")
             if path.exists():
                 os.truncate(path, size)
         for name in (SPEC, ENVIRONMENT):

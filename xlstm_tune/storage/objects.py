@@ -13,7 +13,9 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
+from xlstm_tune.addresses import SECRET_OPTIONS
 from xlstm_tune.errors import StorageError
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
@@ -22,8 +24,11 @@ _AT_ONCE = 8
 _BLOCK = 1 << 20
 _TRIES = 30
 """Of reading an object that somebody writes anew."""
-_USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
+_USERINFO = re.compile(r"(?s)(?<=://).*@")
+_SECRET_OPTION = re.compile(rf"(?i)(?<=[?&])({'|'.join(SECRET_OPTIONS)})=([^&]*)")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_ONE_REQUEST = 4 << 20
+"""Bytes of an object that is sent when its stream is closed, and not before: S3 cuts from 10 MB on."""
 
 
 def is_uri(storage: str) -> bool:
@@ -32,11 +37,28 @@ def is_uri(storage: str) -> bool:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI as it may be shown: without the key and secret before its @. The container of an abfs address stays."""
-    head = _USERINFO.search(uri)
-    if head is None or (uri.startswith("abfs") and ":" not in head[0]):
-        return uri
-    return _USERINFO.sub("***@", uri)
+    """A URI as it may be shown: without the key and secret before its @, and without the values of secret options.
+
+    The container of an abfs address stays. What has been through this comes out as it was.
+    """
+    if _userinfo(uri) is not None:
+        uri = _USERINFO.sub("***@", uri, count=1)
+    return _SECRET_OPTION.sub(r"\1=***", uri)
+
+
+def _userinfo(uri: str) -> str | None:
+    """What is secret before the @ of a URI, up to the last one: an @ in a password hides too much, not too little."""
+    found = _USERINFO.search(uri)
+    if found is None or (uri.startswith("abfs") and ":" not in found[0]):
+        return None
+    return found[0].removesuffix("@")
+
+
+def _secrets(uri: str) -> list[str]:
+    """What `without_secrets` hides, each as it stands there and as it is meant, the longest first."""
+    found = [option[2] for option in _SECRET_OPTION.finditer(uri)]
+    found += (_userinfo(uri) or "").split(":")
+    return sorted({one for text in found for one in (text, unquote(text)) if one}, key=len, reverse=True)
 
 
 class Objects:
@@ -65,28 +87,41 @@ class Objects:
     def reason(self, error: BaseException) -> str:
         """An error's first line, without what is secret in the URI."""
         line = str(error).strip().partition("\n")[0]
-        userinfo = _USERINFO.search(self.uri)
-        for secret in userinfo[0].rstrip("@").split(":") if userinfo and self.shown != self.uri else ():
-            line = line.replace(secret, "***") if secret else line
+        for secret in _secrets(self.uri):
+            line = line.replace(secret, "***")
         return line or type(error).__name__
 
     def put(self, name: str, content: bytes | Path, size: int | None = None) -> None:
-        """Write an object, whole or not at all. content: bytes, or a file, of which the first `size` bytes count."""
+        """Write an object, whole or not at all. content: bytes, or a file, of which the first `size` bytes count.
+
+        Whatever closes a stream of pyarrow, be it an error or the garbage collector, publishes what it has got so far.
+        So nothing may fail between a stream's beginning and its end under the object's own name.
+        """
         system, root = self._open()
         path = posixpath.join(root, name)
-        whole = system.type_name in _OBJECT_STORES
+        stores_objects = system.type_name in _OBJECT_STORES
+        # Azure's accounts without folders cannot move an object.
+        if stores_objects and (system.type_name == "abfs" or _length(content, size) <= _ONE_REQUEST):
+            whole = content if isinstance(content, bytes) else _beginning(content, size)
+            with system.open_output_stream(path) as out:
+                out.write(whole)
+            return
         folder, last = posixpath.split(path)
-        target = path if whole else f"{folder}/.{last}.{os.getpid()}.{threading.get_ident()}"
-        if not whole:
+        hidden = f"{folder}/.{last}.{os.urandom(8).hex()}"
+        if not stores_objects:
             system.create_dir(folder, recursive=True)
-        if isinstance(content, bytes):
-            with system.open_output_stream(target) as out:
-                out.write(content)
-        else:
-            with content.open("rb") as file, system.open_output_stream(target) as out:
-                _copy(file, out, size)
-        if not whole:
-            system.move(target, path)
+        try:
+            with system.open_output_stream(hidden) as out:
+                if isinstance(content, bytes):
+                    out.write(content)
+                else:
+                    with content.open("rb") as file:
+                        _copy(file, out, size)
+            system.move(hidden, path)
+        except BaseException:
+            with suppress(OSError):
+                system.delete_file(hidden)
+            raise
 
     def get(self, name: str) -> bytes:
         """What an object holds, of one moment where it is written anew meanwhile."""
@@ -213,6 +248,17 @@ def holds(objects: Objects) -> bool:
         return bool(objects.names())
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{objects.shown} cannot be looked at ({objects.reason(error)}); try again") from None
+
+
+def _length(content: bytes | Path, size: int | None) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    return content.stat().st_size if size is None else size
+
+
+def _beginning(path: Path, size: int | None) -> bytes:
+    with path.open("rb") as file:
+        return file.read(-1 if size is None else size)
 
 
 def _copy(file: IO[bytes], out: Any, size: int | None) -> None:

@@ -180,6 +180,12 @@ class Visit:
         if found["state"] == "killed":
             self._say(f"Search {asked.name} was killed on the head; go on with: {asked.command('--resume')}")
             return 1
+        if code is None:
+            self._say(
+                f"Search {asked.name} ended on the head and left no exit code, as one that was begun by hand there; "
+                f"go on with: {asked.command('--resume')}"
+            )
+            return 1
         self._say(f"Search {asked.name} {_ENDED.get(code, f'ended with exit code {code}')}.")
         if code in (1, 130, 143):
             self._say(f"Go on with: {asked.command('--resume')}")

@@ -15,6 +15,8 @@ import hashlib
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +40,8 @@ MARK = b"xlstm_tune answers\n"
 """Comes first on stdout: what a shell says at login comes before it."""
 POLL = 0.3
 """Seconds between two looks at a log."""
+KNOWN = 30.0
+"""Seconds in which a driver that is begun makes its process known."""
 
 
 def main(arguments: list[str]) -> int:
@@ -62,9 +66,10 @@ class HeadError(Exception):
 def look(name: str, lines: str = "40") -> dict[str, Any]:
     """Where a search stands.
 
-    `state`: none, running, ended (with the exit `code` of its driver) or killed. `begun`: it has a folder. `spec`: the
-    search file as it was sent, or as it lies in that folder. `log`: bytes of the log, and `tail`: where its last
-    `lines` lines begin. `digest`: of the code here. `searches`: the folder that they lie in.
+    `state`: none, running, ended (with the exit `code` of its driver, None where nobody wrote it down, as of one that
+    was begun by hand here) or killed. `begun`: it has a folder. `spec`: the search file as it was sent, or as it lies
+    in that folder. `log`: bytes of the log, and `tail`: where its last `lines` lines begin. `digest`: of the code here.
+    `searches`: the folder that they lie in.
     """
     log = _log(name)
     text = log.read_bytes() if log.exists() else b""
@@ -83,10 +88,14 @@ def look(name: str, lines: str = "40") -> dict[str, Any]:
 
 def state(name: str) -> dict[str, Any]:
     """`state` and `code` of a search, as `look` has them."""
-    if _held(_notes(name) / "running") or _held(SEARCHES / name / "driver.lock"):
+    code, lock = _code(name), _lock(name)
+    if _held(_notes(name) / "running") or _held(lock):
         return {"state": "running", "code": None}
-    if (code := _code(name)).exists():
+    # A driver writes the lock's file when it begins, and empties it at its end; a killed one cannot.
+    if code.exists() and not (lock.exists() and lock.stat().st_mtime_ns > code.stat().st_mtime_ns):
         return {"state": "ended", "code": int(code.read_text())}
+    if lock.exists() and lock.stat().st_size == 0:
+        return {"state": "ended", "code": None}
     begun = any((place / "spec.yaml").is_file() for place in (_notes(name), SEARCHES / name))
     return {"state": "killed" if begun else "none", "code": None}
 
@@ -124,14 +133,14 @@ def start(name: str) -> dict[str, Any]:
     with _log(name).open("ab") as log:  # who follows it from now on finds it
         before = log.tell()
     with _take(notes / "running") as running:
-        if running is None or _held(SEARCHES / name / "driver.lock"):
+        if running is None or _held(_lock(name)):
             raise HeadError(f"the search '{name}' is being run already")
+        (notes / "driver").unlink(missing_ok=True)  # of one whose end nobody saw: not to be stopped
         sent = notes / "spec.yaml"
         sent.unlink(missing_ok=True)
         with open(os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(request["spec"])
-        for old in (_code(name), notes / "driver"):
-            old.unlink(missing_ok=True)
+        _code(name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "xlstm_tune.search", str(sent), *request["arguments"]]
         if "--storage" not in command and STORAGE not in os.environ:
             command += ["--storage", str(SEARCHES)]
@@ -162,6 +171,7 @@ def supervise(name: str, lock: str, command: str) -> None:
         )
     _write(_notes(name) / "driver", str(driver.pid))
     code = driver.wait()
+    (_notes(name) / "driver").unlink(missing_ok=True)  # its number may be another process's from here on
     _write(_code(name), f"{code if code >= 0 else 128 - code}\n")
 
 
@@ -181,15 +191,34 @@ def follow(name: str, offset: str) -> None:
 
 
 def stop(name: str) -> dict[str, Any]:
-    """Ask the driver to stop, as Ctrl-C does: running trials save what they have."""
-    driver = _notes(name) / "driver"
+    """Ask the driver to stop, as Ctrl-C does: running trials save what they have.
+
+    Raises HeadError where its process is not known here.
+    """
+    until = time.monotonic() + KNOWN
     while (found := state(name))["state"] == "running":
-        if driver.exists():
+        if (driver := _driver(name)) is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(driver.read_text()), signal.SIGINT)
+                os.kill(driver, signal.SIGINT)
             break
+        if time.monotonic() > until:
+            raise HeadError(f"nobody knows which process runs the search '{name}'; stop it where it was begun")
         time.sleep(POLL)  # it is about to be started
     return found
+
+
+def _driver(name: str) -> int | None:
+    """The process of a search that runs; None while it is not known. Raises HeadError for one of another machine."""
+    with contextlib.suppress(FileNotFoundError):
+        if _held(_notes(name) / "running"):
+            return int((_notes(name) / "driver").read_text())
+        # Begun by hand here, or the one who started it was killed.
+        who = _lock(name).read_text(errors="replace").strip()
+        if found := re.match(r"process (\d+) on (\S+)", who):
+            if found[2] != platform.node():
+                raise HeadError(f"the search '{name}' is being run by {who}; stop it there")
+            return int(found[1])
+    return None
 
 
 def pack(name: str) -> None:
@@ -248,6 +277,10 @@ def _write(path: Path, text: str) -> None:
 
 def _log(name: str) -> Path:
     return SEARCHES / f"{name}.log"
+
+
+def _lock(name: str) -> Path:
+    return SEARCHES / name / "driver.lock"
 
 
 def _code(name: str) -> Path:

@@ -101,7 +101,7 @@ def copied_from(folder: Path) -> dict[str, str] | None:
 def fetch(head: Head, folder: Path, cluster: str, file: str) -> None:
     """Copy report, results and champion of a search into a folder, which is replaced whole.
 
-    Raises Unreachable or ResourceError, and leaves what was there.
+    Raises Unreachable or ResourceError, or StorageError as `check_copy` does, and leaves what was there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.fetched")
@@ -121,6 +121,7 @@ def fetch(head: Head, folder: Path, cluster: str, file: str) -> None:
         if damage is not None:
             raise ResourceError(f"the results of '{folder.name}' arrived damaged ({damage}); fetch them again")
         (unfinished / FETCHED).write_text(json.dumps({"cluster": cluster, "file": file}))
+        check_copy(folder, cluster)  # a search of this machine may have begun there while the other was watched
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     finally:

@@ -1,0 +1,54 @@
+"""An object is written whole or not at all: in a folder by its file:// address, and in a bucket of a real S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from buckets import CREDENTIALS, S3
+from pyarrow.fs import FileSelector, FileSystem
+
+from xlstm_tune.storage.objects import Objects
+
+UNREADABLE = Path("/proc/self/mem")
+"""Opens, and cannot be read from its beginning: nothing lies at a process's first address."""
+LONG = 12 << 20
+"""More bytes than S3 is sent in one request."""
+
+
+@pytest.fixture(params=["file", "s3"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
+    if request.param == "file":
+        return Objects((tmp_path / "bucket").as_uri())
+    server: S3 = request.getfixturevalue("s3")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return Objects(server.uri("searches", tmp_path.name))
+
+
+def everything(where: Objects) -> list[str]:
+    """Hidden names too."""
+    system, root = FileSystem.from_uri(where.uri)
+    return sorted(one.base_name for one in system.get_file_info(FileSelector(root, recursive=True)) if one.is_file)
+
+
+@pytest.mark.parametrize("size", [None, LONG])
+def test_an_object_stays_as_it_was_where_the_new_file_cannot_be_read(where: Objects, size: int | None) -> None:
+    where.put("wave/weights", b"good")
+    with pytest.raises(OSError, match="Input/output error"):
+        where.put("wave/weights", UNREADABLE, size)
+    assert where.get("wave/weights") == b"good" and everything(where) == ["weights"]
+
+
+@pytest.mark.parametrize("length", [0, 3, LONG])
+def test_an_object_is_written_at_any_length_and_leaves_nothing_beside_it(
+    where: Objects, tmp_path: Path, length: int
+) -> None:
+    content = bytes(range(256)) * (length // 256 + 1)
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    where.put("wave/bytes", content[:length])
+    where.put("wave/file", file, length)
+    where.put("wave/all", file)
+    assert where.get("wave/bytes") == where.get("wave/file") == content[:length] and where.get("wave/all") == content
+    assert everything(where) == ["all", "bytes", "file"]
