@@ -170,7 +170,16 @@ def test_load_spec_finds_data_of_the_command_line_where_one_is(
         ("training.epochs='5'", "'training.epochs' must be a whole number, got '5'"),
         ("model.bias=1", "'model.bias' must be true or false, got 1"),
         ("model.dropout=true", "'model.dropout' must be a number, got True"),
-        ("model.dropout=.nan", "not plain"),
+        ("model.dropout=.nan", "not plain .*: 'model.dropout' is infinite or no number; give a finite one"),
+        ("data.target_minimum=.nan", "'data.target_minimum' is infinite or no number"),
+        ("data.horizon=.inf", "'data.horizon' is infinite or no number"),
+        ("space.model.dropout={choice: [0.1, -.inf]}", "'space.model.dropout.choice.1' is infinite or no number"),
+        ("data.target=2020", "'data.target' must be a list, got 2020; put it in quotes"),
+        ("data.series=[1, y]", "'data.series.0' must be text, got 1; put it in quotes"),
+        ("data.split.by=true", "'data.split.by' must be a list, got True; put it in quotes"),
+        ("name=5", "'name' must be text, got 5; put it in quotes"),
+        ("data.target=null", "'data.target' must be a list, got None$"),
+        ("data.calendar=5", "'data.calendar' must be a list, got 5$"),
         ("resources.gpus_per_trial=many", "must be 'auto' or a number"),
         ("search.time_budget=soon", "30m, 2h or 1d"),
         ("data.lookback=null", "'data.lookback' is missing"),
@@ -180,6 +189,9 @@ def test_load_spec_finds_data_of_the_command_line_where_one_is(
         ("space.model.dropout.float=[0]", "'space.model.dropout.float' must be a list of at least 2 items"),
         ("model={family: slstm, heads: 5}", "model.heads must divide model.hidden_size"),
         ("name=../up", "name must be letters"),
+        ("name=mlflow.db", "name must not be 'mlflow.db', where MLflow's runs .* choose another with --name"),
+        ("name=MLflow.db-WAL", "name must not be 'MLflow.db-WAL'"),
+        ("name=mlflow-artifacts", "name must not be 'mlflow-artifacts'"),
         (f"name={'x' * 121}", "'name' must be a text of at most 120 characters, got 'xxx"),
         ("model={family: xlstm, pattern: abc}", r"'model.pattern' must be a text that matches \^\[sm\]\+\$, got 'abc'"),
     ],
@@ -270,6 +282,10 @@ def test_a_file_whose_name_is_no_name_of_a_search_is_told_so(tmp_path: Path) -> 
     with pytest.raises(SpecError, match=r"config \(1\)\.yaml has no key 'name', .* add name: or give --name"):
         load_spec(str(file))
     assert load_spec(str(file), name="mine", search__trials=5).search.trials == 5, "a heading with nothing below it"
+    database = file.rename(tmp_path / "mlflow.db.yaml")
+    with pytest.raises(SpecError, match=r"name must not be 'mlflow\.db', .* choose another with --name"):
+        load_spec(str(database))
+    assert load_spec(str(database), name="mlflow.db2", search__trials=5).name == "mlflow.db2"
 
 
 FITTING = {

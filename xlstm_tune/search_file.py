@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -232,6 +233,12 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
 
 def _check_json(raw: dict[Any, Any]) -> None:
     """Only plain keys and values may stand in a search file."""
+    key = _not_finite(raw)
+    if key is not None:
+        raise SpecError(
+            f"the search file holds a value that is not plain text, number, list or mapping: '{shortened(key)}' is "
+            "infinite or no number; give a finite one, or put it in quotes where it is text"
+        )
     try:
         json.dumps(raw, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -241,6 +248,15 @@ def _check_json(raw: dict[Any, Any]) -> None:
         raise SpecError(
             f"the search file holds a value that is not plain text, number, list or mapping: {error}"
         ) from None
+
+
+def _not_finite(value: Any, path: tuple[str, ...] = ()) -> str | None:
+    """The dotted key of the first number that is infinite or not a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".".join(path)
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_not_finite(one, (*path, str(key))) for key, one in inside)
+    return next((key for key in found if key is not None), None)
 
 
 def _anchor_sources(raw: dict[Any, Any], folder: Path) -> None:

@@ -22,6 +22,8 @@ Cost = Literal["parameters", "latency_ms"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Of a search. It becomes a folder below the storage folder, which it must not be able to leave."""
+TAKEN = ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow-artifacts")
+"""What lies beside the searches: MLflow's database, which SQLite keeps in up to four files, and its artifacts."""
 DEFAULT_TRIALS = 32
 """Where `search.trials` is not given and the search is no grid."""
 
@@ -264,6 +266,11 @@ class SearchSpec(Spec):
         if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"name must be letters, digits, '.', '_' and '-', beginning with a letter or digit, got '{name}'"
+            )
+        if name.lower() in TAKEN:  # on some disks, letters of either size are one name
+            raise ValueError(
+                f"name must not be '{name}', where MLflow's runs of all searches lie in the storage folder; choose "
+                "another with --name"
             )
         return name
 

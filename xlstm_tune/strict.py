@@ -83,7 +83,11 @@ def explain(error: ValidationError, cls: type[BaseModel], raw: object, where: st
     # A union reports one problem per branch: any of them would have been right.
     same = [problem for problem in problems if _written_path(problem["loc"], raw) == path]
     rules = list(dict.fromkeys(_rule(problem) for problem in same))
-    return f"'{key}' must be {' or '.join(rules)}, got {shortened(repr(first.get('input')))}"
+    given = first.get("input")
+    said = f"'{key}' must be {' or '.join(rules)}, got {shortened(repr(given))}"
+    # YAML reads the name of a column, such as 2020, as a number.
+    names = rules == ["text"] or (rules == ["a list"] and _holds_texts(cls, path))
+    return f"{said}; put it in quotes" if names and isinstance(given, bool | int | float) else said
 
 
 def shortened(text: str, most: int = 120) -> str:
@@ -127,6 +131,13 @@ def _written_path(location: tuple[int | str, ...], raw: object) -> list[str]:
 
 def _names(owner: type[BaseModel] | None) -> list[str]:
     return [] if owner is None else [field.alias or name for name, field in owner.model_fields.items()]
+
+
+def _holds_texts(cls: type[BaseModel], path: list[str]) -> bool:
+    """Whether a key holds a list of texts."""
+    owner = _owner(cls, path[:-1])
+    fields = {} if owner is None else owner.model_fields
+    return any(path[-1] in (name, field.alias) and field.annotation == list[str] for name, field in fields.items())
 
 
 def _owner(cls: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

@@ -95,3 +95,9 @@ def test_two_names_of_two_files_that_are_one_floating_number_are_refused(tmp_pat
 def test_whole_numbers_with_and_without_a_point_are_one_name(tmp_path: Path) -> None:
     assert load(files(tmp_path, ["1", "1.0", "1.", "2.5"]), series="c").keys == (("1",), ("2.5",))
     assert load(files(tmp_path, ["1", "2"], ["1.0", "2.0"]), series="c").keys == (("1",), ("2",))
+
+
+@pytest.mark.parametrize("names", [["0x1F", "0x20"], ["0X1f", "7"], ["-0x1F", "-07"]])
+def test_names_of_base_16_are_the_texts_that_were_written(tmp_path: Path, names: list[str]) -> None:
+    assert load(files(tmp_path, names), series="c").keys == tuple((name,) for name in names)
+    assert load(files(tmp_path, names), exclude="c").offsets.tolist() == [0, 2]

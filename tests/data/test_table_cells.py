@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
-from table_files import DAILY, load, load_text, refusal
+from table_files import DAILY, load, load_text, one_sentence, refusal
 
 from xlstm_tune.errors import DataError
 
@@ -51,6 +52,7 @@ SKY = "date,cases,sky\n2012-01-01,1,sun\n2012-01-02,2,sun\n2012-01-03,3,rain\n"
         (DAILY + "2012-01-05,1,,2\n", {}, "column 'wind' has 1 blank cell in row 5; set data.missing to forward_fill"),
         (DAILY + "2012-01-05,,,2\n2012-01-06,,3,3\n", {}, "'temp' has 2 blank cells, the first in row 5 (and there"),
         ("date,cases,x\n2012-01-01,1,\n2012-01-02,2,\n", {}, "column 'x' has no values at all; name it in data.exc"),
+        ("date,cases\n2012-01-01,\n", {}, "the target 'cases' has no values at all; name another column in data.t"),
         ("date,cases,x\n2012-01-01,1,2012-05-01\n", {}, "column 'x' holds times (2012-05-01 in row 1), which"),
     ],
 )  # fmt: skip
@@ -145,6 +147,45 @@ def test_load_drop_can_lose_a_series_but_not_all(tmp_path: Path) -> None:
 def test_load_series_without_any_value_cannot_be_filled(tmp_path: Path) -> None:
     text = "s,date,cases,x\na,2012-01-01,1,2\nb,2012-01-01,1,\n"
     assert "column 'x' has no value at all in s=b" in refusal(tmp_path, text, series="s", missing="interpolate")
+
+
+@pytest.mark.parametrize("missing", ["interpolate", "forward_fill"])
+def test_load_series_without_any_target_is_not_told_to_exclude_it(tmp_path: Path, missing: str) -> None:
+    text = "s,date,cases,x\na,2012-01-01,1,2\nb,2012-01-01,,3\n"
+    assert refusal(tmp_path, text, series="s", missing=missing) == (
+        "the target 'cases' has no value at all in s=b, so nothing can fill it; set data.missing: drop or take that "
+        "series out of the data"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "keys", "expected"),
+    [
+        (
+            pa.array([[1]] * 3),
+            {"series": "x"},
+            "values, which cannot name groups; name a column of text or whole numbers",
+        ),
+        (pa.array([{"a": 1}] * 3), {"time": "x"}, "not dates; write them as dates or as text such as 2012-01-31"),
+        (
+            pd.Series(pd.period_range("2012-01", periods=3, freq="M")),
+            {"time": "x"},
+            "not dates; write them as dates or",
+        ),
+        (
+            pa.array([1.5, 2.5, 3.5]),
+            {"time": {"column": "x", "format": "mmwr-week"}},
+            "write them as text such as 2006_1",
+        ),
+    ],
+)
+def test_load_column_of_another_kind_says_what_to_do(
+    tmp_path: Path, column: Any, keys: dict[str, Any], expected: str
+) -> None:
+    pa_parquet.write_table(pa.table({"cases": [1, 2, 3], "x": column}), tmp_path / "x.parquet")
+    with pytest.raises(DataError) as error:
+        load(tmp_path / "x.parquet", **({"time": None} | keys))
+    assert expected in one_sentence(error)
 
 
 def test_load_blank_category_takes_the_nearest_earlier_value(tmp_path: Path) -> None:

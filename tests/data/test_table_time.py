@@ -254,14 +254,15 @@ def test_a_week_of_five_days_is_a_season_of_five_and_has_no_weekend(tmp_path: Pa
     stamps = np.array(days, dtype="datetime64[D]")
     (tmp_path / "x.csv").write_text("date,cases\n" + "".join(f"{day},{n}\n" for n, day in enumerate(stamps)))
     table = load(tmp_path / "x.csv")
-    week = weekdays(table.time, table.step, table.time_kind)
+    week = weekdays(table.time, table.offsets, table.step, table.time_kind)
     assert week is not None and season_of(table.step, table.time_kind, week) == 5
     friday = np.datetime64("2022-03-04", "ns").astype(np.int64)
     later = later_stamps(int(friday), table.step or 0, table.time_kind, 6, week=week)
     written = later.astype("datetime64[ns]").astype("datetime64[D]").astype(str).tolist()
     assert written == ["2022-03-07", "2022-03-08", "2022-03-09", "2022-03-10", "2022-03-11", "2022-03-14"]
     every = np.arange(19_000, 19_060, dtype=np.int64) * 86_400 * 10**9
-    assert weekdays(every, table.step, "date") is None and weekdays(table.time[:10], table.step, "date") is None
+    assert weekdays(every, np.array([0, len(every)]), table.step, "date") is None
+    assert weekdays(table.time[:10], np.array([0, 10]), table.step, "date") is None
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_series_without_any_target_is_refused_or_dropped_as_ever(shops: Case) 
     known = table.filter(pa.array([shop != "b" for shop in table["shop"].to_pylist()]))
     empty = joined(known, days(table, {"b": 20}))
     for policy in ("forward_fill", "interpolate"):
-        with pytest.raises(DataError, match="column 'sold' has no value at all in shop=b"):
+        with pytest.raises(DataError, match="the target 'sold' has no value at all in shop=b"):
             predict(champion, empty, policy)
     made = predict(champion, empty, "drop")
     assert set(made.table["shop"].to_pylist()) == {"a", "c"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pa_parquet
@@ -32,6 +33,10 @@ def searched(folder: Path, days: pa.Array) -> tuple[Path, pa.Table]:
 def dates(champion: Path, table: pa.Table) -> list[str]:
     made = forecasts(load_champion(champion), source_of(table)).table
     return [str(day) for day in made.column("day").to_pylist()]
+
+
+def notes(champion: Path, table: pa.Table) -> tuple[str, ...]:
+    return forecasts(load_champion(champion), source_of(table)).notes
 
 
 def forget(champion: Path, *keys: str) -> None:
@@ -93,3 +98,51 @@ def test_working_days_of_a_search_skip_the_weekend_in_a_short_table(tmp_path: Pa
 def test_a_search_of_all_days_has_weekends_in_a_short_table(tmp_path: Path) -> None:
     champion, table = searched(tmp_path, pa.array(np.arange("2022-01-03", "2022-06-18", dtype="datetime64[D]")))
     assert dates(champion, table.slice(table.num_rows - 5)) == ["2022-06-18", "2022-06-19"]
+
+
+def some_days(*week: str) -> npt.NDArray[np.datetime64]:
+    days = np.arange("2022-01-03", "2022-12-31", dtype="datetime64[D]")
+    return days[np.logical_or.reduce([np.is_busday(days, weekmask=day) for day in week])]
+
+
+@pytest.mark.parametrize("zone", [None, "America/New_York"])
+def test_mondays_wednesdays_and_fridays_of_a_search_follow_each_other(tmp_path: Path, zone: str | None) -> None:
+    days = some_days("Mon", "Wed", "Fri")
+    stamps = pa.array(days.astype("datetime64[us]"))
+    champion, table = searched(tmp_path, stamps if zone is None else pc.assume_timezone(stamps, zone))
+    short = table.slice(0, len(table) - 2)
+    for part in (short, short.slice(len(short) - 8)):
+        assert [day[:10] for day in dates(champion, part)] == [str(day) for day in days[-2:]]
+    assert not any("calendar of their own" in note for note in notes(champion, short))
+
+
+def test_an_earlier_champion_counts_steps_of_two_days(tmp_path: Path) -> None:
+    champion, table = searched(tmp_path, pa.array(some_days("Mon", "Wed", "Fri")))
+    assert dates(champion, table) == ["2023-01-02", "2023-01-04"], "after Friday, 30 December"
+    about = json.loads((champion / ABOUT).read_text())
+    about["time"]["week"] = None
+    (champion / ABOUT).write_text(json.dumps(about))
+    assert dates(champion, table) == ["2023-01-01", "2023-01-03"]
+    assert sum("calendar of their own" in note for note in notes(champion, table)) == 1
+
+
+def test_rows_of_a_calendar_of_their_own_have_a_note(tmp_path: Path) -> None:
+    months = np.arange("2018-01", "2021-01", dtype="datetime64[M]").astype("datetime64[D]")
+    dekads = np.sort(np.concatenate([months, months + 10, months + 20]))
+    champion, table = searched(tmp_path, pa.array(dekads))
+    assert dates(champion, table) == ["2020-12-31", "2021-01-10"]
+    (note,) = (note for note in notes(champion, table) if "calendar of their own" in note)
+    assert note.startswith("the times of forecasts behind the last row are so many times 10 d after it, and the rows")
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        np.arange("2020-01-01", "2020-12-01", dtype="datetime64[D]"),
+        np.arange("1980-01", "1990-01", dtype="datetime64[M]").astype("datetime64[D]"),
+        some_days("Mon", "Tue", "Wed", "Thu", "Fri"),
+    ],
+)
+def test_even_rows_months_and_working_days_have_no_such_note(tmp_path: Path, days: Any) -> None:
+    champion, table = searched(tmp_path, pa.array(days))
+    assert not any("calendar of their own" in note for note in notes(champion, table))

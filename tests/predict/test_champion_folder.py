@@ -107,6 +107,9 @@ def test_the_command_writes_csv_and_says_who_predicts(folder: Path, tmp_path: Pa
     assert "6 rows in" in output and "by trial 0" in output and "intervals at 90 %" in output
     lines = place.read_text().splitlines()
     assert lines[0] == '"origin","step","target","predicted","lower","upper"' and len(lines) == 7
+    arguments = ("single", str(table), "--storage", str(folder.parent), "--output", str(place), "--level", "0.9999")
+    code, output = command(*arguments)
+    assert code == 0 and "there are no intervals" in output and "intervals at" not in output, output
 
 
 def test_the_command_takes_a_champion_that_was_copied_elsewhere(folder: Path, tmp_path: Path) -> None:

@@ -90,3 +90,4 @@ def test_sequences_and_several_targets(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     folder, rows = measured(tmp_path / "more", SINGLE | {"source": str(single(tmp_path))})
     assert 3 * 2 * rows[0]["samples"] == len(reported(folder))
+    assert [row["width"] for row in rows] == [None] * len(rows), "two targets have no mean width"

@@ -37,6 +37,9 @@ _DECEMBER_TO_JANUARY = (41, 42)
 """Weeks from the twelfth of a year to the first of the next, in years of 52 and of 53."""
 _WEEKS_TO_TELL = 3
 """Rows for so many weeks tell which days of a week there are."""
+_WITHIN_A_WEEK = tuple(days * _DAY for days in range(1, 7))
+_NEARLY_ALL = 0.9
+"""Share of the rows."""
 _WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 
 
@@ -92,7 +95,9 @@ def parse_time(source: Source, time: TimeConfig) -> tuple[np.ndarray, Kind]:
 
 def _weeks(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
     if not (pa.types.is_string(column.type) or pa.types.is_integer(column.type)):
-        raise DataError(f"the time column '{time.column}' holds {column.type}, not MMWR weeks such as 2006_1")
+        raise DataError(
+            f"the time column '{time.column}' holds {column.type}, not MMWR weeks; write them as text such as 2006_1"
+        )
     codes = column.cast(pa.string()).combine_chunks().dictionary_encode()
     numbers = []
     for position, text in enumerate(codes.dictionary.to_pylist()):
@@ -189,7 +194,10 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
             f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); {remedy}"
         )
     if not (pa.types.is_string(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
-        raise DataError(f"the time column '{time.column}' holds {kind}, not dates")
+        raise DataError(
+            f"the time column '{time.column}' holds {kind}, not dates; write them as dates or as text "
+            "such as 2012-01-31, or name another column in data.time"
+        )
     if _refuses(column, to_nanoseconds):
 
         def like_first(part: pa.ChunkedArray) -> np.ndarray:
@@ -305,16 +313,24 @@ def tells_week(time: np.ndarray) -> bool:
     return len(time) >= _WEEKS_TO_TELL * 7
 
 
-def weekdays(time: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | None:
-    """Which days of the week daily rows have, 0 = Thursday, as int64 [fewer than 7]; None where they have all, or there
-    are too few rows to tell.
+def weekdays(time: np.ndarray, offsets: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | None:
+    """Which days of the week rows have, 0 = Thursday, as int64 [fewer than 7]; None where they have all, or there are
+    too few rows to tell.
 
-    time: int64 [R], stamps of `on_clocks`.
+    Rows of steps of 2 to 6 days have some only if nearly each is on the next of these days after the row before it, as
+    Mondays, Wednesdays and Fridays are. time: int64 [R], stamps of `on_clocks`. step: of `usual_step`.
     """
-    if kind != "date" or step != _DAY or not tells_week(time):
+    if kind != "date" or step not in _WITHIN_A_WEEK or not tells_week(time):
         return None
-    found: np.ndarray = np.unique(time // _DAY % 7)
-    return found if len(found) < 7 else None
+    day = time // _DAY
+    found: np.ndarray = np.unique(day % 7)
+    if len(found) == 7:
+        return None
+    later = later_rows(time, offsets)
+    before = np.searchsorted(found, day[later - 1] % 7)
+    following = (found[(before + 1) % len(found)] - found[before] - 1) % 7 + 1
+    follows = day[later] - day[later - 1] == following
+    return found if step == _DAY or follows.mean() >= _NEARLY_ALL else None
 
 
 def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> int:

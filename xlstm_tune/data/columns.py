@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,10 @@ from xlstm_tune.errors import DataError
 _COMMAS = re.compile(r"[+-]?[\d.]*(,\d+)+(\.\d*)?")
 MAX_VALUES = 64
 """Of one category column; each becomes an input column."""
+_ROUNDED = 0.01
+"""Deviations by which float32 may move a cell."""
+_HALF_STEP = 2.0**-24
+"""Share of a number by which float32 may round it."""
 
 
 def numbers(source: Source, name: str, target: bool) -> np.ndarray:
@@ -58,6 +63,8 @@ def numbers(source: Source, name: str, target: bool) -> np.ndarray:
         raise DataError(f"column '{name}' holds {what}, which cannot be an input; name it in data.exclude")
     cells: np.ndarray = column.to_numpy()
     if np.isnan(cells).all():
+        if target:
+            raise DataError(f"the target '{name}' has no values at all; name another column in data.target")
         raise DataError(f"column '{name}' has no values at all; name it in data.exclude")
     # Inputs are float32, so what overflows there counts as infinite.
     huge = np.abs(cells) > np.finfo(np.float32).max
@@ -71,6 +78,16 @@ def numbers(source: Source, name: str, target: bool) -> np.ndarray:
 
 def _is_plain_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_rounded(cells: np.ndarray) -> bool:
+    """Whether float32 moves one of the cells by a share of their deviation that matters, as it does 1.7e9 ± 20."""
+    if cells.min() == cells.max():
+        return False
+    least = _ROUNDED * float(cells.std())
+    if float(np.abs(cells).max()) * _HALF_STEP < least and least > np.finfo(np.float32).tiny:
+        return False
+    return bool(np.abs(cells.astype(np.float32) - cells).max() > least)
 
 
 def category_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
@@ -104,7 +121,10 @@ def text_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
     try:
         text = pc.if_else(pc.is_null(column, nan_is_null=True), None, column).cast(pa.string())
     except pa.ArrowException:
-        raise DataError(f"column '{name}' holds {column.type} values, which cannot name groups") from None
+        raise DataError(
+            f"column '{name}' holds {column.type} values, which cannot name groups; "
+            "name a column of text or whole numbers"
+        ) from None
     text = pc.fill_null(pc.utf8_trim_whitespace(text), "")
     coded = text.combine_chunks().dictionary_encode()
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
@@ -139,6 +159,16 @@ class Columns:
             used, cells[name][known] = np.unique(cells[name][known], return_inverse=True)
             vocabulary[name] = [values[int(code)] for code in used]
         return Columns(cells, vocabulary)
+
+    def exact(self, roles: Roles, names: Collection[str] | None) -> dict[str, np.ndarray]:
+        """float64 [R] of the inputs of these names; None = of those that float32 would round too coarsely.
+
+        A target is not among them: it is never rounded before it is standardised.
+        """
+        inputs = [name for name in roles.features if name not in self.vocabulary and name not in roles.targets]
+        if names is None:
+            names = [name for name in inputs if _is_rounded(self.cells[name])]
+        return {name: self.cells[name] for name in inputs if name in names}
 
     def matrix(self, roles: Roles) -> tuple[np.ndarray, tuple[str, ...], tuple[int, ...]]:
         """[R, F] float32, the F names and which of them are one value of a category."""

@@ -20,6 +20,7 @@ BLANKS = (
 )  # fmt: skip
 """Spellings of a blank cell in a column of numbers."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _WHOLE = re.compile(r"\.0*$")
 CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 """How the names of such files end."""
@@ -46,6 +47,7 @@ def read_csv(file: File) -> pa.Table:
             table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
         if table.num_columns == 1:
             _check_separator(file, delimiter)
+            table = _single(file, convert)
         return _with_zones(table, file)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
@@ -80,9 +82,9 @@ def read_csv(file: File) -> pa.Table:
 def with_labels(tables: Sequence[pa.Table], files: Sequence[File], labels: Sequence[str]) -> list[pa.Table]:
     """The tables with the columns of names in CSV files as they are written, where what Arrow found lost something.
 
-    Digits that begin with a zero stay text. So do truths where another file has other texts, and spellings of a blank,
-    such as NA and none, where no file has anything but texts beside them. Raises DataError for two names that are
-    one floating number.
+    Digits that begin with a zero stay text, also those of base 16 such as 0x1F. So do truths where another file has
+    other texts, and spellings of a blank, such as NA and none, where no file has anything but texts beside them.
+    Raises DataError for two names that are one floating number.
     """
     names = list(dict.fromkeys(labels))
     worded = {name for name in names if _are_words(name, tables)}
@@ -115,7 +117,7 @@ def _with_texts(
     mine += [name for name, kind in kinds.items() if name in worded and (pa.types.is_null(kind) or kind == pa.bool_())]
     if not mine:
         return table
-    texts = _texts(file, mine)
+    texts = _texts(file, mine, table.num_columns == 1)
     for name in mine:
         kind, column = kinds[name], texts.column(name)
         # Every cell of a column of nulls is a spelling of a blank, of which the empty one alone is no name.
@@ -141,8 +143,8 @@ def _check_apart(texts: pa.ChunkedArray, name: str, file: File, seen: dict[float
 
 
 def padded(texts: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether one of them is digits that begin with a zero, which a number would lose."""
-    return bool(pc.any(pc.match_substring_regex(texts, r"^\s*0\d")).as_py())
+    """Whether one of them is digits that begin with a zero, or a number of base 16 such as 0x1F: its text gets lost."""
+    return bool(pc.any(pc.match_substring_regex(texts, r"^\s*-?0[\dxX]")).as_py())
 
 
 def _check_separator(file: File, delimiter: str) -> None:
@@ -164,17 +166,43 @@ def _with_zones(table: pa.Table, file: File) -> pa.Table:
     zoned = [field.name for field in table.schema if pa.types.is_timestamp(field.type) and field.type.tz]
     if not zoned or len(set(table.column_names)) < table.num_columns:
         return table
-    text = _texts(file, zoned)
+    text = _texts(file, zoned, table.num_columns == 1)
     for name in zoned:
         table = table.set_column(table.column_names.index(name), name, text.column(name))
     return table
 
 
-def _texts(file: File, names: list[str]) -> pa.Table:
-    """Columns of a file as they are written."""
+def _single(file: File, convert: pa_csv.ConvertOptions) -> pa.Table:
+    """A file of one column, where an empty line is a blank cell, apart from those at its beginning and its end."""
+    before, behind = _empty_lines(file)
+    options = pa_csv.ReadOptions(skip_rows=before)
+    parse = pa_csv.ParseOptions(delimiter=_delimiter(file), ignore_empty_lines=False)
+    with file.system.open_input_stream(file.path) as stream:
+        table = pa_csv.read_csv(stream, options, parse, convert)
+    return table.slice(0, table.num_rows - behind)
+
+
+def _empty_lines(file: File) -> tuple[int, int]:
+    """How many lines without anything a file has before its first line that has something, and behind its last."""
+    begin, end, begun = b"", b"", False
+    with file.system.open_input_stream(file.path) as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            if not begun:
+                text = block.removeprefix(codecs.BOM_UTF8).lstrip(b"\r\n")
+                begin, begun = begin + block[: len(block) - len(text)], bool(text)
+            bare = block.rstrip(b"\r\n")
+            end = block[len(bare) :] if bare else end + block
+    # The first at the end is that of the last line that has something.
+    return len(_LINE_END.findall(begin)), max(0, len(_LINE_END.findall(end)) - 1)
+
+
+def _texts(file: File, names: list[str], single: bool) -> pa.Table:
+    """Columns of a file as they are written. single: whether it has no other."""
     convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
     parse = pa_csv.ParseOptions(delimiter=_delimiter(file))
     try:
+        if single:
+            return _single(file, convert)
         with file.system.open_input_stream(file.path) as stream:
             return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
     except (OSError, pa.ArrowException) as error:

@@ -42,7 +42,7 @@ def later_stamps(
     months: int | None = None,
     day: int | None = None,
 ) -> np.ndarray:
-    """int64 [H]: the stamps that follow `last`. Days that are not of the `week`, as `weekdays` has it, are left out.
+    """int64 [H]: the stamps that follow `last`, on days of the `week` alone where there is one, as `weekdays` has it.
 
     zone: of `zone_of`. Its days begin at its own midnight and last 23 or 25 hours where its clocks are changed.
     months: of `months_of`, that a step has. None of a champion of an earlier program: steps of about a month, a
@@ -57,7 +57,7 @@ def later_stamps(
         if months:
             return _later_months(last, months, horizon, day)
     if week is not None and last // _DAY % 7 in week:
-        later = last + step * np.arange(1, 7 * horizon + 1, dtype=np.int64)
+        later = last + _DAY * np.arange(1, 7 * horizon + 1, dtype=np.int64)
         kept: np.ndarray = later[np.isin(later // _DAY % 7, week)][:horizon]
         return kept
     return last + step * np.arange(1, horizon + 1, dtype=np.int64)

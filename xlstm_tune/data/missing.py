@@ -88,8 +88,8 @@ def _blank_end_note(behind: np.ndarray, rows: Rows) -> str:
     )
 
 
-def fill(columns: Columns, rows: Rows, policy: str, notes: list[str]) -> Filled:
-    """Apply the policy for blanks.
+def fill(columns: Columns, rows: Rows, policy: str, targets: Sequence[str], notes: list[str]) -> Filled:
+    """Apply the policy for blanks. targets: those among the columns.
 
     `notes` grows by a sentence on what was done. Raises DataError where the policy cannot help.
     """
@@ -120,7 +120,7 @@ def fill(columns: Columns, rows: Rows, policy: str, notes: list[str]) -> Filled:
             filled[name] = interpolate(filled[name], rows.offsets)
         left = np.flatnonzero(np.isnan(filled[name]))
         if len(left):
-            _refuse(name, columns.cells[name], rows, int(left[0]))
+            _refuse(name, columns.cells[name], rows, int(left[0]), name in targets)
         if policy == "interpolate":
             numeric = name not in columns.vocabulary
             before = forward_fill(columns.cells[name], rows.offsets)
@@ -146,14 +146,15 @@ def _drop(
     return Filled(Columns(left, columns.vocabulary), kept, seen, np.zeros(len(kept.order), dtype=bool))
 
 
-def _refuse(name: str, cells: np.ndarray, rows: Rows, row: int) -> None:
+def _refuse(name: str, cells: np.ndarray, rows: Rows, row: int, target: bool) -> None:
     """Say why a blank could not be filled: nothing before it, or nothing at all in its series."""
     series = rows.series_of(row)
     if np.isnan(cells[rows.offsets[series] : rows.offsets[series + 1]]).all():
         where = series_name(rows.key_names, rows.keys[series]) or "the series"
+        remedy = "take that series out of the data" if target else "name it in data.exclude"
         raise DataError(
-            f"column '{name}' has no value at all in {where}, so nothing can fill it; set data.missing: drop or name "
-            f"it in data.exclude"
+            f"{'the target' if target else 'column'} '{name}' has no value at all in {where}, so nothing can fill it; "
+            f"set data.missing: drop or {remedy}"
         )
     raise DataError(
         f"column '{name}' is blank in {rows.place(row)}, before its first value, so forward_fill has nothing to carry "

@@ -35,7 +35,7 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     check_no_leak(table, result, config)
     if refit:
         result = with_validation(result, 1 if config.task == "regression" else config.stride)
-    week = weekdays(table.shown, table.step, table.time_kind)
+    week = weekdays(table.shown, table.offsets, table.step, table.time_kind)
     season = config.season or season_of(table.step, table.time_kind, week)
     notes = [*table.notes, *result.notes, *check_minimum(table, config), *stride_notes(config, season)]
     notes += season_notes(table, result.train_rows, config, season)

@@ -6,7 +6,7 @@ R rows, F inputs, K targets, S series or sequences, C static inputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Columns:
     """float64, in the columns' own units."""
     std: np.ndarray
     """float64; 1 where a column is constant."""
+    exact: tuple[str, ...] = ()
+    """Names of those that were not rounded to float32 before they were standardised."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Scaling:
                 features[:, position] = targets[:, own.index(position)]
                 continue
             # One column at a time: float64 of the whole table would take twice its memory.
-            cells = table.values[:, given[name]].astype(np.float64) if name in given else 0.0
+            cells = table.cells(given[name]) if name in given else 0.0
             features[:, position] = (cells - self.inputs.mean[position]) / self.inputs.std[position]
         return features
 
@@ -98,7 +100,7 @@ def fit_scaling(
     for column in _seen_columns(table, rows, notes):
         name = table.features[column]
         kept.append(name)
-        seen = table.values[rows, column].astype(np.float64)
+        seen = table.cells(column)[rows]
         moments.append(_moments(seen))
         if column not in table.one_hot and (far := _extreme(seen, *moments[-1])) is not None:
             row = int(table.file_rows[np.flatnonzero(rows)[far]]) + 1
@@ -118,7 +120,8 @@ def fit_scaling(
             f"{lie} so far from the rest of the training part that it hides how the rest differs: "
             f"{listing(extreme, 'column')}; mend what is wrong"
         )
-    return Scaling(_columns(kept, moments), targets, _static_statistics(table, series, notes), forecast)
+    inputs = replace(_columns(kept, moments), exact=tuple(name for name in kept if name in table.exact))
+    return Scaling(inputs, targets, _static_statistics(table, series, notes), forecast)
 
 
 def _columns(names: list[str], moments: list[tuple[float, float]]) -> Columns:

@@ -6,6 +6,7 @@ R rows, F input columns, K targets, S series (forecast) or sequences (regression
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
 from xlstm_tune.data.missing import fill, without_blank_end
-from xlstm_tune.data.read import Source, read_source
+from xlstm_tune.data.read import Source, read_source, without_views
 from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
 from xlstm_tune.data.static import Static, read_static
@@ -36,6 +37,8 @@ class Table:
 
     values: np.ndarray
     """[R, F] float32 inputs, C-contiguous; rows grouped by series and ordered in time inside each."""
+    exact: dict[str, np.ndarray]
+    """float64 [R], by name, of the inputs that float32 rounds too coarsely."""
     features: tuple[str, ...]
     """F names, such as "temp_max", or "weather=rain" for a value of a category."""
     one_hot: tuple[int, ...]
@@ -78,6 +81,11 @@ class Table:
     """The last rows of the first series as they were read, every column that was used, at most `SAMPLE_ROWS`; a
     forecast's up to the last that has a target."""
 
+    def cells(self, column: int) -> np.ndarray:
+        """float64 [R]: an input in its own units, as exactly as it is known."""
+        known = self.exact.get(self.features[column])
+        return self.values[:, column].astype(np.float64) if known is None else known
+
     def time_label(self, row: int) -> str:
         """The time of a row as the user wrote it; the row number of the file in row order."""
         if self.labels is None:
@@ -97,13 +105,14 @@ def load_table(config: DataConfig) -> Table:
     return make_table(read_source(config.source, config.sample, config.labels), config)
 
 
-def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table:
+def make_table(source: Source, config: DataConfig, judged: bool = True, exact: Collection[str] | None = None) -> Table:
     """Check, order and clean a table that has been read, as `load_table` does.
 
     judged: whether the targets are known. Of a regression whose targets are not, no target column is looked at, and
     they are 0 and not observed; a forecast's are inputs, so it needs them in either case, but rows without any at the
-    end of a series are left out.
+    end of a series are left out. exact: inputs that are kept in float64 as well; None = those that need it.
     """
+    source = replace(source, table=without_views(source.table))
     roles = assign_roles(source.table, config, source.oracle.values(), judged)
     notes: list[str] = []
     if roles.unnamed:
@@ -126,7 +135,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     columns = Columns.read(source, rows.order, roles)
     if config.task == "forecast" and not judged:
         columns, rows = without_blank_end(columns, rows, roles.targets, notes)
-    filled = fill(columns, rows, config.missing, notes)
+    filled = fill(columns, rows, config.missing, roles.targets, notes)
     rows = filled.rows
     end = int(rows.offsets[1])
     if config.task == "forecast":
@@ -150,6 +159,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True) -> Table
     clock = stepping(time, shown, rows.offsets)
     table = Table(
         values=values,
+        exact=filled.columns.exact(roles, exact),
         features=features,
         one_hot=one_hot,
         static=read_static(rows, roles),
@@ -236,4 +246,7 @@ def _fingerprint(table: Table) -> str:
     digest.update(repr(names).encode())
     for array in (table.values, table.targets, table.observed, table.offsets, table.time, table.static.values):
         digest.update(np.ascontiguousarray(array).data)
+    for name, cells in table.exact.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(cells).data)
     return digest.hexdigest()

@@ -100,9 +100,11 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
     about = "trained again on training and validation part" if champion.about["refit"] else "as it was searched"
     member = champion.about["member"]
     seed = "" if member is None else f", seed {champion.config.training.seed}"  # of a population, the one that is kept
+    upper = made.table.column(champion.outputs[-1 - len(champion.shape.quantiles)])  # quantiles come last
+    intervals = f"; intervals at {100 * level:g} %" if upper.null_count < len(upper) else ""  # else a note says so
     console.print(
-        f"{made.table.num_rows:,} rows in {place}, by trial {champion.trial}{seed} ({champion.title}; {about}); "
-        f"intervals at {100 * level:g} %",
+        f"{made.table.num_rows:,} rows in {place}, by trial {champion.trial}{seed} ({champion.title}; {about})"
+        f"{intervals}",
         highlight=False,
         markup=False,
         soft_wrap=True,

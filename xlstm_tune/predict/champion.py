@@ -61,7 +61,8 @@ class Champion:
     months: int | None
     """As `Table.months`; None of earlier programs, which did not record it."""
     week: Array | None
-    """Days of the week of the search's data, as `weekdays` has them; None also of earlier programs."""
+    """Days of the week of the search's data, as `weekdays` has them; None also of earlier programs, which recorded none
+    or those of daily rows alone."""
     model: Forecaster
     """On the CPU."""
     residuals: Residuals
@@ -235,14 +236,16 @@ def digest(folder: Path) -> str:
 
 
 def _columns(columns: Columns) -> dict[str, Any]:
-    return {"names": list(columns.names), "mean": columns.mean.tolist(), "std": columns.std.tolist()}
+    told = {"names": list(columns.names), "mean": columns.mean.tolist(), "std": columns.std.tolist()}
+    return told | ({"exact": list(columns.exact)} if columns.exact else {})
 
 
 def _read_columns(raw: dict[str, Any], data: DataConfig) -> Columns:
     mean, std = (np.array(raw[key], dtype=np.float64) for key in ("mean", "std"))
     if not len(raw["names"]) == len(mean) == len(std):
         raise ValueError("names, mean and std of columns differ in number")
-    return Columns(_with_truths(raw["names"], data.categories), mean, std)
+    # Those of earlier programs were all rounded to float32 first.
+    return Columns(_with_truths(raw["names"], data.categories), mean, std, tuple(raw.get("exact", ())))
 
 
 def _with_truths(names: list[str], categories: list[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def learnt(table: Table, data: Prepared) -> dict[str, Any]:
     limits = {}
     for column, name in enumerate(table.features):
         if column not in table.one_hot and name in data.feature_names:
-            seen = table.values[rows, column]
+            seen = table.cells(column)[rows]
             limits[name] = [float(seen.min()), float(seen.max())]
     told: dict[str, Any] = {"limits": limits}
     if data.task == "regression":
@@ -94,7 +94,7 @@ def _far(champion: Champion, known: dict[str, Any], table: Table) -> list[str]:
         low, high = known["limits"][name]
         at = inputs.names.index(name)
         mean, std = inputs.mean[at], inputs.std[at]
-        cells = table.values[:, column].astype(np.float64)
+        cells = table.cells(column)
         worst = float(cells[np.argmax(np.abs(cells - mean))])
         room = max(high - low, std)
         if low - room <= worst <= high + room:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.clock import tells_week, weekdays
+from xlstm_tune.data.clock import describe_step, tells_week, weekdays
 from xlstm_tune.data.future import later_stamps, written, zone_of
+from xlstm_tune.data.gaps import gaps_note
 from xlstm_tune.data.origins import PREDICTED, forecast_origins, sequences
 from xlstm_tune.data.prepare import prepare_to_predict
 from xlstm_tune.data.read import Source
-from xlstm_tune.data.steps import day_of_month, step_of
+from xlstm_tune.data.steps import day_of_month, step_of, stepping
 from xlstm_tune.data.table import Table, make_table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.data.words import listing
@@ -32,6 +33,7 @@ from xlstm_tune.training.judge import eval_batch, predict
 from xlstm_tune.training.loop import autocast_dtype, pick_device
 
 DEFAULT_LEVEL = 0.9
+_DAY = 86_400 * 10**9
 _REMEDY = re.compile(r"; (?:(?!; ).)*\bdata\.[a-z]+(?:(?!; ).)*$")
 """The end of a sentence that tells what to change in the search file."""
 _WORDS = 60
@@ -67,7 +69,8 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
         raise DataError(f"the level of the intervals must lie between 0 and 1, got {level:g}")
     _check_columns(champion, source)
     try:
-        table = make_table(with_zeros(champion, source), champion.data, judged=False)
+        known = with_zeros(champion, source)
+        table = make_table(known, champion.data, judged=False, exact=champion.scaling.inputs.exact)
     except DataError as error:
         raise DataError(_at_prediction(str(error))) from None
     forecast = champion.scaling.forecast
@@ -89,6 +92,7 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
             f"there are no intervals: {n} validation samples are too few for a level of {level:g}, which needs "
             f"{_needed(level)}"
         )
+    notes += _uneven(champion, table, data) if forecast else []
     columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
     lower = predicted - half if minimum is None else np.maximum(predicted - half, minimum)
     columns += [predicted.reshape(-1), _bound(lower), _bound(predicted + half)]
@@ -185,7 +189,7 @@ def _step_times(
     ends = table.offsets[series + 1][:, None]
     behind = np.unique(series[(rows >= ends).any(axis=1)])
     step, months = _step(champion, table)
-    week = weekdays(table.shown, step, table.time_kind) if tells_week(table.time) else champion.week
+    week = _week(champion, table, step)
     made: list[str | None] = []
     for one in behind:
         last = int(table.offsets[one + 1]) - 1
@@ -210,6 +214,31 @@ def _step(champion: Champion, table: Table) -> tuple[int | None, int | None]:
     if champion.months is None:
         return step_of(champion.step, table.step), None
     return (table.step, table.months) if champion.step is None else (champion.step, champion.months)
+
+
+def _week(champion: Champion, table: Table, step: int | None) -> Array | None:
+    """The days of the week that rows keep to: those of daily rows where they tell, else those of the search."""
+    if step == _DAY and tells_week(table.time):
+        return weekdays(table.shown, table.offsets, step, table.time_kind)
+    return champion.week
+
+
+def _uneven(champion: Champion, table: Table, data: Prepared) -> list[str]:
+    """A sentence where forecasts behind the end are dated by even steps, and the rows of the table are not."""
+    step, months = _step(champion, table)
+    last = np.searchsorted(table.offsets, data.ends - 1, side="right")
+    if not (data.ends + champion.shape.horizon > table.offsets[last]).any():
+        return []
+    if step is None or table.labels is None or months != 0 or _week(champion, table, step) is not None:
+        return []
+    clock = stepping(table.time, table.shown, table.offsets)
+    if gaps_note(clock, table.offsets, table.time_kind, table.time_label) is None:
+        return []
+    return [
+        f"the times of forecasts behind the last row are so many times {describe_step(step, table.time_kind)} after "
+        "it, and the rows of the table are not all spaced like that; where they keep a calendar of their own, go by "
+        "the column 'step'"
+    ]
 
 
 def _sequence_columns(table: Table, data: Prepared) -> list[Any]:

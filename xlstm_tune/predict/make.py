@@ -123,7 +123,7 @@ def make_champion(
     shape = shape_of(data, config)
     scaling = data.scaling if refit is None else refit.scaling
     recipe = _recipe(spec.data, table, shape.lookback)
-    week = weekdays(table.shown, table.step, table.time_kind)
+    week = weekdays(table.shown, table.offsets, table.step, table.time_kind)
     inputs = _input_columns(table.sample)
     example = _example(table.sample, inputs, recipe, shape.lookback)
     about = {

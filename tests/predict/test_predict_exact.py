@@ -1,0 +1,62 @@
+"""A champion standardises new rows as those that it learnt from: from float64 what float32 would have rounded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
+from champions import finish
+
+from xlstm_tune.layout import ABOUT
+from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.forecasts import Forecasts, forecasts, source_of
+from xlstm_tune.predict.make import champion_of
+
+ROWS = 80
+X = 1.7e9 + 20 * np.random.default_rng(0).normal(size=ROWS)
+Y = np.roll(X, 1) - 1.7e9
+
+
+def table_of(x: np.ndarray) -> pa.Table:
+    return pa.table({"x": x, "y": Y})
+
+
+def predict(champion: Path, x: np.ndarray, rows: int = ROWS) -> Forecasts:
+    return forecasts(load_champion(champion), source_of(table_of(x).slice(ROWS - rows)))
+
+
+def values(made: Forecasts) -> list[float]:
+    return list(made.table.column("predicted").to_pylist())
+
+
+def test_a_new_table_is_standardised_like_the_search(tmp_path: Path) -> None:
+    source = tmp_path / "x.parquet"
+    pa_parquet.write_table(table_of(X), source)
+    data = {"source": str(source), "target": "y", "lookback": 4, "horizon": 2, "split": {"test": 0.2}}
+    champion = champion_of(finish(tmp_path / "searches", "x", data))
+    about = json.loads((champion / ABOUT).read_text())
+    assert about["inputs"]["exact"] == ["x"] and about["learnt"]["limits"]["x"][0] < about["learnt"]["limits"]["x"][1]
+    whole = predict(champion, X)
+    assert values(whole) == values(predict(champion, X, rows=4)) and whole.notes == ()
+    moved = X.copy()
+    moved[-1] += 30  # float32 knows 1.7e9 and 1.7e9 + 128
+    assert values(predict(champion, moved)) != values(whole)
+    # Spread over more than float32 rounds, the column is still standardised from float64, by the champion's word.
+    moved[0] = 0
+    assert any(note.startswith("column 'x' holds 0, ") for note in predict(champion, moved).notes)
+    assert values(predict(champion, moved, rows=8)) == values(predict(champion, moved))
+
+
+def test_a_champion_of_an_earlier_program_rounds_as_it_did(tmp_path: Path) -> None:
+    source = tmp_path / "x.parquet"
+    pa_parquet.write_table(table_of(X), source)
+    data = {"source": str(source), "target": "y", "lookback": 4, "horizon": 2, "split": {"test": 0.2}}
+    champion = champion_of(finish(tmp_path / "searches", "x", data))
+    about = json.loads((champion / ABOUT).read_text())
+    del about["inputs"]["exact"]
+    (champion / ABOUT).write_text(json.dumps(about))
+    rounded = X.astype(np.float32).astype(np.float64)
+    assert values(predict(champion, X)) == values(predict(champion, rounded))
