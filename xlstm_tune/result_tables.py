@@ -160,7 +160,7 @@ KINDS = {
             "kind": _TEXT,  # interval, quantile
             "level": _REAL,  # what was promised
             "share": _REAL,  # of the values, inside the interval, or at or below the quantile
-            "width": _REAL,  # of the intervals, on average; null for quantiles
+            "width": _REAL,  # of the intervals, on average; null for quantiles and where targets differ in units
             "samples": _INT,  # windows or sequences
         },
         key=("trial", "kind", "level"),

@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from report_tables import write_search
 
+from xlstm_tune.predict.champion import LEVELS
+from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.report.blocks import Section, Sentences, Table
 from xlstm_tune.report.record import read_record
-from xlstm_tune.report.sections.coverage import coverage
+from xlstm_tune.report.sections.coverage import beyond_chance, coverage
 from xlstm_tune.results import ResultsWriter
 
 HELD = [("interval", 0.5, 0.44, 2.0), ("interval", 0.9, 0.831, 7.25), ("interval", 0.99, 0.98, 12.0)]
 
 
-def section(folder: Path, rows: list[tuple[str, float, float, float | None]], trial: int = 0) -> Section | None:
-    write_search(folder)
+def section(
+    folder: Path, rows: list[tuple[str, float, float, float | None]], trial: int = 0, **more: Any
+) -> Section | None:
+    """Of a search with 240 validation windows of 3 steps."""
+    write_search(folder, **more)
     with ResultsWriter(folder) as writer:
         names = ("kind", "level", "share", "width")
         writer.coverage([{"trial": trial, "samples": 279} | dict(zip(names, row, strict=True)) for row in rows])
@@ -34,7 +41,8 @@ def test_the_section_says_what_was_promised_and_what_held(tmp_path: Path) -> Non
     assert made.lead.startswith("83.1 % of the test part's values, of 279 windows, lie inside the 90 % intervals that ")
     table, said = made.blocks
     assert texts(table) == [["50 %", "44 %", "2.000"], ["90 %", "83.1 %", "7.250"], ["99 %", "98 %", "12.00"]]
-    assert isinstance(said, Sentences) and said.texts[0].startswith("They hold less often than promised")
+    assert isinstance(said, Sentences)
+    assert [text.partition(",")[0] for text in said.texts] == ["Windows overlap"], "no level is off beyond chance"
 
 
 def test_quantiles_stand_below_and_intervals_that_held_need_no_word(tmp_path: Path) -> None:
@@ -45,9 +53,46 @@ def test_quantiles_stand_below_and_intervals_that_held_need_no_word(tmp_path: Pa
     _, quantiles, said = made.blocks
     assert texts(quantiles) == [["0.1", "7.3 %"], ["0.9", "80 %"]]
     assert isinstance(said, Sentences) and [text.partition(",")[0] for text in said.texts] == ["Windows overlap"]
-    made = section(tmp_path / "wide", [("interval", 0.5, 0.62, 7.0)])
+
+
+def test_levels_that_are_off_beyond_chance_are_named_and_no_cause_is_given(tmp_path: Path) -> None:
+    rows = [("interval", 0.5, 0.7, 2.0), ("interval", 0.8, 0.79, 3.0), ("interval", 0.9, 0.75, 4.0)]
+    made = section(tmp_path, [*rows, ("interval", 0.95, 0.8, 5.0)])
     assert made is not None and isinstance(made.blocks[-1], Sentences)
-    assert made.blocks[-1].texts[0].startswith("They hold more often than promised")
+    assert made.blocks[-1].texts[:2] == [
+        "Intervals of 90 % and 95 % held less often than promised, by more than chance explains in so many windows. "
+        "Ask predict for a higher level where that matters.",
+        "Intervals of 50 % held more often than promised, by more than chance explains in so many windows.",
+    ]
+
+
+@pytest.mark.parametrize(("validation", "test", "horizon"), [(43, 43, 1), (9, 9, 1), (200, 43, 1), (120, 120, 12)])
+def test_levels_of_errors_that_are_alike_are_rarely_off_beyond_chance(validation: int, test: int, horizon: int) -> None:
+    """Errors of random walks, each step's the sum of what came until then."""
+    named = np.zeros(2)
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+
+        def errors(count: int, draw: np.random.Generator = generator) -> np.ndarray:
+            steps = np.lib.stride_tricks.sliding_window_view(draw.normal(size=count + horizon - 1), horizon)
+            return np.abs(steps.cumsum(axis=1))
+
+        known, new = errors(validation), errors(test)
+        rows = []
+        for level in LEVELS:
+            half = conformal(np.sort(known, axis=0)[..., None], level)[:, 0]
+            if not np.isnan(half).any():
+                rows.append({"level": level, "share": float((new <= half).mean()), "samples": test})
+        named += [bool(levels) for levels in beyond_chance(rows, validation, horizon)]
+    assert (named < 0.1 * 300).all()
+
+
+def test_widths_of_targets_that_have_units_of_their_own_are_not_told_together(tmp_path: Path) -> None:
+    made = section(tmp_path, HELD, targets=("cases", "beds"))  # a table with widths, as older versions wrote it
+    assert made is not None
+    table, said = made.blocks
+    assert texts(table) == [["50 %", "44 %"], ["90 %", "83.1 %"], ["99 %", "98 %"]]
+    assert isinstance(said, Sentences) and "widths are not told, since targets have units of their own" in said.texts[0]
 
 
 def test_nothing_is_said_where_nothing_was_measured(tmp_path: Path) -> None:

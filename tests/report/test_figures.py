@@ -36,6 +36,8 @@ from xlstm_tune.report.study import rebuild
 from xlstm_tune.report.style import Palette, duration, is_wide
 from xlstm_tune.results import ResultsWriter, read
 
+LONG = "xlstm·(ms)×2 · 32 · <decomposition> trend · projection 16 · lr 9.2e-3"
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
@@ -84,10 +86,17 @@ def test_palette_gives_other_families_their_own_colours() -> None:
 
 def test_a_search_for_several_objectives_lists_what_no_other_beats(tmp_path: Path) -> None:
     spec = {**SPEC, "search": {**SPEC["search"], "costs": ["parameters"]}}
-    write_search(tmp_path / "made", 8, spec=spec)
+    rows = write_search(tmp_path / "made", 8, spec=spec)
+    with ResultsWriter(tmp_path / "made") as writer:
+        for row in rows:
+            writer.trial(row | {"name": LONG, "parameters": row["parameters"] // 100})
     record = read_record(tmp_path / "made")
     made = table(cost(record))
     assert made.caption.startswith("Pareto front: ") and len(made.rows) >= 1
+    assert made.rows[0].cells[0].text == LONG, "the page escapes it and gives it room"
+    assert {row.cells[2].text for row in made.rows} <= {"160", "320", "640"}, "a count has no digits behind the point"
+    drawn = figure(cost(record), "cost-parameters").caption
+    assert re.search(r" for (160|320|640) parameters[.;]", drawn)
     errors, sizes = ([row.cells[place].sort for row in made.rows] for place in (1, 2))
     assert errors == sorted(errors) and sizes == sorted(sizes, reverse=True)
     assert min(errors) == min(row[record.objective] for row in record.scored)
@@ -343,8 +352,13 @@ def test_equal_budget_draws_a_curve_for_each_family(record: Record) -> None:
     assert [row.cells[0].text for row in table(made).rows] == ["xlstm", "lstm"]
     assert table(made).rows[1].cells[3].text == "3.600 ± 0.05"
     stopped = sum(row["status"] == "pruned" for row in record.scored)
-    assert stopped and made is not None and isinstance(made.blocks[-1], Sentences)
-    assert made.blocks[-1].texts[0].startswith(f"{stopped} of {len(record.scored)} trials were stopped early")
+    assert stopped > 1
+    assert f"{stopped} of {len(record.scored)} trials were stopped early and count with the" in sentences(made)
+    pruned = [row["trial"] for row in record.trials if row["status"] == "pruned"]
+    cut = [row | {"reason": "time budget"} if row["trial"] in pruned[1:] else row for row in record.trials]
+    made = equal_budget(dataclasses.replace(record, budgets=budgets, trials=cut))
+    one = f"1 of {len(record.scored)} trials was stopped early and counts with the epochs that it had, so"
+    assert one in sentences(made), "what the end of the search cut short, no scheduler stopped"
     bare = dataclasses.replace(record, budgets=(), evidence=None)
     assert equal_budget(bare) is None and differences(bare) is None and metrics(bare) is None
 

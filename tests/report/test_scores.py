@@ -78,7 +78,11 @@ def test_by_step_group_and_target() -> None:
     assert by_group(*twice, ["b"] * 4) == {}
     assert by_target(PREDICTED, ACTUAL, ["cases"]) == {}
     both = [np.concatenate([array, array * 2], axis=2) for array in (PREDICTED, ACTUAL)]
-    assert by_target(*both, ["cases", "deaths"]) == {"cases": pytest.approx(1.5), "deaths": pytest.approx(3.0)}
+    found = by_target(*both, ["cases", "deaths"])
+    assert found == {
+        "cases": pytest.approx({"rmse": 1.5, "mae": 1.25}),
+        "deaths": pytest.approx({"rmse": 3.0, "mae": 2.5}),
+    }
 
 
 def test_metrics_refuse_what_does_not_fit() -> None:

@@ -44,9 +44,9 @@ class Evidence:
     by_step: dict[Model, list[float]]
     """RMSE of each step of the horizon."""
     by_group: dict[Model, dict[str, float]]
-    """RMSE of each series, or of each group of a regression's sequences; {} where there is one."""
-    by_target: dict[Model, dict[str, float]]
-    """RMSE of each target; {} where there is one."""
+    """RMSE of the first target in each series, or each group of a regression's sequences; {} where there is one."""
+    by_target: dict[Model, dict[str, dict[str, float]]]
+    """`rmse` and `mae` of each target; {} where there is one."""
     differences: list[Difference]
     """Of the winner to every other finalist and every baseline, and of the other finalists to the best baseline."""
     unit: str
@@ -122,7 +122,10 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
         best_baseline=best,
         metrics=figures,
         by_step={model: scores.by_step(values, judged.actual) for model, values in judged.predicted.items()},
-        by_group={model: scores.by_group(values, judged.actual, groups) for model, values in judged.predicted.items()},
+        by_group={
+            model: scores.by_group(values[..., :1], judged.actual[..., :1], groups)
+            for model, values in judged.predicted.items()
+        },
         by_target={
             model: scores.by_target(values, judged.actual, judged.targets) for model, values in judged.predicted.items()
         },

@@ -59,6 +59,24 @@ class Forecasts:
         series, time, step, target, actual, predicted = (column[rows] for column in columns)
         return Forecasts(series, time, step, target, actual, predicted, self.names, self.times, self.targets)
 
+    def of_target(self, target: str) -> Forecasts | None:
+        """Only the rows of this target; None where there are none. `targets` stays as it is."""
+        rows = self.target == self.targets.index(target) if target in self.targets else np.zeros(len(self.target), bool)
+        return self.select(rows) if rows.any() else None
+
+    @property
+    def first_target(self) -> str:
+        """The first that has rows."""
+        return self.targets[int(self.target.min())]
+
+    @property
+    def which(self) -> str:
+        """Of rows of one target among several: which it is, and how many are not drawn; empty where there is one."""
+        others = len(self.targets) - 1
+        if not others:
+            return ""
+        return f"target {self.first_target} ({others} more {'is' if others == 1 else 'are'} not drawn)"
+
     def rmse(self) -> float:
         """Over all rows."""
         return float(np.sqrt(np.mean(self.error**2)))

@@ -238,7 +238,7 @@ def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console
         table.add_row(
             str(trial),
             Text(row["name"]),
-            *(f"{row[goal]:,}" if goal == "parameters" else number(row[goal]) for goal in goals),
+            *(number(row[goal]) for goal in goals),
         )
     console.print()
     console.print(
@@ -370,8 +370,10 @@ def _titled(entry: Entry) -> Text:
 
 
 def number(value: float | None, error: float | None = None) -> str:
-    """Four digits, as 0.0123, 3.450, 1,234 or 135,450; empty for None. With a standard error: 3.450 ± 0.021."""
+    """Four digits, as 0.0123, 3.450, 1,234 or 135,450; counts, which are ints, as they are; empty for None. With a
+    standard error: 3.450 ± 0.021."""
     if value is None:
         return ""
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+    whole = isinstance(value, int) or abs(value) >= 1000
+    text = f"{value:,.0f}" if whole else f"{value:#.4g}".rstrip(".")
     return text if error is None else f"{text} ± {f'{error:,.0f}' if error >= 10 else f'{error:.2g}'}"

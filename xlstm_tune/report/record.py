@@ -223,4 +223,4 @@ def _json(text: str | None) -> Mapping[str, Any]:
 
 def _is_open(folder: Path) -> bool:
     """Whether a writer has the tables open, or was killed: it leaves no pending files when it closes them."""
-    return any((folder / "results").glob("*/pending.*.jsonl"))
+    return any((folder / "results").glob("*/pending.[0-9]*.jsonl"))

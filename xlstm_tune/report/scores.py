@@ -114,8 +114,10 @@ def by_group(predicted: Array, actual: Array, groups: Sequence[str]) -> dict[str
     return {name: float(np.sqrt(value)) for name, value in zip(names, mean, strict=True)}
 
 
-def by_target(predicted: Array, actual: Array, targets: Sequence[str]) -> dict[str, float]:
-    """RMSE of each target in its own units; {} where there is one. targets: K names."""
+def by_target(predicted: Array, actual: Array, targets: Sequence[str]) -> dict[str, dict[str, float]]:
+    """`rmse` and `mae` of each target in its own units; {} where there is one. targets: K names."""
     if len(targets) < 2:
         return {}
-    return dict(zip(targets, np.sqrt(np.square(predicted - actual).mean((0, 1))).tolist(), strict=True))
+    error = predicted - actual
+    rmse, mae = np.sqrt(np.square(error).mean((0, 1))).tolist(), np.abs(error).mean((0, 1)).tolist()
+    return {name: {"rmse": one, "mae": other} for name, one, other in zip(targets, rmse, mae, strict=True)}

@@ -56,7 +56,8 @@ def interval_rows(folder: Path, one: Finalist, table: Table, data: Prepared) -> 
                 "kind": INTERVAL,
                 "level": level,
                 "share": float(((low <= actual) & (actual <= high)).mean()),
-                "width": float((high - low).mean()),
+                # Targets have units of their own: their widths have no mean.
+                "width": float((high - low).mean()) if shape[2] == 1 else None,
                 "samples": len(actual),
             }
         )

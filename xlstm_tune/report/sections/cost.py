@@ -57,7 +57,7 @@ def _weighed(record: Record, costs: Sequence[str]) -> Table:
     goals = [record.objective, *costs]
     by_number = {row["trial"]: row for row in record.scored}
     kept = [by_number[trial] for trial in pareto_front(record.scored, goals)]
-    rows = [Row([Cell(label(row["name"]), note=f"trial {row['trial']}"), *_figures(row, goals)]) for row in kept]
+    rows = [Row([Cell(str(row["name"]), note=f"trial {row['trial']}"), *_figures(row, goals)]) for row in kept]
     titles = {column: title for column, title, _ in COSTS}
     columns = [Column("Model", wide=True), Column(f"{metric_title(record.metric)}, validation", True)]
     columns += [Column(titles[name], True) for name in costs]

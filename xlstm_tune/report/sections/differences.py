@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
+from xlstm_tune.report.budget import cut_short
 from xlstm_tune.report.leaderboard import STOPPED_EARLY, number, scope
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
@@ -216,13 +217,15 @@ def equal_budget(record: Record) -> Section | None:
         Figure("budget", "Expected best by number of trials", caption, data, layout(x, y), 380),
         Table(f"Families, {counted(k, 'trial')} each", columns, rows),
     ]
-    if stopped := sum(row["status"] == "pruned" for row in record.scored):
+    if stopped := sum(row["status"] == "pruned" and not cut_short(row) for row in record.scored):
+        how = "were stopped early and count with the epochs that they had"
+        if stopped == 1:
+            how = "was stopped early and counts with the epochs that it had"
         blocks.append(
             Sentences(
                 [
-                    f"{stopped} of {counted(len(record.scored), 'trial')} {'were' if stopped > 1 else 'was'} stopped "
-                    "early and count with the epochs that they had, so a family that learns slowly looks worse than it "
-                    "may be; with search.scheduler: none all are trained to the end."
+                    f"{stopped} of {counted(len(record.scored), 'trial')} {how}, so a family that learns slowly looks "
+                    "worse than it may be; with search.scheduler: none all are trained to the end."
                 ]
             )
         )

@@ -1,17 +1,22 @@
-"""Where errors lie: by step of the horizon, by series, over time, and how they are spread."""
+"""Where errors lie: by target, by step of the horizon, by series, over time, and how they are spread.
+
+Figures are given rows of one target alone, since targets may have different units.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from xlstm_tune.report.blocks import Figure, Figures, label
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Figures, Row, Sentences, Table, label
 from xlstm_tune.report.forecasts import Forecasts, Model
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, section
-from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, layout, thinned, whole
+from xlstm_tune.report.style import BASELINE, GRID, Trace, axis, counted, layout, thinned, whole
 
 MOMENTS = 600
 """Points of the residuals over time."""
@@ -20,7 +25,39 @@ GROUPS = 30
 """Series drawn, the worst first."""
 FEW = 3
 """Rows of a series below which its error says nothing."""
+_YEAR_AND_WEEK = re.compile(r"(\d{4})[_-]?[Ww]?(\d{1,2})")
+"""Or a year and a month, which sort alike."""
+_OFFSET = re.compile(r"[ T]\d\d(?::.*)?(?:Z|[+-]\d\d(?::?\d\d)?)$")
+"""How a time ends that says its offset from UTC."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def by_target(record: Record, made: Forecasts, mine: Model, part: str) -> list[Block]:
+    """What each target's error is, for the winner and the best baseline, and which one the figures are of; [] where
+    there is one target. made: the winner's rows of that one."""
+    if not made.which:
+        return []
+    said = Sentences(
+        [
+            f"The figures of this section are of {made.first_target} alone. RMSE and MAE elsewhere on this page pool "
+            "all targets in their own units, so the one with the largest numbers weighs most."
+        ]
+    )
+    evidence = record.evidence
+    if evidence is None or evidence.part != part:
+        return [said]
+    known = [evidence.by_target[one] for one in evidence.by_target if one.trial is not None and one.trial == mine.trial]
+    columns = [Column("Target", wide=True), Column("RMSE", True), Column("MAE", True)]
+    if known and (best := evidence.best_baseline) is not None:
+        known.append(evidence.by_target[best])
+        columns += [Column(f"RMSE of {best.name}", True), Column(f"MAE of {best.name}", True)]
+    if not known:
+        return [said]
+    rows = []
+    for target in known[0]:
+        errors = [one[target][metric] for one in known for metric in ("rmse", "mae")]
+        rows.append(Row([Cell(target), *(Cell(number(error), error) for error in errors)]))
+    return [Table(f"Errors by target, {part} part, each in its own units", columns, rows), said]
 
 
 def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figure | None:
@@ -51,8 +88,9 @@ def by_step(record: Record, found: Mapping[Model, Forecasts], part: str) -> Figu
             }
         )
     best = min(last, key=lambda name: last[name])
+    of = _of(next(iter(found.values())))
     caption = (
-        f"RMSE of each step of the horizon on the {part} part; grey lines are baselines. At the last step {best} "
+        f"RMSE of each step of the horizon on the {part} part{of}; grey lines are baselines. At the last step {best} "
         f"has the lowest, {number(last[best])}."
     )
     return Figure(
@@ -92,7 +130,7 @@ def by_series(
     color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
     data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
     shown = f"The {GROUPS} worst of {len(known)} {what}" if len(known) > GROUPS else f"{len(known)} {what}"
-    caption = f"{shown}, {part} part. The worst, {order[-1]}, has {number(known[order[-1]])}."
+    caption = f"{shown}, {part} part{_of(found[mine])}. The worst, {order[-1]}, has {number(known[order[-1]])}."
     shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
     return Figure("by-series", f"Error by {what}", caption + better, data, shape, 120 + 20 * len(names))
 
@@ -133,8 +171,8 @@ def residuals(
 ) -> Figures:
     """The winner's errors, in order of time where there is one, and their distribution beside the best baseline's."""
     made = found[mine]
-    color = record.palette.color(mine.name)
-    # Of a forecast of several steps the mean over its steps and targets: one point per sample.
+    color, of = record.palette.color(mine.name), _of(made)
+    # Of a forecast of several steps the mean over its steps: one point per sample.
     sample = np.cumsum(np.r_[True, (np.diff(made.time) != 0) | (np.diff(made.series) != 0)]) - 1
     means = np.bincount(sample, weights=made.error) / np.bincount(sample)
     first = np.searchsorted(sample, np.arange(len(means)))
@@ -164,7 +202,7 @@ def residuals(
         drift = f" Mean error of the first half {_signed(means[:half])}, of the second {_signed(means[half:])}."
     several = len(made.error) > len(means)
     averaged = ", averaged over a sample's steps" if several else ""
-    caption = f"Predicted minus actual{averaged}, {in_order}: {len(means):,} samples{shown}.{drift}"
+    caption = f"Predicted minus actual{of}{averaged}, {in_order}: {counted(len(means), 'sample')}{shown}.{drift}"
     lines = [
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]
@@ -179,7 +217,7 @@ def residuals(
     apart = ", steps apart" if several else ""
     shape = layout(axis("Predicted minus actual"), axis("Share", tickformat=".0%"), barmode="overlay", bargap=0.05)
     lines.append(
-        Figure("histogram", "Spread of errors", f"Errors on the {part} part{apart}; {spread}.", bars, shape, 300)
+        Figure("histogram", "Spread of errors", f"Errors on the {part} part{of}{apart}; {spread}.", bars, shape, 300)
     )
     return Figures(lines)
 
@@ -187,20 +225,39 @@ def residuals(
 def _in_time(record: Record, made: Forecasts, first: np.ndarray) -> np.ndarray | None:
     """The samples in the order of their time; None where several series or sequences have no time in common.
 
-    first: row of each sample. Windows of one series are in their order as they are. Labels of time are text as the user
-    wrote it: those that begin with a year, or are numbers, are read here.
+    first: row of each sample. Windows of one series are in their order as they are.
     """
     labels = [made.times[place] for place in made.time[first]]
     if len(np.unique(made.series)) == 1:
         return np.arange(len(first))
-    if not section(record.spec, "data").get("time") or len(set(labels)) == 1:
+    time = section(record.spec, "data").get("time")
+    if not time or len(set(labels)) == 1:
         return None
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
-        return np.argsort([float(label) for label in labels], kind="stable")
-    if not all(re.match(r"\d{4}\D", label) for label in labels):
+    moments = _moments(labels, weeks=isinstance(time, Mapping) and time.get("format") == "mmwr-week")
+    return None if moments is None else np.argsort(moments, kind="stable")
+
+
+def _moments(labels: Sequence[str], weeks: bool) -> np.ndarray | None:
+    """What labels of time, which are text as the user wrote it, are sorted by; None where they are of no known kind.
+
+    weeks: whether digits alone, such as 200601, are a year and a week; else they are numbers.
+    """
+    if not weeks and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
+        return np.array([float(label) for label in labels])
+    found = [_YEAR_AND_WEEK.fullmatch(label.strip()) for label in labels]
+    if all(found):
+        return np.array([100 * int(one[1]) + int(one[2]) for one in found if one])
+    texts = pc.replace_substring_regex(pa.array([label.strip() for label in labels]), r"^(\d{4})/(\d\d)/", r"\1-\2-")
+    zoned = all(_OFFSET.search(label.strip()) for label in labels)
+    try:
+        return np.asarray(texts.cast(pa.timestamp("ns", "UTC" if zoned else None)).cast(pa.int64()))
+    except pa.ArrowInvalid:
         return None
-    parts = [tuple(int(part) for part in re.findall(r"\d+", label)) for label in labels]
-    return np.array(sorted(range(len(parts)), key=lambda place: parts[place]))
+
+
+def _of(made: Forecasts) -> str:
+    """Which target's rows these are, to be put into a caption; empty where there is one."""
+    return f", {made.which}" if made.which else ""
 
 
 def _around_zero(x: dict[str, object], y: dict[str, object]) -> dict[str, object]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
+from xlstm_tune.report.blocks import Figure, Figures, Section, Sentences, label
 from xlstm_tune.report.forecasts import Forecasts, Model, forecasts_of, models_of
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
-from xlstm_tune.report.sections.errors import by_series, by_step, residuals
+from xlstm_tune.report.sections.errors import by_series, by_step, by_target, residuals
 from xlstm_tune.report.style import ACTUAL, BASELINE, GRID, Trace, axis, counted, layout, thinned
 
 POINTS = 300
@@ -38,8 +38,11 @@ def winner(record: Record) -> Section | None:
     found = {model: made for model in models if (made := forecasts_of(record.predictions, part, model)) is not None}
     if mine not in found:
         return Section("winner", "The winner", blocks=[Sentences(["None of its predictions is a number."])])
+    # Targets may have different units: of several, the figures are those of one.
+    target = found[mine].first_target
+    found = {model: one for model, made in found.items() if (one := made.of_target(target)) is not None}
     against = _best_baseline(record, found)
-    blocks: list[Block] = []
+    blocks = by_target(record, found[mine], mine, part)
     if found[mine].step.max() == 1 and _is_regression(record, found[mine]):
         blocks.append(_scatter(record, found[mine], part))
     else:
@@ -80,7 +83,7 @@ def _panels(
         pairs = [(series, step) for series, step in pairs if step in (1, last)]
     figures = []
     for place, (series, step) in enumerate(pairs[:PANELS]):
-        name, target = all_mine.names[series], all_mine.targets[0]
+        name, target = all_mine.names[series], all_mine.first_target
         data: list[Trace] = []
         kept = _curve(all_mine, name, target, step)
         times = [kept.times[one] for one in kept.time]
@@ -93,12 +96,13 @@ def _panels(
             errors.append((f"the baseline {against.name}", theirs.rmse()))
         data.append(_line(times, kept.predicted, label(mine.title), record.palette.color(mine.name), 2))
         of = f"{name}, " if len(all_mine.names) > 1 else ""
-        if (others := len(all_mine.targets) - 1) > 0:
-            of += f"{_one_of(target, others)}, "
+        if all_mine.which:
+            of += f"{all_mine.which}, "
         ahead = f"{counted(step, 'step')} ahead" if last > 1 else "next value"
         total = int(np.sum(_mask(all_mine, name, target, step)))
-        shown = f"the last {len(times)} of {total:,}" if total > len(times) else f"all {total}"
-        caption = f"{of}{ahead}: {shown} {part} samples. RMSE over these: " + ", ".join(
+        every = f"all {total} {part} samples" if total > 1 else f"the only {part} sample"
+        shown = f"the last {len(times)} of {total:,} {part} samples" if total > len(times) else every
+        caption = f"{of}{ahead}: {shown}. RMSE over {'these' if total > 1 else 'it'}: " + ", ".join(
             f"{number(value)} for {who}" for who, value in errors
         )
         dates = all(re.match(r"\d{4}-\d{2}-\d{2}", one) for one in times)
@@ -146,15 +150,8 @@ def _line(x: Sequence[str], y: np.ndarray, name: str, color: str, width: float, 
     }
 
 
-def _one_of(target: str, others: int) -> str:
-    """The one target that is drawn, and how many are not."""
-    return f"target {target} ({others} more {'is' if others == 1 else 'are'} not drawn)"
-
-
 def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
-    """Predicted against actual, of the first target; on the diagonal they are the same."""
-    first, others = int(mine.target.min()), len(mine.targets) - 1
-    mine = mine.select(mine.target == first)
+    """Predicted against actual, of one target; on the diagonal they are the same."""
     kept = mine.select(np.arange(len(mine.step))[thinned(len(mine.step), DOTS)])
     low, high = float(min(kept.actual.min(), kept.predicted.min())), float(max(kept.actual.max(), kept.predicted.max()))
     assert record.board.winner is not None
@@ -191,12 +188,12 @@ def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
     spread = float(np.var(mine.actual))
     explained = 1 - float(np.mean(mine.error**2)) / spread if spread else 0.0
     shown = "" if len(kept.step) == len(mine.step) else f" ({len(kept.step):,} of them drawn, evenly)"
-    of = f"{_one_of(mine.targets[first], others)}: " if others else ""
+    of = f"{mine.which}: " if mine.which else ""
     caption = (
         f"{of}{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model "
         f"explains {100 * explained:.0f} % of the variance, and errs by {number(float(np.mean(mine.error)))} on "
         "average."
     )
-    target = label(mine.targets[first], 40)
+    target = label(mine.first_target, 40)
     shape = layout(axis(f"Actual {target}"), axis(f"Predicted {target}"))
     return Figure("scatter", "Predicted against actual", caption, data, shape, 440)
