@@ -336,6 +336,22 @@ def test_pending_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         read(tmp_path, "trials")
 
 
+def test_other_files_among_the_parts_are_left_alone(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path) as writer:
+        writer.trial({"trial": 0, "status": "completed"})
+    place = tmp_path / "results" / "trials"
+    others = [
+        place / name for name in ("part-000001 (1).parquet", "part-.parquet", "pending.x.jsonl", "pending..jsonl")
+    ]
+    for path in others:
+        path.write_bytes(b"x")
+    assert read(tmp_path, "trials")["trial"].to_pylist() == [0]
+    with ResultsWriter(tmp_path) as writer:
+        writer.trial({"trial": 1, "status": "completed"})
+    assert read(tmp_path, "trials")["trial"].to_pylist() == [0, 1]
+    assert [path.read_bytes() for path in others] == [b"x"] * 4
+
+
 def test_columns_of_an_older_version_come_as_nulls(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path) as writer:
         writer.trial({"trial": 0, "backend": "reference"})

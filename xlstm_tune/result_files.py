@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +27,18 @@ def pending_path(folder: Path, name: str) -> Path:
 
 
 def part_number(path: Path) -> int:
-    """Parts are counted as they are written."""
-    return int(path.stem.removeprefix("part-"))
+    """Parts are counted as they are written, from 1 on. 0: another file, such as a copy that somebody made."""
+    match = re.fullmatch(r"part-([0-9]+)\.parquet", path.name)
+    return int(match[1]) if match else 0
 
 
 def parts_of(folder: Path, name: str) -> list[Path]:
     """The part files, oldest first; what is still being written has another name. Refuses newer versions."""
     place = place_of(folder, name)
     for path in place.glob("pending.*.jsonl"):
-        check_version(path, int(path.name.split(".")[1]))
-    return sorted(place.glob("part-*.parquet"), key=part_number)
+        if match := re.fullmatch(r"pending\.([0-9]+)\.jsonl", path.name):
+            check_version(path, int(match[1]))
+    return sorted(filter(part_number, place.glob("part-*.parquet")), key=part_number)
 
 
 @contextmanager

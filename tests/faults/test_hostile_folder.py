@@ -190,7 +190,15 @@ def test_the_frozen_search_file_holds_no_key_of_a_bucket(source: str, kept: str,
     assert load_spec(str(tmp_path / "mine" / SPEC)).data.source == [kept]
 
 
-@pytest.mark.parametrize("url", ["sqlite:////data/me@home/optuna.db", "postgresql://me@host/db", None])
+@pytest.mark.parametrize("password", ["se'cret", 'se"cret', "se cret", "se/cret", "sec@ret"])
+def test_the_frozen_search_file_holds_no_odd_password(password: str, tmp_path: Path) -> None:
+    create_folder(tmp_path / "mine", make_spec(storage=f"postgresql://user:{password}@host/db"), "abc")
+    assert load_spec(str(tmp_path / "mine" / SPEC)).search.storage == "postgresql://***@host/db"
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:////data/me@home/optuna.db", "postgresql://me@host/db", "mysql://h/my db?x=1", None]
+)
 def test_the_frozen_search_file_keeps_a_storage_without_a_password(url: str | None, tmp_path: Path) -> None:
     create_folder(tmp_path / "mine", make_spec(storage=url), "abc")
     frozen = load_spec(str(tmp_path / "mine" / SPEC))

@@ -41,6 +41,31 @@ def test_a_search_that_is_run_is_refused_and_named(tmp_path: Path) -> None:
     assert (tmp_path / LOCK).read_text() == ""
 
 
+def test_a_disk_that_fails_at_the_end_is_no_error(tmp_path: Path) -> None:
+    """What the driver had to say of it has been said, and the next one writes over the name that stays."""
+    with locked(tmp_path):
+        (held,) = (int(one.name) for one in Path("/proc/self/fd").iterdir() if points_to(one, tmp_path / LOCK))
+        read_only = os.open(tmp_path / LOCK, os.O_RDONLY)
+        os.dup2(read_only, held)  # it takes no more changes
+        os.close(read_only)
+    assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    with locked(tmp_path):
+        pass
+    assert (tmp_path / LOCK).read_text() == ""
+
+
+def points_to(link: Path, file: Path) -> bool:
+    """Whether an open file is this one."""
+    return link.exists() and link.samefile(file)
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / LOCK).write_bytes(b"pro\xffcess 7\n")
+        with pytest.raises(StorageError, match="is being run by pro\ufffdcess 7; wait"), locked(tmp_path):
+            pass
+
+
 def test_a_killed_driver_leaves_no_lock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     holder = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)

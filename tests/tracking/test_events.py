@@ -45,7 +45,15 @@ def test_flipped_bits_make_no_event_that_cannot_be_sent(lines: list[bytes], bit:
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"null\n", b"[]\n", b"{}\n", b"\0\0\0\n", b"\xff\xfe\n", b'{"e": "epoch", "t": 1}\n']
+    "line",
+    [
+        *(b"\n", b"null\n", b"[]\n", b"{}\n", b"\0\0\0\n", b"\xff\xfe\n", b'{"e": "epoch", "t": 1}\n'),
+        b"[" * 100_000 + b"\n",
+        b'{"e": []}\n',
+        b'{"e": "metrics", "t": 1, "metrics": {"a": 1' + b"0" * 400 + b'}, "tags": {}}\n',
+        b'{"e": "epoch", "t": 1, "number": 1, "step": 1' + b"0" * 19 + b', "metrics": {"a": 1.0}}\n',
+    ],
+    ids=range(11),
 )
 def test_other_lines_are_no_events(line: bytes) -> None:
     assert read_event(line) is None

@@ -15,6 +15,7 @@ from tracked import ROOT
 from xlstm_tune.errors import StorageError, TrackingError
 from xlstm_tune.tracking import Spool
 from xlstm_tune.tracking.events import KnownRun
+from xlstm_tune.tracking.state import read_state
 
 
 def test_driver_side_never_imports_mlflow(tmp_path: Path) -> None:
@@ -146,9 +147,35 @@ def test_spool_of_a_newer_program_or_damaged_is_refused_in_one_sentence(tmp_path
         whole.replace("search", "serach"),
         whole.replace(": 1", ': "1"'),
         "\0" * 99,
+        "[" * 100_000,
     ):
         path.write_text(damaged)
         with pytest.raises(TrackingError, match=r"spool.json is damaged \(.*\); remove it and resume the search"):
             Spool(tmp_path, "sqlite:///x.db")
     path.write_text(whole)
     Spool(tmp_path, "sqlite:///x.db").close()  # nor is it locked after these
+
+
+@pytest.mark.parametrize("uri", ["http://user:pa'ss@host:5000", 'postgresql://u:pa"ss@h/db', "mysql://h/d?password='x"])
+def test_a_password_with_a_quote_is_not_kept(uri: str, tmp_path: Path) -> None:
+    Spool(tmp_path, uri).close()
+    kept = (tmp_path / "mlflow" / "spool.json").read_text()
+    assert json.loads(kept)["has_credentials"] and "ss@" not in kept and "'x" not in kept and "***" in kept
+
+
+def test_a_folder_with_an_at_is_no_password(tmp_path: Path) -> None:
+    with Spool(tmp_path, "sqlite:////home/annika@uni/mlflow.db") as spool:
+        assert not spool.address.has_credentials and spool.address.uri == "sqlite:////home/annika@uni/mlflow.db"
+
+
+@pytest.mark.parametrize("damaged", ["[" * 100_000, "null", '{"uri": 1}', '{"offset": 1' + "0" * 30])
+def test_a_damaged_state_is_as_none(damaged: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "sqlite:///x.db")
+    spool.epoch(0, 1, {"a": 1.0})
+    whole = {"uri": "sqlite:///x.db", "offset": 0, "runs": {}, "refused": 0, "reasons": [], "error": ""}
+    path = tmp_path / "mlflow" / "state.json"
+    path.write_text(json.dumps(whole))
+    assert read_state(tmp_path) == whole
+    for state in (damaged, json.dumps(whole | {"offset": 10**30}), json.dumps(whole | {"offset": 3})):
+        path.write_text(state)
+        assert read_state(tmp_path) == {}

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from tracked import free_port
 
 from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import check_tracking_uri, default_uri, hide_credentials, ui_command
+from xlstm_tune.tracking.uri import _same_server
+
+BASIC = "Basic YW5uaWthOmdlaGVpbQ=="
+"""Of annika and geheim."""
 
 
 def refusal(uri: str) -> str:
@@ -46,7 +51,6 @@ def test_check_says_what_an_address_lacks(uri: str) -> None:
 def test_check_refuses_addresses_that_mlflow_would_take_for_others() -> None:
     said = refusal("http://127.0.0.1:5000/#/experiments/0")
     assert said.endswith("#/experiments/0' is that of a page; write http://127.0.0.1:5000")
-    assert "cannot be reached" in refusal("http://[half")
     assert f"sqlite:///{Path.home()}/x/mlflow.db" in refusal("sqlite:///~/x/mlflow.db")
 
 
@@ -69,7 +73,44 @@ def test_check_of_servers_that_are_not_there() -> None:
     message = refusal(f"postgresql+sqlite3://annika:geheim@127.0.0.1:{free_port()}/mlflow")
     assert "cannot be reached at 127.0.0.1:" in message and "geheim" not in message
     assert "needs the Python driver 'nosuch'" in refusal("mysql+nosuch://h/db")
-    assert "cannot be reached" in refusal("http://")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:secr/et@host:5000", "http://***@host:5000"),
+        ("http://user:secr#et@host", "http://***@host"),
+        ("http://user:secr?et@host", "http://***@host"),
+        ("postgresql+json://user:secr/et@host/db", "postgresql+json://***@host/db"),
+        ("postgresql+json://u:p@a..b/db", "postgresql+json://***@a..b/db"),
+        (f"postgresql+json://u:p@{'a' * 70}/db", f"postgresql+json://***@{'a' * 70}/db"),
+        ("mysql+json://u:p@[half/db", "mysql+json://***@[half/db"),
+        ("http://u:p@a..b", "http://***@a..b"),
+        ("http://h:99999", "http://h:99999"),
+        ("http://[half", "http://[half"),
+        ("http://", "http://"),
+        ("http:/u:p@h", "http:/***@h"),
+    ],
+)
+def test_check_shows_no_part_of_a_password_that_is_not_quoted(uri: str, shown: str) -> None:
+    said = refusal(uri)
+    assert said.startswith(f"the tracking URI '{shown}' cannot be read: it has no host that can be one, or its port is")
+    assert said.endswith("write / # ? @ of a password as %2F %23 %3F %40") and "secr" not in said
+
+
+def test_check_shows_no_password_in_the_place_of_host_and_port() -> None:
+    said = refusal(f"postgresql+json://127.0.0.1:{(port := free_port())}/et@host/db")  # of the password 'PORT/et'
+    assert str(port) not in said and "the tracking database postgresql+json://***@host/db cannot be reached (" in said
+    said = refusal("http://user:sec ret@localhost:1")
+    assert said == "the http tracking URI has a blank in it, which no address has; write %20 for it"
+
+
+@pytest.mark.parametrize("token", ["t0ken\n", "t0k\rX: y", "tökén"])
+def test_check_shows_no_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    said = refusal(f"http://127.0.0.1:{free_port()}")
+    assert said.startswith("MLFLOW_TRACKING_TOKEN has a line break or another character") and "t0k" not in said
 
 
 class _Guard(http.server.BaseHTTPRequestHandler):
@@ -112,6 +153,60 @@ def test_check_explains_refusals_and_sends_credentials(monkeypatch: pytest.Monke
         guard.shutdown()
 
 
+class _Moved(http.server.BaseHTTPRequestHandler):
+    """A server that has moved: below /here to another path, below /away to the address of `away`, `/bad` to none."""
+
+    seen: list[tuple[str, str | None]] = []  # noqa: RUF012
+    away = ""
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers.get("Authorization")))
+        target = {"here": "/there", "away": self.away, "bad": "http://[half"}.get(self.path.split("/")[1])
+        self.send_response(200 if target is None else 302)
+        if target is not None:
+            self.send_header("Location", target + "/health")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_check_tells_the_password_to_no_server_that_another_sends_it_to() -> None:
+    with (
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Moved) as one,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Moved) as other,
+    ):
+        for server in (one, other):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        _Moved.away = f"http://127.0.0.1:{other.server_address[1]}/away-from-home"
+        host = f"127.0.0.1:{one.server_address[1]}"
+        check_tracking_uri(f"http://annika:geheim@{host}/here")
+        assert _Moved.seen[:2] == [("/here/health", BASIC), ("/there/health", BASIC)]
+        _Moved.seen.clear()
+        check_tracking_uri(f"http://annika:geheim@{host}/away")
+        assert _Moved.seen[:2] == [("/away/health", BASIC), ("/away-from-home/health", None)]
+        assert "cannot be reached (" in refusal(f"http://{host}/bad")
+        for server in (one, other):
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("http://h/x", "http://h:80/y", True),
+        ("http://h/x", "https://h/x", True),
+        ("http://h:5000/x", "https://h/x", False),
+        ("https://h/x", "http://h/x", False),
+        ("http://h/x", "http://h:81/x", False),
+        ("https://h/x", "https://h.evil/x", False),
+    ],
+)
+def test_another_server_is_told_from_the_same(before: str, after: str, same: bool) -> None:
+    assert _same_server(before, after) is same
+    assert requests.Session().should_strip_auth(before, after) is not same, "as MLflow's client has it"
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
@@ -122,6 +217,16 @@ def test_check_explains_refusals_and_sends_credentials(monkeypatch: pytest.Monke
         ("postgresql://h/db?user=u&password=p&x=1", "postgresql://h/db?user=***&password=***&x=1"),
         ("request to http://u:p@h failed, see http://h/log", "request to http://***@h failed, see http://h/log"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("sqlite:////home/u@uni/b.db", "sqlite:////home/u@uni/b.db"),
+        ("models:/quick@champion is gone", "models:/quick@champion is gone"),
+        ("http://u:pa'ss@h:5000", "http://***@h:5000"),
+        ('http://u:pa"ss@h:5000', "http://***@h:5000"),
+        ("mysql://u:pa'ss@h/db: gone", "mysql://***@h/db: gone"),
+        ("postgresql://h/db?password=pa'ss&x=1", "postgresql://h/db?password=***&x=1"),
+        ("postgresql://h/db?password=pa@ss&x=1", "postgresql://h/db?password=***&x=1"),
+        ("mssql:///?odbc_connect=UID%3Du%3BPWD%3Dp&x=1", "mssql:///?odbc_connect=UID%3D***&x=1"),
+        ("http:/u:p@h", "http:/***@h"),
+        ("u:p@h:5000", "u:***@h:5000"),
     ],
 )
 def test_hide_credentials(text: str, hidden: str) -> None:
@@ -137,3 +242,5 @@ def test_ui_command_quotes_and_hides() -> None:
         in command
     )
     assert ui_command("http://u:p@h:5000", storage) == "http://***@h:5000"
+    assert ui_command("http://u:pa'ss@h:5000", storage) == "http://***@h:5000"
+    assert "pa'ss" not in ui_command("postgresql://u:pa'ss@h/db", storage)

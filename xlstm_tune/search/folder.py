@@ -151,7 +151,8 @@ def frozen(spec: SearchSpec) -> dict[str, Any]:
     frozen = spec.model_dump(by_alias=True, exclude_none=True)
     storage = spec.search.storage or ""
     if not storage.startswith("sqlite") and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
-        frozen["search"]["storage"] = hide_credentials(storage)
+        hidden = hide_credentials(storage.replace(" ", "%20"))  # a blank, too, may stand in a password
+        frozen["search"]["storage"] = hidden if "***" in hidden else storage
     # Without a key in the address, the environment's is used.
     frozen["data"]["source"] = [without_credentials(one) for one in spec.data.source]
     return frozen

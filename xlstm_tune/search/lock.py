@@ -6,7 +6,7 @@ import errno
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     try:
         # Opened so that programs which this one starts do not inherit it: they may outlive the driver.
-        file = (folder / LOCK).open("a+")
+        file = (folder / LOCK).open("a+", errors="replace")
     except OSError as error:
         raise _unwritable(folder, error) from None
     with file:
@@ -49,7 +49,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            file.truncate(0)
+            with suppress(OSError):  # what the next driver writes there replaces it
+                file.truncate(0)
 
 
 def _unwritable(folder: Path, error: OSError) -> StorageError:

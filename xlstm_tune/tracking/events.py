@@ -24,6 +24,9 @@ _FIELDS: dict[str, dict[str, type]] = {
     "search_ended": {"status": str, "metrics": dict, "artifacts": list},
 }
 
+_TOO_LARGE = 1 << 63
+"""No store takes an integer from here on."""
+
 
 @dataclass
 class KnownRun:
@@ -49,20 +52,27 @@ def read_event(line: bytes) -> dict[str, Any] | None:
     """The event of a line. None: the line is damaged, by a failing disk or by a write that broke off."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or event.get("e") not in _FIELDS:
+    if not isinstance(event, dict) or not isinstance(kind := event.get("e"), str) or kind not in _FIELDS:
         return None
-    fields = {"t": int} | _FIELDS[event["e"]]
-    if not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
+    fields = {"t": int} | _FIELDS[kind]
+    if not all(isinstance(event.get(name), type_) for name, type_ in fields.items()):
         return None
     plausible = (
         isinstance(event.get("number"), int | None)
         and event.get("status", STATUSES[0]) in STATUSES
         and all(isinstance(value, float | int) for value in event.get("metrics", {}).values())
+        and all(abs(value) < _TOO_LARGE for value in _integers(event))
         and all(isinstance(path, str) for path in event.get("artifacts", ()))
     )
     return event if plausible else None
+
+
+def _integers(event: dict[str, Any]) -> list[int]:
+    """Those that reach the store as numbers."""
+    values = [event["t"], event.get("number"), event.get("step"), *event.get("metrics", {}).values()]
+    return [value for value in values if isinstance(value, int)]
 
 
 def known_runs(path: Path) -> dict[int | None, KnownRun]:

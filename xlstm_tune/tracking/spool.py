@@ -207,7 +207,7 @@ def read_address(folder: Path) -> Address:
         raise TrackingError(f"{folder} holds no search with tracked runs (no mlflow/spool.json in it)") from None
     except OSError as error:
         raise TrackingError(f"{path} cannot be read ({error.strerror}); mend that and try again") from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise TrackingError(
             f"{path} is damaged ({error}); remove it and resume the search, which makes it anew"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Empty if nothing has been sent yet, or the file is damaged: then all is sent again, which is harmless."""
     try:
         state = json.loads(state_path(folder).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in _FIELDS.items()):
         return {}
@@ -31,5 +32,7 @@ def _begins_line(spool: Path, offset: int) -> bool:
     if offset <= 0:
         return offset == 0
     with spool.open("rb") as file:
+        if offset > file.seek(0, os.SEEK_END):
+            return False
         file.seek(offset - 1)
         return file.read(1) == b"\n"

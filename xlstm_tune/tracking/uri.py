@@ -15,7 +15,9 @@ import ssl
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPMessage
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from xlstm_tune.errors import TrackingError, reaching
@@ -29,10 +31,12 @@ _KNOWN = ["http", "https", "sqlite", *_DATABASES, "databricks"]
 _SQLITE_HEADER = b"SQLite format 3\x00"
 # The words by which MLflow's own host check is told from a refusal of the person.
 _HOST_REFUSED = b"Invalid Host header"
-_SECRET_KEYS = re.compile(r"(?i)((?:user|username|uid|password|passwd|pwd|token|secret|sslpassword)=)[^&\s;'\"]*")
-# Up to the last @, so that an @ or / that somebody left unquoted in a password hides too much rather than too little.
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s'\"]*@")
+# Both hide too much rather than too little: a quote, and up to the last @ also an @ or / that somebody left unquoted,
+# may belong to a password. A file of SQLite has none, nor has a model in MLflow's registry, models:/NAME@ALIAS.
+_SECRET_KEYS = re.compile(r"(?i)((?:user|username|uid|password|passwd|pwd|token|secret|sslpassword)(?:=|%3d))[^&\s;]*")
+_USERINFO = re.compile(r"(?i)(?<!sqlite)(?<!models)(:/*)\S*@")
 _TIMEOUT = 5.0  # seconds
+_PORTS = {"http": 80, "https": 443}
 
 
 def default_uri(storage: Path) -> str:
@@ -59,7 +63,7 @@ def sqlite_path(uri: str) -> Path:
 
 def hide_credentials(text: str) -> str:
     """The text with user, password and token of any URI in it replaced by `***`."""
-    return _SECRET_KEYS.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
+    return _USERINFO.sub(r"\1***@", _SECRET_KEYS.sub(r"\1***", text))
 
 
 def ui_command(uri: str, storage: Path, host: str = "127.0.0.1", port: int = 5000) -> str:
@@ -88,6 +92,8 @@ def check_tracking_uri(uri: str) -> None:
     """
     scheme = _scheme(uri)
     shown = hide_credentials(uri)
+    if scheme not in {"", "file", "sqlite"} and re.search(r"\s", uri):  # not shown: a password might end at the blank
+        raise TrackingError(f"the {scheme} tracking URI has a blank in it, which no address has; write %20 for it")
     if re.fullmatch(r"[\w.-]+:\d{2,5}/?", uri):
         raise TrackingError(f"the tracking URI '{shown}' says a host and no scheme; write http://{shown}")
     if scheme in {"http", "https"}:
@@ -128,12 +134,15 @@ def _check_server(uri: str, shown: str) -> None:
     bare = re.split("[?#]", shown)[0].rstrip("/")
     if bare != shown.rstrip("/"):  # MLflow's client would ask the page for everything
         raise TrackingError(f"the tracking URI '{shown}' is that of a page; write {bare}")
+    if not _address(uri, shown)[0]:
+        raise _unreadable(shown)
     try:
         status, _ = _get(uri, "/health")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
+        if isinstance(error, TrackingError):
+            raise
         raise TrackingError(
-            f"the tracking server {shown} cannot be reached ({hide_credentials(reason)}); "
+            f"the tracking server {shown} cannot be reached ({_reason(error)}); "
             "start it or name another with --tracking-uri"
         ) from None
     if status == 404:
@@ -142,8 +151,10 @@ def _check_server(uri: str, shown: str) -> None:
         # /health is open to everyone; only a real question shows whether host and person are welcome.
         try:
             status, body = _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1")
-        except (OSError, http.client.HTTPException) as error:
-            raise TrackingError(f"the tracking server {shown} stopped answering ({error}); try again") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise TrackingError(
+                f"the tracking server {shown} stopped answering ({_reason(error)}); try again"
+            ) from None
     else:
         body = b""
     if status == 401:
@@ -165,15 +176,61 @@ def _check_server(uri: str, shown: str) -> None:
         raise TrackingError(f"the tracking server {shown} answers with HTTP {status}; look at its log, then try again")
 
 
+def _reason(error: Exception) -> str:
+    return hide_credentials(str(getattr(error, "reason", error))) or type(error).__name__
+
+
+def _address(uri: str, shown: str) -> tuple[str, int | None]:
+    """Host, empty where the URI names none, and port.
+
+    Raises TrackingError in words of its own: the libraries' show what stands where the port should, which is half of a
+    password that has a / in it.
+    """
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as connecting does, which wants 1 to 63 characters between two dots
+    except ValueError:
+        raise _unreadable(shown) from None
+    return host, port
+
+
+def _unreadable(shown: str) -> TrackingError:
+    return TrackingError(
+        f"the tracking URI '{shown}' cannot be read: it has no host that can be one, or its port is no number up to "
+        "65535; write / # ? @ of a password as %2F %23 %3F %40"
+    )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """As MLflow's client follows them: who asks is not told to another server."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        again = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if again is not None and not _same_server(req.full_url, again.full_url):
+            again.remove_header("Authorization")
+        return again
+
+
+def _same_server(before: str, after: str) -> bool:
+    """Whether two HTTP addresses are of one server. That the second may be its HTTPS is taken for the same."""
+    (scheme, host, port), there = (
+        (parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme))
+        for parts in map(urlsplit, (before, after))
+    )
+    return there == (scheme, host, port) or ((scheme, port) == ("http", 80) and there == ("https", host, 443))
+
+
 def _get(uri: str, path: str) -> tuple[int, bytes]:
     """HTTP status and the beginning of the body. Raises OSError when nobody answers."""
     parts = urlsplit(uri)
-    if not parts.hostname:
-        raise ValueError("the address has no host")
     bare = urlunsplit((parts.scheme, _host_header(uri), parts.path.rstrip("/"), "", ""))
     request = urllib.request.Request(bare + path, headers=_authorization(parts.username, parts.password))
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls()), _Redirects)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT, context=_tls()) as response:
+        with opener.open(request, timeout=_TIMEOUT) as response:
             return response.status, response.read(4096)
     except urllib.error.HTTPError as error:
         with error:
@@ -191,7 +248,11 @@ def _authorization(user: str | None, password: str | None) -> dict[str, str]:
         user, password = unquote(user), unquote(password or "")
     if user and password is not None:
         return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN", "")
+    if not (token.isascii() and token.isprintable()):  # the library's own refusal would show it
+        raise TrackingError(
+            "MLFLOW_TRACKING_TOKEN has a line break or another character that no request can carry; set it anew"
+        )
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -241,18 +302,16 @@ def _check_database(uri: str, scheme: str, shown: str) -> None:
     module = _DRIVER_MODULES.get(driver, driver)
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         raise TrackingError(f"the tracking URI '{shown}' needs the Python driver '{driver}'; install it")
-    try:
-        parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port or default_port
-    except ValueError as error:
-        raise TrackingError(f"the tracking URI '{shown}' cannot be read ({error}); mend it") from None
-    if host is None:  # a Unix socket or a named data source: the driver alone can tell
+    host, port = _address(uri, shown)
+    if not host:  # a Unix socket or a named data source: the driver alone can tell
         return
     try:
-        socket.create_connection((host, port), timeout=_TIMEOUT).close()
-    except OSError as error:
+        socket.create_connection((host, port or default_port), timeout=_TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        # With an @ behind the host, it may be the user, and the port the beginning of a password with a / in it.
+        where = "" if "@" in "".join(urlsplit(uri)[2:]) else f" at {host}:{port or default_port}"
         raise TrackingError(
-            f"the tracking database {shown} cannot be reached at {host}:{port} ({error.strerror or error}); "
+            f"the tracking database {shown} cannot be reached{where} ({getattr(error, 'strerror', None) or error}); "
             "start it or name another with --tracking-uri"
         ) from None
 
