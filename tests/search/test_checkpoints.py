@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import resource
 import shutil
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -141,6 +147,56 @@ def test_going_on_forgets_what_lies_behind(tmp_path: Path) -> None:
     assert found(tmp_path) == [(3, [1, 2, 3]), (2, [1, 2])]
 
 
+def test_a_kill_while_rows_are_forgotten_leaves_them_and_the_checkpoints(tmp_path: Path) -> None:
+    """At every line that forgetting runs through, of this package and of what writes its files."""
+    trained(tmp_path / "whole")
+    lines = 0
+    for lines in range(1, 1000):
+        place = tmp_path / f"killed-{lines}"
+        shutil.copytree(tmp_path / "whole", place)
+        child = os.fork()
+        if not child:
+            killed_at(lines)
+            Checkpoints(place).go_on_from(2)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+        assert (2, [1, 2]) in found(place), lines
+    assert lines > 20 and found(place) == [(2, [1, 2])]
+
+
+def killed_at(line: int) -> None:
+    """Let this process be killed before it runs the line of this count."""
+    run = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        file = frame.f_code.co_filename
+        if "xlstm_tune" not in file and not frame.f_code.co_name.startswith("write_"):
+            return None
+        if event == "line" and next(run) == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def test_a_disk_that_takes_half_a_row_leaves_none_of_it(tmp_path: Path) -> None:
+    checkpoints = trained(tmp_path)
+    rows = tmp_path / "checkpoints" / ROWS
+    before = rows.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoints.note(row(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert rows.read_bytes() == before
+    checkpoints.note(row(4))
+    checkpoints.save(4, lambda place: write(4, place))
+    assert found(tmp_path, 3) == [(4, [4]), (3, [])]
+
+
 @pytest.mark.parametrize("torn", range(1, len(json.dumps(row(3))) + 2, 5))
 def test_a_torn_row_is_missed_only_where_it_has_to_be_told(torn: int, tmp_path: Path) -> None:
     trained(tmp_path)
@@ -153,7 +209,11 @@ def test_a_torn_row_is_missed_only_where_it_has_to_be_told(torn: int, tmp_path: 
     assert rows.read_bytes().endswith(b"\n"), "the next row begins a line"
 
 
-@pytest.mark.parametrize("line", [b"{\x00}", b"null", b'{"epoch": null}', b"\xff\xff", b"[1]", b""])
+@pytest.mark.parametrize(
+    "line",
+    [b"{\x00}", b"null", b'{"epoch": null}', b'{"epoch": 1e999}', b"\xff\xff", b"[1]", b"[" * 99999, b""],
+    ids=range(8),
+)
 def test_a_damaged_row_is_missed_only_where_it_has_to_be_told(line: bytes, tmp_path: Path) -> None:
     trained(tmp_path)
     rows = tmp_path / "checkpoints" / ROWS

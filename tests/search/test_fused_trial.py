@@ -121,28 +121,44 @@ def test_where_one_has_no_checkpoint_at_all_each_goes_on_from_its_own(tmp_path: 
     assert {(row["number"], row["epoch"]) for row in again} == {(7, 3), (7, 4), (8, 1), (8, 2), (8, 3)}
 
 
-@pytest.mark.parametrize("ended", ["stopped", "finished"])
+@pytest.mark.parametrize(("ended", "steps"), [("stopped", 2), ("stopped without a rung", 3), ("finished", 3)])
 def test_who_goes_on_in_other_company_does_so_after_a_resume_to_the_same_bits(
-    ended: str, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+    ended: str, steps: int, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SHARE, NEVER)  # what is saved is saved for this
+    rungs = {2} if ended == "stopped" else ()
 
     def trained(folder: Path, epochs: int) -> list[dict[str, Any]]:
-        trial = FusedTrial(runs(folder, RATES[:2]), data, "rmse")
+        trial = FusedTrial(runs(folder, RATES[:2]), data, "rmse", rungs=rungs)
         rows = []
         for epoch in range(1, epochs + 1):
             rows += [steady(row) for row in trial.step() if row["number"] == 7]
-            if epoch == (2 if ended == "stopped" else 3):
-                rows[-1]["finished"] or (folder / "1" / STOPPED).touch()
+            if ended != "finished" and epoch == 2:
+                (folder / "1" / STOPPED).touch()
         return rows
 
     whole = trained(tmp_path / "a", 4)
-    trained(tmp_path / "b", 3 if ended == "stopped" else 4)
+    trained(tmp_path / "b", steps)  # and its worker is lost at once
     run = runs(tmp_path / "b", RATES[:2])[0]
-    known = 2 if ended == "stopped" else 3
+    known = 3 if ended == "finished" else 2
     again = [steady(row) for row in drain(SingleTrial(run.config, data, run.folder, "rmse", known))]
     assert [row["epoch"] for row in again] == list(range(known + 1, 5))
     assert [row["val_rmse"] for row in again] == [row["val_rmse"] for row in whole[known:]]
+
+
+def test_who_goes_on_after_a_failure_does_so_after_a_resume_to_the_same_bits(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARE, NEVER)
+    rows = by_number(fused(tmp_path / "a", data))
+    first, failed = fused(tmp_path / "b", data), 0
+    while not failed:
+        failed = sum(row["status"] == "failed" for row in first.step())
+    known = max(row["epoch"] for row in rows[7][:1])
+    left = runs(tmp_path / "b", RATES[:2], known=known)
+    again = by_number(FusedTrial(left, data, "rmse"))
+    for number in (7, 8):
+        assert [row["val_rmse"] for row in again[number]] == [row["val_rmse"] for row in rows[number][known:]]
 
 
 def test_what_was_trained_together_goes_on_alone(tmp_path: Path, data: Prepared) -> None:

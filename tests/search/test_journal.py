@@ -56,9 +56,9 @@ def test_what_was_written_is_read_exactly(tmp_path: Path) -> None:
     assert first.params == {"model.dropout": FLOATS[0]} and first.together == [0] and second.together == [0, 1]
     assert [repr(value) for value in first.rows[0][1]["figures"]] == [repr(value) for value in FLOATS]
     assert [repr(one) for one in history.rows] == [
-        repr(row(0, 1, FLOATS[0], figures=FLOATS)),
-        repr(row(1, 1, FLOATS[4])),
-        repr(row(0, 2, math.nan, status="failed", reason="diverged: loss is nan", done=True)),
+        repr((row(0, 1, FLOATS[0], figures=FLOATS), False)),
+        repr((row(1, 1, FLOATS[4]), True)),
+        repr((row(0, 2, math.nan, status="failed", reason="diverged: loss is nan", done=True), False)),
     ]
     assert (first.epoch, second.epoch, copy.epoch) == (1, 1, 0), "a failed epoch is none"
     assert first.decided is not None and math.isnan(first.decided["best_val_rmse"])
@@ -76,7 +76,7 @@ def test_any_number_and_any_text_comes_back(value: float, text: str, tmp_path_fa
     journal.began([0], [{"key": text}])
     journal.epoch(row(0, 1, value, reason=text), stop=False)
     journal.close()
-    (found,) = read_journal(folder).rows
+    ((found, _),) = read_journal(folder).rows
     assert repr(found) == repr(row(0, 1, value, reason=text))
 
 
@@ -85,7 +85,7 @@ def test_numpy_numbers_are_written_as_numbers(tmp_path: Path) -> None:
     journal.began([0], [{"model.hidden_size": np.int64(8)}])  # type: ignore[dict-item]
     journal.epoch(row(0, 1, np.float32(0.5)), stop=False)  # type: ignore[arg-type]
     history = read_journal(tmp_path)
-    assert history.trials[0].params == {"model.hidden_size": 8} and history.rows == [row(0, 1, 0.5)]
+    assert history.trials[0].params == {"model.hidden_size": 8} and history.rows == [(row(0, 1, 0.5), False)]
 
 
 def test_opening_an_old_one_goes_on_with_it(tmp_path: Path) -> None:

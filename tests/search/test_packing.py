@@ -93,6 +93,17 @@ def test_largest_trial_is_the_widest(problem: tuple[SearchSpec, Space, Prepared]
     assert largest_trial(many, space, data).mib > largest.mib
 
 
+def test_a_batch_larger_than_the_training_part_takes_no_more(problem: tuple[SearchSpec, Space, Prepared]) -> None:
+    spec, _, data = problem
+
+    def largest(batch_size: int) -> Largest:
+        space = {"training.batch_size": {"choice": [batch_size]}}
+        own = SearchSpec.parse(spec.model_dump(by_alias=True) | {"space": space})
+        return largest_trial(own, Space.from_spec(own), data)
+
+    assert largest(100_000).mib == largest(len(data.parts["train"])).mib > largest(8).mib
+
+
 def test_process_mib_counts_members_and_data(problem: tuple[SearchSpec, Space, Prepared]) -> None:
     spec, _, data = problem
     config = spec.resolve({"model.hidden_size": 512})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from trial_data import NEVER, damages, drain, one_row, steady
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.checkpoints import SHARE, Checkpoints
-from xlstm_tune.search.folder import member_folder
+from xlstm_tune.search.folder import WEIGHTS, member_folder
 from xlstm_tune.search.population_trial import PopulationTrial
+from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training import population
-from xlstm_tune.training.checkpoint import load_weights
+from xlstm_tune.training.checkpoint import load_metadata, load_weights
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 from xlstm_tune.training.loop import Diverged, TrainingState
 from xlstm_tune.training.members import Member, members_of
@@ -32,6 +34,11 @@ def members() -> list[Member]:
 
 def trial_in(folder: Path, data: Prepared, known: int = 0) -> PopulationTrial:
     return PopulationTrial(members(), data, folder, "rmse", known)
+
+
+def content(path: Path) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """What a file of tensors holds, in whatever order it lies there."""
+    return load_metadata(path), {name: tensor.flatten().tolist() for name, tensor in load_weights(path).items()}
 
 
 @pytest.mark.parametrize(("cut", "known"), [(1, 1), (1, 0), (2, 1), (2, 0)])
@@ -107,3 +114,42 @@ def test_population_saves_its_last_epoch_when_it_is_stopped(
     trial.step()
     trial.save()
     assert drain(trial_in(tmp_path / "b", data, 1)) == rows[1:]
+
+
+@pytest.mark.parametrize(("kept", "known"), [(0, 0), (1, 0), (1, 1)])
+def test_weights_and_forecasts_of_epochs_that_nobody_heard_of_make_way(
+    kept: int, known: int, tmp_path: Path, data: Prepared
+) -> None:
+    """Some epochs are trained; of all behind `kept` the search lost its record, and the checkpoints with it."""
+    folder, short = tmp_path / "t", tmp_path / "short"
+    first, other = trial_in(folder, data), trial_in(short, data)
+    rows = [one_row(first) for _ in range(2)]
+    assert [row["best_epoch"] for row in rows] == [1, 2]
+    for _ in range(kept):
+        one_row(other)
+    for place in sorted((folder / "checkpoints").glob("epoch-*"))[kept:]:
+        shutil.rmtree(place)
+    again = trial_in(folder, data, known)
+    if not kept:
+        assert not (folder / WEIGHTS).exists() and not (folder / VALIDATION_END).exists()
+        return
+    assert content(folder / WEIGHTS) == content(short / WEIGHTS)
+    assert not (folder / VALIDATION_END).exists(), "nobody knows any more what was predicted then"
+    drain(again)
+    drain(other)
+    for name in (WEIGHTS, VALIDATION_END):
+        assert content(folder / name) == content(short / name)
+
+
+def test_the_winner_of_an_epoch_that_nobody_heard_of_makes_way(tmp_path: Path, data: Prepared) -> None:
+    """Its best epoch is one that is known, and so is no later than those of the others."""
+    folder = tmp_path / "t"
+    first = trial_in(folder, data)
+    row = one_row(first)
+    loser = next(member.index for member in members() if member.index != row["winner"])
+    mine = {name: content(folder / name) for name in (WEIGHTS, VALIDATION_END)}
+    for name in mine:
+        shutil.copy(member_folder(folder, loser) / name, folder / name)
+        assert content(folder / name) != mine[name]
+    trial_in(folder, data, 1)
+    assert {name: content(folder / name) for name in mine} == mine

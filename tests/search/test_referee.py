@@ -140,6 +140,18 @@ def test_of_several_new_epochs_only_the_last_can_end_a_trial(tmp_path: Path) -> 
     assert [(one["number"], one["epoch"], one["done"]) for one in rows] == [(2, 4, False), (3, 1, False), (3, 2, True)]
 
 
+def test_a_kill_within_a_result_of_several_epochs_stops_nothing_that_went_on(tmp_path: Path) -> None:
+    """The last line of the journal is of an epoch that was not the newest when the scheduler would have stopped it."""
+    game = Game(tmp_path)
+    game.show(row(0, 2, 1.0), row(1, 2, 1.1))
+    assert game.show(row(2, 1, 9.0), row(2, 2, 9.0), row(2, 3, 0.5))[0] is False
+    game.journal.close()
+    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(b"".join(lines[:-1]))
+    assert read_journal(tmp_path).trials[2].decided is None
+    assert Game(tmp_path).show(row(2, 3, 0.5)) == (False, [row(2, 3, 0.5)])
+
+
 def test_out_of_time_every_trial_ends_with_the_epoch_that_it_tells(tmp_path: Path) -> None:
     game = Game(tmp_path)
     game.stopping.allow(3600.0)
@@ -161,7 +173,7 @@ def test_known_rows_are_shown_to_nobody_again(tmp_path: Path) -> None:
     assert game.show(row(0, 1, 1.0), row(1, 2, 2.0))[1] == [row(1, 2, 2.0)]
     again = Game(tmp_path)
     assert again.show(row(0, 1, 1.0), row(1, 2, 2.0)) == (False, [])
-    assert [(one["number"], one["epoch"]) for one in read_journal(tmp_path).rows] == [(0, 1), (1, 1), (1, 2)]
+    assert [(one["number"], one["epoch"]) for one, _ in read_journal(tmp_path).rows] == [(0, 1), (1, 1), (1, 2)]
     assert before
 
 
@@ -186,7 +198,7 @@ def test_a_stop_is_on_record_before_anyone_acts_on_it(tmp_path: Path) -> None:
     _, (told,) = game.show(row(1, 2, 9.0))
     past = read_journal(tmp_path).trials[1]
     assert past.decided == told == row(1, 2, 9.0, done=True)
-    assert read_journal(tmp_path).rows[-1] == row(1, 2, 9.0), "the scheduler is shown what it was shown"
+    assert read_journal(tmp_path).rows[-1] == (row(1, 2, 9.0), True), "the scheduler is shown what it was shown"
 
 
 def test_a_failure_after_known_epochs_is_new(tmp_path: Path) -> None:
@@ -251,7 +263,7 @@ def test_a_full_disk_asks_for_a_stop_and_tells_nobody_what_is_not_on_record(tmp_
     assert (over, rows) == (False, [])
     assert game.referee.stop_all() and game.stopping.reason == DISK_FULL
     os.dup2(kept, game.journal._file)
-    assert [(one["number"], one["epoch"]) for one in read_journal(tmp_path).rows] == [(0, 1)]
+    assert [(one["number"], one["epoch"]) for one, _ in read_journal(tmp_path).rows] == [(0, 1)]
     assert Game(tmp_path).show(row(0, 2, 1.0))[1] == [row(0, 2, 1.0)]
     for number in (full, kept):
         os.close(number)

@@ -132,3 +132,14 @@ def test_fewer_trials_than_were_begun_are_refused(folder: Path) -> None:
     check_enough_trials(folder, spec(search={"trials": 3}))
     with pytest.raises(StorageError, match=r"has begun 3 trials already, so search.trials \(--trials\) cannot be 2"):
         check_enough_trials(folder, spec(search={"trials": 2}))
+
+
+def test_a_storage_that_does_not_hold_the_study_is_refused_and_not_kept(folder: Path, tmp_path: Path) -> None:
+    with closing(Journal(folder)) as journal:
+        journal.began([0], [{"model.dropout": 0.1}])
+    before = (folder / SPEC).read_bytes()
+    with pytest.raises(StorageError, match="lacks 1 trial that the search 't' has begun"):
+        keep_spec(folder, spec(search={"storage": f"sqlite:///{tmp_path}/other.db"}))
+    assert (folder / SPEC).read_bytes() == before
+    keep_spec(folder, spec(search={"trials": 9}))
+    assert load_spec(str(folder / SPEC)).search.trials == 9

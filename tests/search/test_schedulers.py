@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-from xlstm_tune.search.schedulers import make_scheduler
+from xlstm_tune.search.schedulers import make_scheduler, rungs
 from xlstm_tune.spec import SearchConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -182,3 +182,20 @@ def test_decisions_are_those_of_rays_scheduler(name: str, seed: int) -> None:
             ours.on_trial_complete(Controller(), trial, result)
     assert epochs == 1 or decided > 80
     assert stopped or grace > epochs // 2
+
+
+@pytest.mark.parametrize(("grace", "factor", "at"), [(1, 3, {1, 3, 9}), (2, 2, {2, 4, 8}), (5, 3, {5})])
+def test_asha_stops_trials_at_its_rungs_alone(grace: int, factor: float, at: set[int]) -> None:
+    settings = {"grace_epochs": grace, "reduction_factor": factor}
+    assert rungs(SearchConfig.parse({"scheduler": "asha", **settings}), 10) == at
+    scheduler, stopped = make("asha", **settings), set()
+    scores = random.Random(1)
+    for number in range(200):
+        decisions = feed(scheduler, number, [scores.random() for _ in range(10)])
+        stopped |= {len(decisions)} if decisions[-1] == STOP else set()
+    assert stopped == at
+
+
+@pytest.mark.parametrize("name", ["median", "none"])
+def test_others_stop_at_any_epoch_or_never(name: str) -> None:
+    assert not rungs(SearchConfig.parse({"scheduler": name}), 10)

@@ -11,9 +11,10 @@ import pytest
 from optuna.trial import TrialState
 from searcher_bench import MIXED, SMALL, Bench, ended_lines, fate, make_spec
 
+from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search import journal as search_journal
 from xlstm_tune.search import study as optuna_study
-from xlstm_tune.search.duplicates import DUPLICATE_OF
+from xlstm_tune.search.duplicates import DUPLICATE_OF, TOO_LARGE, never_begun
 from xlstm_tune.search.journal import Journal, read_journal
 from xlstm_tune.search.space import Space
 from xlstm_tune.search.study import SyncedJournal
@@ -30,6 +31,12 @@ SPECS = {
     ),
     "grid": make_spec(SMALL, algorithm="grid", trials=3),
     "refused": make_spec(WIDTHS, algorithm="random", trials=2, start_with=[{"model.hidden_size": 3}]),  # with 2 heads
+    "too large": make_spec(
+        {"model.hidden_size": {"choice": [4, 8, 64, 68]}, "model.dropout": {"float": [0.0, 0.5]}},
+        algorithm="random",
+        trials=3,
+        constraints={"max_parameters": 10_000},
+    ),
 }
 SPECS["refused"] = SPECS["refused"].model_copy(update={"model": SPECS["refused"].model.model_copy(update={"heads": 2})})
 
@@ -82,8 +89,9 @@ def check_ended(spec: SearchSpec, folder: Path, last: Bench, limit: int) -> None
         if end.status == "duplicate":
             assert trial.user_attrs[DUPLICATE_OF] == end.duplicate_of
             continue
-        assert trial.state == states[end.status] and trial.value == end.value
-        if not str(end.reason).startswith("invalid: "):
+        too_large = str(end.reason).startswith(TOO_LARGE)  # from which samplers learn
+        assert trial.state == (TrialState.PRUNED if too_large else states[end.status]) and trial.value == end.value
+        if not never_begun(end.reason):
             keys[spec.resolve(end.params).key()] += 1
     assert set(keys.values()) == {1} and len(keys) == limit == last.searcher.started
     reported = [end.number for end in last.ends]
@@ -92,14 +100,14 @@ def check_ended(spec: SearchSpec, folder: Path, last: Bench, limit: int) -> None
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_kill_after_any_write_loses_nothing_and_repeats_nothing(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, space = SPECS[name], Space.from_spec(SPECS[name])
     folder = tmp_path / "whole"
     folder.mkdir()
     with monkeypatch.context() as patch:
         moments = Moments(folder, patch)
-        whole = Bench(spec, folder, space=space)
+        whole = Bench(spec, folder, space=space, data=data)
         whole.run(fate, concurrent=2)
     limit = whole.searcher.started
     check_ended(spec, folder, whole, limit)
@@ -116,7 +124,7 @@ def test_a_kill_after_any_write_loses_nothing_and_repeats_nothing(
         (cut / optuna_study.JOURNAL).write_bytes(study)
         (cut / search_journal.JOURNAL).write_bytes(journal)
         before = read_journal(cut).trials
-        resumed = Bench(spec, cut, resume=True, space=space)
+        resumed = Bench(spec, cut, resume=True, space=space, data=data)
         resumed.run(fate, concurrent=2)
         check_ended(spec, cut, resumed, limit)
         for trial_id, number in resumed.numbers.items():
@@ -124,4 +132,44 @@ def test_a_kill_after_any_write_loses_nothing_and_repeats_nothing(
                 assert before[number].end is None, f"trial {number} had ended and was begun again (cut {place})"
                 assert resumed.started[trial_id] == before[number].params
                 assert resumed.known[trial_id] >= before[number].epoch
+        resumed.journal.close()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_power_cut_gives_no_number_out_twice(
+    name: str, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any line of the journal may have come to the disk by itself, and of the study what was forced to it."""
+    spec, space = SPECS[name], Space.from_spec(SPECS[name])
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    study, journal = folder / optuna_study.JOURNAL, folder / search_journal.JOURNAL
+    forced, states = [0], []
+    sync, write = SyncedJournal.sync, Journal._add
+
+    def syncs(self: SyncedJournal) -> None:
+        sync(self)
+        forced[0] = _size(study)
+
+    def writes(self: Journal, event: str, **fields: Any) -> None:
+        write(self, event, **fields)
+        states.append((forced[0], _size(journal)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyncedJournal, "sync", syncs)
+        patch.setattr(Journal, "_add", writes)
+        whole = Bench(spec, folder, space=space, data=data)
+        whole.run(fate, concurrent=2)
+    aside = sum(end.trial_id is None for end in whole.ends)
+    assert aside or name not in ("copies", "refused", "too large")
+    for place, sizes in enumerate(states):
+        cut = tmp_path / f"cut-{place}"
+        cut.mkdir()
+        for path, size in zip((study, journal), sizes, strict=True):
+            (cut / path.name).write_bytes(path.read_bytes()[:size])
+        resumed = Bench(spec, cut, resume=True, space=space, data=data)
+        resumed.run(fate, concurrent=2)
+        check_ended(spec, cut, resumed, whole.searcher.started)
+        told = {number: past.params for number, past in read_journal(cut).trials.items()}
+        assert told == {trial.number: space.canonical(trial.params) for trial in resumed.trials()}, f"cut {place}"
         resumed.journal.close()

@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 from searcher_bench import SMALL, Bench, check_all_told, ended_lines, fate, make_spec
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON
+from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
+from xlstm_tune.search.journal import read_journal
 from xlstm_tune.search.study import JOURNAL, open_study
 
 
@@ -134,3 +135,51 @@ def test_a_storage_that_cannot_be_opened_is_one_sentence_without_passwords(url: 
         open_study("t", make_spec(SMALL, storage=url).search, tmp_path)
     message = str(caught.value)
     assert url[:8] in message and "\n" not in message and "secret" not in message
+
+
+@pytest.mark.parametrize("held", [None, 0, 1])
+def test_a_study_that_lacks_trials_of_the_journal_is_refused(held: int | None, tmp_path: Path) -> None:
+    """held: trials of another search of the same name; None where the storage knows none."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    first = Bench(make_spec(SMALL, trials=2), mine)
+    first.run(lambda params: "completed")
+    first.journal.close()
+    url = f"sqlite:///{tmp_path}/studies.db"
+    storage = optuna.storages.get_storage(url)
+    if held is not None:
+        other = optuna.create_study(study_name="t", storage=storage)
+        for _ in range(held):
+            other.ask()
+    spec = make_spec(SMALL, trials=4, storage=url)
+    with pytest.raises(StorageError) as caught:
+        Bench(spec, mine, resume=True)
+    message = str(caught.value)
+    lacking = f"lacks {2 - (held or 0)} trial{'s' if not held else ''} that the search 't' has begun"
+    assert lacking in message and url in message and "search.storage" in message and "\n" not in message
+    assert len(storage.get_all_studies()) == (held is not None), "what was refused leaves no study"
+    again = Bench(make_spec(SMALL, trials=4), mine, resume=True)
+    again.run(lambda params: "completed")
+    assert again.searcher.started == 4
+
+
+def test_a_study_that_was_lost_is_refused_until_it_is_back(tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=2)
+    Bench(spec, tmp_path).run(lambda params: "completed")
+    content = (tmp_path / JOURNAL).read_bytes()
+    for left in (None, b"", content[: len(content) // 4]):
+        (tmp_path / JOURNAL).unlink()
+        if left is not None:
+            (tmp_path / JOURNAL).write_bytes(left)
+        with pytest.raises(StorageError, match="bring it back"):
+            Bench(spec, tmp_path, resume=True)
+    (tmp_path / JOURNAL).write_bytes(content)
+    assert Bench(spec, tmp_path, resume=True).searcher.started == 2
+
+
+def test_ends_alone_do_not_tell_of_a_wrong_study(tmp_path: Path) -> None:
+    """They may be of trials that no worker was given, which a power cut can take from the study."""
+    with_end = Bench(make_spec(SMALL, trials=1), tmp_path)
+    with_end.journal.ended(TrialEnd(7, None, "failed", "invalid: no model", None, {}))
+    assert not read_journal(tmp_path).begun
+    assert Bench(make_spec(SMALL, trials=1), tmp_path, resume=True).ask()

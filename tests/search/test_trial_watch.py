@@ -92,6 +92,21 @@ def test_one_hang_does_not_make_later_losses_hangs(tmp_path: Path) -> None:
     assert losses.why("a").startswith("hung") and note.exists()
 
 
+def test_a_note_of_an_earlier_worker_is_no_word_on_the_next(tmp_path: Path) -> None:
+    """Killed before it came to write its own: the old note stays, as a file of the trial."""
+    note = tmp_path / "trials" / "00003" / HUNG
+    note.parent.mkdir(parents=True)
+    note.write_text("Timeout (0:00:30)!\n")
+    for again in (False, True):
+        losses, after = Losses(tmp_path), "b" if again else "a"
+        trial: Any = SimpleNamespace(trial_id=after, config={"trials": [{"number": 3}]}, error_file=None)
+        losses.on_trial_add(None, trial)
+        if again:
+            note.write_text("Timeout (0:00:30)!\n")
+        losses.on_trial_error(None, trial)
+        assert losses.why(after).startswith("hung") == again and note.exists()
+
+
 @pytest.mark.slow
 def test_a_hanging_epoch_ends_the_worker_with_a_traceback_on_disk(tmp_path: Path) -> None:
     ended = run(HANG, str(tmp_path))

@@ -56,6 +56,13 @@ def test_estimate_memory_agrees_with_the_allocator(family: str, make_config: Mak
     assert estimate.activations_mib == pytest.approx(held_bytes(model, config, SHAPE) / MIB, rel=0.15)
 
 
+@pytest.mark.parametrize("samples", [20, 300])
+def test_no_batch_is_counted_with_more_samples_than_there_are(samples: int, make_config: Maker) -> None:
+    model = {"family": "slstm", "hidden_size": 8}
+    whole = estimate_memory(make_config(model=model, batch_size=samples), SHAPE, "cpu")
+    assert estimate_memory(make_config(model=model, batch_size=10**6), SHAPE, "cpu", samples) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -94,6 +94,16 @@ def test_the_lstm_from_elementary_operations(make_forecast: Maker, make_config: 
         assert_alike(mine, alone(config, data))
 
 
+def test_gradients_of_two_biases_are_not_one_where_a_batch_is_a_single_step(
+    make_forecast: Maker, make_config: Maker
+) -> None:
+    data = make_forecast(rows=40, lookback=1)
+    model = {"family": "lstm_scratch", "layers": 1, "hidden_size": 4}
+    configs = members(make_config(model=model, epochs=2, batch_size=1), clip=0.01)
+    for mine, config in zip(together(configs, data), configs, strict=True):
+        assert_alike(mine, alone(config, data))
+
+
 @pytest.mark.parametrize("family", ["lstm", "slstm", "mlstm"])
 def test_sequences_of_unlike_lengths_with_static_inputs(
     family: str, make_regression: Maker, make_config: Maker

@@ -173,7 +173,7 @@ class LSTMScratch(_Layers):
         # The inputs' share of the gates depends on no earlier step: one product for all steps.
         inputs = matmul(x.reshape(batch * steps, features), from_input).view(batch, steps, from_input.shape[1])
         if self.bias:
-            inputs = inputs + self._weight("bias_ih", name) + self._weight("bias_hh", name)
+            inputs = inputs + (self._weight("bias_ih", name) + self._weight("bias_hh", name))
         if state is None:
             h, c = x.new_zeros(batch, self.state_size), x.new_zeros(batch, self.hidden_size)
         else:

@@ -20,10 +20,10 @@ from typing import Any
 from xlstm_tune.errors import CheckpointError
 from xlstm_tune.layout import CHECKPOINTS
 from xlstm_tune.layout import SUMS as SUMS
-from xlstm_tune.lines import sync
+from xlstm_tune.lines import append_line, sync
 from xlstm_tune.search.store import HERE, Shared
 from xlstm_tune.search.variables import number
-from xlstm_tune.training.checkpoint import sha256_of
+from xlstm_tune.training.checkpoint import sha256_of, write_atomically
 
 ROWS = "epochs.jsonl"
 KEPT = 2
@@ -48,7 +48,7 @@ class Checkpoints:
         """Keep the row of an epoch. row: with `epoch` and `epoch_seconds`."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / ROWS).open("ab", buffering=0) as file:
-            file.write((json.dumps(row) + "\n").encode())
+            append_line(file.fileno(), (json.dumps(row) + "\n").encode())
         self.trained += row["epoch_seconds"]
 
     def save(self, epoch: int, write: Callable[[Path], None]) -> None:
@@ -110,7 +110,8 @@ class Checkpoints:
         for unfinished in self._folder.glob(".epoch-*.tmp"):
             shutil.rmtree(unfinished, ignore_errors=True)
         if (self._folder / ROWS).exists():
-            (self._folder / ROWS).write_text("".join(kept))
+            # Atomically: with the rows, all checkpoints would be lost.
+            write_atomically(self._folder / ROWS, "".join(kept).encode())
         self._saved = epoch
 
     def _places(self) -> list[Path]:
@@ -128,7 +129,7 @@ class Checkpoints:
             try:
                 row = json.loads(line)
                 rows[int(row["epoch"])] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
         return rows
 

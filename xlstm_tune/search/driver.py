@@ -111,25 +111,25 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._judged = [dict(zip(("model", "trial", "part"), key, strict=True)) for key in keys]
         for number, past in history.trials.items():
             run = told.get(number)
-            if self._is_over(number) and run and run.ended == self.rows[number]["status"]:
+            if self._is_over(number) and run and run.started and run.ended == self.rows[number]["status"]:
                 continue
-            if past.rows or past.end is None:
+            if past.together:  # a worker was given it, which only a model is
                 config = self._spec.resolve(past.params)
-                self._together[number] = past.together
+                self._first[number], self._together[number] = past.began, past.together
                 self._members[number] = trial_members(self._spec, config)
                 if run is None or not run.started:
                     self._begin_run(number, config)
             for when, row in past.rows:
+                if "members" in row:
+                    self._standing[number] = row["members"]
                 if row["status"] == "failed":
                     continue
                 self._last[number] = row
-                if "members" in row:
-                    self._standing[number] = row["members"]
                 if (number, row["epoch"]) not in written:
                     self._write_epoch(number, row, when)
                 if run is None or row["epoch"] > run.step:
                     self._spool_epoch(number, row, when)
-            self._spent[number], self._first[number] = past.spent, past.began
+            self._spent[number] = past.spent
             if past.end is not None:
                 self.rows.pop(number, None)
                 self._write(past.end, past.ended)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,22 @@ class FusedTrial:
     """Trains configurations that differ in `members.SHAPE_PRESERVING` alone, an epoch of all a step.
 
     objective: of `metrics.METRICS`. store: as for `SingleTrial`; it tells too which of them the scheduler has stopped.
+    rungs: epochs after which it may stop some (`schedulers.rungs`).
+
+    Whoever goes on when others end trains in another company from there on, which shows in the last bits of its
+    numbers. A resume must find the same company at every epoch: so all are saved where it changes, and before a word of
+    that epoch is out.
     """
 
-    def __init__(self, runs: Sequence[Fused], data: Prepared, objective: str, store: Shared = HERE) -> None:
-        self._runs, self._data, self._objective, self._store = runs, data, objective, store
+    def __init__(
+        self,
+        runs: Sequence[Fused],
+        data: Prepared,
+        objective: str,
+        store: Shared = HERE,
+        rungs: Container[int] = (),
+    ) -> None:
+        self._runs, self._data, self._objective, self._store, self._rungs = runs, data, objective, store, rungs
         self._out: set[int] = set()
         """Places of configurations that have failed or were stopped."""
         self._checkpoints = [Checkpoints(run.folder, store) for run in runs]
@@ -57,14 +69,18 @@ class FusedTrial:
             return rows
         stopped = self._store.marked(run.folder for run in self._runs)
         self._out |= {place for place, run in enumerate(self._runs) if run.folder in stopped}
-        if (left := self._ended()) != self._left:
-            self.save()  # the others train in another company from here on, and after a resume they should, too
-            self._left = left
+        self._save_if(False)  # stopped where no rung says so, as the median rule does
         rows = [self._row(each) for each in next(self._epochs, ())]
         going_on = [self._checkpoints[place] for place in self._states if place not in self._out]
-        if going_on and worth_saving(going_on):
-            self.save()
+        at_a_rung = any(row["epoch"] in self._rungs for row in rows if row["status"] != "failed")
+        self._save_if(at_a_rung or (bool(going_on) and worth_saving(going_on)))
         return rows
+
+    def _save_if(self, wanted: bool) -> None:
+        """Save where it is wanted, or where some have ended since the last time."""
+        if (left := self._ended()) != self._left or wanted:
+            self.save()
+        self._left = left
 
     def _ended(self) -> set[int]:
         """Places of configurations that train no further."""

@@ -35,7 +35,9 @@ class Goals:
         if self._limits.max_parameters is not None:
             found["parameters"] = count_parameters(config.model, shape)
         if self._limits.max_memory_gib is not None:
-            found["memory_gib"] = estimate_memory(config, shape).total_mib / 1024
+            found["memory_gib"] = (
+                estimate_memory(config, shape, samples=len(self._data.parts["train"])).total_mib / 1024
+            )
         return found
 
     def excess(self, figures: Mapping[str, Any]) -> dict[str, float]:

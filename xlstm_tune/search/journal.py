@@ -41,9 +41,9 @@ class Past:
     number: int
     params: Params
     began: float
-    """Seconds since 1970."""
+    """Seconds since 1970; when it ended where no worker was given it."""
     together: list[int] = field(default_factory=list)
-    """The configurations that it was last trained with, itself included."""
+    """The configurations that it was last trained with, itself included; none where no worker was given it."""
     rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """When each epoch's row came, and the row."""
     end: TrialEnd | None = None
@@ -68,8 +68,13 @@ class History:
     """A journal that has been read."""
 
     trials: dict[int, Past] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of every configuration, in order: what the scheduler has seen."""
+    rows: list[tuple[dict[str, Any], bool]] = field(default_factory=list)
+    """Of every configuration, in order: what the scheduler has seen, and whether it ended the configuration then."""
+
+    @property
+    def begun(self) -> list[int]:
+        """Numbers of the configurations that a worker was given; the study was on the disk before that."""
+        return [number for number, past in self.trials.items() if past.together]
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take a line over."""
@@ -93,7 +98,7 @@ class History:
                 if event.get("stop"):
                     row["done"] = True
                 past.rows.append((now, row))
-                self.rows.append(event["row"])
+                self.rows.append((event["row"], bool(event.get("stop"))))
                 # The first line of a result counts for all that the result is of.
                 for one in self._spend(past.together, now - row.get("compile_seconds", 0.0)):
                     one._since = now

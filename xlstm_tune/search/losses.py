@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
 from xlstm_tune.search.folder import HUNG, trial_folder
+from xlstm_tune.search.store import looks
 
 NODE_LOST = "node lost"
 _WORDS = {
@@ -52,11 +53,19 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._folder, self._silent, self._out_of_time = folder, silent, out_of_time
         self._reasons: dict[str, str] = {}
+        self._old: dict[str, tuple[int, ...]] = {}
+        """By Ray's trial, what the note looked like that an earlier worker had left."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A worker is about to be asked for; its own note will be written over the one that there is."""
+        hung = _note(self._folder, trial)
+        if hung.exists():
+            self._old[trial.trial_id] = looks(hung)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A worker is lost."""
-        hung = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
-        note = hung.read_text(errors="replace") if hung.exists() else ""
+        hung, old = _note(self._folder, trial), self._old.pop(trial.trial_id, None)
+        note = hung.read_text(errors="replace") if hung.exists() and looks(hung) != old else ""
         if note.startswith(SILENT):
             hung.unlink()  # no worker would: theirs may be another folder
         if note or self._silent(trial.trial_id):
@@ -75,7 +84,10 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
         if self._out_of_time():
             for trial in list(tune_controller.get_live_trials()):
                 if trial.status == Trial.PENDING:  # as Ray does it where a stopper ends all trials, without a word
-                    tune_controller._tune_controller._schedule_trial_stop(trial)
+                    controller = tune_controller._tune_controller
+                    controller._schedule_trial_stop(trial)
+                    # Ray counts those that its searcher was told the end of, and without room asks for no more.
+                    controller._search_alg.on_trial_complete(trial.trial_id)
         return None
 
     def why(self, trial_id: str) -> str:
@@ -161,8 +173,13 @@ class Watch(tune.Callback):  # type: ignore[misc]
         hanging = {trial_id for trial_id, heard in self._heard.items() if heard < late}
         for trial in trials if hanging else ():
             if trial.trial_id in hanging and (actor := trial.temporary_state.ray_actor) is not None:
-                note = trial_folder(self._folder, trial.config["trials"][0]["number"]) / HUNG
+                note = _note(self._folder, trial)
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text(f"{SILENT} for {self._seconds:.0f} s; the search ended the worker\n")
                 self._heard.pop(trial.trial_id)
                 ray.kill(actor)
+
+
+def _note(folder: Path, trial: Trial) -> Path:
+    """Where a worker of this trial says that it hangs. folder: of the search."""
+    return trial_folder(folder, trial.config["trials"][0]["number"]) / HUNG

@@ -117,7 +117,7 @@ def largest_trial(spec: SearchSpec, space: Space, data: Prepared) -> Largest:
 def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest:
     """A trial's process, with all members of its population."""
     members = max(1, len(trial_members(spec, config)))
-    estimate = estimate_memory(config, shape_of(data, config))
+    estimate = estimate_memory(config, shape_of(data, config), samples=len(data.parts["train"]))
     mib = process_mib(estimate, data, members)
     return Largest(config.title(), mib, process_mib(estimate, data, members + 1) - mib)
 
@@ -130,7 +130,8 @@ def _size(config: TrialConfig, data: Prepared) -> float:
     width = sum(model.inner_size * 2 if block == "m" else model.hidden_size * 2 for block in model.blocks)
     width = width or model.hidden_size * model.layers
     last = 1 if model.pooling == "last" else 2
-    return float(config.training.batch_size * channels * model.tokens(lookback) * width * last)
+    batch = min(config.training.batch_size, len(data.parts["train"]))
+    return float(batch * channels * model.tokens(lookback) * width * last)
 
 
 def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slots: int) -> int:

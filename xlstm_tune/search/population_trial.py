@@ -147,6 +147,10 @@ class PopulationTrial:
             self._checkpoints.go_on_from(0)
         for member, state in enumerate(self._states):
             forget_later_weights(member_folder(self._folder, member), state, known)
+        score = self._score() if self._epoch else None
+        forget_later_weights(self._folder, self._states[score.winner] if score is not None else None, known)
+        if score is not None and self._epoch >= known:  # else what wins at epoch `known` is trained once more
+            self._keep_winner(score)
         return untold
 
     def _load(self, folder: Path) -> None:
@@ -255,6 +259,8 @@ class PopulationTrial:
             assert state is not None
             save_best(self._folder, state)
             end = member_folder(self._folder, score.winner) / VALIDATION_END
-            if end.exists():  # where the best epoch came before a resume, the state knows no forecasts of it
+            if end.exists():
                 write_atomically(self._folder / VALIDATION_END, end.read_bytes())
+            else:  # the best epoch came before a resume, and the state knows no forecasts of it
+                (self._folder / VALIDATION_END).unlink(missing_ok=True)
             self._saved = best

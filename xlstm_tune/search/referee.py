@@ -32,7 +32,8 @@ class _Trial:
 class Referee(tune.Stopper):  # type: ignore[misc]
     """Judges by `scheduler`, one of `schedulers.make_scheduler`. store: of the search's files.
 
-    What the journal holds has been judged already: the scheduler is shown it again, which brings its rungs back.
+    What the journal holds has been judged already: the scheduler is shown it again, which brings its rungs back, but
+    only the journal says which rows ended their configurations.
     """
 
     def __init__(self, scheduler: TrialScheduler, store: Shared, journal: Journal, stopping: Stopping) -> None:
@@ -40,8 +41,10 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         self._known: dict[int, int] = {}
         """The last epoch of each configuration."""
         self._over: set[int] = set()
-        for row, newest in _newest(journal.history.rows):
-            self._judge(row, newest)
+        for row, stopped in journal.history.rows:
+            self._show(row)
+            if row["done"] or stopped:
+                self._end(row)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Judge the rows of a result and leave the new ones in it. True when none of the Ray trial goes on.
@@ -92,20 +95,28 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         """Show the scheduler a row; whether it ends the configuration. That only the newest row can: before another
         one, whoever heard of it let the configuration go on.
         """
+        stop = self._show(row) and newest
+        if row["done"] or stop:
+            self._end(row)
+        return stop
+
+    def _show(self, row: Mapping[str, Any]) -> bool:
+        """Show the scheduler a row; whether it would end the configuration with that."""
         number = row["number"]
         one = _Trial(str(number))
         if number not in self._known:
             self._scheduler.on_trial_add(None, one)
         self._known[number] = row["epoch"]
-        if not row["done"]:
-            decision = self._scheduler.on_trial_result(None, one, dict(row))
-            if decision != TrialScheduler.STOP or not newest:
-                return False
-        self._over.add(number)
+        if row["done"]:
+            return False
+        return bool(self._scheduler.on_trial_result(None, one, dict(row)) == TrialScheduler.STOP)
+
+    def _end(self, row: Mapping[str, Any]) -> None:
+        """The configuration has ended with this row."""
+        self._over.add(row["number"])
         value = row.get(str(self._scheduler.metric))
         if value is not None and math.isfinite(value):
-            self._scheduler.on_trial_complete(None, one, dict(row))
-        return not bool(row["done"])
+            self._scheduler.on_trial_complete(None, _Trial(str(row["number"])), dict(row))
 
 
 def _newest(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bool]]:

@@ -9,6 +9,7 @@ from xlstm_tune.errors import StorageError
 from xlstm_tune.search.duplicates import never_begun
 from xlstm_tune.search.folder import SPEC, frozen, spec_text
 from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.study import open_study
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import write_atomically
@@ -45,8 +46,13 @@ def check_enough_trials(folder: Path, spec: SearchSpec) -> None:
 
 
 def keep_spec(folder: Path, spec: SearchSpec) -> None:
-    """Freeze what has been given anew, so that the next resume goes on with it."""
+    """Freeze what has been given anew, so that the next resume goes on with it.
+
+    Raises StorageError when `search.storage` is another one, which does not hold the study of this search.
+    """
     kept = spec.model_copy(update={"name": folder.name})
+    if kept.search.storage != load_spec(str(folder / SPEC)).search.storage:
+        open_study(kept.name, kept.search, folder, resume=True, begun=read_journal(folder).begun)
     write_atomically(folder / SPEC, spec_text(kept).encode())
 
 

@@ -326,7 +326,7 @@ def _search(
         why_lost=losses.why,
         goals=Goals(spec.search, plan.data),
         room=placement.room,
-        out_of_time=stopping.out_of_time,
+        none_begins=stopping.none_begins,
     )
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"

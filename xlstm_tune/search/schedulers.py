@@ -53,6 +53,8 @@ class Asha(_Rule):
         super().__init__(metric)
         rungs = int(np.log(epochs / grace) / np.log(factor) + 1)
         self._rungs = [_Rung(grace * factor**index) for index in reversed(range(rungs))]
+        self.epochs = frozenset(math.ceil(rung.epoch) for rung in self._rungs)
+        """At which a trial may stop; each tells every epoch."""
         self._share = (1 - 1 / factor) * 100 / 100  # rounded as where Ray passes it on in per cent
 
     def _stops(self, trial: str, epoch: int, value: float) -> bool:
@@ -151,3 +153,12 @@ def make_scheduler(config: SearchConfig, epochs: int) -> TrialScheduler:
     if config.scheduler == "median":
         return MedianRule(metric, grace)
     return Asha(metric, epochs, grace, config.reduction_factor)
+
+
+def rungs(config: SearchConfig, epochs: int) -> frozenset[int]:
+    """The epochs at which alone the scheduler may stop a trial; none where it may at any, or never does.
+
+    epochs: as for `make_scheduler`.
+    """
+    scheduler = make_scheduler(config, epochs)
+    return scheduler.epochs if isinstance(scheduler, Asha) else frozenset()

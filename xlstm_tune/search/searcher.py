@@ -79,7 +79,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     why_lost: why Ray's trial of this id lost its worker.
     goals: what is weighed and limited; None = what the spec says, without limits of size.
     room: how many Ray trials there may be at this moment; None = as many as Ray asks for.
-    out_of_time: whether nothing more may begin.
+    none_begins: whether nothing more may begin.
 
     Each suggestion is `{"trials": [{"number": Optuna's trial number, "params": the point, "known": epochs that need not
     be told again}, ...]}`. Every result that a Ray trial reports must hold `rows`, one for each configuration and epoch
@@ -87,7 +87,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     `done`; no rows, but a `reason`, when all failed at once. Run it with `max_concurrent_trials` set: Ray asks a custom
     searcher for one pending trial at a time otherwise.
 
-    Raises StorageError when the study cannot be opened.
+    Raises StorageError when the study cannot be opened, or is not the one of the journal.
     """
 
     def __init__(
@@ -104,15 +104,16 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         why_lost: Callable[[str], str] = lambda trial_id: "worker died",
         goals: Goals | None = None,
         room: Callable[[], int] | None = None,
-        out_of_time: Callable[[], bool] = lambda: False,
+        none_begins: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
-        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume)
+        begun = journal.history.begun
+        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, begun)
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost
-        self._room, self._out_of_time = room, out_of_time
+        self._room, self._none_begins = room, none_begins
         self._live: dict[int, Live] = {}
         self._together: dict[str, list[int]] = {}
         """Ray's trials, and the configurations that each began with."""
@@ -141,7 +142,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What goes on, or the next configurations; FINISHED, or None while some may need another worker, or room."""
-        if self._out_of_time():
+        if self._none_begins():  # while nothing runs Ray asks again and again, and looks at nothing else
             return str(Searcher.FINISHED)
         if self._room is not None and len(self._together) >= self._room():
             return None
@@ -172,6 +173,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """End what the Ray trial trained the way it ended; what was left without a word goes on with another worker."""
         began = self._together.pop(trial_id, [])
+        if result is None and not error and self._none_begins():
+            return  # given up before it had a place: it stays open
         if error or result is None:
             # The trial itself turns its exceptions into results; only a lost worker process is an error to Ray.
             return self._lost(trial_id, began, self._why_lost(trial_id))
@@ -182,7 +185,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self.separated.append(str(result["reason"]))
             self._journal.died(left, str(result["reason"]))
             self._again.extend([number] for number in left)
-        elif left and not self._closed and not self._out_of_time():
+        elif left and not self._closed and not self._none_begins():
             self._lost(trial_id, began, "stopped before it ended")
 
     def close(self, reason: str) -> None:
@@ -331,6 +334,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _note_end(self, end: TrialEnd) -> None:
         past = self._journal.history.trials.get(end.number)
         if past is None or past.end is None:
+            if end.trial_id is None:  # no worker was given it, before which the study would have been synced
+                self._sync()  # a number that only the journal knew would be given out again
             self._journal.ended(end)
 
     def _report(self, end: TrialEnd) -> None:

@@ -95,6 +95,7 @@ def forget_later_weights(folder: Path, state: TrainingState | None, known: int) 
         return
     if epoch <= max(known, state.epoch if state is not None else 0):
         return
+    (folder / VALIDATION_END).unlink(missing_ok=True)  # what they predicted goes with them
     if state is None or state.best_weights is None:
         place.unlink()
     else:

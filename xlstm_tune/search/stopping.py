@@ -64,6 +64,10 @@ class Stopping:
         """Whether the budget is used up: running epochs are finished, and no other begins."""
         return self._until is not None and time.monotonic() >= self._until
 
+    def none_begins(self) -> bool:
+        """Whether no further trial begins."""
+        return self.reason is not None or self.out_of_time()
+
     def at_once(self) -> bool:
         """Whether running epochs are not waited for."""
         late = self._until is not None and time.monotonic() >= self._until + GRACE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, 
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from xlstm_tune.data.words import count
 from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
@@ -81,19 +82,25 @@ _THINNED: dict[str, Thinning] = {"tpe": TPE, "gp": GP}
 
 
 def open_study(
-    name: str, config: SearchConfig, folder: Path, resume: bool = False
+    name: str, config: SearchConfig, folder: Path, resume: bool = False, begun: Collection[int] = ()
 ) -> tuple[optuna.Study, BaseStorage, Callable[[], None]]:
     """Create the study of a search, or, to resume it, open it again.
 
     folder: the search folder, which holds the journal unless `search.storage` names an Optuna URL.
+    begun: numbers of trials that the study must hold, as workers were given them.
     Returns the study, where it is kept, and what to call to force it to disk.
-    Raises StorageError when the storage cannot be opened, or holds a study of this name already and `resume` is
-    not set.
+    Raises StorageError when the storage cannot be opened, lacks trials of `begun`, or holds a study of this name
+    already and `resume` is not set.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     where = hide_credentials(config.storage or str(folder / JOURNAL))
     try:
         storage, sync = _open_storage(config.storage, folder / JOURNAL)
+        if lacking := _lacking(storage, name, begun):
+            raise StorageError(
+                f"the study in {where} lacks {count(len(lacking), 'trial')} that the search '{name}' has begun (the "
+                f"first: {min(lacking)}); bring it back, or give the search.storage that the search was begun with"
+            )
         study = optuna.create_study(
             study_name=name,
             storage=storage,
@@ -102,6 +109,8 @@ def open_study(
             load_if_exists=resume,
         )
         memory = StudyMemory(storage, storage.get_study_id_from_name(study.study_name))
+    except StorageError:
+        raise
     except optuna.exceptions.DuplicatedStudyError:
         raise StorageError(
             f"the storage {where} already holds a search named '{name}'; resume it, or choose another --name"
@@ -120,6 +129,17 @@ def open_study(
         view = ThinnedStudy(memory, thinning, objectives=len(study.directions))
         sampler = ThinnedSampler(sampler, view, study.study_name)
     return optuna.load_study(study_name=study.study_name, storage=memory, sampler=sampler), memory, sync
+
+
+def _lacking(storage: BaseStorage, name: str, begun: Collection[int]) -> list[int]:
+    """Those of these trials that the study of this name does not hold. Makes none."""
+    if not begun:
+        return []
+    try:
+        held = storage.get_n_trials(storage.get_study_id_from_name(name))
+    except KeyError:  # no such study
+        held = 0
+    return [number for number in begun if number >= held]
 
 
 def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[], None]]:

@@ -30,6 +30,7 @@ from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH
 from xlstm_tune.search.population import trial_members
 from xlstm_tune.search.population_trial import PopulationTrial
 from xlstm_tune.search.resources import own_gpus_alone
+from xlstm_tune.search.schedulers import rungs
 from xlstm_tune.search.single_trial import SingleTrial
 from xlstm_tune.search.store import Shared, StorageAway
 from xlstm_tune.search.system import SystemMetrics
@@ -73,6 +74,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._known = {one["number"]: int(one["known"]) for one in self._trials}
         self._trial: SingleTrial | PopulationTrial | FusedTrial | None = None
         self._latency: dict[int, float] = {}
+        self._away = False
+        """Whether the storage was given up, or belongs to another driver: nothing more is handed over."""
         if torch.cuda.is_available():
             # A trial that a scheduler stopped leaves its tensors to the allocator; the next one must not pay for them.
             # A process's first optimiser lies in a circle of references, and a graph's memory with it.
@@ -88,7 +91,8 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             runs = [self._settle(one["number"], one["params"]) for one in self._trials]
             first = runs[0]
             if len(runs) > 1:
-                self._trial = FusedTrial(runs, self._data, objective, self._store)
+                at = rungs(self._spec.search, self._spec.max_epochs())
+                self._trial = FusedTrial(runs, self._data, objective, self._store, at)
             elif members := trial_members(self._spec, first.config):
                 self._trial = PopulationTrial(members, self._data, first.folder, objective, first.known, self._store)
             else:
@@ -113,11 +117,12 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         compiled = compile_seconds()
         try:
             with self._watched():
-                rows = self._started().step()
+                rows = self._rows(self._started().step(), compiled)
             self._hand_over()
         except Diverged as reason:
             return self._all_failed(f"diverged: {reason}")
         except StorageAway as error:  # as below
+            self._away = True
             return self._result([], done=True) | {"storage_away": str(error)}
         except Exception as error:
             if out_of_memory(error):
@@ -129,17 +134,22 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
                 # Nothing works on this GPU in this process any more: the trial goes on in another, as after any death.
                 os._exit(1)
             return self._all_failed(f"error: {type(error).__name__}: {error}")
+        self._known |= {row["number"]: row["epoch"] for row in rows}
+        return self._result(rows, done=all(row["done"] for row in rows))
+
+    def _rows(self, rows: list[dict[str, Any]], compiled: float) -> list[dict[str, Any]]:
+        """The rows of a step with what this worker adds. compiled: `compile_seconds` before it."""
         number, system = self._trials[0]["number"], self._system.read()
         about = {"worker": self._worker, "compile_seconds": compile_seconds() - compiled}
-        rows = [{"number": number, **about, **row} for row in rows]
+        rows, known = [{"number": number, **about, **row} for row in rows], dict(self._known)
         for row in rows:
             if row["status"] != "failed":
                 row |= self._timed(row["number"])
                 row["system"] = system
             if row["status"] == "failed":
-                row |= self._failed(row["number"], row["reason"])
-            self._known[row["number"]] = row["epoch"]
-        return self._result(rows, done=all(row["done"] for row in rows))
+                row |= self._failed(known[row["number"]] + 1, row["reason"])
+            known[row["number"]] = row["epoch"]
+        return rows
 
     def _hand_over(self) -> None:
         """What the driver is about to hear of is there for it: the best weights first of all."""
@@ -199,7 +209,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
     def _all_failed(self, reason: str) -> dict[str, Any]:
         """One configuration's failure; that of several together is no word on any of them, and leaves no rows."""
         number = self._trials[0]["number"]
-        failed = self._failed(number, reason)
+        failed = self._failed(self._known[number] + 1, reason)
         rows = [{"number": number, **failed}] if len(self._trials) == 1 else []
         return failed | self._result(rows, done=True)
 
@@ -215,10 +225,10 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
             "done": done,
         }
 
-    def _failed(self, number: int, reason: str) -> dict[str, Any]:
+    def _failed(self, epoch: int, reason: str) -> dict[str, Any]:
         objective = self._spec.search.objective
         return {
-            "epoch": self._known[number] + 1,
+            "epoch": epoch,
             objective: math.nan,
             f"best_{objective}": math.nan,
             "status": "failed",
@@ -229,8 +239,13 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         """Save what is not saved yet, and let go of the model and its device memory. Ray calls this before a stop."""
-        if self._trial is not None:
-            with suppress(OSError):  # a full disk: the last checkpoint counts
+        try:
+            if self._trial is not None and not self._away:
                 self._trial.save()
-        self._trial = None
-        self._store.leave()
+        except Exception as error:
+            # A full disk, of which safetensors tells by an error of its own: the last checkpoint counts.
+            if not isinstance(error, OSError) and disk_stop(error) is None:
+                raise
+        finally:
+            self._trial = None
+            self._store.leave()

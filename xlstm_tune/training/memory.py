@@ -52,13 +52,16 @@ class MemoryEstimate:
     optimiser_mib: float
     gradients_mib: float
     activations_mib: float
-    """Kept between forward and backward at the trial's batch size."""
+    """Kept between forward and backward of a batch."""
     total_mib: float
 
 
-def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | str | None = None) -> MemoryEstimate:
+def estimate_memory(
+    config: TrialConfig, shape: Shape, device: torch.device | str | None = None, samples: int | None = None
+) -> MemoryEstimate:
     """The memory that training `config` on a problem of `shape` will take.
 
+    samples: of the training part, where they are known; no batch has more.
     device: where it would train (None = the GPU where there is one, else the CPU); decides whether `precision: auto`
     counts 16-bit activations. The measurement itself runs on the CPU. Raises BackendUnavailable as `train` does.
     """
@@ -68,7 +71,8 @@ def estimate_memory(config: TrialConfig, shape: Shape, device: torch.device | st
     weights = sum(tensor.nbytes for tensor in model.state_dict().values()) / _MIB
     gradients = sum(parameter.nbytes for parameter in model.parameters()) / _MIB
     optimiser = gradients * MOMENTS[config.training.optimiser]
-    activations = _activation_bytes(config, shape, dtype) / _MIB
+    batch = min(config.training.batch_size, samples or config.training.batch_size)
+    activations = _activation_bytes(config, shape, batch, dtype) / _MIB
     total = weights + optimiser + gradients + activations
     return MemoryEstimate(parameters, weights, optimiser, gradients, activations, total)
 
@@ -91,10 +95,9 @@ def data_mib(data: Prepared) -> float:
     return (2 * sum(table.nbytes for table in tables) + 4 * 8 * samples) / _MIB  # four int64 a sample
 
 
-def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | None) -> float:
-    """`saved_bytes` at the config's batch size, from measurements small in batch and, where possible, in steps."""
+def _activation_bytes(config: TrialConfig, shape: Shape, batch: int, dtype: torch.dtype | None) -> float:
+    """`saved_bytes` of a batch, from measurements small in samples and, where possible, in steps."""
     model = config.model
-    batch = config.training.batch_size
     least = (batch - 1) % _TILE + 1  # further samples then come in whole tiles
     batches = (least, least + _TILE) if batch > least + _TILE else (batch,)
 
@@ -103,7 +106,7 @@ def _activation_bytes(config: TrialConfig, shape: Shape, dtype: torch.dtype | No
         with torch.random.fork_rng([]):
             built = build_model(model, problem)
             measured = [saved_bytes(built, config, problem, size, dtype) for size in batches]
-        return _line(batches, measured, config.training.batch_size) if len(batches) > 1 else measured[0]
+        return _line(batches, measured, batch) if len(batches) > 1 else measured[0]
 
     def steps_of(tokens: int) -> int:
         return max(model.patch_length, 1) + (tokens - 1) * model.stride
