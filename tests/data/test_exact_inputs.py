@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 import pytest
 from split_tables import make
 
+from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.prepare import prepare
+from xlstm_tune.data.table import load_table
+from xlstm_tune.data.windows import Rounded
 
 ROWS = 60
 DEVIATIONS = np.random.default_rng(0).normal(size=ROWS)
@@ -55,3 +63,25 @@ def test_targets_are_never_rounded() -> None:
     table, config = make({"y": (1.7e9 + 20 * DEVIATIONS).tolist()}, **SPLIT)
     assert table.exact == {}
     assert prepare(table, config).features.std() > 0.5
+
+
+def test_a_value_far_beyond_what_an_input_was_learnt_at_is_no_warning() -> None:
+    columns = {"x": (1e-50 * DEVIATIONS).tolist(), "y": (1e-50 * DEVIATIONS).tolist()}
+    table, config = make({**columns, "z": DEVIATIONS.tolist()}, features=["x"], **SPLIT)
+    scaling = prepare(table, config).scaling
+    assert scaling is not None
+    far, _ = make({name: np.ones(ROWS).tolist() for name in ("x", "y", "z")}, features=["x"], **SPLIT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        targets = scaling.standardised_targets(far)
+        assert np.isinf(targets).all() and np.isinf(scaling.standardised_inputs(far, targets)).all()
+
+
+def test_the_fingerprint_by_earlier_programs_is_that_of_rounded_inputs() -> None:
+    columns = {"x": (1.7e9 + 20 * DEVIATIONS).tolist(), "y": DEVIATIONS.tolist()}
+    with tempfile.TemporaryDirectory() as folder:
+        pa_parquet.write_table(pa.table(columns), f"{folder}/x.parquet")
+        config = DataConfig.parse({"source": f"{folder}/x.parquet", "target": "y", **SPLIT}, "data")
+        new, old = (prepare(load_table(config, exact), config) for exact in (None, ()))
+    assert new.rounded == Rounded(old.fingerprint, ("x",)) and old.rounded is None
+    assert old.fingerprint != new.fingerprint and old.scaling is not None and old.scaling.inputs.exact == ()

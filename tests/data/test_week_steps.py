@@ -80,3 +80,20 @@ def test_series_on_days_of_their_own_have_none_in_common(tmp_path: Path) -> None
     assert found(daily(tmp_path, both, ["a"] * len(one) + ["b"] * len(two))) is None
     same = np.concatenate([one, one])
     assert found(daily(tmp_path, same, ["a"] * len(one) + ["b"] * len(one))) == sorted((MONDAY, THURSDAY))
+
+
+@pytest.mark.parametrize(("rows", "step"), [(4, 2), (3, 3), (5, 1), (6, 1)])
+def test_many_series_of_one_week_tell_no_days(tmp_path: Path, rows: int, step: int) -> None:
+    begin = int(np.flatnonzero(DAYS.astype(np.int64) % 7 == MONDAY)[0])
+    days = np.tile(DAYS[begin : begin + rows * step : step], 8)
+    table = daily(tmp_path, days, [name for name in "abcdefgh" for _ in range(rows)])
+    assert table.step == step * 86_400 * 10**9 and found(table) is None
+
+
+@pytest.mark.parametrize("week", [(MONDAY, WEDNESDAY, FRIDAY), (MONDAY, TUESDAY, WEDNESDAY, THURSDAY, FRIDAY)])
+def test_series_that_reach_into_a_third_week_tell_its_days_together(tmp_path: Path, week: tuple[int, ...]) -> None:
+    days = of_week(*week)
+    begin = int(np.flatnonzero(days.astype(np.int64) % 7 == MONDAY)[0])
+    days = np.tile(days[begin : begin + 3 * len(week)], 8)
+    table = daily(tmp_path, days, [name for name in "abcdefgh" for _ in range(3 * len(week))])
+    assert found(table) == sorted(week)

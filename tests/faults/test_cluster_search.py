@@ -110,8 +110,8 @@ import signal, sys
 from pathlib import Path
 from xlstm_tune.search.lock import locked
 with locked(Path(sys.argv[1])):
-    print("up", flush=True)
     try:
+        print("up", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         pass
@@ -161,6 +161,50 @@ def test_exit_code_of_an_earlier_driver_is_none_of_one_that_was_killed(home: Pat
         driver.wait()
         found = head.ask("look", NAME)
     assert (found["state"], found["code"]) == ("killed", None)
+
+
+def test_search_that_was_killed_before_its_driver_took_the_lock_was_killed(home: Path, tmp_path: Path) -> None:
+    """The lock's file that its earlier driver has emptied, at an end in order, says nothing of this one."""
+    head, folder = LocalHead(home), home / "searches" / NAME
+    with by_hand(folder) as driver:
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(60) == 0
+    (home / "searches" / f"{NAME}.exit").write_text("0\n")
+    assert head.ask("look", NAME)["code"] == 0
+    spec = write_search(tmp_path, space=SPACE).read_text()
+    request = {"spec": spec, "arguments": ["--address", "auto", "--resume", NAME], "environment": {}}
+    head.ask("start", NAME, send=json.dumps(request).encode())
+    known = home / "searches" / ".remote" / NAME / "driver"
+    until(known.exists)
+    started = int(known.read_text())
+    supervisor = int(Path(f"/proc/{started}/stat").read_text().split()[3])
+    for process in (supervisor, started):
+        os.kill(process, signal.SIGKILL)
+    found = until(lambda: (now := head.ask("look", NAME))["state"] != "running" and now)
+    assert (folder / "driver.lock").stat().st_size == 0, "it was killed before it had the lock"
+    assert (found["state"], found["code"]) == ("killed", None)
+
+
+def test_start_that_broke_off_leaves_no_exit_code_of_an_earlier_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between the search file, which may be another, and the code's removal."""
+    monkeypatch.setattr(on_head, "SEARCHES", home / "searches")
+    folder, notes = home / "searches" / NAME, home / "searches" / ".remote" / NAME
+    notes.mkdir(parents=True)
+    (home / "searches" / f"{NAME}.exit").write_text("0\n")
+    time.sleep(0.05)  # a file system's clock ticks slowly
+    with by_hand(folder) as driver:
+        (notes / "spec.yaml").touch()
+        time.sleep(0.05)
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(60) == 0
+    assert on_head.state(NAME) == {"state": "ended", "code": None}, "one begun by hand after it"
+    (home / "searches" / f"{NAME}.exit").write_text("0\n")
+    assert on_head.state(NAME) == {"state": "ended", "code": 0}
+    time.sleep(0.05)
+    (notes / "spec.yaml").touch()
+    assert on_head.state(NAME) == {"state": "killed", "code": None}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ MODEL = {"family": "lstm", "hidden_size": 8, "layers": 1}
 TRAINING = {"epochs": 1, "batch_size": 64, "learning_rate": 0.01}
 
 
-def finish(storage: Path, name: str, data: dict[str, Any], **sections: Any) -> Path:
-    """The folder of a search with one trial that has come to its end; it has no champion yet."""
+def finish(
+    storage: Path, name: str, data: dict[str, Any], exact: Collection[str] | None = None, **sections: Any
+) -> Path:
+    """The folder of a search with one trial that has come to its end; it has no champion yet.
+
+    exact: as for `make_table`; earlier programs had ().
+    """
     raw = {"name": name, "data": data, "model": MODEL | sections.get("model", {})}
     spec = SearchSpec.parse(raw | {"training": TRAINING | sections.get("training", {})})
-    table = load_table(spec.data)
+    table = load_table(spec.data, exact)
     prepared = prepare(table, spec.data, spec.max_lookback())
     folder = storage / name
     storage.mkdir(exist_ok=True)

@@ -116,6 +116,41 @@ def test_mondays_wednesdays_and_fridays_of_a_search_follow_each_other(tmp_path: 
     assert not any("calendar of their own" in note for note in notes(champion, short))
 
 
+def test_rows_that_end_on_none_of_the_days_are_dated_evenly_and_have_a_note(tmp_path: Path) -> None:
+    days = some_days("Mon", "Wed", "Fri")
+    champion, table = searched(tmp_path, pa.array(days))
+    moved = days[:12].copy()
+    moved[-1] -= 1
+    assert dates(champion, table.slice(0, 12)) == ["2022-01-31", "2022-02-02"]
+    moved_table = table.slice(0, 12).set_column(0, "day", pa.array(moved))
+    assert dates(champion, moved_table) == ["2022-01-29", "2022-01-31"], "two and four days after Thursday"
+    (note,) = (note for note in notes(champion, moved_table) if "calendar of their own" in note)
+    assert note.startswith("the times of forecasts behind the last row are so many times 2 d after it, and the rows")
+
+
+def test_the_note_names_the_series_that_end_on_none_of_the_days(tmp_path: Path) -> None:
+    days = some_days("Mon", "Wed", "Fri")
+    names = ["a", "b"]
+    table = pa.table(
+        {
+            "day": pa.array(np.tile(days, 2)),
+            "id": pa.array(np.repeat(names, len(days))),
+            "y": np.random.default_rng(0).normal(size=2 * len(days)),
+        }
+    )
+    pa_parquet.write_table(table, tmp_path / "x.parquet")
+    source = {"source": str(tmp_path / "x.parquet"), "series": "id"}
+    champion = champion_of(finish(tmp_path / "searches", "x", DATA | source))
+    moved = np.tile(days[:12], 2)
+    moved[-1] += 1
+    short = pa.concat_tables([table.slice(0, 12), table.slice(len(days), 12)])
+    assert not any("calendar of their own" in note for note in notes(champion, short))
+    (note,) = (
+        note for note in notes(champion, short.set_column(0, "day", pa.array(moved))) if "calendar of their own" in note
+    )
+    assert note.startswith("the times of forecasts behind the last row of id=b are so many times 2 d after it")
+
+
 def test_an_earlier_champion_counts_steps_of_two_days(tmp_path: Path) -> None:
     champion, table = searched(tmp_path, pa.array(some_days("Mon", "Wed", "Fri")))
     assert dates(champion, table) == ["2023-01-02", "2023-01-04"], "after Friday, 30 December"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_tables import write_search
+from report_tables import forecast_labels, sequence_labels, write_search
 
 from xlstm_tune.predict.champion import LEVELS
 from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.report.blocks import Section, Sentences, Table
 from xlstm_tune.report.record import read_record
-from xlstm_tune.report.sections.coverage import beyond_chance, coverage
+from xlstm_tune.report.sections.coverage import _judged_on, beyond_chance, coverage
 from xlstm_tune.results import ResultsWriter
 
 HELD = [("interval", 0.5, 0.44, 2.0), ("interval", 0.9, 0.831, 7.25), ("interval", 0.99, 0.98, 12.0)]
@@ -82,9 +83,61 @@ def test_levels_of_errors_that_are_alike_are_rarely_off_beyond_chance(validation
         for level in LEVELS:
             half = conformal(np.sort(known, axis=0)[..., None], level)[:, 0]
             if not np.isnan(half).any():
-                rows.append({"level": level, "share": float((new <= half).mean()), "samples": test})
-        named += [bool(levels) for levels in beyond_chance(rows, validation, horizon)]
+                rows.append({"level": level, "share": float((new <= half).mean())})
+        named += [bool(levels) for levels in beyond_chance(rows, validation, test, horizon)]
     assert (named < 0.1 * 300).all()
+
+
+@pytest.mark.parametrize(
+    ("series", "times", "horizon", "shared"),
+    [(50, 20, 1, 0.7), (50, 20, 1, 1.0), (200, 12, 1, 0.5), (10, 60, 6, 0.5), (3, 100, 1, 0.8)],
+)
+def test_series_that_shocks_meet_together_are_rarely_off_beyond_chance(
+    tmp_path: Path, series: int, times: int, horizon: int, shared: float
+) -> None:
+    """Of each error's variance a share is common to all series at one time."""
+    labels = forecast_labels(times, [f"place={number}" for number in range(series)])
+    write_search(tmp_path, labels=labels, horizon=horizon, parts=("validation", "test"))
+    record = read_record(tmp_path)
+    judged = _judged_on(replace(record, spec={"data": {"time": {"column": "day"}}}), 0)
+    assert (judged.validation, judged.test, judged.alike) == (times, times, True)
+    assert _judged_on(record, 0) == judged, "without times, series go side by side"
+    named = np.zeros(2)
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        common = generator.normal(size=(2, times + horizon, 1)) * np.sqrt(shared)
+        own = generator.normal(size=(2, times + horizon, series)) * np.sqrt(1 - shared)
+        known, new = np.abs(common + own)[:, :times].reshape(2, -1)
+        rows = []
+        for level in LEVELS:
+            half = conformal(np.sort(known)[:, None, None], level).item()
+            if not np.isnan(half):
+                rows.append({"level": level, "share": float((new <= half).mean())})
+        named += [bool(levels) for levels in beyond_chance(rows, judged.validation, judged.test, horizon)]
+    assert (named < 0.1 * 200).all()
+
+
+def test_years_of_counties_are_the_periods_that_chance_counts(tmp_path: Path) -> None:
+    rows = [("interval", 0.5, 0.5, 2.0), ("interval", 0.8, 0.55, 4.0)]
+    ends = [(name, f"{time[:8]}{int(name.partition(',')[0][-1]) + 1:02d}") for name, time in sequence_labels(9, 12)]
+    made = section(tmp_path / "years", rows, task="regression", labels=ends, data={"groups": ["county"]})
+    assert made is not None and isinstance(made.blocks[-1], Sentences)
+    assert len(made.blocks[-1].texts) == 1, "12 years, however many days they end on"
+    made = section(tmp_path / "apart", rows, task="regression", labels=ends)
+    assert made is not None and isinstance(made.blocks[-1], Sentences)
+    assert "by more than chance explains in so many independent sequences." in made.blocks[-1].texts[0]
+
+
+def test_a_level_that_shocks_do_not_explain_is_named_with_its_moments(tmp_path: Path) -> None:
+    labels = forecast_labels(60, [f"place={number}" for number in range(8)])
+    made = section(tmp_path, [("interval", 0.9, 0.6, 2.0)], labels=labels, horizon=1)
+    assert made is not None and isinstance(made.blocks[-1], Sentences)
+    assert made.blocks[-1].texts == [
+        "Intervals of 90 % held less often than promised, by more than chance explains in windows of 60 moments, even "
+        "if those of one err alike. Ask predict for a higher level where that matters.",
+        "Windows overlap and those of one moment resemble each other, so that these shares scatter more than so many "
+        "values suggest.",
+    ]
 
 
 def test_widths_of_targets_that_have_units_of_their_own_are_not_told_together(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from test_mirror_drivers import gone_on, held, mirror_of
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
+from xlstm_tune.results import read
+from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.journal import read_journal
 from xlstm_tune.search.mirror import PERIOD, mirrored
 from xlstm_tune.search.stopping import Stopping
@@ -131,20 +133,76 @@ def test_what_was_lost_before_a_resume_is_fetched(
     assert check_can_be_gone_on_from(where, tmp_path / "other") == 4
 
 
-@LOSSES
-def test_a_folder_that_is_ahead_and_has_lost_what_was_copied_is_refused(
-    lose: Callable[[Path], None], where: Objects, here: Path, stopping: Stopping
-) -> None:
-    life = copied(where, here, stopping, trials=4)
+def begun_again(where: Objects, folder: Path, stopping: Stopping) -> None:
+    """A search of four trials, and what its driver wrote behind its last copy before it was killed."""
+    life = copied(where, folder, stopping, trials=4)
     life.journal.closed("interrupted")
     life.close()
+    with mirrored(Remote(where, "wave", folder), stopping, print):
+        pass
+    life = Life(folder)
+    life.journal.ended(TrialEnd(3, "x", "completed", None, 1.0, {}))
+    life.close()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@LOSSES
+def test_what_a_folder_that_is_ahead_has_lost_is_fetched_and_its_journal_stays(
+    lose: Callable[[Path], None], noted: bool, where: Objects, here: Path, tmp_path: Path, stopping: Stopping
+) -> None:
+    """noted: it says where its copy lies."""
+    begun_again(where, here, stopping)
+    journal = (here / SEARCH_JOURNAL).read_bytes()
+    lose(here)
+    if not noted:
+        (here / KEPT_AT).unlink()
+    assert bring(where, "wave", here.parent) == here
+    assert (here / SEARCH_JOURNAL).read_bytes() == journal and read_journal(here).trials[3].end is not None
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+    assert read(here, "trials").num_rows == 4
     with mirrored(Remote(where, "wave", here), stopping, print):
         pass
-    with (here / SEARCH_JOURNAL).open("a") as file:
-        file.write('{"e": "search", "t": 1, "schema": 1, "program": "x"}\n')
+    assert check_can_be_gone_on_from(where, tmp_path / "other") == 4
+
+
+@LOSSES
+def test_trials_behind_the_copy_are_not_lost_with_what_was_copied(
+    lose: Callable[[Path], None], where: Objects, here: Path, tmp_path: Path, stopping: Stopping
+) -> None:
+    """Of a study, the copy cannot give back what it never had."""
+    begun_again(where, here, stopping)
+    life = Life(here)
+    life.number = 3
+    life.trial()
+    life.close()
     lose(here)
-    with pytest.raises(StorageError, match="different ways; rename the folder to go on with the copy"):
+    journal = (here / SEARCH_JOURNAL).read_bytes()
+    if lose is lose_tables:
+        assert bring(where, "wave", here.parent) == here
+        assert read(here, "trials").num_rows == 4, "the driver makes up for the fifth from the journal"
+    else:
+        with pytest.raises(StorageError, match=r"has lost part of optuna\.journal.* lacks trial 4; bring that file"):
+            bring(where, "wave", here.parent)
+    assert (here / SEARCH_JOURNAL).read_bytes() == journal
+    if lose is not lose_tables:
+        here.rename(tmp_path / "renamed")
+        assert len(read_journal(bring(where, "wave", here.parent)).trials) == 4
+
+
+@pytest.mark.parametrize("lose", [lose_study, lose_tables])
+def test_what_is_lost_at_the_storage_too_is_told(
+    lose: Callable[[Path], None], where: Objects, here: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_again(where, here, stopping)
+    lose(here)
+    before = sorted(path.relative_to(here) for path in here.rglob("*"))
+    if lose is lose_study:
+        (where / "wave").remove([OPTUNA_JOURNAL])
+    else:
+        monkeypatch.setattr(Objects, "fetch", lambda *given: (_ for _ in ()).throw(OSError("away")))
+    with pytest.raises(StorageError, match=r"optuna\.journal is shorter than what|cannot be fetched .*away"):
         bring(where, "wave", here.parent)
+    assert sorted(path.relative_to(here) for path in here.rglob("*")) == before, "all of it or nothing"
 
 
 def test_a_study_that_is_lost_after_the_folder_was_found_is_not_copied(

@@ -153,6 +153,51 @@ def test_a_journal_that_is_written_late_does_not_take_the_place_of_a_longer_one(
     assert not list((tmp_path / "sixth").rglob(f"{SEARCH_JOURNAL}.*"))
 
 
+@pytest.mark.parametrize("ends", ["given up", "killed"])
+def test_a_takeover_that_broke_off_before_its_first_copy_is_one_for_the_driver_after_it(
+    ends: str, where: Objects, here: Path, tmp_path: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver sleeps while it writes its journal. The next one's storage fails, and only the third can go on."""
+    life = Life(made(here))
+    first = mirror_of(where, here, stopping)
+    first._owner.claim()
+    first._copy()
+    life.trial()
+    life.close()
+    put, woken = Objects.put, list[str]()
+
+    def away(self: Objects, name: str, content: Any, size: int | None = None) -> None:
+        if name.startswith(SEARCH_JOURNAL) or name == CUT:
+            raise OSError("slow down")
+        put(self, name, content, size)
+
+    def late(self: Objects, name: str, content: Any, size: int | None = None) -> None:
+        if name == SEARCH_JOURNAL and not woken:
+            woken.append(name)
+            time.sleep(0.8)
+            folder = bring(where, "wave", tmp_path / "other")
+            with monkeypatch.context() as patched:
+                patched.setattr(Objects, "put", away)
+                other = mirror_of(where, folder, stopping)
+                with pytest.raises(StorageError, match="slow down"):
+                    other.start()
+                if ends == "given up":
+                    other._give_up()
+            if ends == "killed":  # as a process of this machine that is gone
+                there = json.loads((where / "wave").get(OWNER))
+                put(where / "wave", OWNER, json.dumps(there | {"process": 2**22 + 1}).encode())
+            gone_on(where, tmp_path / "third", stopping, trials=3)
+        put(self, name, content, size)
+
+    monkeypatch.setattr(Objects, "put", late)
+    with pytest.raises(TakenOver):
+        first._copy()
+    copy = read_copy(where / "wave")
+    assert woken and copy is not None and copy.journals
+    assert "took_over" not in json.loads((where / "wave").get(OWNER)), "the third one's copy has settled it"
+    assert check_can_be_gone_on_from(where, tmp_path / "fourth") == 3
+
+
 def test_the_name_stays_fresh_while_a_long_copy_is_made(
     where: Objects, here: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.folder import SPEC, create_folder
+from xlstm_tune.search.folder import SPEC, create_folder, spec_text
 from xlstm_tune.search.journal import Journal
 from xlstm_tune.search.resume import check_enough_trials, check_same_search, keep_spec
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.training.checkpoint import write_atomically
 
 RAW: dict[str, dict[str, Any]] = {
     "data": {"source": "/data/x.csv", "target": "y", "lookback": 10},
@@ -94,7 +95,10 @@ def test_every_difference_is_told_and_nothing_else(folder: Path) -> None:
         {"resources": {"max_concurrent": 1, "trial_timeout": "30m"}},
     ],
 )
-def test_how_much_and_on_what_may_change_and_is_kept(changes: dict[str, Any], folder: Path) -> None:
+def test_how_much_and_on_what_may_change_and_is_kept(
+    changes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     given = spec(**changes)
     check_same_search(folder, given)
     keep_spec(folder, given)
@@ -138,8 +142,18 @@ def test_a_storage_that_does_not_hold_the_study_is_refused_and_not_kept(folder: 
     with closing(Journal(folder)) as journal:
         journal.began([0], [{"model.dropout": 0.1}])
     before = (folder / SPEC).read_bytes()
-    with pytest.raises(StorageError, match="lacks 1 trial that the search 't' has begun"):
+    with pytest.raises(StorageError, match="lacks 1 trial that the search 't' has had"):
         keep_spec(folder, spec(search={"storage": f"sqlite:///{tmp_path}/other.db"}))
     assert (folder / SPEC).read_bytes() == before
     keep_spec(folder, spec(search={"trials": 9}))
     assert load_spec(str(folder / SPEC)).search.trials == 9
+
+
+def test_a_password_given_anew_is_no_other_storage(folder: Path) -> None:
+    """A finished search can be refitted while its database is away."""
+    away = "postgresql+psycopg2://optuna:{}@127.0.0.1:9/db"
+    write_atomically(folder / SPEC, spec_text(spec(search={"storage": away.format("secret")})).encode())
+    with closing(Journal(folder)) as journal:
+        journal.began([0], [{"model.dropout": 0.1}])
+    keep_spec(folder, spec(search={"storage": away.format("secret")}))
+    assert "secret" not in (folder / SPEC).read_text()

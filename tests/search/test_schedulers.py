@@ -196,6 +196,6 @@ def test_asha_stops_trials_at_its_rungs_alone(grace: int, factor: float, at: set
     assert stopped == at
 
 
-@pytest.mark.parametrize("name", ["median", "none"])
-def test_others_stop_at_any_epoch_or_never(name: str) -> None:
-    assert not rungs(SearchConfig.parse({"scheduler": name}), 10)
+def test_the_median_rule_stops_trials_from_its_grace_on_and_none_at_no_epoch() -> None:
+    assert rungs(SearchConfig.parse({"scheduler": "median", "grace_epochs": 3}), 5) == {3, 4, 5}
+    assert not rungs(SearchConfig.parse({"scheduler": "none"}), 5)

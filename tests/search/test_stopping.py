@@ -61,6 +61,19 @@ def test_outside_the_trials_time_a_signal_ends_the_program(
     assert stopping.reason == INTERRUPTED and stopping.exit_code == 128 + number and not said
 
 
+def test_a_signal_waits_where_it_is_held_and_a_second_one_does_not(stopping: Stopping) -> None:
+    with stopping.watching():
+        reached = False
+        with pytest.raises(KeyboardInterrupt), stopping.holding():
+            send(signal.SIGTERM)
+            reached = True
+        assert reached and stopping.reason == INTERRUPTED and stopping.exit_code == 143
+        with stopping.holding(), pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    with pytest.raises(ValueError, match="here"), stopping.watching(), stopping.holding():
+        raise ValueError("here")
+
+
 def test_the_handlers_are_those_of_before(stopping: Stopping) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with stopping.watching():

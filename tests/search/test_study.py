@@ -13,7 +13,6 @@ from searcher_bench import SMALL, Bench, check_all_told, ended_lines, fate, make
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
-from xlstm_tune.search.journal import read_journal
 from xlstm_tune.search.study import JOURNAL, open_study
 
 
@@ -155,7 +154,7 @@ def test_a_study_that_lacks_trials_of_the_journal_is_refused(held: int | None, t
     with pytest.raises(StorageError) as caught:
         Bench(spec, mine, resume=True)
     message = str(caught.value)
-    lacking = f"lacks {2 - (held or 0)} trial{'s' if not held else ''} that the search 't' has begun"
+    lacking = f"lacks {2 - (held or 0)} trial{'s' if not held else ''} that the search 't' has had"
     assert lacking in message and url in message and "search.storage" in message and "\n" not in message
     assert len(storage.get_all_studies()) == (held is not None), "what was refused leaves no study"
     again = Bench(make_spec(SMALL, trials=4), mine, resume=True)
@@ -177,9 +176,9 @@ def test_a_study_that_was_lost_is_refused_until_it_is_back(tmp_path: Path) -> No
     assert Bench(spec, tmp_path, resume=True).searcher.started == 2
 
 
-def test_ends_alone_do_not_tell_of_a_wrong_study(tmp_path: Path) -> None:
-    """They may be of trials that no worker was given, which a power cut can take from the study."""
+def test_a_study_that_lacks_a_refused_trial_is_refused(tmp_path: Path) -> None:
+    """Its number would be given out again, and the journal would have two configurations of it."""
     with_end = Bench(make_spec(SMALL, trials=1), tmp_path)
-    with_end.journal.ended(TrialEnd(7, None, "failed", "invalid: no model", None, {}))
-    assert not read_journal(tmp_path).begun
-    assert Bench(make_spec(SMALL, trials=1), tmp_path, resume=True).ask()
+    with_end.journal.ended(TrialEnd(0, None, "failed", "invalid: no model", None, {}))
+    with pytest.raises(StorageError, match=r"lacks 1 trial that the search 't' has had \(the first: 0\)"):
+        Bench(make_spec(SMALL, trials=1), tmp_path, resume=True)

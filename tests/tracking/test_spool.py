@@ -13,9 +13,10 @@ import pytest
 from tracked import ROOT
 
 from xlstm_tune.errors import StorageError, TrackingError
-from xlstm_tune.tracking import Spool
+from xlstm_tune.tracking import Spool, default_uri
 from xlstm_tune.tracking.events import KnownRun
 from xlstm_tune.tracking.state import read_state
+from xlstm_tune.tracking.writer import remembered_uri
 
 
 def test_driver_side_never_imports_mlflow(tmp_path: Path) -> None:
@@ -166,6 +167,44 @@ def test_a_password_with_a_quote_is_not_kept(uri: str, tmp_path: Path) -> None:
 def test_a_folder_with_an_at_is_no_password(tmp_path: Path) -> None:
     with Spool(tmp_path, "sqlite:////home/annika@uni/mlflow.db") as spool:
         assert not spool.address.has_credentials and spool.address.uri == "sqlite:////home/annika@uni/mlflow.db"
+
+
+def written_by_an_earlier_program(search: Path, uri: str) -> None:
+    """The address of a search's spool, hidden as it then was."""
+    Spool(search, "sqlite:///x.db").close()
+    path = search / "mlflow" / "spool.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"uri": uri, "has_credentials": True}))
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite:////home/me@work/mlflow.db", "sqlite://***@work/mlflow.db"),
+        ("postgresql://h/db?password=pa'ss&x=1", "postgresql://h/db?password=***'ss&x=1"),
+        ("http://u:p@h:5000", "http://***@h:5000"),
+    ],
+)
+def test_the_address_that_an_earlier_program_hid_is_known_again(
+    uri: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_by_an_earlier_program(tmp_path / "s", shown)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrackingError, match=r"is not kept( whole)?; set MLFLOW_TRACKING_URI or give --tracking-uri"):
+        remembered_uri(tmp_path / "s")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert remembered_uri(tmp_path / "s") == uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri + "2")
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI"):
+        remembered_uri(tmp_path / "s")
+
+
+def test_the_database_of_a_storage_folder_with_an_at_is_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = tmp_path / "me@work" / "searches" / "s"
+    written_by_an_earlier_program(search, "sqlite://***@work/searches/mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert remembered_uri(search) == default_uri(search.parent)
 
 
 @pytest.mark.parametrize("damaged", ["[" * 100_000, "null", '{"uri": 1}', '{"offset": 1' + "0" * 30])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,23 @@ def test_another_server_is_told_from_the_same(before: str, after: str, same: boo
 )
 def test_hide_credentials(text: str, hidden: str) -> None:
     assert hide_credentials(text) == hidden
+
+
+@pytest.mark.parametrize("piece", ['{"a":"b/c","d":1},', "u:p@h/", "sqlite:x", "://", "password:", "@"])
+def test_one_long_word_is_read_in_no_time(piece: str) -> None:
+    text = piece * (1_000_000 // len(piece))
+    began = time.process_time()
+    shown = hide_credentials(text + " http://u:p@h")
+    assert time.process_time() - began < 1 and shown.endswith(" http://***@h")
+
+
+@pytest.mark.parametrize(
+    "uri", [" http://h:5000", "http://h:5000\n", "\tpostgresql://u:p@h/db", " sqlite:///x.db", " http://u:p q@h"]
+)
+def test_check_says_that_a_blank_at_an_end_is_too_much(uri: str) -> None:
+    said = refusal(uri)
+    assert said.endswith("tracking URI has a blank at an end, which no address has; take it away")
+    assert "u:p" not in said
 
 
 def test_ui_command_quotes_and_hides() -> None:

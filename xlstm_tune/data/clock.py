@@ -36,7 +36,7 @@ ZONED = r"[ T]\d\d(?::.*)?" + OFFSET
 _DECEMBER_TO_JANUARY = (41, 42)
 """Weeks from the twelfth of a year to the first of the next, in years of 52 and of 53."""
 _WEEKS_TO_TELL = 3
-"""Rows for so many weeks tell which days of a week there are."""
+"""As many rows as so many weeks have days tell which days a week has, where one series reaches into so many weeks."""
 _WITHIN_A_WEEK = tuple(days * _DAY for days in range(1, 7))
 _NEARLY_ALL = 0.9
 """Share of the rows."""
@@ -308,9 +308,14 @@ def describe_step(step: int, kind: Kind) -> str:
     return f"{step / _SECOND:g} s"
 
 
-def tells_week(time: np.ndarray) -> bool:
-    """Whether there are rows enough to tell which days of a week there are. time: int64 [R]."""
-    return len(time) >= _WEEKS_TO_TELL * 7
+def tells_week(time: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether there are rows enough to tell which days of a week there are.
+
+    Many series of one week alone do not: that some days are missing may be where they begin and end. time: int64 [R],
+    stamps of dates.
+    """
+    longest = (time[offsets[1:] - 1] - time[offsets[:-1]]).max()
+    return len(time) >= _WEEKS_TO_TELL * 7 and bool(longest > (_WEEKS_TO_TELL - 1) * 7 * _DAY)
 
 
 def weekdays(time: np.ndarray, offsets: np.ndarray, step: int | None, kind: Kind) -> np.ndarray | None:
@@ -320,7 +325,7 @@ def weekdays(time: np.ndarray, offsets: np.ndarray, step: int | None, kind: Kind
     Rows of steps of 2 to 6 days have some only if nearly each is on the next of these days after the row before it, as
     Mondays, Wednesdays and Fridays are. time: int64 [R], stamps of `on_clocks`. step: of `usual_step`.
     """
-    if kind != "date" or step not in _WITHIN_A_WEEK or not tells_week(time):
+    if kind != "date" or step not in _WITHIN_A_WEEK or not tells_week(time, offsets):
         return None
     day = time // _DAY
     found: np.ndarray = np.unique(day % 7)

@@ -19,7 +19,7 @@ from xlstm_tune.data.scaling import Scaling, fit_scaling
 from xlstm_tune.data.season import season_notes, stride_notes
 from xlstm_tune.data.split import Split, check_no_leak, split, with_validation
 from xlstm_tune.data.table import Table
-from xlstm_tune.data.windows import Prepared
+from xlstm_tune.data.windows import Prepared, Rounded
 
 
 def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, refit: bool = False) -> Prepared:
@@ -45,14 +45,13 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     train = result.parts["train"]
     scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
-    digest = hashlib.sha256(table.fingerprint.encode())
     # Keys that came later are not in it until they are given, so that older searches can go on.
     later: dict[str, Any] = {} if config.split.order else {"split": {"order"}}
     if config.target_minimum is None:
         later["target_minimum"] = True
     cut = config.model_dump_json(exclude={"source": True, **later})
-    digest.update(f"{cut} {largest}{' refit' if refit else ''}".encode())
-    return _assemble(
+    cut = f"{cut} {largest}{' refit' if refit else ''}"
+    made = _assemble(
         table,
         scaling,
         result,
@@ -62,9 +61,16 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
         lookback=lookback,
         season=season,
         notes=tuple(notes),
-        fingerprint=digest.hexdigest(),
+        fingerprint=_fingerprint(table.fingerprint, cut),
         minimum=config.target_minimum,
     )
+    if table.rounded is None:
+        return made
+    return replace(made, rounded=Rounded(_fingerprint(table.rounded, cut), scaling.inputs.exact))
+
+
+def _fingerprint(table: str, cut: str) -> str:
+    return hashlib.sha256(f"{table}{cut}".encode()).hexdigest()
 
 
 def prepare_to_predict(

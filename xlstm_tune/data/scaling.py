@@ -51,13 +51,15 @@ class Scaling:
 
     def standardised_targets(self, table: Table) -> np.ndarray:
         """float32 like `table.targets`."""
-        scaled: np.ndarray = ((table.targets - self.targets.mean) / self.targets.std).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled: np.ndarray = ((table.targets - self.targets.mean) / self.targets.std).astype(np.float32)
         return scaled
 
     def standardised_inputs(self, table: Table, targets: np.ndarray) -> np.ndarray:
         """[R, F] float32. targets: of `standardised_targets`.
 
-        A value of a category that the table lacks is 0 everywhere; columns that are no input are passed over.
+        A value of a category that the table lacks is 0 everywhere; columns that are no input are passed over. What
+        float32 cannot hold is infinite, here as in targets and static inputs, and the model's forecast is then refused.
         """
         given = {name: column for column, name in enumerate(table.features)}
         own = self.target_columns
@@ -69,7 +71,8 @@ class Scaling:
                 continue
             # One column at a time: float64 of the whole table would take twice its memory.
             cells = table.cells(given[name]) if name in given else 0.0
-            features[:, position] = (cells - self.inputs.mean[position]) / self.inputs.std[position]
+            with np.errstate(over="ignore"):
+                features[:, position] = (cells - self.inputs.mean[position]) / self.inputs.std[position]
         return features
 
     def standardised_static(self, table: Table) -> np.ndarray | None:
@@ -78,11 +81,12 @@ class Scaling:
             return None
         given = dict(zip(table.static.names, table.static.values.T, strict=True))
         none = np.zeros(len(table.keys))
-        columns = [
-            (given.get(name, none) - mean) / std
-            for name, mean, std in zip(self.static.names, self.static.mean, self.static.std, strict=True)
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            columns = [
+                (given.get(name, none) - mean) / std
+                for name, mean, std in zip(self.static.names, self.static.mean, self.static.std, strict=True)
+            ]
+            return np.stack(columns, axis=1).astype(np.float32)
 
 
 def fit_scaling(

@@ -77,6 +77,8 @@ class Table:
     """One-sentence observations for the user."""
     fingerprint: str
     """SHA-256 of all that a model could see."""
+    rounded: str | None
+    """The fingerprint by an earlier program, without `exact`; None where that is empty."""
     sample: pa.Table
     """The last rows of the first series as they were read, every column that was used, at most `SAMPLE_ROWS`; a
     forecast's up to the last that has a target."""
@@ -97,12 +99,12 @@ class Table:
         return series_name(self.key_names, self.keys[series])
 
 
-def load_table(config: DataConfig) -> Table:
-    """Read, check, order and clean what the `data` section of a search file names.
+def load_table(config: DataConfig, exact: Collection[str] | None = None) -> Table:
+    """Read, check, order and clean what the `data` section of a search file names. exact: as for `make_table`.
 
     Raises DataError with one sentence for anything that cannot be used.
     """
-    return make_table(read_source(config.source, config.sample, config.labels), config)
+    return make_table(read_source(config.source, config.sample, config.labels), config, exact=exact)
 
 
 def make_table(source: Source, config: DataConfig, judged: bool = True, exact: Collection[str] | None = None) -> Table:
@@ -180,6 +182,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
         oracle=oracle,
         notes=(),
         fingerprint="",
+        rounded=None,
         sample=_sample(source, rows.order[max(0, end - SAMPLE_ROWS) : end], roles),
     )
     if kind == "week" and judged:
@@ -189,7 +192,8 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
     else:
         gaps = sequence_gaps_note(clock, rows.offsets, kind, roles.time, table.series_name, table.time_label)
     notes += [gaps] if gaps else []
-    return replace(table, notes=tuple(notes), fingerprint=_fingerprint(table))
+    fingerprint, rounded = _fingerprints(table)
+    return replace(table, notes=tuple(notes), fingerprint=fingerprint, rounded=rounded)
 
 
 def _sample(source: Source, rows: np.ndarray, roles: Roles) -> pa.Table:
@@ -240,13 +244,17 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
     return targets[~blank], rows.keep(np.repeat(~blank, np.diff(rows.offsets)))
 
 
-def _fingerprint(table: Table) -> str:
+def _fingerprints(table: Table) -> tuple[str, str | None]:
+    """`Table.fingerprint` and `Table.rounded`."""
     digest = hashlib.sha256()
     names = (table.features, table.target_names, table.keys, table.key_names, table.time_kind, table.static.names)
     digest.update(repr(names).encode())
     for array in (table.values, table.targets, table.observed, table.offsets, table.time, table.static.values):
         digest.update(np.ascontiguousarray(array).data)
+    if not table.exact:
+        return digest.hexdigest(), None
+    rounded = digest.hexdigest()
     for name, cells in table.exact.items():
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(cells).data)
-    return digest.hexdigest()
+    return digest.hexdigest(), rounded

@@ -19,6 +19,14 @@ if TYPE_CHECKING:  # training needs neither tables nor what reads them
     from xlstm_tune.data.scaling import Scaling
 
 
+class Rounded(NamedTuple):
+    """The data as earlier programs had them, which rounded all inputs to float32 before they standardised them."""
+
+    fingerprint: str
+    columns: tuple[str, ...]
+    """Inputs of which little or nothing is left by that."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that a trial needs of the data: read-only numpy arrays, put into the object store once."""
@@ -63,6 +71,8 @@ class Prepared:
     """What the columns were standardised by; None for arrays that were made by hand."""
     target_minimum: float | None = None
     """In the targets' units: no forecast goes below it; None = there is none."""
+    rounded: Rounded | None = None
+    """None where no input is rounded by much."""
 
     @property
     def floor(self) -> tuple[float, ...]:

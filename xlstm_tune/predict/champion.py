@@ -33,8 +33,8 @@ from xlstm_tune.predict.intervals import Array, Residuals
 from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
-SCHEMA = 3
-"""1 took the residuals of all series together, 2 knew no minimum of targets."""
+SCHEMA = 4
+"""1 took the residuals of all series together, 2 knew no minimum of targets, 3 rounded all inputs to float32."""
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
 """A request that a server of the model answers: rows of the user's table."""
@@ -98,8 +98,7 @@ def save_champion(
         save_weights(unfinished / RESIDUALS, _tensors(residuals))
         unset = {"target_minimum"} if data.target_minimum is None else set()
         record = {
-            # Earlier programs know no minimum, and read what has none.
-            "schema": 2 if unset else SCHEMA,
+            "schema": _schema(data, scaling),
             "program": f"xlstm_tune {__version__}",
             **about,
             "model": config.model.model_dump(),
@@ -125,6 +124,13 @@ def save_champion(
         sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _schema(data: DataConfig, scaling: Scaling) -> int:
+    """The lowest that has all that the model needs: earlier programs read it where it is one of theirs."""
+    if scaling.inputs.exact:
+        return 4
+    return 2 if data.target_minimum is None else 3
 
 
 def _clear(folder: Path) -> None:

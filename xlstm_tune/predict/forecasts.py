@@ -218,7 +218,7 @@ def _step(champion: Champion, table: Table) -> tuple[int | None, int | None]:
 
 def _week(champion: Champion, table: Table, step: int | None) -> Array | None:
     """The days of the week that rows keep to: those of daily rows where they tell, else those of the search."""
-    if step == _DAY and tells_week(table.time):
+    if step == _DAY and tells_week(table.shown, table.offsets):
         return weekdays(table.shown, table.offsets, step, table.time_kind)
     return champion.week
 
@@ -226,18 +226,21 @@ def _week(champion: Champion, table: Table, step: int | None) -> Array | None:
 def _uneven(champion: Champion, table: Table, data: Prepared) -> list[str]:
     """A sentence where forecasts behind the end are dated by even steps, and the rows of the table are not."""
     step, months = _step(champion, table)
-    last = np.searchsorted(table.offsets, data.ends - 1, side="right")
-    if not (data.ends + champion.shape.horizon > table.offsets[last]).any():
+    if step is None or table.labels is None or months != 0:
         return []
-    if step is None or table.labels is None or months != 0 or _week(champion, table, step) is not None:
-        return []
+    following = np.searchsorted(table.offsets, data.ends - 1, side="right")
+    behind = np.unique(following[data.ends + champion.shape.horizon > table.offsets[following]]) - 1
+    even, week = behind, _week(champion, table, step)
+    if week is not None:  # after a row on another day `later_stamps` steps evenly
+        even = behind[~np.isin(table.shown[table.offsets[behind + 1] - 1] // _DAY % 7, week)]
     clock = stepping(table.time, table.shown, table.offsets)
-    if gaps_note(clock, table.offsets, table.time_kind, table.time_label) is None:
+    if not len(even) or gaps_note(clock, table.offsets, table.time_kind, table.time_label) is None:
         return []
+    whose = f" of {listing([table.series_name(int(one)) for one in even], 'name')}" if len(even) < len(behind) else ""
     return [
-        f"the times of forecasts behind the last row are so many times {describe_step(step, table.time_kind)} after "
-        "it, and the rows of the table are not all spaced like that; where they keep a calendar of their own, go by "
-        "the column 'step'"
+        f"the times of forecasts behind the last row{whose} are so many times {describe_step(step, table.time_kind)} "
+        "after it, and the rows of the table are not all spaced like that; where they keep a calendar of their own, go "
+        "by the column 'step'"
     ]
 
 

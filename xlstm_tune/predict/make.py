@@ -201,6 +201,9 @@ def champion_of(folder: Path) -> Path:
         before = json.loads((folder / ENVIRONMENT).read_bytes())["data_fingerprint"]
     except (OSError, ValueError, TypeError, KeyError):
         before = None
+    if data.rounded is not None and before == data.rounded.fingerprint:  # what the weights have learnt from
+        table = load_table(spec.data, exact=())
+        data = prepare(table, spec.data, spec.max_lookback())
     if before != data.fingerprint:
         raise StorageError(
             f"the search '{folder.name}' has no champion yet, and the data that one would be made with have changed "

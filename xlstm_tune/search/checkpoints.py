@@ -149,8 +149,10 @@ def check(place: Path) -> None:
     """Raise CheckpointError when a checkpoint is not what was written."""
     try:
         *lines, own, _ = (place / SUMS).read_text().split("\n")
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"the checkpoint {place} is damaged: its {SUMS} cannot be read ({error})") from None
+    except ValueError:
+        raise CheckpointError(f"the checkpoint {place} is damaged: its {SUMS} is not what was written") from None
     text = "".join(line + "\n" for line in lines)
     if hashlib.sha256(text.encode()).hexdigest() != own:
         raise CheckpointError(f"the checkpoint {place} is damaged: its {SUMS} is not what was written")

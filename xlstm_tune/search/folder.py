@@ -12,12 +12,13 @@ import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from xlstm_tune import __version__
 from xlstm_tune.data.read import without_credentials
+from xlstm_tune.data.words import listing
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import CHECKPOINTS as CHECKPOINTS
 from xlstm_tune.layout import CONFIG as CONFIG
@@ -34,6 +35,9 @@ from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at, local_root
 from xlstm_tune.storage.objects import Objects, check_reachable, holds, is_uri
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking import hide_credentials
+
+if TYPE_CHECKING:  # it loads torch
+    from xlstm_tune.data.windows import Rounded
 
 HUNG = "hung.txt"
 """In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
@@ -167,8 +171,11 @@ def check_password(spec: SearchSpec) -> None:
         )
 
 
-def check_same_data(folder: Path, fingerprint: str) -> None:
-    """Raise StorageError when the data of a search to be resumed are not those that it began with."""
+def check_same_data(folder: Path, fingerprint: str, rounded: Rounded | None = None) -> None:
+    """Raise StorageError when the data of a search to be resumed are not those that it began with.
+
+    rounded: of the same `Prepared` as the fingerprint.
+    """
     try:
         before = json.loads((folder / ENVIRONMENT).read_bytes())["data_fingerprint"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -176,6 +183,14 @@ def check_same_data(folder: Path, fingerprint: str) -> None:
             f"{folder / ENVIRONMENT} is missing or damaged, so nobody knows which data the search began with; bring it "
             "back, or start a new search with another --name"
         ) from None
+    if rounded is not None and before == rounded.fingerprint:
+        columns = listing([f"'{name}'" for name in rounded.columns], "input")
+        raise StorageError(
+            f"the search '{folder.name}' was begun by an earlier xlstm_tune, which rounded "
+            f"{'the input' if len(rounded.columns) == 1 else 'the inputs'} {columns} to float32, so old and new scores "
+            f"cannot be compared; go on with that version, which {folder / ENVIRONMENT} names, or start a new search "
+            "with another --name"
+        )
     if before != fingerprint:
         raise StorageError(
             f"the data of the search '{folder.name}' have changed since it began, so old and new scores cannot be "

@@ -69,7 +69,7 @@ class FusedTrial:
             return rows
         stopped = self._store.marked(run.folder for run in self._runs)
         self._out |= {place for place, run in enumerate(self._runs) if run.folder in stopped}
-        self._save_if(False)  # stopped where no rung says so, as the median rule does
+        self._save_if(False)  # some may have been too slow, or stopped when an earlier worker's rows were told
         rows = [self._row(each) for each in next(self._epochs, ())]
         going_on = [self._checkpoints[place] for place in self._states if place not in self._out]
         at_a_rung = any(row["epoch"] in self._rungs for row in rows if row["status"] != "failed")

@@ -71,11 +71,6 @@ class History:
     rows: list[tuple[dict[str, Any], bool]] = field(default_factory=list)
     """Of every configuration, in order: what the scheduler has seen, and whether it ended the configuration then."""
 
-    @property
-    def begun(self) -> list[int]:
-        """Numbers of the configurations that a worker was given; the study was on the disk before that."""
-        return [number for number, past in self.trials.items() if past.together]
-
     def add(self, event: Mapping[str, Any]) -> None:
         """Take a line over."""
         now = float(event["t"])

@@ -288,6 +288,7 @@ class Mirror:
         with suppress(OSError):  # a disk that is full must not keep the copy from being made
             remember(self._folder, self._store.where, self._noted)
         self._objects.put(CUT, cut_content(Copy(sizes, Generation(token, self._noted[token]), self._journals)))
+        self._owner.settle()
         self._noted = {token: self._noted[token]}
         self._cut = sizes
 

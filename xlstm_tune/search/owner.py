@@ -28,12 +28,15 @@ class Owner:
     def __init__(self, objects: Objects, period: float) -> None:
         self._objects, self._period = objects, period
         self._claimed, self._written = False, 0.0
+        self._took_over = False
+        """The driver before may wake, and the copy does not say yet that journals of other names count."""
         self.token = os.urandom(8).hex()
         """Tells this driver from every other."""
 
     def claim(self) -> bool:
         """Write the name. Returns whether it takes the place of one whose driver only fell silent, and may wake.
 
+        So it does too where the one before took such a place and ended before it was settled, however it ended.
         Raises StorageError, with whose it is, when there is another's that counts.
         """
         try:
@@ -52,8 +55,13 @@ class Owner:
                     f"until it ends, or stop it first, or, if its machine is gone, try again in "
                     f"{FRESH * period - age:.0f} s"
                 )
+        self._took_over = another or bool(there.get("took_over"))
         self.refresh(self._period)
-        return another
+        return self._took_over
+
+    def settle(self) -> None:
+        """The copy says whose journals count: a driver that wakes can write into them no more."""
+        self._took_over = False
 
     def refresh(self, period: float) -> None:
         """Write the name anew. period: seconds until this is done again."""
@@ -94,8 +102,9 @@ class Owner:
     def _write(self, **more: Any) -> None:
         host, process = platform.node(), os.getpid()
         who = {"who": f"process {process} on {host}", "host": host, "process": process, "processes": _processes()}
+        unsettled = {"took_over": True} if self._took_over else {}
         now = time.time()
-        self._objects.put(OWNER, as_json(who | {"token": self.token} | more))
+        self._objects.put(OWNER, as_json(who | {"token": self.token} | unsettled | more))
         self._written = now
 
     def _age(self, period: float) -> float:

@@ -130,7 +130,7 @@ def make_plan(
     if placement:
         placement = fit(placement, spec, space, data, here, local_gpu_mib)
     if resume:
-        check_same_data(folder, data.fingerprint)
+        check_same_data(folder, data.fingerprint, data.rounded)
     return Plan(
         spec=spec,
         space=space,

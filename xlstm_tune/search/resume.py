@@ -51,8 +51,8 @@ def keep_spec(folder: Path, spec: SearchSpec) -> None:
     Raises StorageError when `search.storage` is another one, which does not hold the study of this search.
     """
     kept = spec.model_copy(update={"name": folder.name})
-    if kept.search.storage != load_spec(str(folder / SPEC)).search.storage:
-        open_study(kept.name, kept.search, folder, resume=True, begun=read_journal(folder).begun)
+    if _flat(kept).get("search.storage") != _flat(load_spec(str(folder / SPEC))).get("search.storage"):
+        open_study(kept.name, kept.search, folder, resume=True, known=read_journal(folder).trials)
     write_atomically(folder / SPEC, spec_text(kept).encode())
 
 

@@ -184,7 +184,7 @@ def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     with (
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console, ended=True),
-        _ray(plan, console) as placement,
+        _ray(plan, stopping, console) as placement,
     ):
         keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
 
@@ -209,9 +209,9 @@ def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
     return f"Stopped early ({why}); go on with: {command}"
 
 
-def _ray(plan: Plan, console: Console) -> AbstractContextManager[Placement]:
+def _ray(plan: Plan, stopping: Stopping, console: Console) -> AbstractContextManager[Placement]:
     """Ray, without which this process ends."""
-    return ray_session(plan, console, partial(_without_ray, plan, console))
+    return ray_session(plan, stopping, console, partial(_without_ray, plan, console))
 
 
 def _without_ray(plan: Plan, console: Console, why: str) -> None:
@@ -231,7 +231,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
         Spool(plan.folder, plan.tracking_uri) as spool,
         tracked(plan, spool, stopping, console),
     ):
-        with ResultsWriter(plan.folder) as results, _ray(plan, console) as placement:
+        with ResultsWriter(plan.folder) as results, _ray(plan, stopping, console) as placement:
             if placement.why:
                 console.print(f"note: {placement.why}", highlight=False, markup=False)
             record = SearchRecord(plan, placement, results)

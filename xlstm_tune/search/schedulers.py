@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import insort
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,14 @@ ENOUGH = 3
 
 
 class _Rule(FIFOScheduler, ABC):  # type: ignore[misc]
-    """Judges trials by `metric`, the lower the better, at the epochs at which they are told."""
+    """Judges trials by `metric`, the lower the better, at the epochs at which they are told.
 
-    def __init__(self, metric: str) -> None:
+    epochs: at which it may stop one; trials tell every epoch.
+    """
+
+    def __init__(self, metric: str, epochs: Iterable[int]) -> None:
         super().__init__()
-        self._metric = metric
+        self._metric, self.epochs = metric, frozenset(epochs)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the trial goes on."""
@@ -50,11 +54,9 @@ class Asha(_Rule):
     """
 
     def __init__(self, metric: str, epochs: int, grace: int, factor: float) -> None:
-        super().__init__(metric)
         rungs = int(np.log(epochs / grace) / np.log(factor) + 1)
         self._rungs = [_Rung(grace * factor**index) for index in reversed(range(rungs))]
-        self.epochs = frozenset(math.ceil(rung.epoch) for rung in self._rungs)
-        """At which a trial may stop; each tells every epoch."""
+        super().__init__(metric, (math.ceil(rung.epoch) for rung in self._rungs))
         self._share = (1 - 1 / factor) * 100 / 100  # rounded as where Ray passes it on in per cent
 
     def _stops(self, trial: str, epoch: int, value: float) -> bool:
@@ -100,11 +102,11 @@ class _Rung:
 class MedianRule(_Rule):
     """A trial stops when its best is worse than the median of what others had had on average up to the same epoch.
 
-    Averages begin at epoch `grace`, and so does the rule. Trials tell every epoch.
+    Averages begin at epoch `grace`, and so does the rule.
     """
 
-    def __init__(self, metric: str, grace: int) -> None:
-        super().__init__(metric)
+    def __init__(self, metric: str, epochs: int, grace: int) -> None:
+        super().__init__(metric, range(grace, epochs + 1))
         self._grace = grace
         self._told: dict[str, int] = {}
         """The last epoch of each trial."""
@@ -151,14 +153,14 @@ def make_scheduler(config: SearchConfig, epochs: int) -> TrialScheduler:
     grace = min(config.grace_epochs or max(1, epochs // 10), epochs)
     metric = f"best_{config.objective}"
     if config.scheduler == "median":
-        return MedianRule(metric, grace)
+        return MedianRule(metric, epochs, grace)
     return Asha(metric, epochs, grace, config.reduction_factor)
 
 
 def rungs(config: SearchConfig, epochs: int) -> frozenset[int]:
-    """The epochs at which alone the scheduler may stop a trial; none where it may at any, or never does.
+    """The epochs at which the scheduler may stop a trial.
 
     epochs: as for `make_scheduler`.
     """
     scheduler = make_scheduler(config, epochs)
-    return scheduler.epochs if isinstance(scheduler, Asha) else frozenset()
+    return scheduler.epochs if isinstance(scheduler, _Rule) else frozenset()

@@ -108,8 +108,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     ) -> None:
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
-        begun = journal.history.begun
-        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, begun)
+        known = journal.history.trials
+        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, known)
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost

@@ -61,7 +61,7 @@ def drain_seconds() -> float:
 
 
 @contextmanager
-def ray_session(plan: Plan, console: Console, lost: Callable[[str], None]) -> Iterator[Placement]:
+def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable[[str], None]) -> Iterator[Placement]:
     """Ray on this machine, or the cluster at the plan's address, once that has a node for a trial.
 
     lost: called in a thread of its own with the reason, should Ray's own processes on this machine end before it is
@@ -70,21 +70,21 @@ def ray_session(plan: Plan, console: Console, lost: Callable[[str], None]) -> It
     """
     import ray
 
-    with children_outlive_signals():
-        if plan.address:
-            _connect(plan.address)
-        else:
-            here = local_resources()
-            ray.init(
-                address="local",  # not a cluster that happens to run here: that is what --address is for
-                num_cpus=int(here["CPU"]),
-                num_gpus=int(here["GPU"]),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    _protect_token()
     try:
+        with stopping.holding(), children_outlive_signals():
+            if plan.address:
+                _connect(plan.address)
+            else:
+                here = local_resources()
+                ray.init(
+                    address="local",  # not a cluster that happens to run here: that is what --address is for
+                    num_cpus=int(here["CPU"]),
+                    num_gpus=int(here["GPU"]),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        _protect_token()
         if plan.address:
             check_workers_answer(f"the cluster at {plan.address}")
         with _watched(lost):

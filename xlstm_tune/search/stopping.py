@@ -37,7 +37,7 @@ class Stopping:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._searching = False
+        self._searching = self._holding = False
         self.signal: int | None = None
         """The last one that came."""
         self.reason: str | None = None
@@ -96,10 +96,26 @@ class Stopping:
         finally:
             self._searching = False
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Inside, the first signal waits for the end, where it is a KeyboardInterrupt; a second one does not wait.
+
+        Ray that is interrupted while it starts makes this process crash when it ends.
+        """
+        before, self._holding = self.signal, True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if before is None and self.signal is not None:
+            raise KeyboardInterrupt
+
     def _came(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, number
         if not (first and self._searching):
             self.reason = INTERRUPTED
+            if first and self._holding:
+                return
             raise KeyboardInterrupt
         self.request(INTERRUPTED)
         self._say("Stopping: running trials finish their epoch and save it. Again to stop at once.")

@@ -82,23 +82,23 @@ _THINNED: dict[str, Thinning] = {"tpe": TPE, "gp": GP}
 
 
 def open_study(
-    name: str, config: SearchConfig, folder: Path, resume: bool = False, begun: Collection[int] = ()
+    name: str, config: SearchConfig, folder: Path, resume: bool = False, known: Collection[int] = ()
 ) -> tuple[optuna.Study, BaseStorage, Callable[[], None]]:
     """Create the study of a search, or, to resume it, open it again.
 
     folder: the search folder, which holds the journal unless `search.storage` names an Optuna URL.
-    begun: numbers of trials that the study must hold, as workers were given them.
+    known: numbers of trials of the search's journal; the study was on the disk before each was written there.
     Returns the study, where it is kept, and what to call to force it to disk.
-    Raises StorageError when the storage cannot be opened, lacks trials of `begun`, or holds a study of this name
+    Raises StorageError when the storage cannot be opened, lacks trials of `known`, or holds a study of this name
     already and `resume` is not set.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     where = hide_credentials(config.storage or str(folder / JOURNAL))
     try:
         storage, sync = _open_storage(config.storage, folder / JOURNAL)
-        if lacking := _lacking(storage, name, begun):
+        if lacking := _lacking(storage, name, known):
             raise StorageError(
-                f"the study in {where} lacks {count(len(lacking), 'trial')} that the search '{name}' has begun (the "
+                f"the study in {where} lacks {count(len(lacking), 'trial')} that the search '{name}' has had (the "
                 f"first: {min(lacking)}); bring it back, or give the search.storage that the search was begun with"
             )
         study = optuna.create_study(
@@ -131,15 +131,15 @@ def open_study(
     return optuna.load_study(study_name=study.study_name, storage=memory, sampler=sampler), memory, sync
 
 
-def _lacking(storage: BaseStorage, name: str, begun: Collection[int]) -> list[int]:
+def _lacking(storage: BaseStorage, name: str, known: Collection[int]) -> list[int]:
     """Those of these trials that the study of this name does not hold. Makes none."""
-    if not begun:
+    if not known:
         return []
     try:
         held = storage.get_n_trials(storage.get_study_id_from_name(name))
     except KeyError:  # no such study
         held = 0
-    return [number for number in begun if number >= held]
+    return [number for number in known if number >= held]
 
 
 def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[], None]]:

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ STOPPED = "stopped"
 KEPT_AT = "storage.json"
 """In the folder: where the copy of the search lies, and which generations of it the folder has all of."""
 JOURNALS = (OPTUNA_JOURNAL, SEARCH_JOURNAL)
+RESULTS = "results"
+"""In the folder: the tables."""
 LOCAL = "searches"
 """Below the current folder: where searches that are kept at a URI work."""
 VERSION = 2
@@ -83,7 +86,8 @@ def bring(where: Objects, name: str, root: Path) -> Path:
     """The folder of a search that is kept at a URI, made from the copy there unless it is here and has all of it.
 
     where: the URI that holds searches. root: the folder that holds them here. Raises StorageError, when there is no
-    such search too, or when folder and copy have gone different ways.
+    such search too, when folder and copy have gone different ways, or when the copy cannot give back what the folder
+    has lost.
     """
     folder, objects = root / name, where / name
     try:
@@ -118,7 +122,11 @@ def bring(where: Objects, name: str, root: Path) -> Path:
             has_all = ours.startswith(theirs) and (same or ours != theirs)
             if not theirs:  # every folder begins like that
                 has_all = same and known_there
-            if has_all and _has_kept(objects, folder, copy):
+            lost = _lost(objects, folder, copy) if has_all else []
+            if has_all and not (lost and known_there and ours == theirs):  # else all of it is fetched
+                if lost:
+                    lacking = _trials_of(ours[len(theirs) :]) - _trials_of(theirs)
+                    _bring_back(objects, folder, copy, lost, lacking)
                 if not known_there or not same:
                     remember(folder, where, noted | _as_noted(copy.generation))
                 _complete(objects, folder)
@@ -222,13 +230,49 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def _has_kept(objects: Objects, folder: Path, copy: Copy) -> bool:
-    """Whether a folder still has the journals and tables that were copied."""
-    results = folder / "results"
-    if any(size_of(folder / name) < size for name, size in copy.cut.items()):
-        return False
+def _lost(objects: Objects, folder: Path, copy: Copy) -> list[str]:
+    """What a folder lacks of the journals and tables that were copied."""
+    lost, results = [name for name, size in copy.cut.items() if size_of(folder / name) < size], folder / RESULTS
     # Looked for again behind the listing: a driver that runs here may have made them meanwhile.
-    return results.exists() or not objects.names("results") or results.exists()
+    if not results.exists() and objects.names(RESULTS) and not results.exists():
+        lost.append(RESULTS)
+    return lost
+
+
+def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str], lacking: set[int]) -> None:
+    """Fetch what a folder has lost whose search journal goes on behind the copy's, and stays: the driver makes from it
+    what the copy's tables and study lack. lacking: trials that only this journal knows. Raises StorageError for a study
+    that would have to know them."""
+    unfinished = folder / f".fetched.{os.getpid()}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        if OPTUNA_JOURNAL in lost:
+            if lacking:
+                raise StorageError(
+                    f"the folder {folder} has lost part of {OPTUNA_JOURNAL}, and the copy at {objects.shown} cannot "
+                    f"make up for it, since it lacks trial {min(lacking)}; bring that file back, or rename the folder "
+                    "to go on with the copy, without what the copy lacks"
+                )
+            _fetch_journal(objects, OPTUNA_JOURNAL, copy, unfinished)
+            (unfinished / OPTUNA_JOURNAL).replace(folder / OPTUNA_JOURNAL)
+        if RESULTS in lost:
+            at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), objects.names(RESULTS))
+            (unfinished / RESULTS).rename(folder / RESULTS)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _trials_of(journal: bytes) -> set[int]:
+    """The trials that these lines of a search journal begin or end. Damaged lines are told of by who reads it."""
+    found = set[int]()
+    for line in journal.splitlines():
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            event = json.loads(line)
+            if event["e"] == "began":
+                found.update(event["numbers"])
+            elif event["e"] == "ended":
+                found.add(event["end"]["number"])
+    return found
 
 
 def _complete(objects: Objects, folder: Path) -> None:
@@ -251,14 +295,8 @@ def _fetch(objects: Objects, where: Objects, folder: Path, copy: Copy) -> None:
     try:
         unfinished.mkdir(parents=True)
         at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), wanted)
-        for name, size in copy.cut.items():
-            path, stored = unfinished / name, stored_as(name, copy.journals)
-            if stored in names:
-                objects.fetch(stored, path)
-            if size_of(path) < size:
-                raise StorageError(f"{objects.shown}/{stored} is shorter than what was written; bring it back")
-            if path.exists():
-                os.truncate(path, size)
+        for name in copy.cut:
+            _fetch_journal(objects, name, copy, unfinished)
         for name in (SPEC, ENVIRONMENT):
             if not (unfinished / name).exists():
                 raise StorageError(f"{objects.shown} lacks {name}; bring it back")
@@ -271,6 +309,17 @@ def _fetch(objects: Objects, where: Objects, folder: Path, copy: Copy) -> None:
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _fetch_journal(objects: Objects, name: str, copy: Copy, folder: Path) -> None:
+    """As much of a journal as counts; nothing where none was written."""
+    path, stored, size = folder / name, stored_as(name, copy.journals), copy.cut[name]
+    with suppress(FileNotFoundError):
+        objects.fetch(stored, path)
+    if size_of(path) < size:
+        raise StorageError(f"{objects.shown}/{stored} is shorter than what was written; bring it back")
+    if path.exists():
+        os.truncate(path, size)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -31,10 +31,14 @@ _KNOWN = ["http", "https", "sqlite", *_DATABASES, "databricks"]
 _SQLITE_HEADER = b"SQLite format 3\x00"
 # The words by which MLflow's own host check is told from a refusal of the person.
 _HOST_REFUSED = b"Invalid Host header"
-# Both hide too much rather than too little: a quote, and up to the last @ also an @ or / that somebody left unquoted,
-# may belong to a password. A file of SQLite has none, nor has a model in MLflow's registry, models:/NAME@ALIAS.
+# Rather too much is hidden than too little: a quote, and up to a word's last @ also an @ or / that somebody left
+# unquoted, may belong to a password. A file of SQLite has none, nor has models:/NAME@ALIAS of MLflow's registry.
 _SECRET_KEYS = re.compile(r"(?i)((?:user|username|uid|password|passwd|pwd|token|secret|sslpassword)(?:=|%3d))[^&\s;]*")
-_USERINFO = re.compile(r"(?i)(?<!sqlite)(?<!models)(:/*)\S*@")
+_BEFORE_USER = re.compile(r"(?i)(?<!sqlite)(?<!models):/*")
+_WORD = re.compile(r"\S+")
+# What earlier programs hid: up to a quote alone, and also before an @ in the path of a file of SQLite.
+_SECRET_KEYS_ONCE = re.compile(r"(?i)((?:user|username|uid|password|passwd|pwd|token|secret|sslpassword)=)[^&\s;'\"]*")
+_USERINFO_ONCE = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s'\"]*@")
 _TIMEOUT = 5.0  # seconds
 _PORTS = {"http": 80, "https": 443}
 
@@ -63,7 +67,20 @@ def sqlite_path(uri: str) -> Path:
 
 def hide_credentials(text: str) -> str:
     """The text with user, password and token of any URI in it replaced by `***`."""
-    return _USERINFO.sub(r"\1***@", _SECRET_KEYS.sub(r"\1***", text))
+    return _WORD.sub(_without_user, _SECRET_KEYS.sub(r"\1***", text))
+
+
+def _without_user(word: re.Match[str]) -> str:
+    # Not one expression for the text: at each colon it would look for an @ up to the end, and JSON is one long word.
+    text = word[0]
+    end = text.rfind("@")
+    found = _BEFORE_USER.search(text, 0, end) if end > 0 else None
+    return text if found is None else f"{text[: found.end()]}***{text[end:]}"
+
+
+def written_down(uri: str) -> set[str]:
+    """The address without credentials as this program writes it down, and as earlier ones did."""
+    return {hide_credentials(uri), _SECRET_KEYS_ONCE.sub(r"\1***", _USERINFO_ONCE.sub(r"\1***@", uri))}
 
 
 def ui_command(uri: str, storage: Path, host: str = "127.0.0.1", port: int = 5000) -> str:
@@ -90,10 +107,15 @@ def check_tracking_uri(uri: str) -> None:
     Does not import MLflow. HTTP servers are asked with the credentials that MLflow itself would use
     (MLFLOW_TRACKING_USERNAME and _PASSWORD, MLFLOW_TRACKING_TOKEN, or user:password in the URI).
     """
-    scheme = _scheme(uri)
+    scheme = _scheme(uri.strip())
     shown = hide_credentials(uri)
-    if scheme not in {"", "file", "sqlite"} and re.search(r"\s", uri):  # not shown: a password might end at the blank
-        raise TrackingError(f"the {scheme} tracking URI has a blank in it, which no address has; write %20 for it")
+    # Not shown, since a password might end at the blank. Paths may have some, but none before their scheme.
+    if scheme and (uri[0].isspace() or (scheme not in {"file", "sqlite"} and re.search(r"\s", uri))):
+        inside = uri == uri.strip()
+        raise TrackingError(
+            f"the {scheme} tracking URI has a blank {'in it' if inside else 'at an end'}, which no address has; "
+            f"{'write %20 for it' if inside else 'take it away'}"
+        )
     if re.fullmatch(r"[\w.-]+:\d{2,5}/?", uri):
         raise TrackingError(f"the tracking URI '{shown}' says a host and no scheme; write http://{shown}")
     if scheme in {"http", "https"}:

@@ -20,7 +20,14 @@ from xlstm_tune.errors import TrackingError, reaching
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
 from xlstm_tune.tracking.state import read_state
-from xlstm_tune.tracking.uri import check_tracking_uri, default_uri, hide_credentials, python_command, sqlite_path
+from xlstm_tune.tracking.uri import (
+    check_tracking_uri,
+    default_uri,
+    hide_credentials,
+    python_command,
+    sqlite_path,
+    written_down,
+)
 
 log = logging.getLogger("xlstm_tune.tracking")
 
@@ -299,12 +306,13 @@ def remembered_uri(folder: Path) -> str:
         gone = before.startswith("sqlite") and _gone(sqlite_path(before))
         moved = gone and (sqlite_path(beside).exists() or _gone(sqlite_path(before).parent))
         return beside if moved else before
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if hide_credentials(given) == address.uri:
-        return given
+    for known in (os.environ.get("MLFLOW_TRACKING_URI", ""), default_uri(folder.parent)):
+        if address.uri in written_down(known):
+            return known
+    # Earlier programs took a folder with an @ for a password.
+    lack = "which is not kept whole" if address.uri.startswith("sqlite") else "whose password is not kept"
     raise TrackingError(
-        f"the search was tracked at {address.uri}, whose password is not kept; set MLFLOW_TRACKING_URI or give "
-        "--tracking-uri"
+        f"the search was tracked at {address.uri}, {lack}; set MLFLOW_TRACKING_URI or give --tracking-uri"
     )
 
 

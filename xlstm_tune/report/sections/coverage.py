@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.report.record import Record
+from xlstm_tune.report.predictions import key_values
+from xlstm_tune.report.record import Record, section
 from xlstm_tune.report.style import counted
 from xlstm_tune.results import read
 
@@ -35,7 +38,7 @@ def coverage(record: Record) -> Section | None:
     if not found:
         return None
     kind = "sequence" if record.data.get("task") == "regression" else "window"
-    validation, horizon, targets = _judged_on(record, best.trial)
+    judged = _judged_on(record, best.trial)
     blocks: list[Block] = []
     lead = []
     if intervals:
@@ -45,22 +48,56 @@ def coverage(record: Record) -> Section | None:
             f"{_percent(told['level'])} intervals that predict puts around forecasts of {best.model}, trial "
             f"{best.trial}."
         )
-        blocks.append(_intervals(intervals, targets))
+        blocks.append(_intervals(intervals, judged.targets))
     if quantiles:
         blocks.append(_quantiles(quantiles))
         if not lead:
             lead.append(f"Of {best.model}, trial {best.trial}, on {counted(quantiles[0]['samples'], kind)}.")
-    blocks.append(Sentences(_cautions(intervals, kind, validation, horizon, targets)))
+    blocks.append(Sentences(_cautions(intervals, kind, judged)))
     return Section("coverage", "How often its intervals held", " ".join(lead), blocks)
 
 
-def _judged_on(record: Record, trial: int) -> tuple[int, int, int]:
-    """Validation samples that the intervals were made of, horizon and targets; 0 samples where they are not known."""
-    kept = record.predictions
-    kept = kept.filter(pc.and_(pc.equal(kept["trial"], trial), pc.equal(kept["part"], "validation")))
-    horizon, targets = pc.max(kept["step"]).as_py() or 1, max(1, len(kept["target"].unique()))
-    targets = max(targets, len(record.data.get("targets") or ()))
-    return kept.num_rows // (horizon * targets), horizon, targets
+@dataclass(frozen=True)
+class Judged:
+    """What tells how much shares may differ by chance."""
+
+    validation: int
+    """Moments, as `_moments` has them, that the intervals were made of; 0 where they are not known."""
+    test: int
+    """Those that they were tried on."""
+    alike: bool
+    """Whether there are fewer moments than samples."""
+    horizon: int
+    targets: int
+
+
+def _judged_on(record: Record, trial: int) -> Judged:
+    kept = record.predictions.filter(pc.equal(record.predictions["trial"], trial))
+    horizon, targets = pc.max(kept["step"]).as_py() or 1, kept["target"].unique()
+    if len(targets):  # a row of each sample
+        kept = kept.filter(pc.and_(pc.equal(kept["step"], 1), pc.equal(kept["target"], targets[0])))
+    validation, test = (kept.filter(pc.equal(kept["part"], part)) for part in ("validation", "test"))
+    known, new = _moments(record, validation), _moments(record, test)
+    alike = known < validation.num_rows or new < test.num_rows
+    return Judged(known, new, alike, horizon, max(1, len(targets), len(record.data.get("targets") or ())))
+
+
+def _moments(record: Record, samples: pa.Table) -> int:
+    """How many samples there are if those of one time count as one, since a shock may meet all series at once.
+
+    Series without times are taken to go side by side. Sequences of a regression have their periods in their keys as
+    well: the years of county × year.
+    """
+    times = [samples["time"]] if section(record.spec, "data").get("time") else []
+    if record.data.get("task") != "regression":
+        series = samples["series"].value_counts().field("counts")
+        return len(times[0].unique()) if times else int(pc.max(series).as_py() or 0)
+    keys, groups = record.data.get("keys") or (), record.data.get("groups") or ()
+    places = [place for place, name in enumerate(keys) if name not in groups] if groups else []
+    found = [key_values(label, keys) for label in samples["series"].to_pylist()]
+    periods = {tuple(values[place] for place in places if place < len(values)) for values in found}
+    counts: list[int] = [samples.num_rows, *(len(column.unique()) for column in times)]
+    return min([*counts, len(periods)] if places else counts)
 
 
 def _intervals(rows: list[dict[str, Any]], targets: int) -> Table:
@@ -80,30 +117,37 @@ def _quantiles(rows: list[dict[str, Any]]) -> Table:
     return Table("Quantiles that the model forecasts", columns, [Row(one) for one in cells])
 
 
-def beyond_chance(rows: Sequence[dict[str, Any]], validation: int, horizon: int) -> tuple[list[float], list[float]]:
+def beyond_chance(
+    rows: Sequence[dict[str, Any]], validation: int, test: int, horizon: int
+) -> tuple[list[float], list[float]]:
     """The levels that held less and more often than promised, by more than chance and by FAR.
 
-    A share of test errors that lie below a quantile of n validation errors varies by level · (1 - level) · (1/n + 1/m)
-    where all are alike and independent. Windows closer than half a horizon count as one, since they share most steps:
-    the mean over the steps of a random walk's errors varies less than that. rows: `level`, `share` and `samples`, which
-    is m. validation: n, 0 where it is not known, and then nothing is said.
+    A share of m test errors that lie below a quantile of n validation errors varies by level · (1 - level) ·
+    (1/n + 1/m) where all are alike and independent. Windows closer than half a horizon count as one, since they share
+    most steps: the mean over the steps of a random walk's errors varies less than that. Of a level that n errors are
+    too few to promise nothing is said. rows: `level` and `share`. validation, test: n and m, 0 where not known.
     """
     less: list[float] = []
     more: list[float] = []
-    for row in rows if validation else ():
-        alike = max(1.0, horizon / 2) * (1 / validation + 1 / row["samples"])
-        off, error = row["share"] - row["level"], math.sqrt(row["level"] * (1 - row["level"]) * alike)
+    for row in rows if validation and test else ():
+        if (validation + 1) * row["level"] > validation + 1e-9:
+            continue
+        spread = max(1.0, horizon / 2) * (1 / validation + 1 / test)
+        off, error = row["share"] - row["level"], math.sqrt(row["level"] * (1 - row["level"]) * spread)
         if abs(off) > max(SURE * error, FAR):
             (less if off < 0 else more).append(row["level"])
     return less, more
 
 
-def _cautions(intervals: list[dict[str, Any]], kind: str, validation: int, horizon: int, targets: int) -> list[str]:
+def _cautions(intervals: list[dict[str, Any]], kind: str, judged: Judged) -> list[str]:
     said = []
-    if intervals and targets > 1:
+    if intervals and judged.targets > 1:
         said.append("Values of all targets count alike; widths are not told, since targets have units of their own.")
     chance = f"by more than chance explains in so many {'independent ' if kind == 'sequence' else ''}{kind}s"
-    less, more = beyond_chance(intervals, validation, horizon)
+    if judged.alike:
+        when = counted(judged.test, "period" if kind == "sequence" else "moment")
+        chance = f"by more than chance explains in {kind}s of {when}, even if those of one err alike"
+    less, more = beyond_chance(intervals, judged.validation, judged.test, judged.horizon)
     if less:
         said.append(
             f"Intervals of {_listed(less)} held less often than promised, {chance}. Ask predict for a higher level "
@@ -112,6 +156,8 @@ def _cautions(intervals: list[dict[str, Any]], kind: str, validation: int, horiz
     if more:
         said.append(f"Intervals of {_listed(more)} held more often than promised, {chance}.")
     why = "Windows overlap" if kind == "window" else "Sequences of one year or place resemble each other"
+    if kind == "window" and judged.alike:
+        why += " and those of one moment resemble each other"
     said.append(f"{why}, so that these shares scatter more than so many values suggest.")
     return said
 

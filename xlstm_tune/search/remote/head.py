@@ -91,10 +91,12 @@ def state(name: str) -> dict[str, Any]:
     code, lock = _code(name), _lock(name)
     if _held(_notes(name) / "running") or _held(lock):
         return {"state": "running", "code": None}
-    # A driver writes the lock's file when it begins, and empties it at its end; a killed one cannot.
-    if code.exists() and not (lock.exists() and lock.stat().st_mtime_ns > code.stat().st_mtime_ns):
+    # A driver writes the lock's file when it begins, and empties it at its end; a killed one cannot. What is older than
+    # the search file that was sent last is of an earlier driver.
+    sent = _written(_notes(name) / "spec.yaml")
+    if code.exists() and _written(code) >= max(sent, _written(lock)):
         return {"state": "ended", "code": int(code.read_text())}
-    if lock.exists() and lock.stat().st_size == 0:
+    if lock.exists() and lock.stat().st_size == 0 and _written(lock) > sent:
         return {"state": "ended", "code": None}
     begun = any((place / "spec.yaml").is_file() for place in (_notes(name), SEARCHES / name))
     return {"state": "killed" if begun else "none", "code": None}
@@ -266,6 +268,14 @@ def _held(path: Path) -> bool:
         return False
     with _take(path, fcntl.LOCK_SH) as file:  # two who look at once do not see each other
         return file is None
+
+
+def _written(path: Path) -> int:
+    """When a file was last written, in ns; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _write(path: Path, text: str) -> None:
