@@ -128,6 +128,19 @@ def test_years_of_counties_are_the_periods_that_chance_counts(tmp_path: Path) ->
     assert "by more than chance explains in so many independent sequences." in made.blocks[-1].texts[0]
 
 
+@pytest.mark.parametrize(
+    ("split", "moments"),
+    [({"by": ["time"], "order": "year"}, 12), ({"by": ["time"]}, 1), ({"by": ["county"]}, 108), ({}, 1)],
+)
+def test_a_day_of_the_year_is_no_moment_where_the_split_goes_by_something_else(
+    split: dict[str, Any], moments: int, tmp_path: Path
+) -> None:
+    ends = [(name, "365") for name, _ in sequence_labels(9, 12)]
+    write_search(tmp_path, task="regression", labels=ends, data={"groups": ["county"]})
+    spec = {"data": {"time": {"column": "day"}, "split": split}}
+    assert _judged_on(replace(read_record(tmp_path), spec=spec), 0).test == moments
+
+
 def test_a_level_that_shocks_do_not_explain_is_named_with_its_moments(tmp_path: Path) -> None:
     labels = forecast_labels(60, [f"place={number}" for number in range(8)])
     made = section(tmp_path, [("interval", 0.9, 0.6, 2.0)], labels=labels, horizon=1)

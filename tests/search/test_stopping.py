@@ -10,6 +10,7 @@ import pytest
 
 from xlstm_tune.report.budget import CUT_SHORT
 from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, Stopping
+from xlstm_tune.search.terminal import children_outlive_signals
 
 
 @pytest.fixture
@@ -72,6 +73,15 @@ def test_a_signal_waits_where_it_is_held_and_a_second_one_does_not(stopping: Sto
             send(signal.SIGINT)
     with pytest.raises(ValueError, match="here"), stopping.watching(), stopping.holding():
         raise ValueError("here")
+
+
+def test_a_held_signal_that_another_handler_took_is_ours_all_the_same(stopping: Stopping) -> None:
+    with stopping.watching():
+        with pytest.raises(KeyboardInterrupt), stopping.holding(), children_outlive_signals():
+            raise SystemExit(signal.SIGTERM)  # as Ray's handler does in another thread
+        assert stopping.exit_code == 143
+        with pytest.raises(SystemExit), stopping.holding():
+            raise SystemExit(3)
 
 
 def test_the_handlers_are_those_of_before(stopping: Stopping) -> None:

@@ -70,6 +70,7 @@ def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable
     """
     import ray
 
+    started = False
     try:
         with stopping.holding(), children_outlive_signals():
             if plan.address:
@@ -84,14 +85,16 @@ def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+            started = True
         _protect_token()
         if plan.address:
             check_workers_answer(f"the cluster at {plan.address}")
         with _watched(lost):
             yield plan.placement or place_on_cluster(plan, lambda words: _say(console, words))
     finally:
-        _end_helpers()
-        ray.shutdown()
+        if started:
+            _end_helpers()
+            ray.shutdown()
 
 
 def _connect(address: str) -> None:

@@ -105,6 +105,10 @@ class Stopping:
         before, self._holding = self.signal, True
         try:
             yield
+        except SystemExit:  # Ray's own handler took it
+            if before is None and self.signal is not None:
+                raise KeyboardInterrupt from None
+            raise
         finally:
             self._holding = False
         if before is None and self.signal is not None:
@@ -115,6 +119,7 @@ class Stopping:
         if not (first and self._searching):
             self.reason = INTERRUPTED
             if first and self._holding:
+                self._say("Stopping as soon as Ray has started. Again to stop at once.")
                 return
             raise KeyboardInterrupt
         self.request(INTERRUPTED)

@@ -263,14 +263,15 @@ def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str], lac
 
 
 def _trials_of(journal: bytes) -> set[int]:
-    """The trials that these lines of a search journal begin or end. Damaged lines are told of by who reads it."""
+    """The trials that these lines of a search journal begin, or end without a worker. Damaged lines are told of by who
+    reads it, and duplicates by the study: it has them before they end."""
     found = set[int]()
     for line in journal.splitlines():
         with suppress(ValueError, KeyError, TypeError, RecursionError):
             event = json.loads(line)
             if event["e"] == "began":
                 found.update(event["numbers"])
-            elif event["e"] == "ended":
+            elif event["e"] == "ended" and event["end"].get("duplicate_of") is None:
                 found.add(event["end"]["number"])
     return found
 

@@ -85,18 +85,25 @@ def _judged_on(record: Record, trial: int) -> Judged:
 def _moments(record: Record, samples: pa.Table) -> int:
     """How many samples there are if those of one time count as one, since a shock may meet all series at once.
 
-    Series without times are taken to go side by side. Sequences of a regression have their periods in their keys as
-    well: the years of county × year.
+    Series without times are taken to go side by side. Sequences of a regression that is cut in time have their periods
+    in their keys as well: the years of county × year. Of one cut otherwise the time need not tell when a sequence was.
     """
-    times = [samples["time"]] if section(record.spec, "data").get("time") else []
+    data = section(record.spec, "data")
+    split = section(data, "split")
+    times = [samples["time"]] if data.get("time") else []
     if record.data.get("task") != "regression":
         series = samples["series"].value_counts().field("counts")
         return len(times[0].unique()) if times else int(pc.max(series).as_py() or 0)
     keys, groups = record.data.get("keys") or (), record.data.get("groups") or ()
+    counts: list[int] = [samples.num_rows]
+    if "time" not in split.get("by", ("time",)):
+        return counts[0]
+    if split.get("order"):
+        times = []
     places = [place for place, name in enumerate(keys) if name not in groups] if groups else []
     found = [key_values(label, keys) for label in samples["series"].to_pylist()]
     periods = {tuple(values[place] for place in places if place < len(values)) for values in found}
-    counts: list[int] = [samples.num_rows, *(len(column.unique()) for column in times)]
+    counts += [len(column.unique()) for column in times]
     return min([*counts, len(periods)] if places else counts)
 
 
