@@ -181,8 +181,8 @@ class ResourceConfig(Spec):
     """Most trials at a time; None = as many as the resources hold."""
     trial_timeout: Annotated[float, Field(gt=0)] | str | None = None
     """Seconds, or text such as 30m, 2h, 1d, within which a trial has to finish an epoch; a minute more for the first of
-    a worker, which loads the kernels, and ten where it may have to compile them. A trial that does not hangs: its worker is ended, and it goes on from its last
-    checkpoint with another. None = wait for ever."""
+    a worker, which loads the kernels, and ten where it may have to compile them. A trial that does not hangs: its
+    worker is ended, and it goes on from its last checkpoint with another. None = wait for ever."""
 
     @field_validator("trial_timeout")
     @classmethod
