@@ -109,6 +109,7 @@ BY_HAND = """
 import signal, sys
 from pathlib import Path
 from xlstm_tune.search.lock import locked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children begin deaf to it
 with locked(Path(sys.argv[1])):
     try:
         print("up", flush=True)
@@ -134,15 +135,11 @@ def by_hand(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_stop_reaches_a_driver_that_was_begun_by_hand_and_no_other_process(home: Path) -> None:
     head, notes = LocalHead(home), home / "searches" / ".remote" / NAME
     notes.mkdir(parents=True)
-    with (
-        subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as other,
-        by_hand(home / "searches" / NAME) as driver,
-    ):
+    with by_hand(home / "searches" / "another") as other, by_hand(home / "searches" / NAME) as driver:
         (notes / "driver").write_text(str(other.pid))  # of a driver whose end nobody saw; the number has been used anew
         (home / "searches" / f"{NAME}.exit").write_text("0\n")
         assert head.ask("stop", NAME)["state"] == "running"
         assert driver.wait(60) == 0 and other.poll() is None
-        other.kill()
     found = head.ask("look", NAME)
     assert (found["state"], found["code"]) == ("ended", None), "the code is of the driver before"
     shutil.copy(write_search(home.parent, space=SPACE), home / "searches" / NAME / "spec.yaml")
