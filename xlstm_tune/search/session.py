@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -72,7 +72,8 @@ def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable
 
     started = False
     try:
-        with stopping.holding(), children_outlive_signals():
+        # A cluster may never answer; one of this machine's own has soon started.
+        with nullcontext() if plan.address else stopping.holding(), children_outlive_signals():
             if plan.address:
                 _connect(plan.address)
             else:
