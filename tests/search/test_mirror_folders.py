@@ -15,29 +15,11 @@ from xlstm_tune.layout import OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
 from xlstm_tune.results import read
 from xlstm_tune.search.duplicates import TrialEnd
 from xlstm_tune.search.journal import read_journal
-from xlstm_tune.search.mirror import PERIOD, mirrored
+from xlstm_tune.search.mirror import mirrored
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at
 from xlstm_tune.storage.objects import Objects
-
-
-@pytest.fixture
-def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    """A storage; names on a copy grow old fast."""
-    monkeypatch.setenv(PERIOD, "0.2")
-    return Objects((tmp_path / "bucket").as_uri())
-
-
-@pytest.fixture
-def stopping() -> Stopping:
-    return Stopping(print)
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """The search's folder of the first machine."""
-    return tmp_path / "here" / "wave"
 
 
 def just_begun(where: Objects, folder: Path, stopping: Stopping) -> None:

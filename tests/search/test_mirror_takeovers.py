@@ -23,24 +23,6 @@ from xlstm_tune.storage.copy import CUT, KEPT_AT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects
 
 
-@pytest.fixture
-def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    """A storage; names on a copy grow old fast."""
-    monkeypatch.setenv(PERIOD, "0.2")
-    return Objects((tmp_path / "bucket").as_uri())
-
-
-@pytest.fixture
-def stopping() -> Stopping:
-    return Stopping(print)
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """The search's folder of the first machine."""
-    return tmp_path / "here" / "wave"
-
-
 def before_call(
     monkeypatch: pytest.MonkeyPatch, mirror: Mirror, method: str, call: int, act: Callable[[], Any]
 ) -> None:

@@ -25,7 +25,7 @@ from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Params
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import estimate_memory
+from xlstm_tune.training.memory import estimate_trial
 from xlstm_tune.training.metrics import score_units
 
 TEST = "test"
@@ -167,7 +167,7 @@ def _memory(plan: Plan, most: TrialConfig, parameters: int) -> str:
     """What training the largest model takes, where this machine can build it to find out."""
     if (weights := parameters * 4 / 2**20) > memory_mib() / 4:
         return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
-    memory = estimate_memory(most, shape_of(plan.data, most), samples=len(plan.data.parts["train"]))
+    memory = estimate_trial(most, plan.data)
     largest_one = "the largest, of one member" if plan.spec.population else "the largest"
     return (
         f"about {memory.total_mib:,.0f} MiB to train {largest_one}: {memory.activations_mib:,.0f} activations, "

@@ -15,7 +15,7 @@ from xlstm_tune.search.duplicates import TOO_LARGE, TOO_SLOW
 from xlstm_tune.spec import Cost, SearchConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import estimate_memory
+from xlstm_tune.training.memory import estimate_trial
 
 
 class Goals:
@@ -35,9 +35,7 @@ class Goals:
         if self._limits.max_parameters is not None:
             found["parameters"] = count_parameters(config.model, shape)
         if self._limits.max_memory_gib is not None:
-            found["memory_gib"] = (
-                estimate_memory(config, shape, samples=len(self._data.parts["train"])).total_mib / 1024
-            )
+            found["memory_gib"] = estimate_trial(config, self._data).total_mib / 1024
         return found
 
     def excess(self, figures: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import SPEC
-from xlstm_tune.storage.copy import CLOCK, OWNER, as_json
+from xlstm_tune.storage.copy import CLOCK, OWNER, as_json, other_owner, taken_over
 from xlstm_tune.storage.objects import Objects
 
 FRESH = 3
@@ -76,10 +76,7 @@ class Owner:
     def lost(self) -> str | None:
         """Who has taken the search over; None while it is ours. Raises OSError, where the storage has lost it too."""
         try:
-            there = json.loads(self._objects.get(OWNER))
-            return None if there["token"] == self.token else str(there.get("who", "another driver"))
-        except (ValueError, KeyError, TypeError):
-            return None
+            return other_owner(self._objects, self.token)
         except FileNotFoundError:
             if not self._claimed:
                 return None
@@ -92,7 +89,7 @@ class Owner:
     def check(self) -> None:
         """Raise TakenOver unless the search is ours."""
         if (who := self.lost()) is not None:
-            raise TakenOver(f"the search at {self._objects.shown} has been taken over by {who}; go on with it there")
+            raise TakenOver(taken_over(self._objects, who))
 
     def give_up(self) -> None:
         """Leave the name as one that counts no more, by which a driver that slept meanwhile sees that others came."""

@@ -19,9 +19,8 @@ from xlstm_tune.search.resources import memory_mib
 from xlstm_tune.search.space import Space
 from xlstm_tune.spec import ResourceConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.members import width_for
-from xlstm_tune.training.memory import estimate_memory, process_mib
+from xlstm_tune.training.memory import estimate_trial, process_mib
 
 MOST = 8
 """Trials on one GPU. Not measured yet: more of them seldom compute at the same time."""
@@ -117,7 +116,7 @@ def largest_trial(spec: SearchSpec, space: Space, data: Prepared) -> Largest:
 def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest:
     """A trial's process, with all members of its population."""
     members = max(1, len(trial_members(spec, config)))
-    estimate = estimate_memory(config, shape_of(data, config), samples=len(data.parts["train"]))
+    estimate = estimate_trial(config, data)
     mib = process_mib(estimate, data, members)
     return Largest(config.title(), mib, process_mib(estimate, data, members + 1) - mib)
 

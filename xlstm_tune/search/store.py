@@ -10,7 +10,6 @@ hears of it. The driver's folder gets a trial's files when the trial has ended.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import threading
@@ -18,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xlstm_tune.layout import CHECKPOINTS, SPEC, SUMS
 from xlstm_tune.search.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.scratch import scratch_folder
 from xlstm_tune.search.variables import number
-from xlstm_tune.storage.copy import OWNER, is_checkpoint
+from xlstm_tune.storage.copy import is_checkpoint, other_owner, taken_over
 from xlstm_tune.storage.objects import Objects, at_once, is_uri
 
 PATIENCE = "XLSTM_TUNE_STORAGE_SECONDS"
@@ -277,14 +277,9 @@ class Remote(Shared):
         """Raise StorageAway where the copy bears another driver's name. One that is gone or damaged stops nobody."""
         if self.token is None:
             return
-        try:
-            there = json.loads(self.objects.get(OWNER))
-            if there["token"] == self.token:
-                return
-            who = there.get("who", "another driver")
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return
-        raise StorageAway(f"the search at {self.objects.shown} has been taken over by {who}; go on with it there")
+        with suppress(FileNotFoundError):
+            if (who := other_owner(self.objects, self.token)) is not None:
+                raise StorageAway(taken_over(self.objects, who))
 
     def _hand_in(self, left: Path) -> None:
         """Of a worker that was killed: where it hung, which it could not tell itself."""

@@ -179,6 +179,23 @@ def cut_content(copy: Copy) -> bytes:
     return as_json(content)
 
 
+def other_owner(objects: Objects, token: str) -> str | None:
+    """Who has the copy besides the driver of this token; None where nobody does, or a damaged name does not tell.
+
+    Raises FileNotFoundError where the copy bears no name.
+    """
+    try:
+        there = json.loads(objects.get(OWNER))
+        return None if there["token"] == token else str(there.get("who", "another driver"))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def taken_over(objects: Objects, who: str) -> str:
+    """What is said where another driver has the copy."""
+    return f"the search at {objects.shown} has been taken over by {who}; go on with it there"
+
+
 def stored_as(journal: str, journals: str) -> str:
     """What a journal is called at the storage. journals: as a copy says it."""
     return f"{journal}.{journals}" if journals else journal

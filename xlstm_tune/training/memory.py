@@ -22,7 +22,7 @@ from torch import Tensor
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model, outline
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.loop import autocast_dtype, pick_device
+from xlstm_tune.training.loop import autocast_dtype, pick_device, shape_of
 from xlstm_tune.training.losses import loss_of
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -75,6 +75,11 @@ def estimate_memory(
     activations = _activation_bytes(config, shape, batch, dtype) / _MIB
     total = weights + optimiser + gradients + activations
     return MemoryEstimate(parameters, weights, optimiser, gradients, activations, total)
+
+
+def estimate_trial(config: TrialConfig, data: Prepared) -> MemoryEstimate:
+    """`estimate_memory` on these data, of whose training part no batch has more samples."""
+    return estimate_memory(config, shape_of(data, config), samples=len(data.parts["train"]))
 
 
 def process_mib(estimate: MemoryEstimate, data: Prepared, members: int = 1) -> float:
