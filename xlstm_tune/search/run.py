@@ -24,6 +24,7 @@ from xlstm_tune.search.finalists import Judge
 from xlstm_tune.search.folder import create_folder, disk_stop
 from xlstm_tune.search.fusion import Fusion
 from xlstm_tune.search.journal import Journal, read_journal
+from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
 from xlstm_tune.search.lock import locked
 from xlstm_tune.search.mirror import mirrored
@@ -40,6 +41,7 @@ from xlstm_tune.search.stopping import (
     DISK_FAILED,
     DISK_FULL,
     INTERRUPTED,
+    KILLED,
     STOPS,
     STORAGE_AWAY,
     TIME_BUDGET,
@@ -79,7 +81,7 @@ def run(plan: Plan, console: Console) -> int:
     quiet()
     stopping = Stopping(lambda words: console.print(words, highlight=False, markup=False))
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    with locked(plan.folder), stopping.watching():
+    with locked(plan.folder), last_words(_resume_words(plan, KILLED)) as stopping.told, stopping.watching():
         try:
             with unnamed_if_refused(plan), mirrored(plan.kept, stopping, say), unnamed_if_refused(plan):
                 return _run_alone(plan, stopping, console)
@@ -211,15 +213,16 @@ def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
 
 def _ray(plan: Plan, stopping: Stopping, console: Console) -> AbstractContextManager[Placement]:
     """Ray, without which this process ends."""
-    return ray_session(plan, stopping, console, partial(_without_ray, plan, console))
+    return ray_session(plan, stopping, console, partial(_without_ray, plan, stopping, console))
 
 
-def _without_ray(plan: Plan, console: Console, why: str) -> None:
+def _without_ray(plan: Plan, stopping: Stopping, console: Console, why: str) -> None:
     """End this process as one that was killed: nothing can go on, and all that has ended is on record."""
     try:
         console.show_cursor()
         console.print(_resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
         console.file.flush()
+        stopping.told()
     finally:  # whether or not there is room for the words
         os._exit(1)
 
@@ -264,7 +267,8 @@ def _finished(plan: Plan) -> bool:
     if not (plan.folder / "results").is_dir() or not ended_in_order(plan.folder):
         return False
     rows = read(plan.folder, "trials").to_pylist()
-    refused = {row["config"] for row in rows if never_begun(row["reason"])} if plan.exhausted else set()
+    began = {row["config"] for row in rows if not never_begun(row["reason"])}
+    refused = {row["config"] for row in rows} - began if plan.exhausted else set()
     return _ended_by_themselves(rows) + len(refused) >= plan.trials
 
 

@@ -20,6 +20,7 @@ DISK_FAILED = "disk failed"
 STORAGE_AWAY = "storage away"
 TIME_BUDGET = "time budget"
 TAKEN_OVER = "taken over by another driver"
+KILLED = "killed from outside"
 STOPS = (INTERRUPTED, DISK_FULL, DISK_FAILED, STORAGE_AWAY, TAKEN_OVER)
 """Reasons for which a search stops before its end, and is gone on with later."""
 CUTS = (TIME_BUDGET, *STOPS)
@@ -44,6 +45,8 @@ class Stopping:
         """Why the search has to stop; None while it need not."""
         self.detail = ""
         """What was said of the reason that counts."""
+        self.told: Callable[[], None] = lambda: None
+        """Called by what ends this process at once, after it has said why."""
         self._until: float | None = None
 
     @property
