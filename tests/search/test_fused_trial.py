@@ -12,7 +12,7 @@ from trial_data import NEVER, damage, drain, newest, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.checkpoints import SHARE, SUMS
+from xlstm_tune.search.checkpoints import SHARE, SUMS, Checkpoints
 from xlstm_tune.search.folder import STOPPED, WEIGHTS
 from xlstm_tune.search.fused_trial import Fused, FusedTrial
 from xlstm_tune.search.single_trial import SingleTrial
@@ -119,6 +119,26 @@ def test_where_one_has_no_checkpoint_at_all_each_goes_on_from_its_own(tmp_path: 
         (same,) = (one for one in rows if (one["number"], one["epoch"]) == (row["number"], row["epoch"]))
         assert row["val_rmse"] == pytest.approx(same["val_rmse"], rel=1e-4)
     assert {(row["number"], row["epoch"]) for row in again} == {(7, 3), (7, 4), (8, 1), (8, 2), (8, 3)}
+
+
+def test_a_kill_within_the_first_save_takes_all_back_to_the_beginning(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = RATES[:2]
+    rows = drain(FusedTrial(runs(tmp_path / "a", rates), data, "rmse"), (7, 8))
+    first, real = FusedTrial(runs(tmp_path / "b", rates), data, "rmse"), Checkpoints.save
+
+    def killed(self: Checkpoints, *args: Any) -> None:
+        if list((tmp_path / "b" / "0").rglob("epoch-*")):
+            raise KeyboardInterrupt
+        real(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "save", killed)
+        drain(first, (7, 8))
+    assert newest(tmp_path / "b" / "0") and not list((tmp_path / "b" / "1").rglob("epoch-*"))
+    again = drain(FusedTrial(runs(tmp_path / "b", rates), data, "rmse"), (7, 8))
+    assert later(again, 0) == later(rows, 0)
 
 
 @pytest.mark.parametrize(("ended", "steps"), [("stopped", 2), ("stopped without a rung", 3), ("finished", 3)])

@@ -139,6 +139,42 @@ def test_what_was_refused_does_not_count_after_a_resume_either(tmp_path: Path, d
     assert sum(DUPLICATE_OF not in trial.user_attrs for trial in ended) == again.searcher.started == 8
 
 
+def limit(width: int, data: Prepared) -> dict[str, Any]:
+    """Stands in for what a machine's memory decides: no model wider than this is begun."""
+    return {"constraints": {"max_parameters": parameters(width, data)}, "algorithm": "random"}
+
+
+def test_what_another_machine_refused_may_be_begun_here(tmp_path: Path, data: Prepared) -> None:
+    made = bench(tmp_path, data, trials=4, **limit(32, data))
+    while made.ask():
+        pass
+    refused = [end.params for end in made.ends if end.status == "failed"]
+    made.journal.close()
+    begun = []
+    for _ in range(2):  # the second one takes up what the first left open
+        again = bench(tmp_path, data, resume=True, trials=12, **limit(128, data))
+        while again.ask():
+            pass
+        begun.append(again.points())
+        again.journal.close()
+    assert any(params in refused for params in begun[0]) and begun[1] == begun[0]
+
+
+def test_what_was_begun_on_another_machine_is_not_too_large_here(tmp_path: Path, data: Prepared) -> None:
+    made = bench(tmp_path, data, trials=12, **limit(128, data))
+    for _ in range(6):
+        assert (trial_id := made.ask())
+        made.epoch(trial_id, 1, 1.0)
+    wide = {made.numbers[name] for name, params in made.started.items() if params["model.hidden_size"] == 128}
+    assert wide
+    made.journal.close()
+    again = bench(tmp_path, data, resume=True, trials=12, **limit(32, data))
+    again.run(lambda params: "completed")
+    assert wide <= {end.number for end in again.ends if end.status == "completed"}
+    refused = [end for end in again.ends if end.status == "failed"]
+    assert refused and wide.isdisjoint(end.number for end in refused), "others are refused as ever"
+
+
 def test_a_grid_goes_on_behind_many_points_that_were_refused(tmp_path: Path, data: Prepared) -> None:
     space = {"training.seed": {"choice": list(range(130))}, "model.hidden_size": {"choice": [32, 128]}}
     spec = make_spec(space, algorithm="grid", constraints={"max_parameters": parameters(64, data)})

@@ -97,8 +97,9 @@ class Ledger:
         self._refused.add(key)
 
     def start(self, key: str, number: int) -> Known:
-        """Note a configuration that starts now."""
-        assert key not in self
+        """Note a configuration that starts now. One that was refused may: another machine's memory decides anew."""
+        assert key not in self._known
+        self._refused.discard(key)
         self._known[key] = Known(number)
         return self._known[key]
 

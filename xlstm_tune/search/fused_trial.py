@@ -93,12 +93,16 @@ class FusedTrial:
                 self._checkpoints[place].save(state.epoch, partial(save, state))
 
     def _take_up(self) -> dict[int, TrainingState]:
-        """The states to go on from: of one epoch where all have it, so that they stay in step."""
+        """The states to go on from: of one epoch where all have it, so that they stay in step.
+
+        A worker that was lost within the first save leaves some without any; then all begin again.
+        """
         saved = [
             {epoch for epoch, _, _ in checkpoints.whole(run.known)}
             for checkpoints, run in zip(self._checkpoints, self._runs, strict=True)
         ]
-        common = max(set.intersection(*saved), default=None)
+        first = all(len(epochs) <= 1 for epochs in saved)
+        common = max(set.intersection(*saved), default=0 if first else None)
         states = {}
         for place, (checkpoints, run) in enumerate(zip(self._checkpoints, self._runs, strict=True)):
             state, rows = last_state(checkpoints, run.known, run.config, self._data, common)

@@ -240,8 +240,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         else:
             self._end(self._live[left[0]], "failed", f"{why}, {losses} times in a row without a new epoch")
 
-    def _take(self, trial: optuna.Trial) -> Live | None:
-        """Begin a trial; None when its configuration is known or no model, which ends it at once."""
+    def _take(self, trial: optuna.Trial, under_way: bool = False) -> Live | None:
+        """Begin a trial; None when its configuration is known, no model or too large, which ends it at once.
+
+        under_way: it was begun before, and so not too large.
+        """
         params = self._space.suggest(trial)
         try:
             config = self._spec.resolve(params)
@@ -253,7 +256,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if known is None:
             sizes = self._goals.sizes(config)
             excess = self._goals.excess(sizes)
-            if reason := self._goals.too_large(sizes):
+            if not under_way and (reason := self._goals.too_large(sizes)):
                 self._ledger.refuse(key)
                 self._refuse(trial, params, Known(trial.number, "failed", reason, excess=excess))
                 return None
@@ -362,7 +365,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _go_on(self, trial: optuna.Trial, reported: dict[int, float], past: Past | None) -> None:
         """Take up a trial that an earlier driver left open, as far as the journal and Optuna's values know it."""
-        live = self._take(trial)
+        live = self._take(trial, under_way=past is not None and bool(past.together))
         if live is None:
             return
         live.known.steps = reported
