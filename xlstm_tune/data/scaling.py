@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from xlstm_tune.data.extremes import Extremes
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.words import listing
 from xlstm_tune.errors import DataError
-
-_FAR = 50.0
-"""Deviations from the mean beyond which a value is told of."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,18 @@ def fit_scaling(
     `notes` grows by a sentence on what was left out or is constant. Raises DataError when a target is constant, or no
     input is left.
     """
-    targets = _target_statistics(table, rows if forecast else samples)
-    kept, constant, extreme = [], [], []
+    extremes = Extremes()
+    targets = _target_statistics(table, rows if forecast else samples, None if forecast else extremes)
+    in_file = table.file_rows[rows]
+    kept, constant = [], []
     moments: list[tuple[float, float]] = []
     for column in _seen_columns(table, rows, notes):
         name = table.features[column]
         kept.append(name)
         seen = table.cells(column)[rows]
         moments.append(_moments(seen))
-        if column not in table.one_hot and (far := _extreme(seen, *moments[-1])) is not None:
-            row = int(table.file_rows[np.flatnonzero(rows)[far]]) + 1
-            extreme.append(f"'{name}' {seen[far]:g} in row {row} of the data")
+        if column not in table.one_hot:
+            extremes.look(name, seen, *moments[-1], in_file)
         if forecast and name in targets.names:
             at = targets.names.index(name)
             moments[-1] = (targets.mean[at], targets.std[at])
@@ -118,12 +117,7 @@ def fit_scaling(
     if constant:
         what = "input is" if len(constant) == 1 else "inputs are"
         notes.append(f"{len(constant)} {what} constant in the training part: {listing(constant, 'input')}")
-    if extreme:
-        lie = "a value lies" if len(extreme) == 1 else "values lie"
-        notes.append(
-            f"{lie} so far from the rest of the training part that it hides how the rest differs: "
-            f"{listing(extreme, 'column')}; mend what is wrong"
-        )
+    notes += extremes.notes()
     inputs = replace(_columns(kept, moments), exact=tuple(name for name in kept if name in table.exact))
     return Scaling(inputs, targets, _static_statistics(table, series, notes), forecast)
 
@@ -142,22 +136,9 @@ def _moments(cells: np.ndarray) -> tuple[float, float]:
     return float(cells.mean()), std if std > 0 else 1.0
 
 
-def _extreme(cells: np.ndarray, mean: float, std: float) -> int | None:
-    """Place of the cell that lies furthest from the mean, where it drowns the others; None where none does.
-
-    Of n cells none can lie more than √(n - 1) deviations away; where one nearly does, the others hardly differ beside
-    it. Where they do not differ at all, as in a column of zeros with one event, it is all that the column says.
-    """
-    far = int(np.abs(cells - mean).argmax())
-    away = abs(cells[far] - mean) / std
-    if away <= min(_FAR, np.sqrt(0.999 * (len(cells) - 1))):
-        return None
-    others = np.delete(cells, far)
-    return far if len(others) and others.min() < others.max() else None
-
-
-def _target_statistics(table: Table, seen: np.ndarray) -> Columns:
-    """Of the observed targets of the training part. `seen`: rows or samples of it."""
+def _target_statistics(table: Table, seen: np.ndarray, extremes: Extremes | None) -> Columns:
+    """Of the observed targets of the training part. `seen`: rows or samples of it. extremes: where they are no inputs
+    too, which are looked at all the same."""
     moments = []
     for column, name in enumerate(table.target_names):
         cells = table.targets[seen, column][table.observed[seen, column]]
@@ -170,6 +151,8 @@ def _target_statistics(table: Table, seen: np.ndarray) -> Columns:
                 f"predict another column or change data.split"
             )
         moments.append(_moments(cells))
+        if extremes is not None:
+            extremes.look(name, cells, *moments[-1])
     return _columns(list(table.target_names), moments)
 
 
