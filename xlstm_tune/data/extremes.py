@@ -1,4 +1,4 @@
-"""Values that lie so far from all others of a column that they may be no measurements: typing errors, codes for blanks."""
+"""Values so far from all others of a column that they may be no measurements: typing errors, codes for blanks."""
 
 from __future__ import annotations
 
