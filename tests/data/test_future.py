@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xlstm_tune.data.clock import Kind, to_nanoseconds, week_number
+from xlstm_tune.data.clock import Kind, to_nanoseconds
 from xlstm_tune.data.config import TimeConfig
 from xlstm_tune.data.future import later_stamps, written, zone_of
+from xlstm_tune.data.weeks import week_number
 
 DAY = 86_400 * 10**9
 
@@ -103,6 +104,13 @@ def test_months_go_on_from_their_first_day() -> None:
 )
 def test_weeks_go_on_over_a_year_of_53(labels: list[str], expected: list[str]) -> None:
     assert follow(labels, 1, week_number("2014_52"), "week", format="mmwr-week") == expected
+
+
+def test_iso_weeks_go_on_over_a_year_of_53() -> None:
+    last = week_number("2015-W52", "iso-week")
+    assert follow(["2015-W09", "2015-W52"], 1, last, "iso-week", format="iso-week") == [
+        "2015-W53", "2016-W01", "2016-W02",
+    ]  # fmt: skip
 
 
 def test_epoch_numbers_go_on_in_their_unit() -> None:

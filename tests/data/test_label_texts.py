@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import pytest
 from table_files import load, load_text, refusal
+
+from xlstm_tune.errors import DataError
 
 HEADER = "date,c,cases\n"
 
@@ -74,10 +77,10 @@ def test_series_called_like_truths_keep_their_names_beside_others(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("1.1", "1.10"), ("1E2", "10E1"), ("12345678901234567890", "12345678901234567891")],
+    [("1.1", "1.10"), ("1E2", "10E1"), ("1", "1.00")],
 )
 @pytest.mark.parametrize("key", ["series", "categories"])
-def test_two_names_that_are_one_floating_number_are_refused(tmp_path: Path, one: str, other: str, key: str) -> None:
+def test_two_names_that_are_one_number_are_refused(tmp_path: Path, one: str, other: str, key: str) -> None:
     remedy = "write ids that are not numbers, such as with a letter before them"
     rows = [f"2012-01-0{day},{name},{day}\n" for day, name in enumerate((one, other, "2.5"), 1)]
     message = refusal(tmp_path, HEADER + "".join(rows), **{key: "c"})
@@ -85,11 +88,31 @@ def test_two_names_that_are_one_floating_number_are_refused(tmp_path: Path, one:
     assert load_text(tmp_path, HEADER + "".join(rows), exclude="c").offsets.tolist() == [0, 3], "numbers may be so"
 
 
-def test_two_names_of_two_files_that_are_one_floating_number_are_refused(tmp_path: Path) -> None:
-    for name, text in (("x.csv", "2012-01-01,1.1,1\n"), ("y.csv", "2012-01-01,1.10,1\n")):
-        (tmp_path / name).write_text(HEADER + text)
-    with pytest.raises(Exception, match=r"'1\.1' and '1\.10' in column 'c' of "):
-        load([str(tmp_path / "x.csv"), str(tmp_path / "y.csv")], series="c")
+@pytest.mark.parametrize(("one", "others"), [("1.1", ["1.10"]), ("1", ["1.00", "2.5"])])
+def test_two_names_of_two_files_that_are_one_number_are_refused(tmp_path: Path, one: str, others: list[str]) -> None:
+    with pytest.raises(DataError, match=f"'{re.escape(one)}' and '{re.escape(others[0])}' in column 'c' of "):
+        load(files(tmp_path, [one], others), series="c")
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (["008.45", "250.10"], ["008.45", "250.10"]),
+        (["250.00", "250.01", "4.0"], ["250.00", "250.01", "4"]),
+        (["1E5", "2E5"], ["1E5", "2E5"]),
+        (["12345678901234567890", "12345678901234567891"], ["12345678901234567890", "12345678901234567891"]),
+        (["4001.0", "4002.00", "4003."], ["4001", "4002", "4003"]),
+        (["04001.0", "12.5"], ["04001", "12.5"]),
+        ([" 1.5", "2.5 "], ["1.5", "2.5"]),
+    ],
+)
+def test_names_with_a_point_are_the_texts_that_were_written(
+    tmp_path: Path, written: list[str], kept: list[str]
+) -> None:
+    assert load(files(tmp_path, written), series="c").keys == tuple((name,) for name in kept)
+    assert categories(files(tmp_path, written)) == kept
+    assert categories(files(tmp_path, written, ["7", "7.5"])) == [*kept, "7", "7.5"], "also beside a file of numbers"
+    assert load(files(tmp_path, written), exclude="c").offsets.tolist() == [0, len(written)], "numbers may be so"
 
 
 def test_whole_numbers_with_and_without_a_point_are_one_name(tmp_path: Path) -> None:

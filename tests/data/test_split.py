@@ -80,6 +80,16 @@ def test_split_mmwr_week_as_a_beginning() -> None:
     assert ends_of(result, "validation") == list(range(13, 18)) and ends_of(result, "test") == list(range(18, 24))
 
 
+def test_split_iso_week_as_a_beginning() -> None:
+    weeks = [f"2015-W{week}" for week in range(40, 54)] + [f"2016-W{week:02d}" for week in range(1, 11)]
+    keys = {"time": {"column": "w", "format": "iso-week"}, "lookback": 3, "calendar": "year"}
+    sizes = {"validation": "2015-W53", "test": "2016-W05"}
+    table, config = make({"w": weeks, "y": list(range(24))}, split=sizes, **keys)
+    result = split(table, config, 3)
+    assert ends_of(result, "validation") == list(range(13, 18)) and ends_of(result, "test") == list(range(18, 24))
+    assert table.step == 1 and table.features == ("y", "year_sin", "year_cos")
+
+
 def test_split_cuts_series_of_different_times_at_one_moment() -> None:
     columns = {
         "id": ["a"] * 20 + ["b"] * 15,

@@ -47,6 +47,12 @@ def test_load_regression_target_that_changes_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_load_regression_target_that_changes_a_little_is_told_to_the_last_digit(tmp_path: Path) -> None:
+    text = YEARS.replace("La Paz,2006,2,1,12036", "La Paz,2006,2,1,12036.000000001")
+    with pytest.raises(DataError, match=r"\(12036\.0 in row 8, 12036\.000000001 in row 9\)"):
+        load_years(tmp_path, text)
+
+
 def test_load_regression_sequence_without_target(tmp_path: Path) -> None:
     text = YEARS.replace(",8028\n", ",\n")
     with pytest.raises(DataError, match=r"'cases' is blank in 1 sequence, first in county=Pima, year=2007"):

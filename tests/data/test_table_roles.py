@@ -62,6 +62,17 @@ def test_row_numbers_of_pandas_in_parquet_are_no_input(tmp_path: Path) -> None:
     assert named.features == ("cases", "__index_level_0__") and not named.notes
 
 
+@pytest.mark.parametrize("name", ["Unnamed: 0", "Unnamed: 0.1", "Unnamed: 0_level_0", "...1"])
+def test_row_numbers_that_were_saved_again_are_no_input(tmp_path: Path, name: str) -> None:
+    text = f"{name},date,cases\n0,2012-01-01,5\n1,2012-01-02,6\n"
+    table = load_text(tmp_path, text)
+    assert table.features == ("cases",) and "without a name" in table.notes[0]
+    named = load_text(tmp_path, text, features=["all", name])
+    assert named.features == ("cases", name) and not named.notes
+    other = load_text(tmp_path, text.replace(name, "Unnamed: sites"))
+    assert other.features == ("Unnamed: sites", "cases") and not other.notes
+
+
 def test_load_hint_for_a_column_whose_name_has_dots(tmp_path: Path) -> None:
     text = "date,temp.max,wind.max,cases\n2012-01-01,1,2,3\n"
     assert "did you mean 'wind.max'?" in refusal(tmp_path, text, features=["wnd.max"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,39 @@ def test_load_many_files_follow_each_other_by_name(tmp_path: Path, source: str, 
     monkeypatch.chdir(tmp_path)
     table = load(source.format(tmp_path))
     assert table.values[:, 0].tolist() == list(range(9)) and table.notes == ()
+
+
+def test_load_files_without_time_and_series_say_how_they_follow_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for number in range(1, 12):
+        (folder / f"f{number}.csv").write_text(f"site,cases\n{number},{number}\n")
+    (note,) = load(folder, time=None, exclude="site").notes
+    assert note == (
+        "the rows of 11 files follow each other as one series, in the order f1.csv, f10.csv, f11.csv and 8 more files; "
+        "name their time in data.time, or the column that tells series apart in data.series"
+    )
+    assert load(folder, time=None, series="site").notes == () == load(folder / "f1.csv", time=None).notes
+
+
+def test_load_a_folder_called_like_tabs_holds_commas(tmp_path: Path) -> None:
+    folder = tmp_path / "exp.tsv_files"
+    folder.mkdir()
+    assert load_text(folder, DAILY).values.shape == (4, 3)
+    (folder / "y.TSV.txt").write_text(DAILY.replace(",", "\t"))
+    assert load(folder / "y.TSV.txt").values.shape == (4, 3)
+
+
+def test_load_commas_behind_each_line_are_no_columns(tmp_path: Path) -> None:
+    text = re.sub(r"-(\d\d),", r"-\1T00:00+02:00,", DAILY.replace("\n", ",,\n"))
+    table = load_text(tmp_path, text)
+    assert table.features == ("temp", "wind", "cases") and table.notes == ()
+    assert table.time_label(0) == "2012-01-01T00:00+02:00"
+    alone = load_text(tmp_path, "cases,,\n1,,\n\n2,,\n3,,\n", time=None, features=[])
+    assert alone.features == ("cases",) and alone.targets[:, 0].tolist() == [1, 2, 3]
+    load_text(tmp_path, text)
+    (tmp_path / "y.csv").write_text("date,temp,wind,cases,,\n")
+    assert load([str(tmp_path / "x.csv"), str(tmp_path / "y.csv")]).fingerprint == table.fingerprint
 
 
 def test_load_list_keeps_its_order_and_names_the_file_of_a_row(tmp_path: Path) -> None:
@@ -201,6 +235,15 @@ def test_load_s3_that_cannot_be_reached_is_one_sentence_without_secrets(tmp_path
             "tabs.csv seems to separate its cells by tabs, not by commas; save it with commas and decimal points",
         ),
         ("commas.tsv", "seems to separate its cells by commas, not by tabs; save it with tabs, or name it .csv"),
+        ("unicode.tsv", "unicode.tsv is not UTF-8 text; save it as UTF-8"),
+        ("unicode.txt", "unicode.txt is not UTF-8 text; save it as UTF-8"),
+        (
+            "sep.csv",
+            "row 1 of sep.csv has 3 cells, but the header has 2 ('a,b,c'); remove what stands above the column ",
+        ),
+        ("about.csv", "row 2 of about.csv has 3 cells, but the header has 1 ('a,b,c'); remove what stands above the "),
+        ("wide.csv", "row 1 of wide.csv has 3 cells, but the header has 2 ('1,2,3'); mend that row"),
+        ("nameless.csv", "nameless.csv has more than one column without a name; give them names or remove them"),
         ("latin.csv", "latin.csv is not UTF-8 text; save it as UTF-8"),
         ("x.xlsx", "x.xlsx is of a kind that cannot be read; readable are .csv, "),
         ("folder", "the folder 'folder' holds no file that can be read ("),
@@ -221,10 +264,14 @@ def test_load_source_that_cannot_be_read_is_one_sentence(
         "daily.csv": DAILY, "empty.csv": "", "blank.csv": "\n\n", "header.csv": "a,b\n", "header2.csv": "a,b",
         "twice.csv": "a,a\n1,2\n", "ragged.csv": "a,b,c\n1,2,3\n4,5\n6,7,8\n", "semicolon.csv": "a;b\n1;2\n",
         "decimal.csv": "a;b\n1,5;2,5\n", "tabs.csv": "a\tb\n1,5\t2\n", "commas.tsv": "a,b\n1,2\n",
+        "sep.csv": "sep=,\na,b,c\n1,2,3\n4,5,6\n", "about.csv": "# from\n# a station\na,b,c\n1,2,3\n4,5,6\n",
+        "wide.csv": "a,b\n1,2,3\n1,2\n1,2\n", "nameless.csv": "a,,,\n1,2,,3\n4,5,,6\n",
         "x.xlsx": "a", "empty.parquet": "", "broken.parquet": "PAR1 or not",
     }  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).write_text(text)
+    for name in ("unicode.tsv", "unicode.txt"):
+        (tmp_path / name).write_bytes("a\tb\n1\t2\n".encode("utf-16"))
     (tmp_path / "latin.csv").write_bytes(b"a,b\xe9\n1,2\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError) as error:

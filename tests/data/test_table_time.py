@@ -12,9 +12,10 @@ import pytest
 from epiweeks import Week
 from table_files import DAILY, load, load_text, refusal
 
-from xlstm_tune.data.clock import season_of, week_number, weekdays
+from xlstm_tune.data.clock import season_of, weekdays
 from xlstm_tune.data.future import later_stamps
 from xlstm_tune.data.steps import step_of
+from xlstm_tune.data.weeks import WEEKS, week_number, week_of
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ from xlstm_tune.data.steps import step_of
         (["2012_1", "2012_2", "2012_3"], {"format": "mmwr-week"}, 52),
         (["2012-W01", "2012-W02", "2012-W03"], {"format": "mmwr-week"}, 52),
         (["201201", "201202", "201203"], {"format": "mmwr-week"}, 52),
+        (["2012-W01", "2012-W02", "2012-W03"], {"format": "iso-week"}, 52),
+        (["2012-W51", "2012-W52", "2013-W01"], {"format": "iso-week"}, 52),
     ],
 )  # fmt: skip
 def test_load_time_in_every_format_sorts_and_gives_the_season(
@@ -47,6 +50,26 @@ def test_load_time_in_every_format_sorts_and_gives_the_season(
     assert table.notes == ()
     if table.time_kind == "date":
         assert str(table.time[0].astype("datetime64[ns]"))[:4] == "2012"
+
+
+@pytest.mark.parametrize("kind", list(WEEKS))
+def test_week_of_is_the_week_that_was_numbered(kind: str) -> None:
+    for text in ("2014_53", "2015_53", "2016_1", "2020_53", "2025_52", "2025_53", "2026_1"):
+        year, week = map(int, text.split("_"))
+        try:
+            made = week_of(week_number(text, kind), kind)
+        except ValueError:
+            assert week == 53
+        else:
+            assert (made.year, made.week) == (year, week)
+
+
+def test_iso_weeks_lie_where_the_calendar_has_them() -> None:
+    monday = dt.date(2022, 2, 28)
+    for week in range(400):
+        day = monday + dt.timedelta(7 * week)
+        year, number, _ = day.isocalendar()
+        assert week_number(f"{year}-W{number:02d}", "iso-week") == day.toordinal() // 7
 
 
 def test_load_row_order_counts_rows_and_has_no_step(tmp_path: Path) -> None:
@@ -78,6 +101,8 @@ def test_week_number_counts_53_week_years() -> None:
     ("stamps", "time", "expected"),
     [
         (["2006_52", "2006_53"], {"format": "mmwr-week"}, "row 2: '2006_53' is not an MMWR week; 2006 has the"),
+        (["2015-W52", "2015-W53"], {"format": "mmwr-week"}, "; 2015 has the weeks 1 to 52; set data.time.format: iso-"),
+        (["2014_52", "2014_53"], {"format": "iso-week"}, "'2014_53' is not an ISO week; 2014 has the weeks 1 to 52; s"),
         (["2006_1", "2006_0"], {"format": "mmwr-week"}, "'2006_0' is not an MMWR week"),
         (["2006_1", "week 2"], {"format": "mmwr-week"}, "write year_week, such as 2006_1"),
         (["2006_1", "2006_2"], {}, "'2006_1' in row 1 of column 'date' is not an ISO date; set data.time.format: mmwr"),
@@ -87,7 +112,10 @@ def test_week_number_counts_53_week_years() -> None:
         (["2012-01-01", "9999-01-01"], {}, "'9999-01-01' in row 2 of column 'date' is not a date of the years 1678"),
         (["2012-01-01", "n/a"], {}, "the time column 'date' is blank in row 2; every row needs its time"),
         (["2012-01-01", ""], {}, "the time column 'date' is blank in row 2"),
-        (["2012_01", "2012_02"], {}, "mmwr-week where it is a week, write it as 2012-01 where it is a month"),
+        (["2012_01", "2012_02"], {}, "an ISO week, which begins on a Monday; write it as 2012-01 where it is a month"),
+        (["2022-W09", "2022-W10"], {}, "or iso-week where it is an ISO week, which begins on a Monday"),
+        (["43831", "43832"], {}, "(43831 in row 1); numbers like these are days (of Excel since 1899-12-30, of R sin"),
+        (["18262.5", "18263.5"], {}, "so write them as dates such as 2012-01-31"),
         (["2012-01-01 0:00", "2012-01-01 1:00"], {}, "'2012-01-01 0:00' in row 1 of column 'date' is not an ISO date"),
         (["20120131", "20120201"], {}, "(20120131 in row 1); these are days without dashes, so write them as 2012"),
         (["201201", "201202"], {}, "write them as 2012-01 where they are months, set data.time.format: mmwr-week"),
@@ -274,3 +302,25 @@ def test_step_of_an_earlier_champion(recorded: int | None, found: int | None, st
     day = 86_400 * 10**9
     given = (None if days is None else days * day for days in (recorded, found))
     assert step_of(*given) == step * day
+
+
+@pytest.mark.parametrize(
+    ("stamps", "unit", "between"),
+    [
+        (["18262", "18263"], "s", "1970-01-01T05:04:22 and 1970-01-01T05:04:23"),
+        (["1577836800", "1577840400"], "ms", "1970-01-19T06:17:16 and 1970-01-19T06:17:20"),
+    ],
+)
+def test_load_epoch_numbers_that_all_lie_in_1970_are_noted(
+    tmp_path: Path, stamps: list[str], unit: str, between: str
+) -> None:
+    text = "date,cases\n" + "".join(f"{stamp},{row}\n" for row, stamp in enumerate(stamps))
+    (note,) = load_text(tmp_path, text, time={"column": "date", "format": "epoch", "unit": unit}).notes
+    assert note.startswith(f"as {unit} since 1970 the times in 'date' lie between {between}; if they do not count ")
+    assert note.endswith("where they are days of Excel or R, write them as dates such as 2012-01-31")
+
+
+def test_load_epoch_numbers_that_begin_near_0_are_a_clock_of_their_own(tmp_path: Path) -> None:
+    text = "date,cases\n" + "".join(f"{600 * row},{row}\n" for row in range(100))
+    table = load_text(tmp_path, text, time={"column": "date", "format": "epoch"})
+    assert table.notes == () and table.step == 600 * 10**9

@@ -169,7 +169,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     }
     if draw(st.integers(0, 3)):
         given["time"] = {"column": rarely(["x"]) or "day", "unit": draw(st.sampled_from(["s", "ms", "ns"]))}
-        given["time"]["format"] = rarely(["iso", "epoch", "mmwr-week"]) or "auto"
+        given["time"]["format"] = rarely(["iso", "epoch", "mmwr-week", "iso-week"]) or "auto"
     if draw(st.integers(0, 2)) == 0:
         if draw(st.booleans()):
             given |= {"task": "regression", "sequence": draw(st.sampled_from(["s", "x", ["s", "x"]]))}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xlstm_tune.data.clock import Kind
+from xlstm_tune.data.weeks import WEEKS
 from xlstm_tune.errors import DataError
 
 _DAY = 86_400 * 1_000_000_000
@@ -37,7 +38,7 @@ def _share(time: np.ndarray, kind: Kind, cycle: str) -> np.ndarray:
     """[R] float64: how much of the cycle has passed; whole numbers do not matter."""
     if kind == "order":
         raise DataError(f"data.calendar: {cycle} needs the date of each row; name the time column in data.time")
-    if kind == "week":
+    if kind in WEEKS:
         if cycle != "year":
             raise DataError(f"data.calendar: {cycle} cannot be told from weeks; only 'year' can")
         return time * 7 / _YEAR_DAYS

@@ -1,32 +1,34 @@
 """Time as the user writes it, as one int64 per row that sorts and subtracts.
 
-Stamps are nanoseconds since 1970 for dates and epoch numbers, consecutive week numbers for MMWR weeks (53-week years
-included), and row numbers where the rows are their own clock.
+Stamps are nanoseconds since 1970 for dates and epoch numbers, consecutive week numbers for MMWR and ISO weeks (53-week
+years included), and row numbers where the rows are their own clock.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import date
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from epiweeks import Week, Year
 
 from xlstm_tune.data.config import TimeConfig
 from xlstm_tune.data.csv_files import BLANKS
 from xlstm_tune.data.read import Source
+from xlstm_tune.data.weeks import KINDS, WEEKS, YEAR_AND_WEEK, week_number, week_of
 from xlstm_tune.errors import DataError
 
-Kind = Literal["order", "date", "week"]
+Kind = Literal["order", "date", "week", "iso-week"]
 _SECOND = 1_000_000_000
 _DAY = 86_400 * _SECOND
+_YEAR = 366 * _DAY
 _UNITS = {"s": _SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _SMALL = 9999
 """Largest number that is rather a day of the year, a step or a year than a time since 1970."""
+_DAY_NUMBERS = (10_000, 99_999)
+"""Days of our time, as Excel counts them since 1899-12-30 or R since 1970-01-01, lie between these."""
 _FIRST_YEAR, _LAST_YEAR = 1677, 2262
 """Whole years between these fit into stamps."""
 OFFSET = r"(Z|[+-]\d\d(?::?\d\d)?)$"
@@ -40,7 +42,6 @@ _WEEKS_TO_TELL = 3
 _WITHIN_A_WEEK = tuple(days * _DAY for days in range(1, 7))
 _NEARLY_ALL = 0.9
 """Share of the rows."""
-_WEEK = re.compile(r"\s*(\d{4})[_-]?[Ww]?(\d{1,2})\s*")
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -86,48 +87,29 @@ def parse_time(source: Source, time: TimeConfig) -> tuple[np.ndarray, Kind]:
     if blank.any():
         row = int(np.flatnonzero(blank)[0])
         raise DataError(f"the time column '{time.column}' is blank in {source.where(row)}; every row needs its time")
-    if time.format == "mmwr-week":
-        return _weeks(column, time, source), "week"
+    if time.format in KINDS:
+        return _weeks(column, time, KINDS[time.format], source), KINDS[time.format]
     if time.format == "epoch":
         return _epoch(column, time, source), "date"
     return _dates(column, time, source), "date"
 
 
-def _weeks(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
+def _weeks(column: pa.ChunkedArray, time: TimeConfig, kind: Kind, source: Source) -> np.ndarray:
     if not (pa.types.is_string(column.type) or pa.types.is_integer(column.type)):
         raise DataError(
-            f"the time column '{time.column}' holds {column.type}, not MMWR weeks; write them as text such as 2006_1"
+            f"the time column '{time.column}' holds {column.type}, not {WEEKS[kind].name}s; write them as text such as "
+            "2006_1"
         )
     codes = column.cast(pa.string()).combine_chunks().dictionary_encode()
     numbers = []
     for position, text in enumerate(codes.dictionary.to_pylist()):
         try:
-            numbers.append(week_number(text))
+            numbers.append(week_number(text, kind))
         except ValueError as error:
             row = int(np.flatnonzero(codes.indices.to_numpy() == position)[0])
             raise DataError(f"column '{time.column}', {source.where(row)}: {error}") from None
     stamps: np.ndarray = np.array(numbers, dtype=np.int64)[codes.indices.to_numpy()]
     return stamps
-
-
-def mmwr_week(number: int) -> Week:
-    """The MMWR week that `week_number` has numbered."""
-    return Week.fromdate(date.fromordinal(number * 7))
-
-
-def week_number(text: str) -> int:
-    """Consecutive number of an MMWR week such as 2006_1, 2006-W01 or 200601; ValueError when there is none such."""
-    match = _WEEK.fullmatch(text)
-    if match is None:
-        raise ValueError(f"'{text}' is not an MMWR week; write year_week, such as 2006_1")
-    year, week = int(match[1]), int(match[2])
-    if year < 1:
-        raise ValueError(f"'{text}' is not an MMWR week; there is no year {year}")
-    last = Year(year).totalweeks()
-    if not 1 <= week <= last:
-        raise ValueError(f"'{text}' is not an MMWR week; {year} has the weeks 1 to {last}")
-    # MMWR weeks begin on Sundays, whose ordinals are the multiples of 7.
-    return int(Week(year, week).startdate().toordinal()) // 7
 
 
 def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
@@ -163,6 +145,24 @@ def _epoch(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
     return stamps
 
 
+def early_note(stamps: np.ndarray, time: TimeConfig) -> str | None:
+    """A sentence on epoch numbers that all lie within a year of 1970, as those of another unit and days do.
+
+    Not on those that begin near 0, as steps and a clock of a simulation do.
+    """
+    if time.format != "epoch":
+        return None
+    away = np.abs(stamps)
+    if away.max() >= _YEAR or away.min() <= _SMALL * _UNITS[time.unit]:
+        return None
+    first, last = (str(np.datetime64(int(stamp), "s")) for stamp in (stamps.min() // _SECOND, stamps.max() // _SECOND))
+    return (
+        f"as {time.unit} since 1970 the times in '{time.column}' lie between {first} and {last}; if they do not count "
+        "from a beginning of their own, set data.time.unit, or, where they are days of Excel or R, write them as dates "
+        "such as 2012-01-31"
+    )
+
+
 def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Numbers as float64; ArrowInvalid for text that is none."""
     return column.cast(pa.float64(), safe=False)
@@ -179,17 +179,26 @@ def _refuses(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], objec
 def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndarray:
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        remedy = "set data.time.format: epoch (with its unit) or mmwr-week"
+        remedy = "set data.time.format: epoch (with its unit), mmwr-week or iso-week"
+        low, high = pc.min(column).as_py(), pc.max(column).as_py()
         # Read as seconds they would all lie in the first hours of 1970.
-        if pc.min(column).as_py() >= 0 and pc.max(column).as_py() <= _SMALL:
+        if low >= 0 and high <= _SMALL:
             remedy = (
                 "numbers as small as these are days of a year, steps or years rather than dates, so name a column of "
                 "dates, or leave data.time out where the rows are in order"
             )
+        elif low >= _DAY_NUMBERS[0] and high <= _DAY_NUMBERS[1]:
+            remedy = (
+                "numbers like these are days (of Excel since 1899-12-30, of R since 1970-01-01), so write them as "
+                "dates such as 2012-01-31"
+            )
         elif (shape := _without_dashes(column)) == "day":
             remedy = "these are days without dashes, so write them as 2012-01-31"
         elif shape == "month":
-            remedy = "write them as 2012-01 where they are months, set data.time.format: mmwr-week where they are weeks"
+            remedy = (
+                "write them as 2012-01 where they are months, set data.time.format: mmwr-week where they are MMWR "
+                "weeks, iso-week where they are ISO weeks"
+            )
         raise DataError(
             f"the time column '{time.column}' holds numbers ({cell(column, 0)} in {source.where(0)}); {remedy}"
         )
@@ -211,10 +220,13 @@ def _dates(column: pa.ChunkedArray, time: TimeConfig, source: Source) -> np.ndar
                 f"{source.where(0)} is; write all times alike, with an offset such as +02:00 in all rows or in none"
             )
         if pa.types.is_string(kind) and not re.match(r"\s*\d{4}-\d\d-\d\d", text):
-            week = _WEEK.fullmatch(text) is not None
             remedy = "write it as 2012-01-31 or 2012-01-31 13:00:00"
-            if week:
-                remedy = "set data.time.format: mmwr-week where it is a week, write it as 2012-01 where it is a month"
+            if YEAR_AND_WEEK.fullmatch(text) is not None:
+                remedy = (
+                    "set data.time.format: mmwr-week where it is an MMWR week, which begins on a Sunday, or iso-week "
+                    "where it is an ISO week, which begins on a Monday"
+                )
+                remedy += "" if "W" in text.upper() else "; write it as 2012-01 where it is a month"
             raise DataError(f"'{text}' in {source.where(row)} of column '{time.column}' is not an ISO date; {remedy}")
         place = f"'{text}' in {source.where(row)} of column '{time.column}'"
         if pa.types.is_string(kind) and _FIRST_YEAR < int(text.strip()[:4]) < _LAST_YEAR:
@@ -259,8 +271,8 @@ def to_nanoseconds(column: pa.ChunkedArray, like: pa.ChunkedArray | None = None)
 
 def parse_moment(text: str, kind: Kind) -> int:
     """A stamp from text in the search file, such as where a part of the split begins; ValueError."""
-    if kind == "week":
-        return week_number(text)
+    if kind in WEEKS:
+        return week_number(text, kind)
     if kind == "order":
         raise ValueError(f"'{text}' is a time, but data.time is not set, so the rows have none")
     try:
@@ -269,8 +281,8 @@ def parse_moment(text: str, kind: Kind) -> int:
         raise ValueError(f"'{text}' is not an ISO date; write it as 2012-01-31 or 2012-01-31 13:00:00") from None
 
 
-def check_weeks(time: np.ndarray, offsets: np.ndarray, name: str, labels: Callable[[int], str]) -> None:
-    """Raise DataError for months such as 201812 that are read as MMWR weeks; written 2018-W12 they are weeks.
+def check_weeks(time: np.ndarray, offsets: np.ndarray, kind: Kind, name: str, labels: Callable[[int], str]) -> None:
+    """Raise DataError for months such as 201812 that are read as weeks; written 2018-W12 they are weeks.
 
     name: of the time column. labels: what is written in it, by row.
     """
@@ -279,15 +291,15 @@ def check_weeks(time: np.ndarray, offsets: np.ndarray, name: str, labels: Callab
     if not len(over):
         return
     stamps, place = np.unique(time, return_inverse=True)
-    weeks = np.array([mmwr_week(stamp).week for stamp in stamps.tolist()])
+    weeks = np.array([week_of(stamp, kind).week for stamp in stamps.tolist()])
     over = over[weeks[place[over - 1]] == 12]
     if not len(over) or weeks.max() > 12 or "W" in labels(int(over[0])).upper():
         return
     row = int(over[0])
     raise DataError(
         f"column '{name}' goes from '{labels(row - 1)}' on to '{labels(row)}' and has no number above 12, so these "
-        f"are months rather than the weeks that data.time.format: mmwr-week asks for; write them as 2018-12 and leave "
-        f"data.time.format out, or as 2018-W12 if they are weeks"
+        f"are months rather than the weeks that data.time.format: {WEEKS[kind].format} asks for; write them as 2018-12 "
+        f"and leave data.time.format out, or as 2018-W12 if they are weeks"
     )
 
 
@@ -300,7 +312,7 @@ def later_rows(time: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def describe_step(step: int, kind: Kind) -> str:
     """A step in words, such as `1 h` or `7 d`."""
-    if kind == "week":
+    if kind in WEEKS:
         return f"{step} week" if step == 1 else f"{step} weeks"
     for name, size in (("d", _DAY), ("h", 3600 * _SECOND), ("min", 60 * _SECOND), ("s", _SECOND)):
         if step % size == 0:
@@ -347,7 +359,7 @@ def season_of(step: int | None, kind: Kind, week: np.ndarray | None = None) -> i
         return 1
     if week is not None:
         return len(week)
-    if kind == "week":
+    if kind in WEEKS:
         return {1: 52, 4: 13}.get(step, 1)
     days, rest = divmod(step, _DAY)
     if rest == 0:

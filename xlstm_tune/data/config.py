@@ -26,8 +26,9 @@ class TimeConfig(Spec):
     """The column that orders the rows of a series."""
 
     column: str
-    format: Literal["auto", "iso", "epoch", "mmwr-week"] = "auto"
-    """`auto` reads ISO dates and date columns; epoch numbers and MMWR weeks (2006_1) are asked for by name."""
+    format: Literal["auto", "iso", "epoch", "mmwr-week", "iso-week"] = "auto"
+    """`auto` reads ISO dates and date columns; epoch numbers, MMWR weeks (2006_1) and ISO weeks (2006-W01) are asked
+    for by name."""
     unit: Literal["s", "ms", "us", "ns"] = "s"
     """Of epoch numbers."""
 

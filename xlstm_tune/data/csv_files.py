@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +22,10 @@ BLANKS = (
 """Spellings of a blank cell in a column of numbers."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_WHOLE = re.compile(r"\.0*$")
 CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 """How the names of such files end."""
+_TABS = (".tsv", ".tsv.gz", ".tsv.txt")
+"""And of those with tabs between cells."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def read_csv(file: File) -> pa.Table:
         if table.num_columns == 1:
             _check_separator(file, delimiter)
             table = _single(file, convert)
-        return _with_zones(table, file)
+        return _with_zones(_without_empty(table), file)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             with file.system.open_input_stream(file.path) as stream:
@@ -69,26 +71,41 @@ def read_csv(file: File) -> pa.Table:
     # Only a reader of one thread knows the line, so the file is read again for the message.
     parse = pa_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
     with file.system.open_input_stream(file.path) as stream:
-        pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
+        kept = pa_csv.read_csv(stream, pa_csv.ReadOptions(use_threads=False), parse, convert)
     _check_separator(file, delimiter)
     first = ragged[0]
     quoted = first.text if len(first.text) <= 60 else first.text[:57] + "..."
+    remedy = "mend that row"
+    if first.actual_columns > first.expected_columns and len(ragged) > kept.num_rows:
+        remedy = "remove what stands above the column names, name every column, or write decimals with a point"
     raise DataError(
         f"row {first.number - 1} of {file.name} has {first.actual_columns} cells, but the header has "
-        f"{first.expected_columns} ({quoted!r}); mend that row"
+        f"{first.expected_columns} ({quoted!r}); {remedy}"
     )
+
+
+def _without_empty(table: pa.Table) -> pa.Table:
+    """The table without nameless columns that hold nothing, which commas at the end of each line make."""
+    names, rows = table.column_names, table.num_rows
+    empty = [at for at, name in enumerate(names) if not name and table.column(at).null_count == rows]
+    if not rows and len(empty) == 1:  # other files may have cells there
+        return table
+    if len(names) - len(empty) < 2:  # a file of one column is read in a way of its own
+        empty = empty[1:]
+    return table.select([at for at in range(len(names)) if at not in empty])
 
 
 def with_labels(tables: Sequence[pa.Table], files: Sequence[File], labels: Sequence[str]) -> list[pa.Table]:
     """The tables with the columns of names in CSV files as they are written, where what Arrow found lost something.
 
-    Digits that begin with a zero stay text, also those of base 16 such as 0x1F. So do truths where another file has
-    other texts, and spellings of a blank, such as NA and none, where no file has anything but texts beside them.
-    Raises DataError for two names that are one floating number.
+    Digits that begin with a zero stay text, also those of base 16 such as 0x1F, and so do numbers with a point or an
+    exponent that would be written in another way, such as 008.45, 250.10 and 1E5, though not whole ones such as 4001.0.
+    So do truths where another file has other texts, and spellings of a blank, such as NA and none, where no file has
+    anything but texts beside them. Raises DataError for two names that are one number.
     """
     names = list(dict.fromkeys(labels))
     worded = {name for name in names if _are_words(name, tables)}
-    seen: dict[str, dict[float, str]] = {name: {} for name in names}
+    seen: dict[str, dict[Decimal, str]] = {name: {} for name in names}
     return [
         _with_texts(table, file, names, worded, seen) if file.path.lower().endswith(CSV) else table
         for table, file in zip(tables, files, strict=True)
@@ -109,7 +126,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _with_texts(
-    table: pa.Table, file: File, names: Sequence[str], worded: Collection[str], seen: dict[str, dict[float, str]]
+    table: pa.Table, file: File, names: Sequence[str], worded: Collection[str], seen: dict[str, dict[Decimal, str]]
 ) -> pa.Table:
     """`with_labels` of one table. worded: of `_are_words`. seen: by name, the numbers so far and their texts."""
     kinds = {name: table.schema.field(name).type for name in names if name in table.column_names}
@@ -119,26 +136,42 @@ def _with_texts(
         return table
     texts = _texts(file, mine, table.num_columns == 1)
     for name in mine:
-        kind, column = kinds[name], texts.column(name)
+        kind, column, found = kinds[name], texts.column(name), table.column(name)
         # Every cell of a column of nulls is a spelling of a blank, of which the empty one alone is no name.
         empty = pc.equal(pc.utf8_trim_whitespace(column), "")
-        column = pc.if_else(empty if pa.types.is_null(kind) else table.column(name).is_null(), None, column)
-        if pa.types.is_floating(kind):
+        column = pc.if_else(empty if pa.types.is_null(kind) else found.is_null(nan_is_null=True), None, column)
+        lost = True
+        if pa.types.is_integer(kind):
+            lost = padded(column)
+        elif pa.types.is_floating(kind):
+            column = _without_points(column)
+            lost = not column.equals(found.cast(pa.string()))
+        if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not lost):
             _check_apart(column, name, file, seen[name])
-        elif not pa.types.is_integer(kind) or padded(column):
+        if lost:
             table = table.set_column(table.column_names.index(name), name, column)
     return table
 
 
-def _check_apart(texts: pa.ChunkedArray, name: str, file: File, seen: dict[float, str]) -> None:
-    """Raise DataError where two texts are one number, apart from 1 and 1.0; `seen` grows by the numbers."""
+def _without_points(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers among texts of numbers without the `.0` that software adds to them.
+
+    Two zeros and more go only where all numbers are whole: beside 250.01 there is a name 250.00.
+    """
+    texts = pc.utf8_trim_whitespace(texts)
+    whole = pc.all(pc.match_substring_regex(texts, r"^-?\d+(\.0*)?$")).as_py()
+    return pc.replace_substring_regex(texts, r"^(-?\d+)\.0*$" if whole else r"^(-?\d+)\.0?$", r"\1")
+
+
+def _check_apart(texts: pa.ChunkedArray, name: str, file: File, seen: dict[Decimal, str]) -> None:
+    """Raise DataError where two texts of numbers are one number; `seen` grows by the numbers."""
     for text in pc.unique(texts).drop_null().to_pylist():
         text = text.strip()
-        other = seen.setdefault(float(text), text)
-        if _WHOLE.sub("", other) != _WHOLE.sub("", text):
+        other = seen.setdefault(Decimal(text), text)
+        if other != text:
             raise DataError(
-                f"'{other}' and '{text}' in column '{name}' of {file.name} are the same number, and would "
-                "be one name; write ids that are not numbers, such as with a letter before them"
+                f"'{other}' and '{text}' in column '{name}' of {file.name} are the same number, so it is unclear "
+                "whether they are one name; write ids that are not numbers, such as with a letter before them"
             )
 
 
@@ -150,7 +183,10 @@ def padded(texts: pa.Array | pa.ChunkedArray) -> bool:
 def _check_separator(file: File, delimiter: str) -> None:
     """Refuse a file whose header has more of another separator than of its own."""
     with file.system.open_input_stream(file.path) as stream:
-        lines = stream.read(1 << 16).decode("utf-8", "replace").splitlines() or [""]
+        head = stream.read(1 << 16)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Excel writes its Unicode text
+        raise DataError(f"{file.name} is not UTF-8 text; save it as UTF-8")
+    lines = head.decode("utf-8", "replace").splitlines() or [""]
     found = max(_SEPARATORS, key=lines[0].count)
     if lines[0].count(found) <= lines[0].count(delimiter):
         return
@@ -210,4 +246,4 @@ def _texts(file: File, names: list[str], single: bool) -> pa.Table:
 
 
 def _delimiter(file: File) -> str:
-    return "\t" if ".tsv" in file.path.lower() else ","
+    return "\t" if file.path.lower().endswith(_TABS) else ","

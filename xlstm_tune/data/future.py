@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from xlstm_tune.data.clock import OFFSET, ZONED, Kind, cell, mmwr_week
+from xlstm_tune.data.clock import OFFSET, ZONED, Kind, cell
 from xlstm_tune.data.config import TimeConfig
+from xlstm_tune.data.weeks import WEEKS, week_of
 from xlstm_tune.data.zones import known_zone, local, universal
 
 _DAY = 86_400 * 1_000_000_000
@@ -89,8 +90,8 @@ def written(
 
     column: type of the time column. zone: of `zone_of`.
     """
-    if kind == "week":
-        return [_week(int(stamp), examples) for stamp in stamps]
+    if kind in WEEKS:
+        return [_week(int(stamp), kind, examples) for stamp in stamps]
     if time.format == "epoch":
         unit = _UNITS[time.unit]
         whole = all(re.fullmatch(r"-?\d+", one) for one in examples)
@@ -102,8 +103,8 @@ def written(
     return [_date(int(stamp), examples[-1].strip()) for stamp in shown]
 
 
-def _week(stamp: int, examples: Sequence[str]) -> str:
-    week = mmwr_week(stamp)
+def _week(stamp: int, kind: Kind, examples: Sequence[str]) -> str:
+    week = week_of(stamp, kind)
     matches = [match for one in examples if (match := re.fullmatch(r"\s*\d{4}([_-]?[Ww]?)(\d{1,2})\s*", one))]
     between = matches[-1][1]
     numbers = [match[2] for match in matches]

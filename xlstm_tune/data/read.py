@@ -265,6 +265,8 @@ def _with_partitions(table: pa.Table, file: File, labels: Sequence[str]) -> pa.T
 def _check_names(table: pa.Table, name: str) -> None:
     names: list[str] = table.column_names
     twice = sorted({column for column in names if names.count(column) > 1})
+    if "" in twice:
+        raise DataError(f"{name} has more than one column without a name; give them names or remove them")
     if twice:
         raise DataError(f"{name} has more than one column named '{twice[0]}'; rename one of them")
 

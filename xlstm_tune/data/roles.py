@@ -13,6 +13,8 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.errors import DataError
 from xlstm_tune.strict import did_you_mean
 
+_UNNAMED = re.compile(r"__index_level_\d+__|Unnamed: \d+(\.\d+)*(_level_\d+)?|\.\.\.\d+")
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -108,8 +110,12 @@ def assign_roles(table: pa.Table, config: DataConfig, hidden: Iterable[str] = ()
 
 
 def is_unnamed(column: str) -> bool:
-    """Whether a column has no name of its own: none at all, or the one that pandas gives to row numbers in Parquet."""
-    return not column or re.fullmatch(r"__index_level_\d+__", column) is not None
+    """Whether a column has no name of its own: none at all, or the one that a library gave to row numbers.
+
+    pandas has `__index_level_0__` in Parquet and `Unnamed: 0`, `Unnamed: 0.1`, `Unnamed: 0_level_0` in a CSV file that
+    it saved again, readr has `...1`.
+    """
+    return not column or _UNNAMED.fullmatch(column) is not None
 
 
 def _check_list(where: str, names: Sequence[str], columns: list[str]) -> None:

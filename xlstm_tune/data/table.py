@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
-from xlstm_tune.data.clock import Kind, cell, check_weeks, parse_time, plain
+from xlstm_tune.data.clock import Kind, cell, check_weeks, early_note, parse_time, plain
 from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
@@ -23,7 +23,8 @@ from xlstm_tune.data.roles import Roles, assign_roles
 from xlstm_tune.data.rows import Rows, arrange, series_name
 from xlstm_tune.data.static import Static, read_static
 from xlstm_tune.data.steps import months_of, stepping, usual_step
-from xlstm_tune.data.words import count
+from xlstm_tune.data.weeks import WEEKS
+from xlstm_tune.data.words import count, listing
 from xlstm_tune.data.zones import on_clocks
 from xlstm_tune.errors import DataError
 
@@ -58,7 +59,7 @@ class Table:
     """S tuples of the values of the key columns as text; (("all",),) for a single series."""
     key_names: tuple[str, ...]
     time: np.ndarray
-    """int64 [R]: nanoseconds since 1970, consecutive MMWR week, or row number of the file counted from 0."""
+    """int64 [R]: nanoseconds since 1970, consecutive week, or row number of the file counted from 0."""
     time_kind: Kind
     shown: np.ndarray
     """int64 [R]: `time` as `on_clocks` has it."""
@@ -123,6 +124,10 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
     kind: Kind = "order"
     if config.time is not None:
         stamps, kind = parse_time(source, config.time)
+        early = early_note(stamps, config.time) if judged else None
+        notes += [early] if early else []
+    elif config.task == "forecast" and len(source.files) > 1 and not config.series:
+        notes.append(_one_series_note(source, judged))
     rows = arrange(source, roles, config.task == "forecast", stamps, notes)
     oracle: np.ndarray | None = None
     if config.task == "regression" and not judged:
@@ -185,8 +190,8 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
         rounded=None,
         sample=_sample(source, rows.order[max(0, end - SAMPLE_ROWS) : end], roles),
     )
-    if kind == "week" and judged:
-        check_weeks(time, rows.offsets, str(roles.time), table.time_label)
+    if kind in WEEKS and judged:
+        check_weeks(time, rows.offsets, kind, str(roles.time), table.time_label)
     if config.task == "forecast":
         gaps = gaps_note(clock, rows.offsets, kind, table.time_label)
     else:
@@ -194,6 +199,19 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
     notes += [gaps] if gaps else []
     fingerprint, rounded = _fingerprints(table)
     return replace(table, notes=tuple(notes), fingerprint=fingerprint, rounded=rounded)
+
+
+def _one_series_note(source: Source, judged: bool) -> str:
+    """That files without a time and series are one series, in an order that may not be the one that is meant."""
+    order = listing(source.files, "file", 3)
+    remedy = "; name their time in data.time, or the column that tells series apart in data.series" if judged else ""
+    return f"the rows of {len(source.files)} files follow each other as one series, in the order {order}{remedy}"
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers that differ as texts that do."""
+    short = f"{one:g}", f"{other:g}"
+    return short if short[0] != short[1] else (repr(float(one)), repr(float(other)))
 
 
 def _sample(source: Source, rows: np.ndarray, roles: Roles) -> pa.Table:
@@ -214,10 +232,11 @@ def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -
             start, end = int(rows.offsets[varied[0]]), int(rows.offsets[varied[0] + 1])
             known = start + np.flatnonzero(~np.isnan(cells[start:end]))
             other = int(known[np.flatnonzero(cells[known] != cells[known[0]])[0]])
+            one, two = _apart(cells[known[0]], cells[other])
             raise DataError(
                 f"the target '{name}' changes within the sequence "
-                f"{series_name(rows.key_names, rows.keys[int(varied[0])])} ({cells[known[0]]:g} in "
-                f"{rows.where(int(known[0]))}, {cells[other]:g} in {rows.where(other)}); "
+                f"{series_name(rows.key_names, rows.keys[int(varied[0])])} ({one} in "
+                f"{rows.where(int(known[0]))}, {two} in {rows.where(other)}); "
                 f"a regression has one target per sequence"
             )
         targets[:, column] = low

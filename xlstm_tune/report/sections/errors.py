@@ -233,7 +233,7 @@ def _in_time(record: Record, made: Forecasts, first: np.ndarray) -> np.ndarray |
     time = section(record.spec, "data").get("time")
     if not time or len(set(labels)) == 1:
         return None
-    moments = _moments(labels, weeks=isinstance(time, Mapping) and time.get("format") == "mmwr-week")
+    moments = _moments(labels, weeks=isinstance(time, Mapping) and time.get("format") in ("mmwr-week", "iso-week"))
     return None if moments is None else np.argsort(moments, kind="stable")
 
 
