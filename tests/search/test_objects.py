@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from buckets import CREDENTIALS, S3
 from pyarrow.fs import FileSelector, FileSystem
 
-from xlstm_tune.storage.objects import Objects
+from xlstm_tune.storage.objects import Objects, at_once
 
 UNREADABLE = Path("/proc/self/mem")
 """Opens, and cannot be read from its beginning: nothing lies at a process's first address."""
@@ -52,3 +53,20 @@ def test_an_object_is_written_at_any_length_and_leaves_nothing_beside_it(
     where.put("wave/all", file)
     assert where.get("wave/bytes") == where.get("wave/file") == content[:length] and where.get("wave/all") == content
     assert everything(where) == ["all", "bytes", "file"]
+
+
+@pytest.mark.parametrize("error", [OSError("away"), KeyboardInterrupt()])
+def test_no_call_begins_after_an_error_and_those_under_way_end(error: BaseException) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def call(item: int) -> None:
+        begun.append(item)
+        if item == 3:
+            raise error
+        time.sleep(0.05)
+        ended.append(item)
+
+    with pytest.raises(type(error)):
+        at_once(call, range(400))
+    assert len(begun) < 100 and sorted([*ended, 3]) == sorted(begun)

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ class Remote(Shared):
             write()
         except StorageAway:
             return
-        except OSError:
+        except (OSError, pa.ArrowException):
             self._threads().submit(self._steadily, write)
 
     def marked(self, places: Iterable[Path]) -> set[Path]:
@@ -256,16 +255,20 @@ class Remote(Shared):
     def _names(self, place: str) -> list[str]:
         found = list(self.objects.names(place))
         if not found:
-            try:
-                self.objects.get(SPEC)
-            except FileNotFoundError:  # as in a folder that is no longer mounted
-                raise OSError("it holds the search no longer") from None
+            self._check_there()
         return found
+
+    def _check_there(self) -> None:
+        """Raise OSError where the storage has lost the search, as a folder has that is no longer mounted."""
+        try:
+            self.objects.get(SPEC)
+        except FileNotFoundError:
+            raise OSError("it holds the search no longer") from None
 
     def _fetch(self, name: str) -> None:
         path = self.folder / name
-        try:
-            self._steadily(lambda: self.objects.fetch(name, path))
+        try:  # what the driver has of a trial is not fetched again
+            self._steadily(lambda: self.objects.fetch(name, path, lasting=self._drives))
         except FileNotFoundError:  # removed since it was listed
             return
         self._known[name] = looks(path)
@@ -274,12 +277,17 @@ class Remote(Shared):
         self._steadily(lambda: self.objects.put(name, self.folder / name), self._check_ours)
 
     def _check_ours(self) -> None:
-        """Raise StorageAway where the copy bears another driver's name. One that is gone or damaged stops nobody."""
+        """Raise StorageAway where the copy bears another driver's name, OSError where the whole search is gone. A name
+        that is damaged, or gone by itself, stops nobody."""
         if self.token is None:
             return
-        with suppress(FileNotFoundError):
-            if (who := other_owner(self.objects, self.token)) is not None:
-                raise StorageAway(taken_over(self.objects, who))
+        try:
+            who = other_owner(self.objects, self.token)
+        except FileNotFoundError:
+            self._check_there()
+            return
+        if who is not None:
+            raise StorageAway(taken_over(self.objects, who))
 
     def _hand_in(self, left: Path) -> None:
         """Of a worker that was killed: where it hung, which it could not tell itself."""

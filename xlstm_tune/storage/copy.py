@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import CHECKPOINTS, ENVIRONMENT, OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
+from xlstm_tune.lines import sync
 from xlstm_tune.storage.objects import Objects, at_once, is_uri, without_secrets
 from xlstm_tune.strict import did_you_mean
 
@@ -164,8 +165,9 @@ def read_copy(objects: Objects) -> Copy | None:
         if isinstance(error, StorageError):
             raise
         raise StorageError(
-            f"{objects.shown}/{CUT} is damaged ({error}); bring an older version of it back, or start a new search "
-            "with another --name"
+            f"{objects.shown}/{CUT} is damaged ({error}); bring an older version of it back, or go on without the "
+            f"copy by removing {KEPT_AT} from the folder that the search worked in, with --storage and the folder "
+            "above, or start a new search with another --name"
         ) from None
 
 
@@ -224,11 +226,14 @@ def has(noted: Mapping[str, int], generation: Generation) -> bool:
 
 
 def remember(folder: Path, where: Objects, noted: Mapping[str, int]) -> None:
-    """Note in a folder where its copy lies, and which generations of it the folder has all of. Whole or not at all."""
+    """Note in a folder where its copy lies, and which generations of it the folder has all of. Whole or not at all, and
+    on the disk when this returns: a copy must know of no generation that a power cut takes from the folder."""
     temporary = folder / f".{KEPT_AT}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(as_json({"storage": where.shown, "generations": dict(noted)}))
+        sync(temporary)
         temporary.replace(folder / KEPT_AT)
+        sync(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -271,10 +276,13 @@ def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str], lac
                     "to go on with the copy, without what the copy lacks"
                 )
             _fetch_journal(objects, OPTUNA_JOURNAL, copy, unfinished)
+            _sync_all(unfinished)
             (unfinished / OPTUNA_JOURNAL).replace(folder / OPTUNA_JOURNAL)
         if RESULTS in lost:
             at_once(lambda name: objects.fetch(name, _inside(unfinished, name)), objects.names(RESULTS))
+            _sync_all(unfinished)
             (unfinished / RESULTS).rename(folder / RESULTS)
+        sync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -297,7 +305,7 @@ def _complete(objects: Objects, folder: Path) -> None:
     """Fetch what workers left of trials and the folder lacks, since the driver ended before it had come."""
     names = [name for name in objects.names("trials") if not is_checkpoint(name)]
     lacking = [name for name in names if not _inside(folder, name).exists()]
-    at_once(lambda name: objects.fetch(name, folder / name), lacking)
+    at_once(lambda name: objects.fetch(name, folder / name, lasting=True), lacking)
 
 
 def _as_noted(generation: Generation | None) -> dict[str, int]:
@@ -319,10 +327,12 @@ def _fetch(objects: Objects, where: Objects, folder: Path, copy: Copy) -> None:
             if not (unfinished / name).exists():
                 raise StorageError(f"{objects.shown} lacks {name}; bring it back")
         remember(unfinished, where, _as_noted(copy.generation))
+        _sync_all(unfinished)
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -338,6 +348,12 @@ def _fetch_journal(objects: Objects, name: str, copy: Copy, folder: Path) -> Non
         raise StorageError(f"{objects.shown}/{stored} is shorter than what was written; bring it back")
     if path.exists():
         os.truncate(path, size)
+
+
+def _sync_all(folder: Path) -> None:
+    """Force what was fetched to the disk before it takes its place: a file that a power cut has emptied would be taken
+    for what was there, and copied over it."""
+    at_once(sync, [*folder.rglob("*"), folder])
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from xlstm_tune.addresses import SECRET_OPTIONS
 from xlstm_tune.errors import StorageError
+from xlstm_tune.lines import sync
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _AT_ONCE = 8
@@ -129,13 +130,18 @@ class Objects:
         self._read(name, out)
         return out.getvalue()
 
-    def fetch(self, name: str, place: Path) -> None:
-        """Write an object to a local file, whole or not at all, and as `get` reads it."""
+    def fetch(self, name: str, place: Path, lasting: bool = False) -> None:
+        """Write an object to a local file, whole or not at all, and as `get` reads it.
+
+        lasting: after a power cut too.
+        """
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as out:
                 self._read(name, out)
+            if lasting:
+                sync(temporary)
             temporary.replace(place)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -207,15 +213,20 @@ class Objects:
 
 
 def at_once(call: Any, items: Iterable[Any]) -> None:
-    """Call for each item, several side by side. Raises the first error, when all calls have ended."""
+    """Call for each item, several side by side. Raises the first error, when the calls under way have ended; after one,
+    or Ctrl-C, no other call begins."""
     items = list(items)
     if len(items) < 2:
         for item in items:
             call(item)
         return
     with ThreadPoolExecutor(min(_AT_ONCE, len(items))) as pool:
-        for done in [pool.submit(call, item) for item in items]:
-            done.result()
+        try:
+            for done in [pool.submit(call, item) for item in items]:
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def check_reachable(objects: Objects) -> None:

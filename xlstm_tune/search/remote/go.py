@@ -33,7 +33,9 @@ _ENDED = {
     0: "has ended",
     1: "ended without a trial that could be scored, or for want of disk space",
     2: "was refused",
+    129: "was stopped",
     130: "was stopped",
+    137: "was killed",
     143: "was stopped",
 }
 
@@ -172,11 +174,19 @@ class Visit:
         elif found["log"]:
             watch(self._head, asked.name, found["tail"], self._console)  # its last words
         if found["begun"]:
-            with self._console.status("fetching the results"):
-                fetch(self._head, asked.folder, self._cluster, asked.cluster)
+            try:
+                with self._console.status("fetching the results"):
+                    fetch(self._head, asked.folder, self._cluster, asked.cluster)
+            except (StorageError, ResourceError, Unreachable):
+                self._tell_end(found)
+                raise
             page = f"; the report: {asked.folder / PAGE}" if (asked.folder / PAGE).exists() else ""
             self._say(f"\nFetched into {asked.folder}{page}")
-        code = found["code"]
+        return self._tell_end(found)
+
+    def _tell_end(self, found: dict[str, Any]) -> int:
+        """Say how the search ended; its exit code."""
+        asked, code = self._asked, found["code"]
         if found["state"] == "killed":
             self._say(f"Search {asked.name} was killed on the head; go on with: {asked.command('--resume')}")
             return 1
@@ -187,7 +197,7 @@ class Visit:
             )
             return 1
         self._say(f"Search {asked.name} {_ENDED.get(code, f'ended with exit code {code}')}.")
-        if code in (1, 130, 143):
+        if code not in (0, 2):
             self._say(f"Go on with: {asked.command('--resume')}")
         return int(code)
 

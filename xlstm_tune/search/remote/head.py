@@ -73,7 +73,8 @@ def look(name: str, lines: str = "40") -> dict[str, Any]:
     """
     log = _log(name)
     text = log.read_bytes() if log.exists() else b""
-    specs = [path for path in (_notes(name) / "spec.yaml", SEARCHES / name / "spec.yaml") if path.is_file()]
+    places = (_notes(name) / "spec.yaml", SEARCHES / name / "spec.yaml")
+    specs = [path for path in places if path.is_file() and path.stat().st_size]  # an earlier program left empty ones
     kept = text.splitlines(keepends=True)[-int(lines) :]
     return {
         "searches": str(SEARCHES),
@@ -139,9 +140,7 @@ def start(name: str) -> dict[str, Any]:
             raise HeadError(f"the search '{name}' is being run already")
         (notes / "driver").unlink(missing_ok=True)  # of one whose end nobody saw: not to be stopped
         sent = notes / "spec.yaml"
-        sent.unlink(missing_ok=True)
-        with open(os.open(sent, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(request["spec"])
+        _write(sent, request["spec"], mode=0o600)
         _code(name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "xlstm_tune.search", str(sent), *request["arguments"]]
         if "--storage" not in command and STORAGE not in os.environ:
@@ -278,11 +277,19 @@ def _written(path: Path) -> int:
         return 0
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it, or nothing."""
+def _write(path: Path, text: str, mode: int = 0o666) -> None:
+    """All of it, or nothing, after a power cut too."""
     unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text)
-    unfinished.rename(path)
+    unfinished.unlink(missing_ok=True)
+    try:
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _log(name: str) -> Path:

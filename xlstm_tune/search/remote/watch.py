@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 import shutil
+import subprocess
 import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
-from xlstm_tune.errors import ResourceError, StorageError
+from xlstm_tune.errors import ResourceError, StorageError, first_line
 from xlstm_tune.search.remote.reach import Head, Unreachable
 
 FETCHED = "fetched.json"
@@ -21,6 +24,8 @@ FETCHED = "fetched.json"
 PATIENCE = 600.0
 """Seconds that a lost connection is tried again; the search goes on meanwhile."""
 LONGEST_PAUSE = 20.0
+_ABANDONED = 86_400.0
+"""Seconds after which what another fetch has begun is taken for that of one that was killed."""
 
 
 def watch(head: Head, name: str, offset: int, console: Console) -> dict[str, Any]:
@@ -31,15 +36,14 @@ def watch(head: Head, name: str, offset: int, console: Console) -> dict[str, Any
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     lost: float | None = None
     while True:
-        process = head.open("follow", name, str(offset))
-        assert process.stdout is not None and process.stderr is not None
         try:
-            while chunk := process.stdout.read1(65_536):  # type: ignore[attr-defined]
-                offset += len(chunk)
-                lost = None
-                console.file.write(decoder.decode(chunk))
-                console.file.flush()
-            head.check(process.wait(), process.stderr.read(), "follow")
+            with _opened(head, "follow", name, str(offset)) as (process, output, errors):
+                while chunk := output.read1(65_536):  # type: ignore[attr-defined]
+                    offset += len(chunk)
+                    lost = None
+                    console.file.write(decoder.decode(chunk))
+                    console.file.flush()
+                head.check(process.wait(), errors.read(), "follow")
             found: dict[str, Any] = head.ask("look", name)
             if found["state"] != "running":
                 return found
@@ -56,12 +60,21 @@ def watch(head: Head, name: str, offset: int, console: Console) -> dict[str, Any
                     "and the same command shows it again"
                 ) from None
             time.sleep(min(LONGEST_PAUSE, 1 + waited / 4))
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-            process.stdout.close()
-            process.stderr.close()
+
+
+@contextmanager
+def _opened(head: Head, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]]:
+    """As `Head.open`, with its output and its errors; the connection ends with the block."""
+    process = head.open(*words)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        yield process, process.stdout, process.stderr
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
 
 def check_copy(folder: Path, cluster: str) -> None:
@@ -101,28 +114,61 @@ def copied_from(folder: Path) -> dict[str, str] | None:
 def fetch(head: Head, folder: Path, cluster: str, file: str) -> None:
     """Copy report, results and champion of a search into a folder, which is replaced whole.
 
-    Raises Unreachable or ResourceError, or StorageError as `check_copy` does, and leaves what was there.
+    Raises Unreachable or ResourceError, or StorageError as `check_copy` does and where they cannot be written, and
+    leaves what was there.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.fetched")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     try:
-        process = head.open("pack", folder.name)
-        assert process.stdout is not None and process.stderr is not None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+        with tempfile.TemporaryDirectory(prefix=_prefix(folder), dir=folder.parent, ignore_cleanup_errors=True) as own:
+            whole, before = Path(own) / folder.name, Path(own) / ".before"
+            whole.mkdir()  # with the rights of any folder, which its parent lacks
+            _unpack(head, whole)
+            (whole / FETCHED).write_text(json.dumps({"cluster": cluster, "file": file}))
+            check_copy(folder, cluster)  # a search of this machine may have begun there while the other was watched
+            if copied_from(folder) is not None:
+                with suppress(FileNotFoundError):  # another terminal fetches the same, and has put it aside
+                    folder.rename(before)
+            try:
+                whole.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    with suppress(FileNotFoundError):
+                        before.rename(folder)
+                    raise
+                check_copy(folder, cluster)  # the other was faster, unless this raises
+    except OSError as error:
+        raise StorageError(
+            f"the results of '{folder.name}' cannot be written into {folder.parent} "
+            f"({error.strerror or first_line(error)}); make room or give yourself the right to, then the same command "
+            "fetches them again"
+        ) from None
+
+
+def _unpack(head: Head, place: Path) -> None:
+    """Take in what the head hands out of the search that the folder is named after."""
+    with _opened(head, "pack", place.name) as (process, output, errors):
         damage: Exception | None = None
         try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                archive.extractall(unfinished, filter="data")
+            with tarfile.open(fileobj=output, mode="r|") as archive:
+                archive.extractall(place, filter="data")
         except (tarfile.TarError, EOFError) as error:  # it ended early: the exit code says why
             damage = error
-            process.stdout.read()
-        head.check(process.wait(), process.stderr.read(), "pack")
-        if damage is not None:
-            raise ResourceError(f"the results of '{folder.name}' arrived damaged ({damage}); fetch them again")
-        (unfinished / FETCHED).write_text(json.dumps({"cluster": cluster, "file": file}))
-        check_copy(folder, cluster)  # a search of this machine may have begun there while the other was watched
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            output.read()
+        head.check(process.wait(), errors.read(), "pack")
+    if damage is not None:
+        raise ResourceError(f"the results of '{place.name}' arrived damaged ({damage}); fetch them again")
+
+
+def _prefix(folder: Path) -> str:
+    """How the names of folders begin that results are fetched into before they take this one's place."""
+    return f".{folder.name}.fetched"
+
+
+def _clear(folder: Path) -> None:
+    """Away with what fetches that were killed have left."""
+    for one in folder.parent.iterdir():
+        if one.name.startswith(_prefix(folder)):
+            with suppress(OSError):  # its fetch has ended this moment
+                if time.time() - one.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(one, ignore_errors=True)
