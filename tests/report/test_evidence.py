@@ -167,10 +167,10 @@ def test_model_that_was_stopped_early_is_marked(tmp_path: Path) -> None:
         writer.trial({**rows[6], "status": "pruned"})
     found = gather(tmp_path)
     assert found is not None
-    assert {model.family: model.pruned for model in found.models if model.family} == {
-        "xlstm": False,
-        "slstm": True,
-        "lstm": False,
+    assert {model.family: model.early for model in found.models if model.family} == {
+        "xlstm": "",
+        "slstm": "stopped early",
+        "lstm": "",
     }
 
 

@@ -15,3 +15,9 @@ def test_a_winner_that_is_worse_when_trained_again_is_called_worse_with_the_way_
 
 def test_a_winner_that_is_better_when_trained_again_has_the_former_figure_beside_it() -> None:
     assert _against(2.0, 1.0, Path("champion")) == "As it was searched it has 2.000."
+
+
+def test_a_winner_that_had_no_error_at_all_is_told_without_a_share_of_it() -> None:
+    assert _against(0.0, 0.1, Path("champion")).startswith(
+        "That is worse than the 0.000 that it has as it was searched."
+    )

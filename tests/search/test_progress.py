@@ -52,6 +52,12 @@ def test_progress_says_when_the_baseline_is_ahead(progress: Progress) -> None:
     assert "25.0% worse than last_value" in progress.verdict()
 
 
+def test_nothing_is_a_share_of_a_baseline_without_any_error() -> None:
+    progress = Progress(3, "val_rmse", ("last_value", 0.0))
+    progress.scored(0, "lstm", 0.5)
+    assert progress.verdict() == "best val_rmse 0.5000 (trial 0: lstm), while last_value has 0"
+
+
 def test_progress_never_takes_nan_for_the_best(progress: Progress) -> None:
     progress.started(0, "lstm", 5)
     progress.epoch(0, 1, float("nan"))

@@ -157,6 +157,14 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value]
 
 
+def labels(texts: Sequence[str], most: int = 60) -> list[str]:
+    """`label` of each, for an axis of categories; with their places, from 1, where long ones are alike once cut."""
+    names = [label(text, most) for text in texts]
+    if len(set(names)) == len(names):
+        return names
+    return [label(f"{place}. {text}", most) for place, text in enumerate(texts, start=1)]
+
+
 def label(text: object, most: int = 60) -> str:
     """Text of data for a plotly figure, which would read tags in it; shortened to `most` characters."""
     line = " ".join(str(text).split())

@@ -21,6 +21,8 @@ NEVER_BEGUN = ("invalid: ", "too large: ")
 no trials."""
 UNFINISHED = "unfinished"
 REFUSED = "refused"
+EARLY = "stopped early"
+NOT_FINISHED = "not finished"
 
 
 def cut_short(row: Mapping[str, Any]) -> bool:
@@ -44,6 +46,19 @@ def counted_as(row: Mapping[str, Any]) -> str:
     if row["status"] == "failed" and never_begun(row):
         return REFUSED
     return UNFINISHED if cut_short(row) else str(row["status"])
+
+
+def early_end(row: Mapping[str, Any]) -> str:
+    """EARLY of a trial that the scheduler stopped, NOT_FINISHED of one that was cut short; empty for others."""
+    if cut_short(row):
+        return NOT_FINISHED
+    return EARLY if row["status"] == "pruned" else ""
+
+
+def early_ends(ends: Iterable[str]) -> str:
+    """What there is of EARLY and NOT_FINISHED among these, joined by `or`; empty where there is neither."""
+    found = set(ends)
+    return " or ".join(one for one in (EARLY, NOT_FINISHED) if one in found)
 
 
 @dataclass(frozen=True)

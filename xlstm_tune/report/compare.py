@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.report.budget import UNFINISHED, how_ended, never_begun
+from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, early_end
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
 from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions, seed_scores
@@ -36,7 +36,7 @@ class Searched:
     errors: tuple[float | None, float | None]
     """Standard errors of the objective's means over seeds, on validation and test; None where there is one seed."""
     trials: int
-    """That ended; duplicates are not counted."""
+    """That ended; duplicates, and what was cut short or refused, are not counted."""
     seconds: float | None
     """That the search ran; None where that is not known."""
 
@@ -172,11 +172,7 @@ def _why(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: s
 
 
 def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective: str) -> Searched:
-    trials = [
-        trial
-        for trial in read(folder, "trials").to_pylist()
-        if how_ended(trial) not in ("duplicate", UNFINISHED) and not never_begun(trial)
-    ]
+    trials = read(folder, "trials").to_pylist()
     scored = [t for t in trials if t["status"] in ("completed", "pruned") and t[objective] is not None]
     best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)
     test: dict[str, float | None] = {}
@@ -188,11 +184,11 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     return Searched(
         name,
         folder,
-        winner=Model(best["name"], best["family"], best["trial"], best["status"] == "pruned") if best else None,
+        winner=Model(best["name"], best["family"], best["trial"], early_end(best)) if best else None,
         validation={metric: best[f"val_{metric}"] for metric in _METRICS} if best else {},
         test=test,
         errors=(best["std_error"] if best else None, test_error),
-        trials=len(trials),
+        trials=sum(counted_as(trial) not in ("duplicate", UNFINISHED, REFUSED) for trial in trials),
         seconds=float(row["seconds"]) if row and row["ended"] and row["seconds"] else None,
     )
 

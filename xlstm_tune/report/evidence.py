@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.report import scores
+from xlstm_tune.report.budget import early_end
 from xlstm_tune.report.contenders import contenders
 from xlstm_tune.report.differences import Difference as Difference
 from xlstm_tune.report.differences import compare_pairs
@@ -155,7 +156,7 @@ def _finalists(
 
 
 def _model(row: dict[str, Any]) -> Model:
-    return Model(row["name"] or row["family"], row["family"], row["trial"], row["status"] == "pruned")
+    return Model(row["name"] or row["family"], row["family"], row["trial"], early_end(row))
 
 
 def _baselines(folder: Path, parts: Mapping[tuple[int | None, str], set[str]], objective: str) -> list[Model]:
@@ -190,4 +191,6 @@ def _notes(
         )
     if len(judged.targets) > 1:
         notes.append("Figures pool all targets in their own units, so the one with the largest numbers weighs most.")
+    if seen.task != "regression" and len(set(judged.series)) > 1:
+        notes.append("Figures pool all series as they are, so one with larger numbers than the others weighs more.")
     return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, cut_short, how_ended
+from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED, counted_as, early_end, early_ends, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
@@ -28,7 +28,6 @@ SHOWN = 10
 
 
 METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
-STOPPED_EARLY = "stopped early; its best epoch counts"
 WIDE = 110
 """Columns of a terminal that hold the whole table."""
 
@@ -51,8 +50,8 @@ class Entry:
     validation_error: float | None = None
     """Standard error of the objective on the validation part, where it is a mean over several seeds."""
     test_error: float | None = None
-    cut: bool = False
-    """The end of the search came before its own."""
+    early: str = ""
+    """As `early_end` has it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
                     epochs=row["epochs"],
                     validation_error=row["std_error"],
                     test_error=test[f"{metric}_std_error"] if test else None,
-                    cut=cut_short(row),
+                    early=early_end(row),
                 )
             )
     trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
@@ -216,12 +215,18 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
         console.print(f"{counted(left, 'more trial')}: in the report", style="dim", highlight=False)
     if any(entry.validation_error is not None for entry in board.trials):
         console.print("± standard error of the mean over seeds", style="dim", highlight=False)
-    if any(entry.status == "pruned" for entry in board.trials):
-        console.print(f"* {STOPPED_EARLY}", style="dim", highlight=False)
+    if note := footnote(entry.early for _, entry in shown):
+        console.print(note, style="dim", highlight=False)
     console.print()
     # A terminal would break the sentence within a word; a file keeps one line.
     # A reason may hold brackets, which are no markup.
     console.print(verdict(board), highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def footnote(ends: Iterable[str]) -> str:
+    """What `*` at a model says, of these `early_end`s; empty where there are none."""
+    words = early_ends(ends)
+    return f"* {words}; its best epoch counts" if words else ""
 
 
 def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console: Console) -> None:
@@ -241,9 +246,9 @@ def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console
             *(number(row[goal]) for goal in goals),
         )
     console.print()
-    console.print(
-        f"Pareto front of {', '.join(goals)}: no trial beats one of these {len(front)} in all", highlight=False
-    )
+    these = f"one of these {len(front)}" if len(front) > 1 else "this one"
+    said = f"no trial beats {these} in all" if front else "no trial was scored"
+    console.print(f"Pareto front of {', '.join(goals)}: {said}", highlight=False)
     console.print(table)
 
 
@@ -260,7 +265,7 @@ def verdict(board: Leaderboard) -> str:
         return f"No trial could be scored ({ends}). {told}"
     winner, metric = board.winner, board.metric
     score = number(winner.validation.get(metric), winner.validation_error)
-    early = ", not finished" if winner.cut else ", stopped early by the scheduler" if winner.status == "pruned" else ""
+    early = f", {winner.early}{' by the scheduler' * (winner.early == EARLY)}" if winner.early else ""
     text = f"{winner.model} (trial {winner.trial}{early}) won: {metric} {score} on validation"
     if winner.test:
         text += f", {number(winner.test.get(metric), winner.test_error)} on test"
@@ -288,20 +293,22 @@ def how_sure(lead: Difference, seen: Evidence) -> str:
 
     seen: what the difference is part of.
     """
-    if not math.isfinite(lead.low_percent) or lead.blocks < FEWEST:
+    if not math.isfinite(lead.low) or lead.blocks < FEWEST:
         return "The test part is too small to tell the two apart"
-    spread = f"95% interval {_span(lead.low_percent, lead.high_percent)} than the RMSE of {lead.b.name}"
+    spread = ""
+    if math.isfinite(lead.low_percent):  # nothing is a share of an RMSE of 0
+        spread = f": 95% interval {_span(lead.low_percent, lead.high_percent)} than the RMSE of {lead.b.name}"
     if lead.told_apart:
-        return f"On test the two are told apart: {spread}. {scope(lead.seeds)}"
+        return f"On test the two are told apart{spread}. {scope(lead.seeds)}"
     if lead.beyond:
-        return f"Whether that would hold elsewhere cannot be said, since {lead.beyond}: {spread}"
+        return f"Whether that would hold elsewhere cannot be said, since {lead.beyond}{spread}"
     if lead.low <= 0 <= lead.high:
-        return f"On test the two are not told apart: {spread}"
+        return f"On test the two are not told apart{spread}"
     if lead.blocks >= ENOUGH:
-        return f"On test the two are not told apart when {len(seen.differences)} comparisons are made: {spread}"
+        return f"On test the two are not told apart when {len(seen.differences)} comparisons are made{spread}"
     return (
         f"On test the two are not told apart, since about {lead.blocks:.0f} independent blocks ask for an adjusted p "
-        f"below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}: {spread}"
+        f"below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}{spread}"
     )
 
 
@@ -364,7 +371,7 @@ def _cells(entry: Entry, metric: str, wide: bool) -> list[str]:
 
 def _titled(entry: Entry) -> Text:
     text = Text(entry.model)
-    if entry.status == "pruned":
+    if entry.early:
         text.append(" *", style="dim")
     return text
 

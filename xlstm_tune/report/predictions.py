@@ -32,8 +32,8 @@ class Model:
     """None for a baseline."""
     trial: int | None
     """None for a baseline."""
-    pruned: bool = False
-    """Stopped early by the scheduler; its best epoch stands for it."""
+    early: str = ""
+    """As `early_end` has it: stopped early by the scheduler, or not finished; its best epoch stands for it."""
 
 
 @dataclass(frozen=True)

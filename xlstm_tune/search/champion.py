@@ -75,8 +75,9 @@ def _against(before: float, after: float, champion: Path) -> str:
     """The winner trained again beside the winner as it was searched, and the way back to that."""
     if after <= before:
         return f"As it was searched it has {number(before)}."
+    by = f" by {100 * (after / before - 1):.2g} %" if before else ""
     return (
-        f"That is worse by {100 * (after / before - 1):.2g} % than the {number(before)} that it has as it was "
+        f"That is worse{by} than the {number(before)} that it has as it was "
         "searched. It is the champion all the same, because it has learnt from more data; that one training differs "
         "a little from the next is expected, but many percent say that training again does harm here. For the former "
         f"one remove {champion}: the next python -m xlstm_tune.predict makes it anew of its weights, which are kept. "

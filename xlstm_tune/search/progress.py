@@ -127,9 +127,12 @@ class Progress:
         value, trial, name = self.best
         text = f"best {self.objective} {number(value, self.best_error)} (trial {trial}: {name})"
         if self.baseline:
-            gain = 100 * (1 - value / self.baseline[1]) if self.baseline[1] else 0.0
+            name, error = self.baseline
+            if not error:  # nothing is a share of it
+                return f"{text}, while {name} has 0"
+            gain = 100 * (1 - value / error)
             side = f"{gain:.1f}% better than" if gain >= 0 else f"{-gain:.1f}% worse than"
-            text += f", {side} {self.baseline[0]} ({number(self.baseline[1])})"
+            text += f", {side} {name} ({number(error)})"
         return text
 
     def times(self) -> str:

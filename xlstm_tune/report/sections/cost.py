@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Figures, Row, Section, Table, label
+from xlstm_tune.report.budget import early_end, early_ends
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.report.record import Record, finite, section
@@ -43,9 +44,9 @@ def cost(record: Record) -> Section | None:
             figures.append(_figure(record, rows, column, title, unit))
     if not figures:
         return None
-    lead = (
-        "The line joins the trials that no cheaper one beats. Trials stopped early (hollow) cost less for that reason."
-    )
+    lead = "The line joins the trials that no cheaper one beats."
+    if early := early_ends(map(early_end, record.scored)):
+        lead += f" Trials {early} (hollow) cost less for that reason."
     blocks: list[Block] = [Figures(figures)]
     if costs := section(record.spec, "search").get("costs"):
         blocks.insert(0, _weighed(record, costs))

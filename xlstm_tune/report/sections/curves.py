@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from xlstm_tune.report.blocks import Figure, Section, Sentences, label
-from xlstm_tune.report.budget import never_begun
+from xlstm_tune.report.budget import EARLY, NOT_FINISHED, early_end, never_begun
+from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.style import (
     BAD,
@@ -22,12 +24,13 @@ from xlstm_tune.report.style import (
 )
 
 Curve = list[tuple[int, float]]
+FAILED = "failed"
 MANY = 40
 """Trials from which lines are thin."""
 
 
 def learning_curves(record: Record) -> Section | None:
-    """All trials, in their families' colours; stopped ones dashed, with a mark where they were stopped."""
+    """All trials, in their families' colours; those that ended early dotted, with a mark where they did."""
     curves = {
         trial: [(epoch, float(value)) for epoch, value in curve if value is not None and finite(value)]
         for trial, curve in record.curves.items()
@@ -60,7 +63,7 @@ def learning_curves(record: Record) -> Section | None:
 
 
 def _status(row: Mapping[str, Any] | None) -> str:
-    """Failed trials are drawn like stopped ones, with another mark at their end."""
+    """Failed trials, and those that were not finished, are drawn like stopped ones, with another mark at their end."""
     if row is None:
         return "running"
     return "completed" if row["status"] == "completed" else "pruned"
@@ -113,10 +116,10 @@ def _same(record: Record, family: str) -> list[bool]:
 
 
 def _ends(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any]) -> list[Trace]:
-    """Marks where trials were stopped or failed."""
+    """Marks where trials were stopped, cut short or failed."""
     traces: list[Trace] = []
-    for status, name, symbol in (("pruned", "stopped early", "line-ns-open"), ("failed", "failed", "x")):
-        ended = [trial for trial in curves if trial in rows and rows[trial]["status"] == status]
+    for name, symbol in ((EARLY, "line-ns-open"), (NOT_FINISHED, "circle-open"), (FAILED, "x")):
+        ended = [trial for trial in curves if trial in rows and _early(rows[trial]) == name]
         if not ended:
             continue
         colors = [record.palette.color(rows[trial]["family"]) for trial in ended]
@@ -129,10 +132,15 @@ def _ends(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any]) 
                 "text": [label(f"trial {trial} {name}: {rows[trial]['reason'] or ''}", 90) for trial in ended],
                 "hovertemplate": "%{text}<extra></extra>",
                 "name": name,
-                "marker": {"symbol": symbol, "size": 9, "color": BAD if status == "failed" else colors},
+                "marker": {"symbol": symbol, "size": 9, "color": BAD if name == FAILED else colors},
             }
         )
     return traces
+
+
+def _early(row: Mapping[str, Any]) -> str:
+    """EARLY, NOT_FINISHED or FAILED; empty for a trial that came to its end."""
+    return early_end(row) or (FAILED if row["status"] == FAILED else "")
 
 
 def _winner(curve: Curve, record: Record, row: Mapping[str, Any]) -> Trace:
@@ -149,14 +157,16 @@ def _winner(curve: Curve, record: Record, row: Mapping[str, Any]) -> Trace:
 
 
 def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], last: int, best: int | None) -> str:
-    shown = [rows[trial]["status"] for trial in curves if trial in rows]
+    shown = {trial: _early(rows[trial]) for trial in curves if trial in rows}
+    ends = Counter(shown.values())
     parts = [f"{counted(len(curves), 'trial')}, up to {counted(last, 'epoch')}."]
-    if pruned := shown.count("pruned"):
-        stops: Sequence[int] = sorted(curves[t][-1][0] for t in curves if t in rows and rows[t]["status"] == "pruned")
-        many = f"{pruned} were" if pruned > 1 else "1 was"
-        by = f"at least half of them by epoch {stops[(pruned - 1) // 2]}" if pruned > 1 else f"after epoch {stops[0]}"
-        parts.append(f"{many} stopped early (dotted, ended by a bar), {by}.")
-    if failed := shown.count("failed"):
+    if stopped := ends[EARLY]:
+        stops = sorted(curves[trial][-1][0] for trial, end in shown.items() if end == EARLY)
+        by = f"at least half of them by epoch {stops[(stopped - 1) // 2]}" if stopped > 1 else f"after epoch {stops[0]}"
+        parts.append(f"{_were(stopped)} {EARLY} (dotted, ended by a bar), {by}.")
+    if cut := ends[NOT_FINISHED]:
+        parts.append(f"{_were(cut)} {NOT_FINISHED} (dotted, ended by a ring).")
+    if failed := ends[FAILED]:
         parts.append(f"{failed} failed (crosses).")
     ended_by_themselves = [row for row in record.trials if row["status"] == "failed" and not never_begun(row)]
     unseen = sum(row["trial"] not in curves for row in ended_by_themselves)
@@ -164,5 +174,9 @@ def _caption(record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any
         parts.append(f"{counted(unseen, 'failed trial')} ended before the first epoch and cannot be seen here.")
     if best is not None and best in curves:
         value, epoch = min((value, epoch) for epoch, value in curves[best])
-        parts.append(f"The winner, trial {best}, reached its best, {value:.4g}, in epoch {epoch}.")
+        parts.append(f"The winner, trial {best}, reached its best, {number(value)}, in epoch {epoch}.")
     return " ".join(parts)
+
+
+def _were(count: int) -> str:
+    return f"{count} were" if count > 1 else "1 was"

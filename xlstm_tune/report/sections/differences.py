@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label, labels
 from xlstm_tune.report.budget import cut_short
-from xlstm_tune.report.leaderboard import STOPPED_EARLY, number, scope
+from xlstm_tune.report.leaderboard import footnote, number, scope
 from xlstm_tune.report.record import Record, finite
 from xlstm_tune.report.sections.standing import last
 from xlstm_tune.report.style import BASELINE, Trace, axis, counted, intervals, layout, metric_title, whole
@@ -19,19 +19,20 @@ TITLE = "Which models are told apart"
 
 
 def title_of(model: Any) -> str:
-    """A model of the evidence, with its trial: `lstm×1 · 32, trial 4`, and ` *` where it was stopped early."""
+    """A model of the evidence, with its trial: `lstm×1 · 32, trial 4`, and ` *` where it ended early."""
     trial = getattr(model, "trial", None)
     name = str(getattr(model, "name", model))
     return name if trial is None else f"{name}, trial {trial}{_mark(model)}"
 
 
 def _mark(model: Any) -> str:
-    return " *" if getattr(model, "pruned", False) else ""
+    return " *" if getattr(model, "early", "") else ""
 
 
 def stopped_early(models: Iterable[Any]) -> list[str]:
-    """The note to `*`, where one of these was stopped early."""
-    return [f"* {STOPPED_EARLY}."] if any(map(_mark, models)) else []
+    """The note to `*`, where one of these was stopped early or not finished."""
+    note = footnote(getattr(model, "early", "") for model in models)
+    return [f"{note}."] if note else []
 
 
 def differences(record: Record) -> Section | None:
@@ -73,7 +74,7 @@ def short(model: Any) -> str:
 
 def pairs_of_models(pairs: Sequence[Any], part: str, name_of: Callable[[Any], str] = short) -> list[Block]:
     """Differences of the evidence as intervals and as a table. name_of: what the figure calls a model."""
-    names = _distinct([f"{name_of(one.a)} against {name_of(one.b)}" for one in pairs])
+    names = labels([f"{name_of(one.a)} against {name_of(one.b)}" for one in pairs], 70)  # places are the table's
     data = []
     for chosen, name in ((True, "told apart"), (False, "not told apart")):
         kept = [
@@ -95,14 +96,6 @@ def pairs_of_models(pairs: Sequence[Any], part: str, name_of: Callable[[Any], st
     figure = Figure("intervals", title, caption, data, layout(x, y), height)
     notes = stopped_early(model for one in pairs for model in (one.a, one.b))
     return [figure, _table(pairs, part), *([Sentences(notes)] if notes else [])]
-
-
-def _distinct(texts: Sequence[str]) -> list[str]:
-    """Labels of a figure's rows; with their places, which are the table's, where long ones are alike once cut."""
-    names = [label(text, 70) for text in texts]
-    if len(set(names)) == len(names):
-        return names
-    return [label(f"{place}. {text}", 70) for place, text in enumerate(texts, start=1)]
 
 
 def _table(pairs: Sequence[Any], part: str) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Figures, Row, Sentences, Table, label
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Figures, Row, Sentences, Table, label, labels
 from xlstm_tune.report.forecasts import Forecasts, Model
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, section
@@ -120,15 +120,17 @@ def by_series(
     if len(known) < 2:
         return None
     order = sorted(known, key=lambda name: known[name])[-GROUPS:]
-    names = [label(name, 40) for name in order]
+    names = labels(order[::-1], 40)[::-1]  # the first place is the worst's
+    whole_names = [label(name, 120) for name in order]
     data: list[Trace] = []
     better = ""
     if against is not None and theirs:
-        data.append(_dots(names, [theirs.get(name) for name in order], label(against.title), BASELINE, "circle-open"))
+        errors = [theirs.get(name) for name in order]
+        data.append(_dots(names, whole_names, errors, label(against.title), BASELINE, "circle-open"))
         wins = sum(known[name] < theirs[name] for name in known if name in theirs)
         better = f" The model is better than {against.name} in {wins} of {len(known)}."
     color, symbol = record.palette.color(mine.name), record.palette.symbol(mine.name)
-    data.append(_dots(names, [known[name] for name in order], label(mine.title), color, symbol))
+    data.append(_dots(names, whole_names, [known[name] for name in order], label(mine.title), color, symbol))
     shown = f"The {GROUPS} worst of {len(known)} {what}" if len(known) > GROUPS else f"{len(known)} {what}"
     caption = f"{shown}, {part} part{_of(found[mine])}. The worst, {order[-1]}, has {number(known[order[-1]])}."
     shape = layout(axis("RMSE"), axis(type="category", gridcolor=GRID))
@@ -154,15 +156,18 @@ def _groups(record: Record, part: str) -> dict[int | None, Mapping[str, float]]:
     }
 
 
-def _dots(names: list[str], values: list[float | None], name: str, color: str, symbol: str) -> Trace:
+def _dots(
+    names: Sequence[str], whole_names: Sequence[str], values: Sequence[float | None], name: str, color: str, symbol: str
+) -> Trace:
     return {
         "type": "scatter",
         "mode": "markers",
         "x": values,
         "y": names,
+        "text": whole_names,
         "name": name,
         "marker": {"color": color, "size": 9, "symbol": symbol},
-        "hovertemplate": "%{y}: %{x:.4g}<extra>" + name + "</extra>",
+        "hovertemplate": "%{text}: %{x:.4g}<extra>" + name + "</extra>",
     }
 
 
@@ -207,10 +212,12 @@ def residuals(
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]
     every = np.concatenate([made.error, found[against].error]) if against is not None else made.error
-    low, high = np.quantile(every, [0.003, 0.997])
+    low, high = np.quantile(every, 0.003, method="lower"), np.quantile(every, 0.997, method="higher")
+    outside = float(np.mean((every < low) | (every > high)))
     edges = np.linspace(float(low), float(high), BINS + 1)
     bars: list[Trace] = [_histogram(made, edges, label(mine.title), color, 0.75)]
-    spread = f"the outermost 0.6 % are not drawn; half of the model's errors lie between {_quartiles(made)}"
+    spread = f"the outermost {100 * outside:.2g} % are not drawn; " if outside else ""
+    spread += f"half of the model's errors lie between {_quartiles(made)}"
     if against is not None:
         bars.insert(0, _histogram(found[against], edges, label(against.title), BASELINE, 0.6))
         spread += f", of {against.name}'s between {_quartiles(found[against])}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
-from xlstm_tune.report.budget import UNFINISHED, never_begun
+from xlstm_tune.report.budget import cut_short, never_begun
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.style import counted
 
@@ -15,9 +15,10 @@ NAMED = 8
 
 
 def excluded(record: Record) -> Section | None:
-    """Failed and refused trials by reason, how many points were tried twice, and what the search noted beforehand."""
+    """Failed and refused trials by reason, those that were cut short, how many points were tried twice, and what the
+    search noted beforehand."""
     failed = [row for row in record.trials if row["status"] == "failed"]
-    cut = [row for row in record.trials if row["status"] == UNFINISHED]
+    cut = [row for row in record.trials if cut_short(row)]
     double = [row for row in record.trials if row["status"] == "duplicate"]
     split = [row for row in record.trials if row["micro_batch"] or row["members_at_once"]]
     texts = []
@@ -25,9 +26,11 @@ def excluded(record: Record) -> Section | None:
         texts.append("No trial failed.")
     if cut:
         numbers = ", ".join(str(row["trial"]) for row in cut[:NAMED]) + (", …" if len(cut) > NAMED else "")
+        reasons = " or ".join(dict.fromkeys(row["reason"] for row in cut))
+        scored = " Scores of such trials are of their best epoch so far." if any(map(cut_short, record.scored)) else ""
         texts.append(
-            f"{counted(len(cut), 'trial')} had not ended when the search did ({numbers}: {cut[0]['reason']}); "
-            "--resume goes on with what they saved."
+            f"{counted(len(cut), 'trial')} had not ended when the search did ({numbers}: {reasons}); "
+            f"--resume goes on with what {'they' if len(cut) > 1 else 'it'} saved.{scored}"
         )
     if double:
         originals = len({row["duplicate_of"] for row in double})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, label
+from xlstm_tune.report.blocks import Block, Cell, Column, Figure, Row, Section, Sentences, Table, labels
 from xlstm_tune.report.inputs import Inputs, Worth, read_inputs
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record, finite
@@ -40,12 +40,18 @@ def inputs(record: Record) -> Section | None:
 
 def _figure(found: Inputs) -> Figure:
     drawn = found.worth[:MOST]
+    names = labels([one.name for one in drawn])  # places are the table's
     data = []
     for name, symbol in ((SURE, "circle"), (CHANCE, "circle-open"), (UNTOLD, "diamond-open")):
-        if kept := [(label(one.name), one.rise, one.low, one.high) for one in drawn if _standing(one) == name]:
+        kept = [
+            (shown, one.rise, one.low, one.high)
+            for shown, one in zip(names, drawn, strict=True)
+            if _standing(one) == name
+        ]
+        if kept:
             data.append(intervals(kept, name, sure=name == SURE, hover="%{x:.2f} % higher", symbol=symbol))
     x = axis("RMSE higher by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
-    y = axis(type="category", categoryorder="array", categoryarray=[label(one.name) for one in drawn[::-1]])
+    y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
     return Figure("inputs", "Importance of inputs", _caption(found), data, layout(x, y), 130 + 30 * len(drawn))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xlstm_tune.report.blocks import Figure, Section, Sentences, label
+from xlstm_tune.report.budget import early_end, early_ends
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.study import quiet
@@ -44,9 +45,7 @@ def progress(record: Record) -> Section | None:
                 "x": [row["trial"] for row in chosen],
                 "y": [row[record.objective] for row in chosen],
                 "text": [
-                    label(
-                        f"trial {row['trial']}: {row['name']}{', stopped early' if row['status'] == 'pruned' else ''}"
-                    )
+                    label(f"trial {row['trial']}: {row['name']}{', ' * bool(early_end(row))}{early_end(row)}")
                     for row in chosen
                 ],
                 "hovertemplate": "%{text}<br>%{y:.4g}<extra></extra>",
@@ -78,7 +77,9 @@ def progress(record: Record) -> Section | None:
     if (limit := record.best_possible("validation")) is not None:
         data.append(level(limit, ends, "best possible"))
     found = numbers[lowest.index(min(lowest))]
-    caption = f"{counted(len(rows), 'scored trial')} in the order of their numbers; hollow marks were stopped early. "
+    early = early_ends(map(early_end, rows))
+    hollow = f"; hollow marks were {early}" if early else ""
+    caption = f"{counted(len(rows), 'scored trial')} in the order of their numbers{hollow}. "
     if found == numbers[0]:
         caption += f"The first, trial {found}, stayed the best: {number(lowest[-1])}."
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 
 from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
+from xlstm_tune.report.budget import early_end, early_ends
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.parallel import parallel_coordinates
 from xlstm_tune.report.record import Record
@@ -33,10 +34,9 @@ def settings(record: Record) -> Section | None:
     order = sorted(rebuilt.distributions, key=lambda key: -weights.get(key, 0.0))
     blocks: list[Block] = [importance, parallel_coordinates(record, rebuilt)]
     blocks += _slices(record, rebuilt, order[:SLICES])
-    lead = (
-        "A setting that exists for some models only (a pattern, say) is judged by the trials that have it. Trials that "
-        "were stopped early count with their best epoch."
-    )
+    lead = "A setting that exists for some models only (a pattern, say) is judged by the trials that have it."
+    if early := early_ends(map(early_end, record.scored)):
+        lead += f" Trials that were {early} count with their best epoch."
     return Section("settings", "Settings", lead, blocks)
 
 
@@ -134,7 +134,8 @@ def _slice(record: Record, rebuilt: Rebuilt, key: str, points: Any, place: int, 
     elif distribution.log:
         x |= {"type": "log", "dtick": "D2"}
     y = axis(title, **log_if_wide([row[record.objective] for row in record.scored]))
-    caption = f"{key}: the best of {len(rows)} trials had {shown}."
+    best_one = f"best of {len(rows)} trials" if len(rows) > 1 else "only trial with it"
+    caption = f"{key}: the {best_one} had {shown}."
     if isinstance(distribution, CategoricalDistribution):
         caption += _each_best(values, scores)
     return Figure(f"slice-{place}", f"Objective by {key}", caption, data, layout(x, y, showlegend=False), 260)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from xlstm_tune.report.blocks import Cell, Column, Row, Section, Sentences, Table, Tile, Tiles
-from xlstm_tune.report.budget import REFUSED, UNFINISHED
+from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED
 from xlstm_tune.report.leaderboard import Entry, number, verdict
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.style import counted, duration, metric_title
 
 ENDS = (
     ("completed", "completed"),
-    ("pruned", "stopped early"),
+    ("pruned", EARLY),
     ("failed", "failed"),
     (UNFINISHED, UNFINISHED),
     (REFUSED, REFUSED),
@@ -83,9 +83,10 @@ def _gain(winner: Entry | None, baseline: Entry | None, metric: str) -> Tile:
     for part in ("validation", "test"):
         mine = getattr(winner, part).get(metric) if winner else None
         theirs = getattr(baseline, part).get(metric) if baseline else None
-        if mine is not None and theirs:
-            gain = 100 * (1 - mine / theirs)
-            texts.append((part, f"{abs(gain):.1f} % {'lower' if gain >= 0 else 'higher'}"))
+        if mine is not None and theirs is not None:
+            gain = 100 * (1 - mine / theirs) if theirs else 0.0
+            text = f"{abs(gain):.1f} % {'lower' if gain >= 0 else 'higher'}"
+            texts.append((part, text if theirs else "its error is 0"))
     if not texts or baseline is None:
         return Tile("Against the best baseline", "not known yet")
     part, text = texts[-1]
@@ -143,7 +144,7 @@ def _row(entry: Entry, rank: int | None, metric: str, others: list[str]) -> Row:
 def _note(entry: Entry) -> str:
     if entry.trial is None:
         return ""
-    return f"trial {entry.trial}" + (", stopped early" if entry.status == "pruned" else "")
+    return f"trial {entry.trial}" + (f", {entry.early}" if entry.early else "")
 
 
 def _figure(value: float | None, error: float | None = None) -> Cell:

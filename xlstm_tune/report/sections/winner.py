@@ -185,15 +185,22 @@ def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
             },
         },
     ]
-    spread = float(np.var(mine.actual))
-    explained = 1 - float(np.mean(mine.error**2)) / spread if spread else 0.0
     shown = "" if len(kept.step) == len(mine.step) else f" ({len(kept.step):,} of them drawn, evenly)"
     of = f"{mine.which}: " if mine.which else ""
     caption = (
         f"{of}{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model "
-        f"explains {100 * explained:.0f} % of the variance, and errs by {number(float(np.mean(mine.error)))} on "
-        "average."
+        f"{_explains(mine)}errs by {number(float(np.mean(mine.error)))} on average."
     )
     target = label(mine.first_target, 40)
     shape = layout(axis(f"Actual {target}"), axis(f"Predicted {target}"))
     return Figure("scatter", "Predicted against actual", caption, data, shape, 440)
+
+
+def _explains(mine: Forecasts) -> str:
+    """How much of the variance the model explains, up to `and`; empty where there is no variance."""
+    if mine.actual.min() == mine.actual.max():
+        return ""
+    explained = 1 - float(np.mean(mine.error**2) / np.var(mine.actual))
+    if explained < 0:
+        return f"errs more than the part's own mean would (R² {number(explained)}), and "
+    return f"explains {100 * explained:.0f} % of the variance, and "
