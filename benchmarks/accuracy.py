@@ -41,7 +41,7 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import baselines, best_possible
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.finalists import actual
+from xlstm_tune.search.finals.finalists import actual
 from xlstm_tune.search.plan import sample_groups
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 from xlstm_tune.training.judge import evaluate

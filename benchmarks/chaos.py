@@ -149,8 +149,8 @@ def problems_of(search: Path) -> tuple[list[str], dict[str, int]]:
     from optuna.storages.journal import JournalFileBackend
 
     from xlstm_tune.results import read
-    from xlstm_tune.search.journal import read_journal
-    from xlstm_tune.search.schedulers import make_scheduler
+    from xlstm_tune.search.persistence.journal import read_journal
+    from xlstm_tune.search.scheduling.schedulers import make_scheduler
     from xlstm_tune.search_file import load_spec
 
     problems: list[str] = []

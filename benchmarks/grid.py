@@ -114,7 +114,7 @@ def main(
 ) -> None:
     """Run the grid both ways."""
     from xlstm_tune.search.plan import make_plan
-    from xlstm_tune.search.space import Space
+    from xlstm_tune.search.sampling.space import Space
     from xlstm_tune.search_file import load_spec
 
     smaller = [

@@ -184,7 +184,7 @@ def measure_ours(folder: Path, trials: int) -> Measured:
     """A search as the command line runs it."""
     clock = CpuClock()
     clock.start()
-    from xlstm_tune.search.space import Space
+    from xlstm_tune.search.sampling.space import Space
 
     spec = make_spec(folder / "table.csv", trials)
     space = Space.from_spec(spec)
@@ -222,8 +222,8 @@ def our_problems(folder: Path, uri: str, trials: int) -> Iterable[str]:
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     from xlstm_tune.results import read
-    from xlstm_tune.search.folder import CONFIG, WEIGHTS, trial_folder
-    from xlstm_tune.search.study import JOURNAL
+    from xlstm_tune.search.persistence.folder import CONFIG, WEIGHTS, trial_folder
+    from xlstm_tune.search.sampling.study import JOURNAL
 
     expected = Counter(range(trials))
     rows = read(folder, "trials").to_pylist()
@@ -276,10 +276,10 @@ def measure_stock(folder: Path, trials: int) -> Measured:
 
     from xlstm_tune.data.prepare import prepare
     from xlstm_tune.data.table import load_table
-    from xlstm_tune.search.resources import local_resources, place
-    from xlstm_tune.search.single_trial import SingleTrial
-    from xlstm_tune.search.store import Shared
-    from xlstm_tune.search.trainable import SearchTrial
+    from xlstm_tune.search.persistence.store import Shared
+    from xlstm_tune.search.placement.resources import local_resources, place
+    from xlstm_tune.search.trials.single_trial import SingleTrial
+    from xlstm_tune.search.trials.trainable import SearchTrial
     from xlstm_tune.training.checkpoint import save
 
     class StockTrial(SearchTrial):

@@ -47,8 +47,8 @@ def make(folder: Path, samples: int, width: int) -> Any:
 
 def measure(trial: Any, folder: Path, seconds: float) -> dict[str, float]:
     """A trial's epochs for so long: training and everything else, seconds an epoch."""
-    from xlstm_tune.search import single_trial
-    from xlstm_tune.search.journal import Journal
+    from xlstm_tune.search.persistence.journal import Journal
+    from xlstm_tune.search.trials import single_trial
 
     spent, save_end = [0.0], single_trial.save_end
 
@@ -84,8 +84,8 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Also write results/saving.md.")] = False,
 ) -> None:
     """See the module's text."""
-    from xlstm_tune.search.checkpoints import SHARE
-    from xlstm_tune.search.single_trial import SingleTrial
+    from xlstm_tune.search.trials.checkpoints import SHARE
+    from xlstm_tune.search.trials.single_trial import SingleTrial
 
     rows = []
     worst = worst_picture = 0.0

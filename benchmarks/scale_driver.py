@@ -43,16 +43,16 @@ class Ours:
     ) -> None:
         from xlstm_tune.results import ResultsWriter
         from xlstm_tune.search.driver import Driver
-        from xlstm_tune.search.folder import trial_folder
-        from xlstm_tune.search.journal import Journal
-        from xlstm_tune.search.losses import Losses
+        from xlstm_tune.search.persistence.folder import trial_folder
+        from xlstm_tune.search.persistence.journal import Journal
+        from xlstm_tune.search.persistence.store import Shared
         from xlstm_tune.search.progress import Progress
-        from xlstm_tune.search.referee import Referee
-        from xlstm_tune.search.schedulers import make_scheduler
-        from xlstm_tune.search.searcher import OptunaSearcher
-        from xlstm_tune.search.space import Space
+        from xlstm_tune.search.sampling.searcher import OptunaSearcher
+        from xlstm_tune.search.sampling.space import Space
+        from xlstm_tune.search.scheduling.losses import Losses
+        from xlstm_tune.search.scheduling.referee import Referee
+        from xlstm_tune.search.scheduling.schedulers import make_scheduler
         from xlstm_tune.search.stopping import Stopping
-        from xlstm_tune.search.store import Shared
         from xlstm_tune.spec import SearchSpec
         from xlstm_tune.tracking import Spool
 

@@ -22,9 +22,9 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from scale_space import define_by_run, error
 
-from xlstm_tune.search.study import make_sampler
-from xlstm_tune.search.study_memory import StudyMemory
-from xlstm_tune.search.thinning import ThinnedSampler, ThinnedStudy, Thinning
+from xlstm_tune.search.sampling.study import make_sampler
+from xlstm_tune.search.sampling.study_memory import StudyMemory
+from xlstm_tune.search.sampling.thinning import ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
 
 AT_A_TIME = 16

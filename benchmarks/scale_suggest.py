@@ -19,7 +19,7 @@ from optuna.samplers import RandomSampler
 from scale_quality import thinned, tpe
 from scale_space import define_by_run, error
 
-from xlstm_tune.search.thinning import TPE
+from xlstm_tune.search.sampling.thinning import TPE
 
 SIZES = (100, 1_000, 3_000, 10_000)
 

@@ -7,5 +7,5 @@ import ray.tune
 
 import xlstm_tune.search.driver
 import xlstm_tune.search.run
-import xlstm_tune.search.searcher
-import xlstm_tune.search.trainable
+import xlstm_tune.search.sampling.searcher
+import xlstm_tune.search.trials.trainable

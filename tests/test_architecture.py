@@ -54,7 +54,7 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "numba": ("kernels/",),
     "llvmlite": ("kernels/simd.py", "kernels/register_products.py"),
 }
-LIGHT = ("errors.py", "strict.py", "spec.py", "search_file.py", "search/__main__.py", "search/space.py")
+LIGHT = ("errors.py", "strict.py", "spec.py", "search_file.py", "search/__main__.py", "search/sampling/space.py")
 
 
 def modules() -> list[Path]:

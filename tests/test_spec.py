@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.folder import spec_text
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.persistence.folder import spec_text
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.search_file import find_file, load_spec, shipped_spaces
 from xlstm_tune.spec import SEARCHABLE, SearchSpec
 

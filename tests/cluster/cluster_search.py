@@ -16,7 +16,7 @@ from local_cluster import LocalCluster, until
 sys.path.append(str(ROOT / "tests" / "faults"))  # where the next line's module lies, if no test there was collected
 from fault_search import NAME
 
-from xlstm_tune.search.journal import JOURNAL, read_journal
+from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
 
 
 class ClusterSearch:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app
-from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.persistence.journal import read_journal
 
 NAME = "wave"
 SAME = ("train_loss", "val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised", "learning_rate")

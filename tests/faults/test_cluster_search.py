@@ -26,7 +26,7 @@ from tracked import ROOT, free_port, give_database
 
 from xlstm_tune.errors import DataError, ResourceError, StorageError
 from xlstm_tune.results import read
-from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.persistence.journal import read_journal
 from xlstm_tune.search.remote import head as on_head
 from xlstm_tune.search.remote.go import Asked, Visit
 from xlstm_tune.search.remote.head import code_digest, tree_digest
@@ -108,7 +108,7 @@ def test_head_tells_a_driver_that_runs_from_one_that_was_killed(
 BY_HAND = """
 import signal, sys
 from pathlib import Path
-from xlstm_tune.search.lock import locked
+from xlstm_tune.search.persistence.lock import locked
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children begin deaf to it
 with locked(Path(sys.argv[1])):
     try:

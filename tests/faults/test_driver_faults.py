@@ -18,7 +18,7 @@ from fault_search import Search, check_accounted, study_of, trials_of, write_sea
 from xlstm_tune.layout import CHAMPION
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.results import read
-from xlstm_tune.search.journal import JOURNAL, read_journal
+from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
 
 pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}

@@ -12,7 +12,7 @@ import pytest
 from fault_search import Search, check_accounted, write_search
 from growing import GrowingCluster
 
-from xlstm_tune.search.journal import read_journal
+from xlstm_tune.search.persistence.journal import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SPACE = {"model.family": {"choice": ["lstm", "slstm"]}}

@@ -15,7 +15,14 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.table import load_table
 from xlstm_tune.errors import DataError, StorageError
 from xlstm_tune.search.__main__ import app
-from xlstm_tune.search.folder import SPEC, check_folder, check_password, check_same_data, create_folder, find_folder
+from xlstm_tune.search.persistence.folder import (
+    SPEC,
+    check_folder,
+    check_password,
+    check_same_data,
+    create_folder,
+    find_folder,
+)
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import default_uri, ui_command

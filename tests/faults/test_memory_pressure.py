@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fault_search import Search, check_accounted, write_search
 
-from xlstm_tune.search.journal import JOURNAL
+from xlstm_tune.search.persistence.journal import JOURNAL
 
 pytestmark = pytest.mark.slow
 GIB = 2**30

@@ -10,7 +10,7 @@ import pytest
 from fault_search import Search, check_accounted, write_search
 from ray.cluster_utils import Cluster
 
-from xlstm_tune.search.journal import JOURNAL, read_journal
+from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 

@@ -12,7 +12,7 @@ import pytest
 from buckets import CREDENTIALS, S3, names
 from fault_search import NAME, Search, check_accounted, write_search
 
-from xlstm_tune.search.journal import JOURNAL
+from xlstm_tune.search.persistence.journal import JOURNAL
 from xlstm_tune.storage.copy import read_copy
 from xlstm_tune.storage.objects import Objects
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fault_search import Search, check_accounted, runs_of, study_of, trials_of, write_search
 
-from xlstm_tune.search.journal import JOURNAL
+from xlstm_tune.search.persistence.journal import JOURNAL
 
 pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}

@@ -21,7 +21,7 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search import dry_run
 from xlstm_tune.search.dry_run import print_plan
 from xlstm_tune.search.plan import make_plan
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SEARCHABLE, PopulationConfig, ResourceConfig, SearchConfig
 from xlstm_tune.training.config import TrainingConfig

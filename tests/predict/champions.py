@@ -14,8 +14,8 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.layout import WEIGHTS, trial_folder
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.finalists import Finalist, Judge, predict_finalist
-from xlstm_tune.search.folder import create_folder
+from xlstm_tune.search.finals.finalists import Finalist, Judge, predict_finalist
+from xlstm_tune.search.persistence.folder import create_folder
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights
 from xlstm_tune.training.loop import train

@@ -19,7 +19,7 @@ from xlstm_tune.predict.__main__ import app
 from xlstm_tune.predict.champion import load_champion
 from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
-from xlstm_tune.search.lock import locked
+from xlstm_tune.search.persistence.lock import locked
 
 
 @pytest.fixture(scope="module")

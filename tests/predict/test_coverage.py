@@ -16,8 +16,8 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.predict.champion import LEVELS, load_champion
 from xlstm_tune.predict.forecasts import forecasts
 from xlstm_tune.predict.make import champion_of
-from xlstm_tune.search.coverage import interval_rows, quantile_rows
-from xlstm_tune.search.finalists import Finalist
+from xlstm_tune.search.finals.coverage import interval_rows, quantile_rows
+from xlstm_tune.search.finals.finalists import Finalist
 from xlstm_tune.search_file import load_spec
 
 ONE = Finalist(0, "lstm", {})

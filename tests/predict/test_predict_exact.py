@@ -20,7 +20,7 @@ from xlstm_tune.layout import ABOUT
 from xlstm_tune.predict.champion import load_champion
 from xlstm_tune.predict.forecasts import Forecasts, forecasts, source_of
 from xlstm_tune.predict.make import champion_of
-from xlstm_tune.search.folder import check_same_data
+from xlstm_tune.search.persistence.folder import check_same_data
 
 ROWS = 80
 X = 1.7e9 + 20 * np.random.default_rng(0).normal(size=ROWS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xlstm_tune.report.budget import NEVER_BEGUN, equal_budget, expected_best
-from xlstm_tune.search import duplicates
+from xlstm_tune.search.sampling import duplicates
 
 
 def trial(family: str, value: float | None, status: str = "completed", reason: str | None = None) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 from trial_data import EVERY_EPOCH, small_data
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.checkpoints import SHARE
-from xlstm_tune.search.mirror import PERIOD
+from xlstm_tune.search.persistence.mirror import PERIOD
 from xlstm_tune.search.stopping import Stopping
+from xlstm_tune.search.trials.checkpoints import SHARE
 from xlstm_tune.storage.objects import Objects
 
 

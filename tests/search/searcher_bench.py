@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
-from xlstm_tune.search.goals import Goals
-from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
-from xlstm_tune.search.searcher import OptunaSearcher
-from xlstm_tune.search.space import Params, Space
+from xlstm_tune.search.persistence.journal import JOURNAL, Journal, read_journal
+from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF, REASON, TrialEnd
+from xlstm_tune.search.sampling.goals import Goals
+from xlstm_tune.search.sampling.searcher import OptunaSearcher
+from xlstm_tune.search.sampling.space import Params, Space
 from xlstm_tune.spec import SearchSpec
 
 EPOCHS = 4

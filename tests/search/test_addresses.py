@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.search.__main__ import app
-from xlstm_tune.search.folder import check_folder
+from xlstm_tune.search.persistence.folder import check_folder
 from xlstm_tune.storage.objects import Objects, without_secrets
 
 SECRET = "s3://someone:topsecret@nowhere/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xlstm_tune.search.champion import _against
+from xlstm_tune.search.finals.champion import _against
 
 
 def test_a_winner_that_is_worse_when_trained_again_is_called_worse_with_the_way_back() -> None:

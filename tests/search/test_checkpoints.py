@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from trial_data import WAYS, damage, damages, newest
 
-from xlstm_tune.search.checkpoints import KEPT, ROWS, SHARE, SUMS, Checkpoints, worth_saving
+from xlstm_tune.search.trials.checkpoints import KEPT, ROWS, SHARE, SUMS, Checkpoints, worth_saving
 
 
 def row(epoch: int, seconds: float = 1.0) -> dict[str, Any]:

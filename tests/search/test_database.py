@@ -11,8 +11,8 @@ import pytest
 from searcher_bench import SMALL, make_spec
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.database import check_database
-from xlstm_tune.search.study import open_study
+from xlstm_tune.search.sampling.database import check_database
+from xlstm_tune.search.sampling.study import open_study
 from xlstm_tune.spec import SearchSpec
 
 

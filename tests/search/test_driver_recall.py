@@ -13,10 +13,10 @@ from searcher_bench import SMALL, epoch_row, make_spec
 
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.driver import Driver
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.journal import Journal
+from xlstm_tune.search.persistence.journal import Journal
+from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.store import Shared
+from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import Spool
 

@@ -12,11 +12,11 @@ from searcher_bench import SMALL, epoch_row, make_spec
 from xlstm_tune.report.leaderboard import build_leaderboard
 from xlstm_tune.results import ResultsWriter, predicted, read, read_predictions
 from xlstm_tune.search.driver import Driver
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.journal import History, Past
+from xlstm_tune.search.persistence.journal import History, Past
+from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.search.stopping import TIME_BUDGET
-from xlstm_tune.search.store import Shared
 from xlstm_tune.tracking import Spool
 
 FIGURES = ("rmse", "mae", "mse_standardised", "mae_standardised")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from xlstm_tune.search import plan as planning
 from xlstm_tune.search.dry_run import data_lines, print_plan, too_little
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 
 DAY_ONE = dt.date(2012, 1, 1)

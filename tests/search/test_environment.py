@@ -11,9 +11,12 @@ from typer.testing import CliRunner
 from xlstm_tune.errors import SpecError
 from xlstm_tune.kernels.config import VARIABLE as BACKWARD
 from xlstm_tune.layout import SPEC
-from xlstm_tune.search import champion, checkpoints, importance, mirror, recording, session, store
+from xlstm_tune.search import recording, session
 from xlstm_tune.search.__main__ import app
 from xlstm_tune.search.environment import OF_TESTS, PREFIX, READ, check_environment
+from xlstm_tune.search.finals import champion, importance
+from xlstm_tune.search.persistence import mirror, store
+from xlstm_tune.search.trials import checkpoints
 from xlstm_tune.search.variables import number, switch
 from xlstm_tune.training import capture
 

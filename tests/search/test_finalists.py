@@ -11,7 +11,7 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, Windows
-from xlstm_tune.search.finalists import MOST_ROWS, actual, finalists, prediction_columns, sample_labels
+from xlstm_tune.search.finals.finalists import MOST_ROWS, actual, finalists, prediction_columns, sample_labels
 from xlstm_tune.spec import SearchSpec
 
 

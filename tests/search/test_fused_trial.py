@@ -12,10 +12,10 @@ from trial_data import NEVER, damage, drain, newest, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.checkpoints import SHARE, SUMS, Checkpoints
-from xlstm_tune.search.folder import STOPPED, WEIGHTS
-from xlstm_tune.search.fused_trial import Fused, FusedTrial
-from xlstm_tune.search.single_trial import SingleTrial
+from xlstm_tune.search.persistence.folder import STOPPED, WEIGHTS
+from xlstm_tune.search.trials.checkpoints import SHARE, SUMS, Checkpoints
+from xlstm_tune.search.trials.fused_trial import Fused, FusedTrial
+from xlstm_tune.search.trials.single_trial import SingleTrial
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 

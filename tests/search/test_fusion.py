@@ -12,11 +12,11 @@ from ray.tune.search import Searcher
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
-from xlstm_tune.search.journal import Journal
-from xlstm_tune.search.searcher import OptunaSearcher
-from xlstm_tune.search.space import Params, Space
+from xlstm_tune.search.persistence.journal import Journal
+from xlstm_tune.search.sampling.duplicates import TrialEnd
+from xlstm_tune.search.sampling.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
+from xlstm_tune.search.sampling.searcher import OptunaSearcher
+from xlstm_tune.search.sampling.space import Params, Space
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 

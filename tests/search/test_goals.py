@@ -16,8 +16,8 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.pareto import pareto_front
-from xlstm_tune.search.duplicates import DUPLICATE_OF
-from xlstm_tune.search.goals import Goals
+from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF
+from xlstm_tune.search.sampling.goals import Goals
 from xlstm_tune.spec import SearchConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.latency import forecast_latency

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from searcher_bench import SMALL, Bench, make_spec
 
-from xlstm_tune.search.cluster import smallest_trial
-from xlstm_tune.search.fusion import Fusion
-from xlstm_tune.search.growth import Growth, NodeType, read_growth
-from xlstm_tune.search.resources import Bundle, slots_on
+from xlstm_tune.search.placement.cluster import smallest_trial
+from xlstm_tune.search.placement.growth import Growth, NodeType, read_growth
+from xlstm_tune.search.placement.resources import Bundle, slots_on
+from xlstm_tune.search.sampling.fusion import Fusion
 from xlstm_tune.search.session import worker_environment
 from xlstm_tune.spec import ResourceConfig
 

@@ -14,9 +14,9 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.layout import WEIGHTS, member_folder, trial_folder
-from xlstm_tune.search import importance
-from xlstm_tune.search.finalists import Finalist, predict_finalist
-from xlstm_tune.search.importance import (
+from xlstm_tune.search.finals import importance
+from xlstm_tune.search.finals.finalists import Finalist, predict_finalist
+from xlstm_tune.search.finals.importance import (
     Importance,
     Input,
     Shuffled,
@@ -25,8 +25,8 @@ from xlstm_tune.search.importance import (
     measure,
     measure_remotely,
 )
-from xlstm_tune.search.resources import Placement
-from xlstm_tune.search.store import Shared
+from xlstm_tune.search.persistence.store import Shared
+from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import save_weights
 from xlstm_tune.training.loop import train

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.journal import JOURNAL, SCHEMA, History, Journal, read_journal
-from xlstm_tune.search.space import Params
+from xlstm_tune.search.persistence.journal import JOURNAL, SCHEMA, History, Journal, read_journal
+from xlstm_tune.search.sampling.duplicates import TrialEnd
+from xlstm_tune.search.sampling.space import Params
 
 FLOATS = [0.1 + 0.2, 1e-320, 1.7976931348623157e308, -0.0, 1 / 3]
 
@@ -170,7 +170,7 @@ def test_a_separator_of_text_within_a_line_does_not_end_it(tmp_path: Path) -> No
 FULL = """
 import json, resource, signal, sys
 from pathlib import Path
-from xlstm_tune.search.journal import JOURNAL, Journal
+from xlstm_tune.search.persistence.journal import JOURNAL, Journal
 folder, room = Path(sys.argv[1]), int(sys.argv[2])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(folder)

@@ -16,15 +16,15 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import LOCK
 from xlstm_tune.search.__main__ import app
-from xlstm_tune.search.folder import create_folder
-from xlstm_tune.search.lock import locked
+from xlstm_tune.search.persistence.folder import create_folder
+from xlstm_tune.search.persistence.lock import locked
 from xlstm_tune.spec import SearchSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
-from xlstm_tune.search.lock import locked
+from xlstm_tune.search.persistence.lock import locked
 with locked(Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "60"])  # as MLflow's writer and Ray's processes, which may outlive the driver
     print(child.pid, flush=True)

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.tune.experiment import Trial
 
-from xlstm_tune.search.losses import every_loss_told
+from xlstm_tune.search.scheduling.losses import every_loss_told
 
 
 @pytest.fixture

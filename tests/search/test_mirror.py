@@ -19,12 +19,12 @@ from xlstm_tune.errors import StorageError
 from xlstm_tune.predict.__main__ import app as predict
 from xlstm_tune.report.__main__ import main as report
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.folder import ENVIRONMENT, SPEC, check_folder, find_folder
-from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
-from xlstm_tune.search.mirror import PERIOD, Mirror, mirrored
-from xlstm_tune.search.owner import Owner
+from xlstm_tune.search.persistence.folder import ENVIRONMENT, SPEC, check_folder, find_folder
+from xlstm_tune.search.persistence.journal import JOURNAL, Journal, read_journal
+from xlstm_tune.search.persistence.mirror import PERIOD, Mirror, mirrored
+from xlstm_tune.search.persistence.owner import Owner
+from xlstm_tune.search.persistence.store import Remote
 from xlstm_tune.search.stopping import TAKEN_OVER, Stopping
-from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import CUT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects
 from xlstm_tune.tracking import Spool
@@ -171,7 +171,7 @@ def test_a_driver_that_writes_all_the_time_is_copied_beside_it(
     where: Objects, tmp_path: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PERIOD, "0.01")
-    monkeypatch.setattr("xlstm_tune.search.mirror._SHARE", 0)
+    monkeypatch.setattr("xlstm_tune.search.persistence.mirror._SHARE", 0)
     copying, copy = threading.Lock(), Mirror._copy
 
     def copy_alone(mirror: Mirror) -> None:
@@ -237,7 +237,7 @@ def test_a_storage_that_goes_away_is_told_once_and_found_again(
 def test_a_last_copy_that_fails_is_told_and_a_resume_makes_up_for_it(
     where: Objects, tmp_path: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xlstm_tune.search.mirror._LAST_SECONDS", 0.0)
+    monkeypatch.setattr("xlstm_tune.search.persistence.mirror._LAST_SECONDS", 0.0)
     monkeypatch.setenv(PERIOD, "0.2")
     life = Life(made(tmp_path / "here" / "searches" / "wave"))
     said: list[str] = []

@@ -15,11 +15,11 @@ from test_mirror import Life, check_can_be_gone_on_from, copied, made
 from xlstm_tune.errors import SpecError, StorageError
 from xlstm_tune.layout import CHAMPION, OPTUNA_JOURNAL, PAGE, SEARCH_JOURNAL
 from xlstm_tune.lines import cut_torn_line
-from xlstm_tune.search.journal import read_journal
-from xlstm_tune.search.mirror import PERIOD, Mirror, mirrored
-from xlstm_tune.search.owner import TakenOver
+from xlstm_tune.search.persistence.journal import read_journal
+from xlstm_tune.search.persistence.mirror import PERIOD, Mirror, mirrored
+from xlstm_tune.search.persistence.owner import TakenOver
+from xlstm_tune.search.persistence.store import Remote
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import CUT, KEPT_AT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects
 
@@ -262,7 +262,7 @@ def test_the_folder_of_a_driver_that_broke_off_at_any_write_is_kept(
     unchanged = here.stat().st_ino
     assert bring(where, "wave", here.parent) == here and here.stat().st_ino == unchanged
     assert (here / PAGE).read_text() == "and more of it"
-    monkeypatch.setattr("xlstm_tune.search.owner._dead", lambda *who: True)
+    monkeypatch.setattr("xlstm_tune.search.persistence.owner._dead", lambda *who: True)
     with mirrored(Remote(where, "wave", here), stopping, print):
         pass
     assert held(where)[PAGE] == b"and more of it"
@@ -291,7 +291,7 @@ def test_other_commands_leave_the_folder_of_a_driver_that_runs_beside_them(
     where: Objects, here: Path, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PERIOD, "0.01")
-    monkeypatch.setattr("xlstm_tune.search.mirror._SHARE", 0)
+    monkeypatch.setattr("xlstm_tune.search.persistence.mirror._SHARE", 0)
     life = Life(made(here))
     life.trial()
     with mirrored(Remote(where, "wave", here), stopping, print):

@@ -13,11 +13,11 @@ from test_mirror_drivers import gone_on, held, mirror_of
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
 from xlstm_tune.results import read
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.journal import read_journal
-from xlstm_tune.search.mirror import mirrored
+from xlstm_tune.search.persistence.journal import read_journal
+from xlstm_tune.search.persistence.mirror import mirrored
+from xlstm_tune.search.persistence.store import Remote
+from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import KEPT_AT, bring, kept_at
 from xlstm_tune.storage.objects import Objects
 

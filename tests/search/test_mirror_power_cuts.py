@@ -13,9 +13,9 @@ from test_mirror_folders import LOSSES, begun_again
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
-from xlstm_tune.search.folder import WEIGHTS, find_folder, trial_folder
+from xlstm_tune.search.persistence.folder import WEIGHTS, find_folder, trial_folder
+from xlstm_tune.search.persistence.store import Remote
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import CUT, KEPT_AT, bring
 from xlstm_tune.storage.objects import Objects
 

@@ -16,8 +16,8 @@ from test_mirror_drivers import fallen_asleep, gone_on, held, mirror_of
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import SEARCH_JOURNAL
-from xlstm_tune.search.mirror import PERIOD, Mirror
-from xlstm_tune.search.owner import Owner, TakenOver
+from xlstm_tune.search.persistence.mirror import PERIOD, Mirror
+from xlstm_tune.search.persistence.owner import Owner, TakenOver
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.storage.copy import CUT, KEPT_AT, OWNER, bring, read_copy
 from xlstm_tune.storage.objects import Objects

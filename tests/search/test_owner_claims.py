@@ -15,10 +15,10 @@ from test_mirror import copied, made
 
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import SPEC
-from xlstm_tune.search.mirror import mirrored
-from xlstm_tune.search.owner import Owner
+from xlstm_tune.search.persistence.mirror import mirrored
+from xlstm_tune.search.persistence.owner import Owner
+from xlstm_tune.search.persistence.store import Remote
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Remote
 from xlstm_tune.storage.copy import CLOCK, CUT, OWNER, bring
 from xlstm_tune.storage.objects import Objects
 
@@ -118,7 +118,8 @@ def test_a_name_that_cannot_be_read_is_nobodys(content: bytes, where: Objects) -
 
 def named(objects: Objects, **more: object) -> None:
     """Leave the name of a driver of this machine that is gone, written as its own program did."""
-    owner = "import sys; from xlstm_tune.search.owner import Owner; from xlstm_tune.storage.objects import Objects; "
+    owner = "import sys; from xlstm_tune.search.persistence.owner import Owner; "
+    owner += "from xlstm_tune.storage.objects import Objects; "
     subprocess.run([sys.executable, "-c", owner + "Owner(Objects(sys.argv[1]), 20.0).claim()", objects.uri], check=True)
     there = json.loads(objects.get(OWNER)) | more
     objects.put(OWNER, json.dumps({key: value for key, value in there.items() if value is not None}).encode())

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from xlstm_tune.search import plan as planning
 from xlstm_tune.search.dry_run import print_plan
-from xlstm_tune.search.packing import cluster_gpu_mib
-from xlstm_tune.search.resources import place
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.placement.packing import cluster_gpu_mib
+from xlstm_tune.search.placement.resources import place
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 
 

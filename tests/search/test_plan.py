@@ -10,7 +10,7 @@ import pytest
 
 from xlstm_tune.models.baselines import baselines
 from xlstm_tune.search.plan import check_data, group_columns, make_plan, sample_groups
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 
 

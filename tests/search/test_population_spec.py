@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.population import describe_population, trial_members
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.population import describe_population, trial_members
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.members import check_one_shape, score_of
 

@@ -11,9 +11,9 @@ from trial_data import NEVER, damages, drain, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.checkpoints import SHARE, Checkpoints
-from xlstm_tune.search.folder import WEIGHTS, member_folder
-from xlstm_tune.search.population_trial import PopulationTrial
+from xlstm_tune.search.persistence.folder import WEIGHTS, member_folder
+from xlstm_tune.search.trials.checkpoints import SHARE, Checkpoints
+from xlstm_tune.search.trials.population_trial import PopulationTrial
 from xlstm_tune.tracking import VALIDATION_END
 from xlstm_tune.training import population
 from xlstm_tune.training.checkpoint import load_metadata, load_weights

@@ -12,11 +12,11 @@ import pytest
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.folder import create_folder
+from xlstm_tune.search.persistence.folder import create_folder
+from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import SearchRecord
-from xlstm_tune.search.resources import Placement
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.search.stopping import INTERRUPTED, TIME_BUDGET
 from xlstm_tune.spec import SearchSpec
 

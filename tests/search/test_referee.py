@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
-from xlstm_tune.search.folder import STOPPED, trial_folder
-from xlstm_tune.search.journal import JOURNAL, Journal, read_journal
-from xlstm_tune.search.referee import Referee
-from xlstm_tune.search.schedulers import make_scheduler
+from xlstm_tune.search.persistence.folder import STOPPED, trial_folder
+from xlstm_tune.search.persistence.journal import JOURNAL, Journal, read_journal
+from xlstm_tune.search.persistence.store import Shared
+from xlstm_tune.search.scheduling.referee import Referee
+from xlstm_tune.search.scheduling.schedulers import make_scheduler
 from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL, GRACE, Stopping
-from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchConfig
 
 STOP = TrialScheduler.STOP

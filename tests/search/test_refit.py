@@ -15,8 +15,8 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.layout import WEIGHTS
-from xlstm_tune.search.refit import _refit_task
-from xlstm_tune.search.store import Shared, StorageAway
+from xlstm_tune.search.finals.refit import _refit_task
+from xlstm_tune.search.persistence.store import Shared, StorageAway
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import train

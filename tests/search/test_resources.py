@@ -7,7 +7,7 @@ import os
 import pytest
 
 from xlstm_tune.errors import ResourceError
-from xlstm_tune.search.resources import Placement, own_gpus_alone, place
+from xlstm_tune.search.placement.resources import Placement, own_gpus_alone, place
 from xlstm_tune.spec import ResourceConfig
 
 

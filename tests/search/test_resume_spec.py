@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import TrialEnd
-from xlstm_tune.search.folder import SPEC, create_folder, spec_text
-from xlstm_tune.search.journal import Journal
-from xlstm_tune.search.resume import check_enough_trials, check_same_search, keep_spec
+from xlstm_tune.search.persistence.folder import SPEC, create_folder, spec_text
+from xlstm_tune.search.persistence.journal import Journal
+from xlstm_tune.search.persistence.resume import check_enough_trials, check_same_search, keep_spec
+from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.checkpoint import write_atomically

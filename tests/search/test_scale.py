@@ -16,21 +16,21 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from searcher_bench import EPOCHS, MIXED, SMALL, Bench, make_spec, score
 
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search import study as study_module
 from xlstm_tune.search.driver import Driver
-from xlstm_tune.search.folder import trial_folder
-from xlstm_tune.search.journal import Journal, read_journal
-from xlstm_tune.search.losses import Losses
+from xlstm_tune.search.persistence.folder import trial_folder
+from xlstm_tune.search.persistence.journal import Journal, read_journal
+from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.progress import Progress
-from xlstm_tune.search.referee import Referee
-from xlstm_tune.search.schedulers import make_scheduler
-from xlstm_tune.search.searcher import OptunaSearcher
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling import study as study_module
+from xlstm_tune.search.sampling.searcher import OptunaSearcher
+from xlstm_tune.search.sampling.space import Space
+from xlstm_tune.search.sampling.study import make_sampler
+from xlstm_tune.search.sampling.study_memory import StudyMemory
+from xlstm_tune.search.sampling.thinning import ThinnedSampler, ThinnedStudy, Thinning
+from xlstm_tune.search.scheduling.losses import Losses
+from xlstm_tune.search.scheduling.referee import Referee
+from xlstm_tune.search.scheduling.schedulers import make_scheduler
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Shared
-from xlstm_tune.search.study import make_sampler
-from xlstm_tune.search.study_memory import StudyMemory
-from xlstm_tune.search.thinning import ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
 from xlstm_tune.tracking import Spool
 

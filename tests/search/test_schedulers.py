@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-from xlstm_tune.search.schedulers import make_scheduler, rungs
+from xlstm_tune.search.scheduling.schedulers import make_scheduler, rungs
 from xlstm_tune.spec import SearchConfig
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP

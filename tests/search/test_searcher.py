@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 from searcher_bench import METRIC, MIXED, SMALL, STATES, Bench, check_all_told, ended_lines, fate, make_spec
 
-from xlstm_tune.search.study import JOURNAL
+from xlstm_tune.search.sampling.study import JOURNAL
 
 
 @pytest.mark.parametrize("space", [SMALL, MIXED], ids=["finite", "mixed"])

@@ -12,12 +12,12 @@ from optuna.trial import TrialState
 from searcher_bench import MIXED, SMALL, Bench, ended_lines, fate, make_spec
 
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.search import journal as search_journal
-from xlstm_tune.search import study as optuna_study
-from xlstm_tune.search.duplicates import DUPLICATE_OF, TOO_LARGE, never_begun
-from xlstm_tune.search.journal import Journal, read_journal
-from xlstm_tune.search.space import Space
-from xlstm_tune.search.study import SyncedJournal
+from xlstm_tune.search.persistence import journal as search_journal
+from xlstm_tune.search.persistence.journal import Journal, read_journal
+from xlstm_tune.search.sampling import study as optuna_study
+from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF, TOO_LARGE, never_begun
+from xlstm_tune.search.sampling.space import Space
+from xlstm_tune.search.sampling.study import SyncedJournal
 from xlstm_tune.spec import SearchSpec
 
 WIDTHS = {"model.hidden_size": {"choice": [*range(2, 802, 2), 3]}, "model.dropout": {"float": [0.0, 0.5]}}

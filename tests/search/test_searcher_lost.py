@@ -8,11 +8,11 @@ import pytest
 from optuna.trial import TrialState
 from searcher_bench import SMALL, Bench, check_all_told, make_spec
 
-from xlstm_tune.search.duplicates import REASON
-from xlstm_tune.search.journal import JOURNAL, read_journal
-from xlstm_tune.search.losses import NODE_LOST
-from xlstm_tune.search.searcher import TRIES, OptunaSearcher
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
+from xlstm_tune.search.sampling.duplicates import REASON
+from xlstm_tune.search.sampling.searcher import TRIES, OptunaSearcher
+from xlstm_tune.search.sampling.space import Space
+from xlstm_tune.search.scheduling.losses import NODE_LOST
 
 
 def lose(bench: Bench, trial_id: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from optuna.trial import TrialState
 from searcher_bench import MIXED, SMALL, Bench, check_all_told, fate, make_spec
 
-from xlstm_tune.search.duplicates import REASON
-from xlstm_tune.search.space import Params, Space
+from xlstm_tune.search.sampling.duplicates import REASON
+from xlstm_tune.search.sampling.space import Params, Space
 from xlstm_tune.spec import SearchSpec
 
 

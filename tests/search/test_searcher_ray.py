@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from searcher_bench import EPOCHS, METRIC, SMALL, STATES, ended_lines, make_spec
 
-from xlstm_tune.search.duplicates import REASON, TrialEnd
-from xlstm_tune.search.folder import trial_folder
-from xlstm_tune.search.journal import Journal, read_journal
-from xlstm_tune.search.losses import Losses
-from xlstm_tune.search.referee import Referee
-from xlstm_tune.search.schedulers import make_scheduler
-from xlstm_tune.search.searcher import TRIES, OptunaSearcher
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.persistence.folder import trial_folder
+from xlstm_tune.search.persistence.journal import Journal, read_journal
+from xlstm_tune.search.persistence.store import Shared
+from xlstm_tune.search.sampling.duplicates import REASON, TrialEnd
+from xlstm_tune.search.sampling.searcher import TRIES, OptunaSearcher
+from xlstm_tune.search.sampling.space import Space
+from xlstm_tune.search.scheduling.losses import Losses
+from xlstm_tune.search.scheduling.referee import Referee
+from xlstm_tune.search.scheduling.schedulers import make_scheduler
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.store import Shared
 
 
 @pytest.mark.slow

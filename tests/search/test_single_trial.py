@@ -11,9 +11,9 @@ from trial_data import NEVER, damages, drain, newest, one_row, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.checkpoints import SHARE
-from xlstm_tune.search.folder import WEIGHTS
-from xlstm_tune.search.single_trial import SingleTrial
+from xlstm_tune.search.persistence.folder import WEIGHTS
+from xlstm_tune.search.trials.checkpoints import SHARE
+from xlstm_tune.search.trials.single_trial import SingleTrial
 from xlstm_tune.training.checkpoint import load_metadata, load_weights
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -18,13 +18,13 @@ from trial_data import drain, steady
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.checkpoints import KEPT, SUMS, Checkpoints
-from xlstm_tune.search.folder import CHECKPOINTS, HUNG, SPEC, STOPPED, WEIGHTS, trial_folder
-from xlstm_tune.search.fused_trial import Fused, FusedTrial
-from xlstm_tune.search.owner import Owner
-from xlstm_tune.search.scratch import scratch_folder
-from xlstm_tune.search.single_trial import SingleTrial
-from xlstm_tune.search.store import HERE, PATIENCE, Remote, Shared, StorageAway
+from xlstm_tune.search.persistence.folder import CHECKPOINTS, HUNG, SPEC, STOPPED, WEIGHTS, trial_folder
+from xlstm_tune.search.persistence.owner import Owner
+from xlstm_tune.search.persistence.store import HERE, PATIENCE, Remote, Shared, StorageAway
+from xlstm_tune.search.trials.checkpoints import KEPT, SUMS, Checkpoints
+from xlstm_tune.search.trials.fused_trial import Fused, FusedTrial
+from xlstm_tune.search.trials.scratch import scratch_folder
+from xlstm_tune.search.trials.single_trial import SingleTrial
 from xlstm_tune.storage.copy import OWNER
 from xlstm_tune.storage.objects import Objects
 from xlstm_tune.tracking import VALIDATION_END
@@ -413,7 +413,7 @@ def test_a_shared_folder_is_copied_nowhere(tmp_path: Path, data: Prepared) -> No
 LEAVES = """
 import os, signal, sys
 from pathlib import Path
-from xlstm_tune.search.scratch import scratch_folder
+from xlstm_tune.search.trials.scratch import scratch_folder
 place = scratch_folder(sys.argv[1]) / "trials" / "00007"
 place.mkdir(parents=True)
 (place / "hung.txt").write_text("in the fourth line")

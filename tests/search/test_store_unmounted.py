@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from test_store import driver, owned, worker
 
-from xlstm_tune.search.folder import STOPPED, WEIGHTS, trial_folder
-from xlstm_tune.search.store import Remote
+from xlstm_tune.search.persistence.folder import STOPPED, WEIGHTS, trial_folder
+from xlstm_tune.search.persistence.store import Remote
 from xlstm_tune.storage.objects import Objects
 
 

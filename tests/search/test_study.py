@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from searcher_bench import SMALL, Bench, check_all_told, ended_lines, fate, make_spec
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.search.duplicates import DUPLICATE_OF, REASON, TrialEnd
-from xlstm_tune.search.study import JOURNAL, open_study
+from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF, REASON, TrialEnd
+from xlstm_tune.search.sampling.study import JOURNAL, open_study
 
 
 def test_resume_knows_what_is_done_and_goes_on_with_what_was_open_under_the_same_numbers(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.layout import CHECKPOINTS, SPEC, trial_folder
-from xlstm_tune.search import trainable
-from xlstm_tune.search.checkpoints import ROWS
-from xlstm_tune.search.folder import HUNG
-from xlstm_tune.search.single_trial import SingleTrial
-from xlstm_tune.search.store import PATIENCE, Remote, Shared
-from xlstm_tune.search.system import SystemMetrics
-from xlstm_tune.search.trainable import SearchTrial
+from xlstm_tune.search.persistence.folder import HUNG
+from xlstm_tune.search.persistence.store import PATIENCE, Remote, Shared
+from xlstm_tune.search.trials import trainable
+from xlstm_tune.search.trials.checkpoints import ROWS
+from xlstm_tune.search.trials.single_trial import SingleTrial
+from xlstm_tune.search.trials.system import SystemMetrics
+from xlstm_tune.search.trials.trainable import SearchTrial
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.storage.objects import Objects
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from xlstm_tune.search.folder import HUNG
-from xlstm_tune.search.losses import SILENT, Losses
+from xlstm_tune.search.persistence.folder import HUNG
+from xlstm_tune.search.scheduling.losses import SILENT, Losses
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = """
 import sys, threading
 from pathlib import Path
-from xlstm_tune.search.trainable import SearchTrial
+from xlstm_tune.search.trials.trainable import SearchTrial
 from xlstm_tune.spec import SearchSpec
 
 data = {"source": "x.csv", "target": "y", "lookback": 10}
@@ -38,8 +38,8 @@ with trial._watched():
 SPOILT = """
 import sys, torch
 from pathlib import Path
-from xlstm_tune.search.store import Shared
-from xlstm_tune.search.trainable import SearchTrial
+from xlstm_tune.search.persistence.store import Shared
+from xlstm_tune.search.trials.trainable import SearchTrial
 from xlstm_tune.spec import SearchSpec
 
 def broken():

@@ -17,8 +17,8 @@ CUT_SHORT = ("time budget", "interrupted", "disk full", "disk failed", "storage 
 """Reasons of trials that the end of the search cut short (search/stopping.py): a resume goes on with them, and those
 without a figure say nothing of their family."""
 NEVER_BEGUN = ("invalid: ", "too large: ")
-"""How the reasons of configurations begin that were refused before they were trained (search/duplicates.py): these are
-no trials."""
+"""How the reasons of configurations begin that were refused before they were trained (search/sampling/duplicates.py):
+these are no trials."""
 UNFINISHED = "unfinished"
 REFUSED = "refused"
 EARLY = "stopped early"

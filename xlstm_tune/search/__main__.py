@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, one_line
-from xlstm_tune.search.folder import SPEC, find_folder
 from xlstm_tune.search.libraries import set_environment
+from xlstm_tune.search.persistence.folder import SPEC, find_folder
 from xlstm_tune.search.remote.watch import check_not_a_copy
 from xlstm_tune.search.terminal import outlive_terminal
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
@@ -183,7 +183,7 @@ def _go(
 ) -> None:
     # Imported here: the space and the search file are checked before torch and Ray are loaded.
     set_environment()
-    from xlstm_tune.search.space import Space
+    from xlstm_tune.search.sampling.space import Space
 
     space = Space.from_spec(spec)
     from xlstm_tune.search.plan import make_plan
@@ -192,7 +192,7 @@ def _go(
         plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit, elsewhere=cluster, dry=dry_run)
     if dry_run:
         from xlstm_tune.search.dry_run import print_plan
-        from xlstm_tune.search.folder import taken
+        from xlstm_tune.search.persistence.folder import taken
 
         print_plan(plan, console)
         if not resume and (why := taken(storage, spec.name)):

@@ -17,10 +17,9 @@ from ray import tune
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.duplicates import TrialEnd, never_begun
-from xlstm_tune.search.folder import CONFIG, HUNG, WEIGHTS, trial_folder
-from xlstm_tune.search.journal import History
-from xlstm_tune.search.population import trial_members
+from xlstm_tune.search.persistence.folder import CONFIG, HUNG, WEIGHTS, trial_folder
+from xlstm_tune.search.persistence.journal import History
+from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.population_records import (
     member_curves,
     member_rows,
@@ -29,8 +28,9 @@ from xlstm_tune.search.population_records import (
     winner_tags,
 )
 from xlstm_tune.search.progress import Progress
+from xlstm_tune.search.sampling.duplicates import TrialEnd, never_begun
+from xlstm_tune.search.sampling.population import trial_members
 from xlstm_tune.search.stopping import CUTS
-from xlstm_tune.search.store import Shared
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig

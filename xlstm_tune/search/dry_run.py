@@ -17,12 +17,12 @@ from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.predictions import Judged, Model, facts
 from xlstm_tune.report.resampling import FEWEST
-from xlstm_tune.search.finalists import actual, sample_labels
+from xlstm_tune.search.finals.finalists import actual, sample_labels
+from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.population import describe_population
 from xlstm_tune.search.record import data_facts
-from xlstm_tune.search.resources import memory_mib
-from xlstm_tune.search.space import Params
+from xlstm_tune.search.sampling.population import describe_population
+from xlstm_tune.search.sampling.space import Params
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_trial

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from xlstm_tune.errors import SpecError
 from xlstm_tune.kernels.config import VARIABLE as BACKWARD
 from xlstm_tune.kernels.config import asked as backward
-from xlstm_tune.search import champion, checkpoints, importance, mirror, recording, session, store
+from xlstm_tune.search import recording, session
+from xlstm_tune.search.finals import champion, importance
+from xlstm_tune.search.persistence import mirror, store
+from xlstm_tune.search.trials import checkpoints
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.training import capture
 

@@ -16,13 +16,13 @@ from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.data.words import count
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
-from xlstm_tune.search.folder import check_folder, check_password, check_same_data, find_folder
-from xlstm_tune.search.fusion import widest
-from xlstm_tune.search.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
-from xlstm_tune.search.resources import Placement, check_cluster, local_resources, packable, place
-from xlstm_tune.search.resume import check_enough_trials, check_same_search
-from xlstm_tune.search.space import Space
-from xlstm_tune.search.store import Remote, Shared, make_store
+from xlstm_tune.search.persistence.folder import check_folder, check_password, check_same_data, find_folder
+from xlstm_tune.search.persistence.resume import check_enough_trials, check_same_search
+from xlstm_tune.search.persistence.store import Remote, Shared, make_store
+from xlstm_tune.search.placement.packing import largest_trial, local_gpu_mib, pack, room_on_cpu
+from xlstm_tune.search.placement.resources import Placement, check_cluster, local_resources, packable, place
+from xlstm_tune.search.sampling.fusion import widest
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.storage.copy import kept_at
 from xlstm_tune.strict import counted
@@ -122,7 +122,7 @@ def make_plan(
     if not elsewhere:
         check_tracking_uri(uri)
         if spec.search.storage is not None:
-            from xlstm_tune.search.database import check_database  # loads SQLAlchemy
+            from xlstm_tune.search.sampling.database import check_database  # loads SQLAlchemy
 
             check_database(spec, folder, resume)
     table, data = check_data(spec, space)

@@ -10,9 +10,9 @@ from typing import Any
 
 from xlstm_tune.models.baselines import mase_scale
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.folder import ENVIRONMENT, disk_stop, frozen
+from xlstm_tune.search.persistence.folder import ENVIRONMENT, disk_stop, frozen
+from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan, group_columns
-from xlstm_tune.search.resources import Placement
 from xlstm_tune.search.stopping import STOPS
 
 

@@ -14,13 +14,13 @@ from xlstm_tune.data.read import without_credentials
 from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.coverage import INTERVAL, interval_rows, quantile_rows, quantile_rows_remotely
-from xlstm_tune.search.finalists import Finalist, Judge, finalists, mean_scores, predict_here, predict_remotely
-from xlstm_tune.search.folder import ENVIRONMENT, SPEC
-from xlstm_tune.search.importance import PART, importance_columns, measure, measure_remotely, wanted
+from xlstm_tune.search.finals.coverage import INTERVAL, interval_rows, quantile_rows, quantile_rows_remotely
+from xlstm_tune.search.finals.finalists import Finalist, Judge, finalists, mean_scores, predict_here, predict_remotely
+from xlstm_tune.search.finals.importance import PART, importance_columns, measure, measure_remotely, wanted
+from xlstm_tune.search.persistence.folder import ENVIRONMENT, SPEC
+from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.population import population_params
-from xlstm_tune.search.resources import Placement
+from xlstm_tune.search.sampling.population import population_params
 from xlstm_tune.search.variables import switch
 from xlstm_tune.tracking import Spool, python_command
 

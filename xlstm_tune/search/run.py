@@ -18,23 +18,24 @@ from xlstm_tune.errors import UserError, last_line
 from xlstm_tune.layout import CHAMPION, PAGE
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.champion import keep_champion
-from xlstm_tune.search.duplicates import never_begun
-from xlstm_tune.search.finalists import Judge
-from xlstm_tune.search.folder import create_folder, disk_stop
-from xlstm_tune.search.fusion import Fusion
-from xlstm_tune.search.journal import Journal, read_journal
+from xlstm_tune.search.finals.champion import keep_champion
+from xlstm_tune.search.finals.finalists import Judge
+from xlstm_tune.search.finals.refit import wish_for_refit
 from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
-from xlstm_tune.search.lock import locked
-from xlstm_tune.search.mirror import mirrored
+from xlstm_tune.search.persistence.folder import create_folder, disk_stop
+from xlstm_tune.search.persistence.journal import Journal, read_journal
+from xlstm_tune.search.persistence.lock import locked
+from xlstm_tune.search.persistence.mirror import mirrored
+from xlstm_tune.search.persistence.resume import keep_spec
+from xlstm_tune.search.persistence.store import StorageAway
+from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
 from xlstm_tune.search.recording import record_coverage, record_end, record_importance, record_start, score_finalists
-from xlstm_tune.search.refit import wish_for_refit
-from xlstm_tune.search.resources import Placement
-from xlstm_tune.search.resume import keep_spec
+from xlstm_tune.search.sampling.duplicates import never_begun
+from xlstm_tune.search.sampling.fusion import Fusion
 from xlstm_tune.search.session import ray_session, tracked
 from xlstm_tune.search.stopping import (
     CUTS,
@@ -47,7 +48,6 @@ from xlstm_tune.search.stopping import (
     TIME_BUDGET,
     Stopping,
 )
-from xlstm_tune.search.store import StorageAway
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command, unsent
 from xlstm_tune.training.clock import nothing_compiled
 
@@ -293,12 +293,12 @@ def _search(
     from ray import tune
 
     from xlstm_tune.search.driver import Driver
-    from xlstm_tune.search.goals import Goals
-    from xlstm_tune.search.losses import COMPILING, FIRST_EPOCH, Losses, Watch, every_loss_told
-    from xlstm_tune.search.referee import Referee
-    from xlstm_tune.search.schedulers import make_scheduler
-    from xlstm_tune.search.searcher import OptunaSearcher
-    from xlstm_tune.search.trainable import SearchTrial
+    from xlstm_tune.search.sampling.goals import Goals
+    from xlstm_tune.search.sampling.searcher import OptunaSearcher
+    from xlstm_tune.search.scheduling.losses import COMPILING, FIRST_EPOCH, Losses, Watch, every_loss_told
+    from xlstm_tune.search.scheduling.referee import Referee
+    from xlstm_tune.search.scheduling.schedulers import make_scheduler
+    from xlstm_tune.search.trials.trainable import SearchTrial
 
     spec = plan.spec
     objective = spec.search.objective

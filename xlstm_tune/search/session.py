@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from xlstm_tune.errors import ResourceError
-from xlstm_tune.search.cluster import check_workers_answer, place_on_cluster
+from xlstm_tune.search.placement.cluster import check_workers_answer, place_on_cluster
+from xlstm_tune.search.placement.resources import Placement, local_resources
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.resources import Placement, local_resources
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.search.terminal import children_outlive_signals
 from xlstm_tune.search.variables import LONGEST_WAIT, number

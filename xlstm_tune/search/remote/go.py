@@ -17,12 +17,12 @@ from rich.console import Console
 
 from xlstm_tune.errors import ResourceError, StorageError
 from xlstm_tune.layout import PAGE, SPEC
+from xlstm_tune.search.persistence.resume import check_same_search
 from xlstm_tune.search.remote.head import STORAGE, code_digest
 from xlstm_tune.search.remote.inputs import Input, check_storage, find_inputs, moved, send_inputs
 from xlstm_tune.search.remote.reach import Head, Unreachable, find_head
 from xlstm_tune.search.remote.watch import check_copy, fetch, watch
-from xlstm_tune.search.resume import check_same_search
-from xlstm_tune.search.space import Space
+from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import python_command

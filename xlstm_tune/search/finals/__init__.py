@@ -1,0 +1,1 @@
+"""What comes after the trials: the test part, the champion, and what the report needs of the winner."""

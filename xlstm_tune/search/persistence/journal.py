@@ -1,0 +1,206 @@
+"""The search's own record: what happened, in the order in which it happened, one JSON line each.
+
+The driver writes a line before anyone acts on it, so whatever died, the line tells how far the search had come. The
+study, the tables, the MLflow runs and the scheduler's rungs are made from the same events, and what of them is missing
+after a kill is made again from here.
+
+Lines (`e` says which, `t` is seconds since 1970):
+
+* search: a driver starts, the first one or one that goes on; `schema`, `program`;
+* began: a worker was given the configurations `numbers`, together, with their `params`;
+* epoch: a configuration's `row`; `stop` where the scheduler ended it with that;
+* ended: a configuration's end: `status`, `reason`, `value`, `params`, `duplicate_of`;
+* died: the worker of `numbers` was lost, and why;
+* closed: the driver stopped, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xlstm_tune import __version__
+from xlstm_tune.errors import StorageError
+from xlstm_tune.layout import SEARCH_JOURNAL as JOURNAL
+from xlstm_tune.lines import append_line, cut_torn_line
+from xlstm_tune.search.sampling.duplicates import TrialEnd
+from xlstm_tune.search.sampling.space import Params
+
+SCHEMA = 1
+
+
+@dataclass
+class Past:
+    """What the journal knows of one configuration."""
+
+    number: int
+    params: Params
+    began: float
+    """Seconds since 1970; when it ended where no worker was given it."""
+    together: list[int] = field(default_factory=list)
+    """The configurations that it was last trained with, itself included; none where no worker was given it."""
+    rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """When each epoch's row came, and the row."""
+    end: TrialEnd | None = None
+    ended: float | None = None
+    spent: float = 0.0
+    """Its share of the seconds for which workers had it, without those of compiling kernels."""
+    _since: float | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are known."""
+        return max((row["epoch"] for _, row in self.rows if row["status"] != "failed"), default=0)
+
+    @property
+    def decided(self) -> dict[str, Any] | None:
+        """The row that ended it, where one did."""
+        return self.rows[-1][1] if self.rows and self.rows[-1][1]["done"] else None
+
+
+@dataclass
+class History:
+    """A journal that has been read."""
+
+    trials: dict[int, Past] = field(default_factory=dict)
+    rows: list[tuple[dict[str, Any], bool]] = field(default_factory=list)
+    """Of every configuration, in order: what the scheduler has seen, and whether it ended the configuration then."""
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take a line over."""
+        now = float(event["t"])
+        match event["e"]:
+            case "search":
+                for past in self.trials.values():  # of a driver that was killed; nobody knows when after its last word
+                    past._since = None
+            case "began":
+                for number, params in zip(event["numbers"], event["params"], strict=True):
+                    self.trials.setdefault(number, Past(number, params, now))
+                self._pause(event["numbers"], now)
+                for number in event["numbers"]:
+                    past = self.trials[number]
+                    past.together, past._since = list(event["numbers"]), now
+            case "epoch":
+                row = dict(event["row"])
+                past = self.trials[row["number"]]
+                if lacking := {"epoch", "status", "done"} - row.keys():
+                    raise KeyError(min(lacking))
+                if event.get("stop"):
+                    row["done"] = True
+                past.rows.append((now, row))
+                self.rows.append((event["row"], bool(event.get("stop"))))
+                # The first line of a result counts for all that the result is of.
+                for one in self._spend(past.together, now - row.get("compile_seconds", 0.0)):
+                    one._since = now
+                if row["done"]:
+                    past._since = None
+            case "ended":
+                end = TrialEnd(**event["end"])
+                past = self.trials.setdefault(end.number, Past(end.number, end.params, now))
+                past.end, past.ended = end, now
+            case "died":
+                self._pause(event["numbers"], now)
+            case "closed":
+                self._pause(self.trials, now)
+
+    def _pause(self, numbers: Iterable[int], now: float) -> None:
+        """Nobody has these from now on."""
+        for past in self._spend(numbers, now):
+            past._since = None
+
+    def _spend(self, numbers: Iterable[int], until: float) -> list[Past]:
+        """Count the seconds of those of these that a worker has, shared by all that it still has. Returns them."""
+        going = [past for number in numbers if (past := self.trials[number])._since is not None]
+        for past in going:
+            sharing = sum(self.trials[number]._since is not None for number in past.together)
+            past.spent += max(0.0, until - (past._since or 0.0)) / sharing
+        return going
+
+
+class Journal:
+    """Writes the journal of a search folder; opening an old one continues it. One process at a time.
+
+    Raises StorageError for a journal of a newer program, or one that is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / JOURNAL
+        self.history = read_journal(folder)
+        # Unbuffered: each line is one write(), which survives this process being killed.
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        cut_torn_line(path)
+        self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
+
+    def began(self, numbers: Sequence[int], params: Sequence[Params]) -> None:
+        """A worker is given these configurations."""
+        self._add("began", numbers=list(numbers), params=list(params))
+
+    def epoch(self, row: Mapping[str, Any], stop: bool) -> None:
+        """A configuration finished an epoch, or failed in it. stop: the scheduler ends it."""
+        self._add("epoch", row=dict(row), **({"stop": True} if stop else {}))
+
+    def ended(self, end: TrialEnd) -> None:
+        """A configuration has ended. On the disk when this returns, unless it repeats another one."""
+        self._add("ended", end=asdict(end))
+        if end.status != "duplicate":
+            os.fsync(self._file)
+
+    def died(self, numbers: Sequence[int], why: str) -> None:
+        """The worker of these configurations was lost."""
+        self._add("died", numbers=list(numbers), why=why)
+
+    def closed(self, reason: str) -> None:
+        """The driver stops."""
+        self._add("closed", reason=reason)
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Give the file up."""
+        os.close(self._file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles whatever holds a journal, and never needs the copy."""
+        return {}
+
+    def _add(self, event: str, **fields: Any) -> None:
+        line = json.dumps({"e": event, "t": round(time.time(), 3), **fields}, default=_plain) + "\n"
+        append_line(self._file, line.encode())
+
+
+def read_journal(folder: Path) -> History:
+    """The journal of a search folder; empty where there is none. Half a last line is left out.
+
+    Raises StorageError when it was written by a newer program or is damaged.
+    """
+    path, history = folder / JOURNAL, History()
+    if not path.exists():
+        return history
+    for place, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            event = json.loads(line)
+            if event["e"] == "search" and event["schema"] > SCHEMA:
+                raise StorageError(
+                    f"{path} was written by {event['program']} (journal version {event['schema']}, known here up to "
+                    f"{SCHEMA}); go on with the program that wrote it"
+                )
+            history.add(event)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(
+                f"line {place} of {path} is damaged ({type(error).__name__}: {error}); remove that line to go on "
+                "without what it says"
+            ) from None
+    return history
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's."""
+    return value.item() if hasattr(value, "item") else str(value)

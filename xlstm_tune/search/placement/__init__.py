@@ -1,0 +1,1 @@
+"""How many trials run at a time, and on what."""

@@ -1,0 +1,1 @@
+"""Which trials go on, which are stopped early, and which workers are lost."""

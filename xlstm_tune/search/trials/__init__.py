@@ -1,0 +1,1 @@
+"""A trial as its worker process runs it."""
