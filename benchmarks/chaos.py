@@ -175,6 +175,9 @@ def problems_of(search: Path) -> tuple[list[str], dict[str, int]]:
     states = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for run in runs:
         number = int(run.data.tags["xlstm_tune.trial"])
+        if number not in by_number:
+            problems.append(f"trial {number} has a run in MLflow and no row")
+            continue
         row, curve = by_number[number], client.get_metric_history(run.info.run_id, "val_rmse")
         if study[number].state.name != states[row["status"]]:
             problems.append(f"trial {number} is {row['status']}, and {study[number].state.name} in Optuna")

@@ -40,7 +40,7 @@ def _in_seconds(value: float | str | None, where: str) -> float | None:
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
     if not match or not 0 < float(match[1]) < 1e9:
-        raise ValueError(f"{where} must be seconds or text such as 30m, 2h or 1d, got '{value}'")
+        raise ValueError(f"{where} must be seconds or text such as 30m, 2h or 1d, got '{shortened(value)}'")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 

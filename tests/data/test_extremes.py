@@ -72,6 +72,12 @@ def test_targets_of_a_regression_are_looked_at() -> None:
         np.random.default_rng(0).choice([0.0, 99.0], 400),
         np.where(np.arange(400) % 50, 0.0, np.arange(400.0) + 50),
         np.arange(400.0) % 100,
+        np.where(np.arange(400) % 3, np.arange(400.0) % 20 / 10 + 20, 0.0),
+        np.random.default_rng(0).choice([1.0, 2.0, 12.0], 400),
+        np.random.default_rng(0).choice([2.49, 2.99, 9.99], 400),
+        with_codes(np.random.default_rng(0).uniform(0, 6.5, 400), 9.9, 1),
+        with_codes(np.arange(400.0) % 60, 99.0, 1),
+        with_codes(np.random.default_rng(0).uniform(0.6, 25, 400), -9.9, 1),
     ],
 )
 def test_what_is_merely_uneven_is_not(cells: np.ndarray) -> None:

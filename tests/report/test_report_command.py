@@ -85,6 +85,7 @@ def test_output_that_cannot_be_written_is_refused(
     place = ["quickstart", "--storage", str(storage), "--output"]
     assert "must be a file" in refused(capsys, *place, str(tmp_path))
     assert "cannot be written" in refused(capsys, *place, str(tmp_path / "nowhere" / "page.html"))
+    assert "cannot be written" in refused(capsys, *place, str(tmp_path / ("a" * 300 + ".html")))
 
 
 def test_several_names_are_compared_on_one_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

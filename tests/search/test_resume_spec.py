@@ -157,3 +157,9 @@ def test_a_password_given_anew_is_no_other_storage(folder: Path) -> None:
         journal.began([0], [{"model.dropout": 0.1}])
     keep_spec(folder, spec(search={"storage": away.format("secret")}))
     assert "secret" not in (folder / SPEC).read_text()
+
+
+def test_an_encrypted_sqlite_file_is_kept_without_its_passphrase() -> None:
+    """As SQLAlchemy writes it; the file of a plain one may hold any sign."""
+    assert "secret" not in spec_text(spec(search={"storage": "sqlite+pysqlcipher://:secret@/studies.db"}))
+    assert "a:b@c?d.db" in spec_text(spec(search={"storage": "sqlite:////data://a:b@c?d.db"}))

@@ -112,6 +112,21 @@ def test_resume_survives_a_half_written_line(tmp_path: Path) -> None:
         assert again.ask()
 
 
+@pytest.mark.parametrize("line", [b"null\n", b"[]\n", b'{"op_code": "x"}\n', b'{"op_code": 4}\n', b"\0" * 90 + b"\n"])
+def test_a_damaged_line_of_the_study_is_one_sentence(line: bytes, tmp_path: Path) -> None:
+    spec = make_spec(SMALL, trials=3)
+    bench = Bench(spec, tmp_path)
+    bench.ask()
+    bench.journal.close()
+    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(b"".join([*lines[:-1], line, lines[-1]]))
+    with pytest.raises(StorageError) as caught:
+        open_study("t", spec.search, tmp_path, resume=True)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / JOURNAL} is damaged (") and "\n" not in message
+    assert message.endswith("; bring it back, or start a new search with another --name")
+
+
 def test_a_name_already_used_is_refused_and_offers_resume(tmp_path: Path) -> None:
     spec = make_spec(SMALL, trials=3)
     Bench(spec, tmp_path)

@@ -12,6 +12,8 @@ _APART = 5.0
 """Times the range of all others that a repeated value lies away from them where it may stand for a blank."""
 _NINES_APART = 0.5
 """The same of one that is written with nines alone, such as -999 and 99.9, as blanks of station data are."""
+_FEW = 10
+"""Distinct values, at most, of what is rather a code or a state than a measurement."""
 
 
 class Extremes:
@@ -61,18 +63,27 @@ def _code(cells: np.ndarray) -> tuple[float, int, float, float] | None:
         if times == len(cells):
             return None
         low, high = cells.min(where=others, initial=np.inf), cells.max(where=others, initial=-np.inf)
-        nines = _nines(value)
-        away = max(low - value, value - high)
-        apart = away > (_NINES_APART if nines else _APART) * (high - low) or (nines and value < 0 <= low)
-        if apart and low < high and (nines or times > 1):
+        away, width = max(low - value, value - high), high - low
+        if not width:
+            continue
+        if _nines(value):
+            fewest = 3 if value > 0 else 2  # a count of 99 may be just that
+            apart = away > _NINES_APART * width or value < 0 <= low
+            told = apart and (times > 1 or len(_digits(value)) >= fewest)
+        else:  # what comes again and again far from numbers of many values; of few, and at 0, it is rather a state
+            told = times > 1 and value != 0 and away > _APART * width and len(np.unique(cells[others])) > _FEW
+        if told:
             return float(value), times, float(low), float(high)
     return None
 
 
 def _nines(value: float) -> bool:
-    """Whether it is written with nines alone, at least two of them."""
-    digits = f"{abs(value):g}".replace(".", "")
-    return len(digits) > 1 and set(digits) == {"9"}
+    """Whether it is written with nines alone, as 99, -99.9 and 9999 are."""
+    return abs(value) >= 99 and set(_digits(value)) == {"9"}
+
+
+def _digits(value: float) -> str:
+    return f"{abs(value):g}".replace(".", "")
 
 
 def _lone(cells: np.ndarray, mean: float, std: float) -> int | None:

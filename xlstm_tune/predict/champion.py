@@ -206,7 +206,7 @@ def load_champion(folder: Path | str) -> Champion:
             residuals=residuals,
             about=about,
         )
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
         raise StorageError(
             f"the champion {folder / ABOUT} is damaged ({type(error).__name__}: {joined_lines(error)[:200]}); remove "
             f"{folder} to have it made anew"

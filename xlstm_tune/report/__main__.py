@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _write(names: list[str], storage: str, output: Path | None) -> Path:
 
     storage = local_storage(storage, *names)
     folders = [find_search(name, storage) for name in names]
-    if output is not None and output.is_dir():
+    if output is not None and os.path.isdir(output):  # Path.is_dir raises for a folder closed to us
         raise StorageError(f"--output must be a file, got the folder {output}; name a file in it")
     if len(folders) == 1:
         return write_page(folders[0], output)

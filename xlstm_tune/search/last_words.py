@@ -21,10 +21,10 @@ def last_words(words: str) -> Iterator[Callable[[], None]]:
     """Inside, `words` come on standard error should this process be killed, by a signal or by Ray's own code.
 
     Yields what takes them back, for a process that ends itself inside and has said why. A shell waits for that, in a
-    session of its own; where none can be started there are no words.
+    session of its own; where none can be started, or standard error is closed, there are no words.
     """
     shell = None
-    with suppress(OSError), children_outlive_signals():
+    with suppress(OSError, AttributeError), children_outlive_signals():
         fresh = _FRESH_LINE if sys.stderr.isatty() else ""
         shell = subprocess.Popen(
             [_SHELL, "-c", _SPEAK, "sh", fresh + words],

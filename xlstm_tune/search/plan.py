@@ -15,6 +15,7 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.data.words import count
+from xlstm_tune.errors import StorageError, reaching
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
 from xlstm_tune.search.persistence.folder import check_folder, check_password, check_same_data, find_folder
 from xlstm_tune.search.persistence.resume import check_enough_trials, check_same_search
@@ -177,11 +178,12 @@ def _idle_scheduler(spec: SearchSpec) -> list[str]:
 def _tracked_at(folder: Path, resume: bool) -> str:
     """Where the runs of a search go that says nothing of it: where they went before, where that is."""
     here = chosen_uri(folder.parent)
-    if not resume or not address_path(folder).is_file():
-        return here
-    uri = remembered_uri(folder)
-    # A database on another machine's disk; all runs are made again here, from the spool.
-    return here if uri.startswith("sqlite") and not sqlite_path(uri).exists() and kept_at(folder) else uri
+    with reaching(address_path(folder), StorageError):
+        if not resume or not address_path(folder).is_file():
+            return here
+        uri = remembered_uri(folder)
+        # A database on another machine's disk; all runs are made again here, from the spool.
+        return here if uri.startswith("sqlite") and not sqlite_path(uri).exists() and kept_at(folder) else uri
 
 
 def wanted_trials(spec: SearchSpec, space: Space) -> int:

@@ -20,7 +20,7 @@ DISK_FAILED = "disk failed"
 STORAGE_AWAY = "storage away"
 TIME_BUDGET = "time budget"
 TAKEN_OVER = "taken over by another driver"
-KILLED = "killed from outside"
+KILLED = "killed"
 STOPS = (INTERRUPTED, DISK_FULL, DISK_FAILED, STORAGE_AWAY, TAKEN_OVER)
 """Reasons for which a search stops before its end, and is gone on with later."""
 CUTS = (TIME_BUDGET, *STOPS)

@@ -8,7 +8,7 @@ import posixpath
 import re
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -221,12 +221,14 @@ def at_once(call: Any, items: Iterable[Any]) -> None:
             call(item)
         return
     with ThreadPoolExecutor(min(_AT_ONCE, len(items))) as pool:
+        calls = [pool.submit(call, item) for item in items]
         try:
-            for done in [pool.submit(call, item) for item in items]:
-                done.result()
-        except BaseException:
+            ended, _ = wait(calls, return_when=FIRST_EXCEPTION)
+        finally:  # Ctrl-C too
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for one in calls:
+        if one in ended:
+            one.result()
 
 
 def check_reachable(objects: Objects) -> None:

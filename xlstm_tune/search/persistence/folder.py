@@ -154,7 +154,7 @@ def frozen(spec: SearchSpec) -> dict[str, Any]:
     """The search file to be kept, which MLflow gets as well: without passwords."""
     frozen = spec.model_dump(by_alias=True, exclude_none=True)
     storage = spec.search.storage or ""
-    if not storage.startswith("sqlite") and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
+    if not re.match(r"sqlite(\+pysqlite)?:", storage) and re.search(r"://[^/@]*:[^@]*@|[?&]", storage):
         hidden = hide_credentials(storage.replace(" ", "%20"))  # a blank, too, may stand in a password
         frozen["search"]["storage"] = hidden if "***" in hidden else storage
     # Without a key in the address, the environment's is used.
@@ -177,7 +177,8 @@ def check_same_data(folder: Path, fingerprint: str, rounded: Rounded | None = No
     rounded: of the same `Prepared` as the fingerprint.
     """
     try:
-        before = json.loads((folder / ENVIRONMENT).read_bytes())["data_fingerprint"]
+        then = json.loads((folder / ENVIRONMENT).read_bytes())
+        before = then["data_fingerprint"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise StorageError(
             f"{folder / ENVIRONMENT} is missing or damaged, so nobody knows which data the search began with; bring it "
@@ -192,9 +193,13 @@ def check_same_data(folder: Path, fingerprint: str, rounded: Rounded | None = No
             "with another --name"
         )
     if before != fingerprint:
+        other, back = "", "the old data"
+        if then.get("commit") != (now := _commit()) or then.get("xlstm_tune") != __version__:
+            other = f", or xlstm_tune ({then.get('commit')} then, {now} now) reads them otherwise"
+            back = "the old data or that version"
         raise StorageError(
-            f"the data of the search '{folder.name}' have changed since it began, so old and new scores cannot be "
-            "compared; bring the old data back, or start a new search with another --name"
+            f"the data of the search '{folder.name}' have changed since it began{other}, so old and new scores cannot "
+            f"be compared; bring {back} back, or start a new search with another --name"
         )
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune import __version__
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import StorageError, reaching
 from xlstm_tune.layout import SEARCH_JOURNAL as JOURNAL
 from xlstm_tune.lines import append_line, cut_torn_line
 from xlstm_tune.search.sampling.duplicates import TrialEnd
@@ -178,9 +178,11 @@ def read_journal(folder: Path) -> History:
     Raises StorageError when it was written by a newer program or is damaged.
     """
     path, history = folder / JOURNAL, History()
-    if not path.exists():
-        return history
-    for place, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    with reaching(path, StorageError):
+        if not path.exists():
+            return history
+        lines = path.read_bytes().splitlines(keepends=True)
+    for place, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             break
         try:
@@ -191,7 +193,7 @@ def read_journal(folder: Path) -> History:
                     f"{SCHEMA}); go on with the program that wrote it"
                 )
             history.add(event)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(

@@ -79,6 +79,8 @@ def make_sampler(config: SearchConfig, told: int = 0) -> BaseSampler:
 
 _THINNED: dict[str, Thinning] = {"tpe": TPE, "gp": GP}
 """Samplers that take longer with every trial that they see."""
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError)
+"""What Optuna raises for lines of a journal that it has not written."""
 
 
 def open_study(
@@ -148,7 +150,13 @@ def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[]
     if path.exists():
         cut_torn_line(path)
     journal = SyncedJournal(path)
-    return JournalStorage(journal), journal.sync
+    try:
+        return JournalStorage(journal), journal.sync
+    except _DAMAGE as error:
+        raise StorageError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); bring it back, or start a new search "
+            "with another --name"
+        ) from None
 
 
 def open_trials(study: optuna.Study, storage: BaseStorage) -> list[optuna.Trial]:
