@@ -77,7 +77,7 @@ def test_series_called_like_truths_keep_their_names_beside_others(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("1.1", "1.10"), ("1E2", "10E1"), ("1", "1.00")],
+    [("1.1", "1.10"), ("1E2", "10E1"), ("007.00", "7.00")],
 )
 @pytest.mark.parametrize("key", ["series", "categories"])
 def test_two_names_that_are_one_number_are_refused(tmp_path: Path, one: str, other: str, key: str) -> None:
@@ -88,10 +88,10 @@ def test_two_names_that_are_one_number_are_refused(tmp_path: Path, one: str, oth
     assert load_text(tmp_path, HEADER + "".join(rows), exclude="c").offsets.tolist() == [0, 3], "numbers may be so"
 
 
-@pytest.mark.parametrize(("one", "others"), [("1.1", ["1.10"]), ("1", ["1.00", "2.5"])])
-def test_two_names_of_two_files_that_are_one_number_are_refused(tmp_path: Path, one: str, others: list[str]) -> None:
-    with pytest.raises(DataError, match=f"'{re.escape(one)}' and '{re.escape(others[0])}' in column 'c' of "):
-        load(files(tmp_path, [one], others), series="c")
+@pytest.mark.parametrize(("one", "other"), [("1.1", "1.10"), ("007.00", "7.0")])
+def test_two_names_of_two_files_that_are_one_number_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    with pytest.raises(DataError, match=f"'{re.escape(one)}' and '{re.escape(other)}' in column 'c' of .*1.csv "):
+        load(files(tmp_path, [one], [other, "2.5"]), series="c")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_two_names_of_two_files_that_are_one_number_are_refused(tmp_path: Path, 
         (["250.00", "250.01", "4.0"], ["250.00", "250.01", "4"]),
         (["1E5", "2E5"], ["1E5", "2E5"]),
         (["12345678901234567890", "12345678901234567891"], ["12345678901234567890", "12345678901234567891"]),
-        (["4001.0", "4002.00", "4003."], ["4001", "4002", "4003"]),
+        (["4001.0", "4002.0", "4003."], ["4001", "4002", "4003"]),
         (["04001.0", "12.5"], ["04001", "12.5"]),
         ([" 1.5", "2.5 "], ["1.5", "2.5"]),
     ],
@@ -118,6 +118,35 @@ def test_names_with_a_point_are_the_texts_that_were_written(
 def test_whole_numbers_with_and_without_a_point_are_one_name(tmp_path: Path) -> None:
     assert load(files(tmp_path, ["1", "1.0", "1.", "2.5"]), series="c").keys == (("1",), ("2.5",))
     assert load(files(tmp_path, ["1", "2"], ["1.0", "2.0"]), series="c").keys == (("1",), ("2",))
+    assert categories(files(tmp_path, ["4001.0", "4002.00", "4003."])) == ["4001", "4002", "4003"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept"),
+    [
+        ([["250.00", "250.01"], ["250.00", "250.00"]], ["250.00", "250.01", "250.00", "250.00"]),
+        ([["5", "6"], ["5.00", "5.25"]], ["5", "6", "5", "5.25"]),
+        ([["01", "5"], ["5.00", "5.25"]], ["01", "5", "5", "5.25"]),
+        ([["100", "6"], ["1E2", "6.5"]], ["100", "6", "100", "6.5"]),
+        ([["5", "x"], ["5.00", "5.25"]], ["5", "x", "5", "5.25"]),
+        ([["1.0", "1.00", "2.5"]], ["1", "1", "2.5"]),
+        ([["1.00", "", "2.5"], ["1.000"]], ["1", "1", "2.5", "1"]),
+        ([["1E99999999999999999999", "2.50"]], ["1E99999999999999999999", "2.50"]),
+    ],
+)
+def test_a_number_with_a_point_is_one_name_over_all_files(
+    tmp_path: Path, columns: list[list[str]], kept: list[str]
+) -> None:
+    assert categories(files(tmp_path, *columns), missing="forward_fill") == kept
+    if len(columns) == 2:
+        turned = categories(files(tmp_path, *reversed(columns)), missing="forward_fill")
+        assert sorted(map(str, turned)) == sorted(kept), "whichever comes first"
+
+
+def test_a_number_of_another_kind_of_file_names_texts_of_it(tmp_path: Path) -> None:
+    pa_parquet.write_table(pa.table({"date": ["2012-02-01"], "c": [5.5], "cases": [9]}), tmp_path / "z.parquet")
+    made = categories([*files(tmp_path, ["5.50", "7.10"]), str(tmp_path / "z.parquet")])
+    assert made == ["5.5", "7.10", "5.5"]
 
 
 @pytest.mark.parametrize("names", [["0x1F", "0x20"], ["0X1f", "7"], ["-0x1F", "-07"]])

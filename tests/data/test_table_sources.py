@@ -106,6 +106,13 @@ def test_load_commas_behind_each_line_are_no_columns(tmp_path: Path) -> None:
     assert load([str(tmp_path / "x.csv"), str(tmp_path / "y.csv")]).fingerprint == table.fingerprint
 
 
+@pytest.mark.parametrize("remarks", [("", "late"), ("late", ""), ("late", "later")])
+def test_load_files_of_which_some_have_remarks_without_a_name(tmp_path: Path, remarks: tuple[str, str]) -> None:
+    for day, remark in enumerate(remarks, 1):
+        (tmp_path / f"{day}.csv").write_text(f"date,cases,\n2012-01-0{day},{day},{remark}\n")
+    assert load(tmp_path / "*.csv").targets[:, 0].tolist() == [1, 2]
+
+
 def test_load_list_keeps_its_order_and_names_the_file_of_a_row(tmp_path: Path) -> None:
     write_parts(tmp_path / "d")
     sources = [str(tmp_path / "d" / f"part{part}.csv") for part in (1, 0)]

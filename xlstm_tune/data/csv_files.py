@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,10 @@ BLANKS = (
 """Spellings of a blank cell in a column of numbers."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""Numbers as files have them."""
+_WHOLE = re.compile(r"-?\d+(\.0*)?")
+_ZEROS = re.compile(r"^(-?\d+)\.(0*)$")
 CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
 """How the names of such files end."""
 _TABS = (".tsv", ".tsv.gz", ".tsv.txt")
@@ -105,11 +109,18 @@ def with_labels(tables: Sequence[pa.Table], files: Sequence[File], labels: Seque
     """
     names = list(dict.fromkeys(labels))
     worded = {name for name in names if _are_words(name, tables)}
-    seen: dict[str, dict[Decimal, str]] = {name: {} for name in names}
-    return [
-        _with_texts(table, file, names, worded, seen) if file.path.lower().endswith(CSV) else table
+    texts = [
+        _kept(table, file, names, worded) if file.path.lower().endswith(CSV) else {}
         for table, file in zip(tables, files, strict=True)
     ]
+    for name in names:
+        _name_numbers(name, tables, files, texts)
+    made = []
+    for table, columns in zip(tables, texts, strict=True):
+        for name, column in columns.items():
+            table = table.set_column(table.column_names.index(name), name, column)
+        made.append(table)
+    return made
 
 
 def _are_words(name: str, tables: Sequence[pa.Table]) -> bool:
@@ -125,54 +136,96 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _with_texts(
-    table: pa.Table, file: File, names: Sequence[str], worded: Collection[str], seen: dict[str, dict[Decimal, str]]
-) -> pa.Table:
-    """`with_labels` of one table. worded: of `_are_words`. seen: by name, the numbers so far and their texts."""
+def _kept(table: pa.Table, file: File, names: Sequence[str], worded: Collection[str]) -> dict[str, pa.ChunkedArray]:
+    """The texts of one table's columns that may lose something, by name. worded: of `_are_words`."""
     kinds = {name: table.schema.field(name).type for name in names if name in table.column_names}
-    mine = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+    mine = [name for name, kind in kinds.items() if _is_number(kind)]
     mine += [name for name, kind in kinds.items() if name in worded and (pa.types.is_null(kind) or kind == pa.bool_())]
     if not mine:
-        return table
+        return {}
     texts = _texts(file, mine, table.num_columns == 1)
+    kept = {}
     for name in mine:
-        kind, column, found = kinds[name], texts.column(name), table.column(name)
+        kind, column = kinds[name], texts.column(name)
         # Every cell of a column of nulls is a spelling of a blank, of which the empty one alone is no name.
         empty = pc.equal(pc.utf8_trim_whitespace(column), "")
+        found = table.column(name)
         column = pc.if_else(empty if pa.types.is_null(kind) else found.is_null(nan_is_null=True), None, column)
-        lost = True
-        if pa.types.is_integer(kind):
-            lost = padded(column)
-        elif pa.types.is_floating(kind):
-            column = _without_points(column)
-            lost = not column.equals(found.cast(pa.string()))
-        if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and not lost):
-            _check_apart(column, name, file, seen[name])
-        if lost:
-            table = table.set_column(table.column_names.index(name), name, column)
-    return table
+        if pa.types.is_floating(kind):
+            column = pc.utf8_trim_whitespace(column)
+        if not pa.types.is_integer(kind) or padded(column):
+            kept[name] = column
+    return kept
 
 
-def _without_points(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whole numbers among texts of numbers without the `.0` that software adds to them.
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
-    Two zeros and more go only where all numbers are whole: beside 250.01 there is a name 250.00.
+
+def _name_numbers(
+    name: str, tables: Sequence[pa.Table], files: Sequence[File], texts: Sequence[dict[str, pa.ChunkedArray]]
+) -> None:
+    """Make names of what a column's `texts`, of `_kept`, are as numbers with a point or an exponent.
+
+    A number that another file has without its text goes by the name that it has there. Else the `.0` that software adds
+    to whole numbers goes. Two zeros and more go where all numbers are whole, or where this one is also written in
+    another way: beside 250.01 there is a name 250.00, but 5 and 5.00 are one. Texts that lose nothing are taken out.
+    Raises DataError where two of them are one number otherwise.
     """
-    texts = pc.utf8_trim_whitespace(texts)
-    whole = pc.all(pc.match_substring_regex(texts, r"^-?\d+(\.0*)?$")).as_py()
-    return pc.replace_substring_regex(texts, r"^(-?\d+)\.0*$" if whole else r"^(-?\d+)\.0?$", r"\1")
+    pointed = [
+        at for at, kept in enumerate(texts) if name in kept and pa.types.is_floating(tables[at].schema.field(name).type)
+    ]
+    if not pointed:
+        return
+    fixed: dict[Decimal, str] = {}
+    ways: dict[Decimal, set[str]] = {}
+    whole = True
+    for at, table in enumerate(tables):
+        if name not in table.column_names:
+            continue
+        kind, column = table.schema.field(name).type, texts[at].get(name, table.column(name))
+        if _is_number(kind) and name not in texts[at]:
+            fixed |= {exact(text): text for text in _numbers(column.cast(pa.string()))}
+        elif _is_number(kind) or _is_text(kind):
+            for text in _numbers(column):
+                ways.setdefault(exact(text), set()).add(text)
+                whole &= at not in pointed or bool(_WHOLE.fullmatch(text))
+    whole &= all(_WHOLE.fullmatch(text) for text in fixed.values())
+    seen: dict[Decimal, str] = {}
+    for at in pointed:
+        column, made = texts[at][name], []
+        written = pc.unique(column).drop_null()
+        for text in written.to_pylist():
+            number, ends = exact(text), _ZEROS.fullmatch(text)
+            other = seen.setdefault(number, text)
+            if _ZEROS.sub(r"\1", other) != _ZEROS.sub(r"\1", text):
+                raise DataError(
+                    f"'{other}' and '{text}' in column '{name}' of {files[at].name} are the same number, so it is "
+                    "unclear whether they are one name; write ids that are not numbers, such as with a letter before "
+                    "them"
+                )
+            if ends is not None and (whole or len(ends[2]) < 2 or len(ways[number]) > 1):
+                text = ends[1]
+            made.append(fixed.get(number, text))
+        column = pc.take(pa.array(made, pa.string()), pc.index_in(column, written))
+        if column.equals(tables[at].column(name).cast(pa.string())):
+            del texts[at][name]
+        else:
+            texts[at][name] = column
 
 
-def _check_apart(texts: pa.ChunkedArray, name: str, file: File, seen: dict[Decimal, str]) -> None:
-    """Raise DataError where two texts of numbers are one number; `seen` grows by the numbers."""
-    for text in pc.unique(texts).drop_null().to_pylist():
-        text = text.strip()
-        other = seen.setdefault(Decimal(text), text)
-        if other != text:
-            raise DataError(
-                f"'{other}' and '{text}' in column '{name}' of {file.name} are the same number, so it is unclear "
-                "whether they are one name; write ids that are not numbers, such as with a letter before them"
-            )
+def _numbers(texts: pa.ChunkedArray) -> list[str]:
+    """The texts among them that are numbers, each once."""
+    found = (text.strip() for text in pc.unique(texts).to_pylist() if text is not None)
+    return [text for text in found if NUMBER.fullmatch(text)]
+
+
+def exact(text: str) -> Decimal:
+    """The number that a text is, with all its digits."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of a size that Decimal does not know
+        return Decimal(float(text))
 
 
 def padded(texts: pa.Array | pa.ChunkedArray) -> bool:

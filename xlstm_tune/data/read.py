@@ -272,7 +272,12 @@ def _check_names(table: pa.Table, name: str) -> None:
 
 
 def _join(tables: list[pa.Table], files: list[File]) -> pa.Table:
-    """Rows of all files one after another; where types differ, numbers widen and the rest is read as text."""
+    """Rows of all files one after another; where types differ, numbers widen and the rest is read as text.
+
+    A column without a name is left out where a file lacks it, as one does that has nothing there (`read_csv`).
+    """
+    if any("" not in table.column_names for table in tables):
+        tables = [table.drop_columns("") if "" in table.column_names else table for table in tables]
     first = tables[0]
     for table, file in zip(tables[1:], files[1:], strict=True):
         for one, other, a, b in ((first, table, files[0], file), (table, first, file, files[0])):

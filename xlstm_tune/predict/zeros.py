@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlstm_tune.data.clock import plain
+from xlstm_tune.data.csv_files import NUMBER, exact
 from xlstm_tune.data.read import Source
 from xlstm_tune.predict.champion import Champion
 
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_DIGITS = re.compile(r"-?\d{1,18}")
-"""Whole numbers that always kept their zeros."""
+_DIGITS = re.compile(r"-?[1-9]\d{0,17}")
+"""Whole numbers without zeros before them, which are what they were; one of 17 digits and more is not its neighbour."""
 
 
 def with_zeros(champion: Champion, source: Source) -> Source:
@@ -49,15 +50,12 @@ def _names_of_numbers(column: pa.ChunkedArray, names: set[str]) -> pa.Array | No
     if names.issuperset(pc.unique(spelled).drop_null().to_pylist()):
         return None
     texts = spelled.to_pylist()
-    alike: dict[float, list[str]] = {}
+    alike: dict[Decimal, list[str]] = {}
     for known in names:
-        if _NUMBER.fullmatch(known):
-            alike.setdefault(float(known), []).append(known)
+        if NUMBER.fullmatch(known):
+            alike.setdefault(exact(known), []).append(known)
     back = {number: known[0] for number, known in alike.items() if len(known) == 1}
-    made = [
-        text if cell is None or text in names else back.get(float(cell), text)
-        for cell, text in zip(column.to_pylist(), texts, strict=True)
-    ]
+    made = [text if text is None or text in names else back.get(exact(text), text) for text in texts]
     return None if made == texts else pa.array(made, pa.string())
 
 
@@ -65,7 +63,7 @@ def _numbers_of_texts(column: pa.ChunkedArray, names: set[str]) -> pa.Array | No
     """A column of texts as the numbers that an earlier program made of them; None where it made none."""
     texts = column.to_pylist()
     written = {text.strip() for text in texts if text is not None}
-    odd = [text for text in written - names if _NUMBER.fullmatch(text) and not _DIGITS.fullmatch(text)]
+    odd = [text for text in written - names if NUMBER.fullmatch(text) and not _DIGITS.fullmatch(text)]
     numbers = pa.array([float(text) for text in odd], pa.float64()).cast(pa.string()).to_pylist()
     usual = names - written
     back = {text: number for text, number in zip(odd, numbers, strict=True) if number in usual}
