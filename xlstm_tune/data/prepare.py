@@ -13,6 +13,7 @@ import numpy as np
 
 from xlstm_tune.data.clock import season_of, weekdays
 from xlstm_tune.data.config import DataConfig
+from xlstm_tune.data.derived import derived_notes
 from xlstm_tune.data.gaps import lengths_note
 from xlstm_tune.data.minimum import check_minimum
 from xlstm_tune.data.scaling import Scaling, fit_scaling
@@ -39,8 +40,9 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     season = config.season or season_of(table.step, table.time_kind, week)
     notes = [*table.notes, *result.notes, *check_minimum(table, config), *stride_notes(config, season)]
     notes += season_notes(table, result.train_rows, config, season)
-    if config.task == "regression" and (lengths := lengths_note(table.offsets, table.series_name)):
-        notes.append(lengths)
+    if config.task == "regression":
+        lengths = lengths_note(table.offsets, table.series_name)
+        notes += [*([lengths] if lengths else []), *derived_notes(table)]
 
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     train = result.parts["train"]
