@@ -15,7 +15,8 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
 from xlstm_tune.addresses import SECRET_OPTIONS
-from xlstm_tune.data.csv_files import CSV, File, padded, read_csv, with_labels
+from xlstm_tune.data.csv_files import CSV, File, read_csv
+from xlstm_tune.data.labels import padded, with_labels
 from xlstm_tune.errors import DataError, first_line
 from xlstm_tune.strict import did_you_mean
 

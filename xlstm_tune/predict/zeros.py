@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xlstm_tune.data.clock import plain
-from xlstm_tune.data.csv_files import NUMBER, exact
+from xlstm_tune.data.labels import NUMBER, exact
 from xlstm_tune.data.read import Source
 from xlstm_tune.predict.champion import Champion
 
