@@ -15,7 +15,7 @@ import pytest
 from champions import finish
 
 from xlstm_tune.layout import ABOUT
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.forecasts import forecasts, source_of
 from xlstm_tune.predict.make import champion_of
 
@@ -41,7 +41,7 @@ def notes(champion: Path, table: pa.Table) -> tuple[str, ...]:
 
 def forget(champion: Path, *keys: str) -> None:
     """Make it one of an earlier program."""
-    about = json.loads((champion / ABOUT).read_text())
+    about = read_about(champion)
     for key in keys:
         del about["time"][key]
     (champion / ABOUT).write_text(json.dumps(about))
@@ -154,7 +154,7 @@ def test_the_note_names_the_series_that_end_on_none_of_the_days(tmp_path: Path) 
 def test_an_earlier_champion_counts_steps_of_two_days(tmp_path: Path) -> None:
     champion, table = searched(tmp_path, pa.array(some_days("Mon", "Wed", "Fri")))
     assert dates(champion, table) == ["2023-01-02", "2023-01-04"], "after Friday, 30 December"
-    about = json.loads((champion / ABOUT).read_text())
+    about = read_about(champion)
     about["time"]["week"] = None
     (champion / ABOUT).write_text(json.dumps(about))
     assert dates(champion, table) == ["2023-01-01", "2023-01-03"]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ENVIRONMENT
 from xlstm_tune.predict.__main__ import app
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
 from xlstm_tune.search.persistence.lock import locked
@@ -68,11 +68,21 @@ def test_a_damaged_description_is_one_sentence(copy: Path, content: str) -> None
 @pytest.mark.parametrize("key", ["model", "training", "lookback", "data", "shape", "inputs", "targets", "time"])
 @pytest.mark.parametrize("value", [None, {"what": 1}, [], "x"])
 def test_a_description_with_a_wrong_part_is_one_sentence(copy: Path, key: str, value: Any) -> None:
-    about = json.loads((copy / "champion.json").read_text())
+    about = read_about(copy)
     (copy / "champion.json").write_text(json.dumps(about | {key: value}))
     with pytest.raises(StorageError, match="is damaged") as caught:
         load_champion(copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_description_in_which_anything_has_changed_is_found_by_its_checksum(copy: Path) -> None:
+    text = (copy / "champion.json").read_text()
+    assert load_champion(copy).about == read_about(copy)
+    for old, new in (('"refit": false', '"refit": true'), ('"refit": false,', ""), ('"trial": ', '"trial": 1')):
+        assert old in text
+        (copy / "champion.json").write_text(text.replace(old, new, 1))
+        with pytest.raises(StorageError, match=r"champion\.json is damaged \(its checksum differs\); remove .*"):
+            load_champion(copy)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "residuals.safetensors"])

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from xlstm_tune.data.read import read_source
 from xlstm_tune.data.table import Table, load_table
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.forecasts import Forecasts, forecasts
 from xlstm_tune.predict.intervals import Residuals, changes, conformal, positive
 from xlstm_tune.predict.make import champion_of
@@ -148,7 +148,7 @@ def test_a_champion_of_the_first_schema_still_predicts_with_the_residuals_of_all
     place = Path(shutil.copytree(champion_of(search), tmp_path / "champion"))
     together = np.sort(load_file(place / "residuals.safetensors")["residuals"], axis=0)
     save_file({"residuals": together}, place / "residuals.safetensors")
-    about = json.loads((place / "champion.json").read_text()) | {"schema": 1}
+    about = read_about(place) | {"schema": 1}
     about["intervals"] = {"method": "split conformal", "samples": len(together), "half_widths": {}}
     about["files"]["residuals.safetensors"] = sha256_of(place / "residuals.safetensors")
     (place / "champion.json").write_text(json.dumps(about))

@@ -17,7 +17,7 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Rounded
 from xlstm_tune.errors import StorageError
 from xlstm_tune.layout import ABOUT
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.forecasts import Forecasts, forecasts, source_of
 from xlstm_tune.predict.make import champion_of
 from xlstm_tune.search.persistence.folder import check_same_data
@@ -101,7 +101,7 @@ def test_a_champion_of_an_earlier_program_rounds_as_it_did(tmp_path: Path) -> No
     pa_parquet.write_table(table_of(X), source)
     data = {"source": str(source), "target": "y", "lookback": 4, "horizon": 2, "split": {"test": 0.2}}
     champion = champion_of(finish(tmp_path / "searches", "x", data))
-    about = json.loads((champion / ABOUT).read_text())
+    about = read_about(champion)
     del about["inputs"]["exact"]
     (champion / ABOUT).write_text(json.dumps(about))
     rounded = X.astype(np.float32).astype(np.float64)

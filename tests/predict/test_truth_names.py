@@ -12,7 +12,7 @@ from champions import finish, write_csv
 
 from xlstm_tune.data.read import read_source
 from xlstm_tune.layout import ABOUT
-from xlstm_tune.predict.champion import load_champion
+from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.forecasts import Forecasts, forecasts
 from xlstm_tune.predict.make import champion_of
 
@@ -59,7 +59,7 @@ def test_a_table_with_nothing_but_truths_has_those_of_the_search(tmp_path: Path)
 def test_truths_of_an_earlier_program_are_those_of_a_table(tmp_path: Path) -> None:
     champion, columns = searched(tmp_path, ["True", "False", "unknown"])
     before = predict(champion, columns).table
-    about = json.loads((champion / ABOUT).read_text())
+    about = read_about(champion)
     names = about["inputs"]["names"]
     assert {"c=true", "c=false"} < set(names)
     about["inputs"]["names"] = [name.replace("=true", "=True").replace("=false", "=False") for name in names]
@@ -72,7 +72,7 @@ def test_truths_of_an_earlier_program_are_those_of_a_table(tmp_path: Path) -> No
 
 def test_two_spellings_of_an_earlier_program_stay_apart(tmp_path: Path) -> None:
     champion, _ = searched(tmp_path, ["True", "other", "unknown"])
-    about = json.loads((champion / ABOUT).read_text())
+    about = read_about(champion)
     names = about["inputs"]["names"]
     about["inputs"]["names"] = [name.replace("=other", "=True") for name in names]
     (champion / ABOUT).write_text(json.dumps(about))

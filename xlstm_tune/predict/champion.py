@@ -33,8 +33,11 @@ from xlstm_tune.predict.intervals import Array, Residuals
 from xlstm_tune.training.checkpoint import load_weights, save_weights, sha256_of
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
 
-SCHEMA = 4
-"""1 took the residuals of all series together, 2 knew no minimum of targets, 3 rounded all inputs to float32."""
+SCHEMA = 5
+"""1 took the residuals of all series together, 2 knew no minimum of targets, 3 rounded all inputs to float32, 4 knew no
+ISO weeks."""
+CHECKSUM = "checksum"
+"""Key of `champion.json`: SHA-256 of all that it holds besides. Earlier programs gave none."""
 RESIDUALS = "residuals.safetensors"
 EXAMPLE = "example.json"
 """A request that a server of the model answers: rows of the user's table."""
@@ -112,6 +115,7 @@ def save_champion(
             "intervals": _intervals(residuals),
             "files": {name: sha256_of(unfinished / name) for name in (WEIGHTS, RESIDUALS)},
         }
+        record[CHECKSUM] = _checksum(record)
         (unfinished / ABOUT).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         (unfinished / EXAMPLE).write_text(json.dumps(example, allow_nan=False) + "\n")
         for path in (unfinished / ABOUT, unfinished / EXAMPLE, unfinished):
@@ -128,6 +132,8 @@ def save_champion(
 
 def _schema(data: DataConfig, scaling: Scaling) -> int:
     """The lowest that has all that the model needs: earlier programs read it where it is one of theirs."""
+    if data.time is not None and data.time.format == "iso-week":
+        return 5
     if scaling.inputs.exact:
         return 4
     return 2 if data.target_minimum is None else 3
@@ -233,7 +239,13 @@ def read_about(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(about.get("files"), dict):
         raise StorageError(f"the champion {path} is damaged: it names no files; remove {folder} to have it made anew")
+    if about.pop(CHECKSUM, None) not in (None, _checksum(about)):
+        raise StorageError(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
     return about
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def digest(folder: Path) -> str:
