@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,13 +138,24 @@ class Search:
 
     def worker(self, number: int, after: int = 0) -> int:
         """The process that trains a configuration, once it has reported an epoch later than `after`."""
+        return int(self.until(lambda: self._worker(number, after)))
 
-        def found() -> int | None:
-            past = read_journal(self.folder).trials.get(number) if self.folder.exists() else None
-            rows = [row for _, row in past.rows if row["epoch"] > after] if past else []
-            return int(rows[-1]["worker"].split()[1]) if rows else None
+    def _worker(self, number: int, after: int = 0) -> int | None:
+        past = read_journal(self.folder).trials.get(number) if self.folder.exists() else None
+        rows = [row for _, row in past.rows if row["epoch"] > after] if past else []
+        return int(rows[-1]["worker"].split()[1]) if rows else None
 
-        return int(self.until(found))
+    def send_to_workers(self, signals: Mapping[int, signal.Signals]) -> None:
+        """To the process that trains each configuration, as soon as it has reported an epoch, in whatever order."""
+        left = dict(signals)
+
+        def sent() -> bool:
+            for number in list(left):
+                if (process := self._worker(number)) is not None:
+                    os.kill(process, left.pop(number))
+            return not left
+
+        self.until(sent)
 
 
 def trials_of(folder: Path) -> dict[int, dict[str, Any]]:

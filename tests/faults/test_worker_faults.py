@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +25,7 @@ def test_killed_and_hanging_workers_are_replaced_and_a_failed_trial_fails_alone(
     search.until(search.folder.exists)
     (search.folder / "trials").mkdir()
     (search.folder / "trials" / "00002").write_text("a file where the trial's folder should be")
-    os.kill(search.worker(0), signal.SIGKILL)
-    os.kill(search.worker(1), signal.SIGSTOP)
-    os.kill(search.worker(3), signal.SIGKILL)
+    search.send_to_workers({0: signal.SIGKILL, 1: signal.SIGSTOP, 3: signal.SIGKILL})
     search.end()
     check_accounted(search.folder, undisturbed(), but=2)
     told = [json.loads(line) for line in (search.folder / JOURNAL).read_text().splitlines()]
