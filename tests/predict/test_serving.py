@@ -20,7 +20,7 @@ from champions import SEVERAL, arrow, example_request, finish, same, several
 from tracked import MlflowClient, free_port, send_all, until
 
 from xlstm_tune.data.read import read_source
-from xlstm_tune.predict.champion import Champion, load_champion
+from xlstm_tune.predict.champion import Champion, load_champion, read_about
 from xlstm_tune.predict.forecasts import forecasts, source_of
 from xlstm_tune.predict.make import champion_of
 from xlstm_tune.tracking import Spool, default_uri
@@ -81,7 +81,7 @@ def test_another_champion_is_another_version_and_takes_the_alias(registered: Reg
     about = registered.folder / "champion" / "champion.json"
     before = about.read_text()
     try:
-        about.write_text(before.replace('"refit_note": null', '"refit_note": "a word"'))
+        about.write_text(json.dumps(read_about(about.parent) | {"refit_note": "a word"}))
         with Spool(registered.folder, registered.uri) as spool:
             spool.model(registered.folder / "champion", "several")
         assert not send_all(registered.folder, registered.uri)._reasons
