@@ -22,14 +22,14 @@ def derived_notes(table: Table) -> list[str]:
     """A sentence on inputs that are constant within each sequence and order the sequences as a target does, at most one
     for each target."""
     notes = []
-    inputs = [(name, cells, _ranks(cells)) for name, cells in _constant_inputs(table)]
+    inputs = list(_constant_inputs(table))
     for name, values, seen in zip(table.target_names, table.targets.T, table.observed.T, strict=True):
-        if seen.sum() < _FEWEST or not inputs:
+        if seen.sum() < _FEWEST:
             continue
         mine = _ranks(values[seen])
         alike = []
-        for one, cells, ranks in inputs:
-            theirs = ranks if seen.all() else _ranks(cells[seen])
+        for one, cells in inputs:
+            theirs = _ranks(cells[seen])
             if mine.std() and theirs.std() and abs(correlation := np.corrcoef(mine, theirs)[0, 1]) >= _CLOSE:
                 alike.append(f"'{one}' (rank correlation {correlation:.3f})")
         if alike:

@@ -193,6 +193,14 @@ def other_owner(objects: Objects, token: str) -> str | None:
         return None
 
 
+def check_there(objects: Objects) -> None:
+    """Raise OSError where the storage has lost the search, as a folder has that is no longer mounted."""
+    try:
+        objects.get(SPEC)
+    except FileNotFoundError:
+        raise OSError("it holds the search no longer") from None
+
+
 def taken_over(objects: Objects, who: str) -> str:
     """What is said where another driver has the copy."""
     return f"the search at {objects.shown} has been taken over by {who}; go on with it there"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import SPEC
-from xlstm_tune.storage.copy import CLOCK, OWNER, as_json, other_owner, taken_over
+from xlstm_tune.storage.copy import CLOCK, OWNER, as_json, check_there, other_owner, taken_over
 from xlstm_tune.storage.objects import Objects
 
 FRESH = 3
@@ -80,10 +79,7 @@ class Owner:
         except FileNotFoundError:
             if not self._claimed:
                 return None
-        try:
-            self._objects.get(SPEC)
-        except FileNotFoundError:  # as in a folder that is no longer mounted
-            raise OSError("it holds the search no longer") from None
+        check_there(self._objects)
         return "another driver, which has ended"  # earlier programs removed the name then
 
     def check(self) -> None:

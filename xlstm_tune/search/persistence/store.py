@@ -22,11 +22,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from xlstm_tune.layout import CHECKPOINTS, SPEC, SUMS
+from xlstm_tune.layout import CHECKPOINTS, SUMS
 from xlstm_tune.search.persistence.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.trials.scratch import scratch_folder
 from xlstm_tune.search.variables import number
-from xlstm_tune.storage.copy import is_checkpoint, other_owner, taken_over
+from xlstm_tune.storage.copy import check_there, is_checkpoint, other_owner, taken_over
 from xlstm_tune.storage.objects import Objects, at_once, is_uri
 
 PATIENCE = "XLSTM_TUNE_STORAGE_SECONDS"
@@ -255,15 +255,8 @@ class Remote(Shared):
     def _names(self, place: str) -> list[str]:
         found = list(self.objects.names(place))
         if not found:
-            self._check_there()
+            check_there(self.objects)
         return found
-
-    def _check_there(self) -> None:
-        """Raise OSError where the storage has lost the search, as a folder has that is no longer mounted."""
-        try:
-            self.objects.get(SPEC)
-        except FileNotFoundError:
-            raise OSError("it holds the search no longer") from None
 
     def _fetch(self, name: str) -> None:
         path = self.folder / name
@@ -284,7 +277,7 @@ class Remote(Shared):
         try:
             who = other_owner(self.objects, self.token)
         except FileNotFoundError:
-            self._check_there()
+            check_there(self.objects)
             return
         if who is not None:
             raise StorageAway(taken_over(self.objects, who))
