@@ -48,10 +48,15 @@ class Dimension(Spec):
     """One line of `space:`, for example `{log_float: [1e-4, 1e-2]}`."""
 
     choice: list[Scalar] | None = None
+    """One of these."""
     float_: Annotated[list[float] | None, Field(alias="float", min_length=2, max_length=2)] = None
+    """The least and the greatest; what lies between, evenly."""
     log_float: Annotated[list[float] | None, Field(min_length=2, max_length=2)] = None
+    """The same, evenly in the logarithm."""
     int_: Annotated[list[int] | None, Field(alias="int", min_length=2, max_length=2)] = None
+    """Whole numbers from the least to the greatest."""
     log_int: Annotated[list[int] | None, Field(min_length=2, max_length=2)] = None
+    """The same, evenly in the logarithm."""
     step: int | float | None = None
     """Distance between the values of an `int` or `float` range."""
     when: dict[str, Scalar | list[Scalar]] = Field(default_factory=dict)
@@ -77,9 +82,10 @@ class Dimension(Spec):
 
 
 class ConstraintConfig(Spec):
-    """What a model may cost at most; None = whatever it costs."""
+    """What a model may cost at most; whatever it costs unless given."""
 
     max_parameters: Annotated[int, Field(ge=1)] | None = None
+    """Trainable numbers of one model."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Milliseconds for the forecast of one sample, on what trials run on."""
     max_memory_gib: Annotated[float, Field(gt=0)] | None = None
@@ -95,19 +101,23 @@ class SearchConfig(Spec):
     """How the space is searched."""
 
     objective: Objective = "val_rmse"
-    """A list adds `costs`: `[val_rmse, parameters]`."""
+    """What is to be small on the validation part. A list adds `costs`: `[val_rmse, parameters]`."""
     costs: list[Cost] = Field(default_factory=list)
     """What is weighed against the objective: the search then looks for all trials that no other beats in both."""
     constraints: ConstraintConfig = ConstraintConfig()
     algorithm: Literal["tpe", "random", "grid", "gp"] = "tpe"
+    """Who proposes: a tree-structured Parzen estimator, chance, every point in order, or a Gaussian process."""
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Distinct configurations to train; None = every point of a grid, 32 otherwise."""
+    """Distinct configurations to train; unless given, every point of a grid and 32 otherwise."""
     scheduler: Literal["asha", "median", "none"] = "asha"
+    """Who stops trials early: `asha` those that are not among the best at a rung, `median` those worse than half."""
     grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Epochs that every trial gets before the scheduler may stop it; None = a tenth of training.epochs, at least 1."""
+    """Epochs that every trial gets before the scheduler may stop it; unless given, a tenth of training.epochs, at least
+    1."""
     reduction_factor: Annotated[int, Field(ge=2, le=100)] = 3
     """ASHA keeps the best one in this many at each rung."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Of the proposals."""
     start_with: list[dict[str, Scalar]] | Literal["defaults", "none"] = "defaults"
     """Points tried first; `defaults`: every family with the values of `model:` and `training:`."""
     fuse: Literal["auto", "off"] = "auto"
@@ -116,7 +126,7 @@ class SearchConfig(Spec):
     time_budget: Annotated[float, Field(gt=0)] | str | None = None
     """Seconds, or text such as 30m, 2h, 1d, after which no more is trained."""
     storage: str | None = None
-    """An Optuna storage URL; None = a journal file in the search folder."""
+    """An Optuna storage URL; unless given, a journal file in the search folder."""
 
     @property
     def goals(self) -> list[str]:
@@ -174,15 +184,16 @@ class ResourceConfig(Spec):
     """What one trial gets of the machine."""
 
     cpus_per_trial: Annotated[float, Field(ge=0.001, le=1024)] = 1
+    """Cores that a trial gets, and so how many run side by side without GPUs."""
     gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
     """`auto`: where there are GPUs, the share of one that an estimate of the largest trial's memory gives; none
     elsewhere. 0.25 puts four trials on one."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Most trials at a time; None = as many as the resources hold."""
+    """Most trials at a time; as many as the resources hold unless given."""
     trial_timeout: Annotated[float, Field(gt=0)] | str | None = None
     """Seconds, or text such as 30m, 2h, 1d, within which a trial has to finish an epoch; a minute more for the first of
     a worker, which loads the kernels, and ten where it may have to compile them. A trial that does not hangs: its
-    worker is ended, and it goes on from its last checkpoint with another. None = wait for ever."""
+    worker is ended, and it goes on from its last checkpoint with another. It may take for ever unless given."""
 
     @field_validator("trial_timeout")
     @classmethod

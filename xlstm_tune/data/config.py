@@ -26,6 +26,7 @@ class TimeConfig(Spec):
     """The column that orders the rows of a series."""
 
     column: str
+    """Its name; `time: date` says as much as `time: {column: date}`."""
     format: Literal["auto", "iso", "epoch", "mmwr-week", "iso-week"] = "auto"
     """`auto` reads ISO dates and date columns; epoch numbers, MMWR weeks (2006_1) and ISO weeks (2006-W01) are asked
     for by name."""
@@ -40,12 +41,15 @@ class SplitConfig(Spec):
     """`time`: the last part is the test. Column names: whole groups stay on one side. Both: late groups only."""
     order: str | None = None
     """Regression: the column of `sequence`, of numbers or ISO dates, whose values are the time that `by: time` goes by;
-    None = the time column. Sizes then are shares or numbers of its values, or the value where a part begins, as text
-    ("2007")."""
+    the time column unless given. Sizes then are shares or numbers of its values, or the value where a part begins, as
+    text ("2007")."""
     train: Size | None = None
     """Everything before validation unless given; then what follows the test part is left out."""
     validation: Size = 0.15
+    """The part that models are chosen by. A share (0.15), a number of steps, periods or groups (2880), or where the
+    part begins (2018-01-01)."""
     test: Size = 0.15
+    """The part that is looked at once, after the search; sized as `validation`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Which groups fall on which side."""
 
@@ -62,6 +66,7 @@ class DataConfig(Spec):
     sample: dict[str, int | float] = Field(default_factory=dict)
     """Parameters of a built-in sample, such as {counties: 48, years: 22, seed: 0}."""
     task: Literal["forecast", "regression"] = "forecast"
+    """`forecast`: the next `horizon` steps of each target. `regression`: one value per sequence."""
     time: Annotated[TimeConfig | None, BeforeValidator(_as_column)] = None
     """A column's name alone will do. None: the rows are in order."""
     series: Names = []
@@ -86,14 +91,16 @@ class DataConfig(Spec):
     """Cycles told from the time column as sine and cosine inputs: of `year`, `week`, `day`, in UTC where times carry an
     offset."""
     missing: Literal["error", "forward_fill", "interpolate", "drop"] = "error"
+    """What becomes of blank cells: the table is refused, they take the last value before them, values on the line
+    between their neighbours, or the rows that hold them are left out."""
     lookback: Steps | None = None
-    """L, the steps a model sees. Forecasts must give it; in regression None means the whole sequence."""
+    """L, the steps a model sees. Forecasts must give it; in a regression it is the whole sequence unless given."""
     horizon: Steps = 1
     """H, the steps forecast."""
     stride: Steps = 1
     """Steps between training windows; validation and test always use every window."""
     season: Steps | None = None
-    """Period of the seasonal naive baseline in steps; None derives it from the time step where it can."""
+    """Period of the seasonal naive baseline in steps; told from the time step, where it can be, unless given."""
     split: SplitConfig = SplitConfig()
 
     @property

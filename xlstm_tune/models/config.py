@@ -27,6 +27,7 @@ class ModelSettings(Spec):
     """The settings of a model by themselves, some of which a search may replace; `ModelConfig` is a model."""
 
     family: Family = "xlstm"
+    """The README says what each is."""
     pattern: Annotated[str, Field(pattern=r"^[sm]+$", max_length=64)] = "ms"
     """Blocks of an `xlstm` stack from input to output: s = sLSTM, m = mLSTM."""
     layers: Annotated[int, Field(ge=1, le=64)] = 2
@@ -34,6 +35,7 @@ class ModelSettings(Spec):
     hidden_size: Annotated[int, Field(ge=1, le=16384)] = 64
     """D, the width of the residual stream (xLSTM) or of the hidden state (LSTM)."""
     heads: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Of each block; they divide `hidden_size` (sLSTM) and the inner width (mLSTM)."""
     bias: bool = True
     """Bias of the LSTM gates."""
     projection: Annotated[int, Field(ge=0, le=16384)] = 0
@@ -62,6 +64,7 @@ class ModelSettings(Spec):
     activation: Activation = "gelu"
     """Activation of the feed-forward."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the numbers set to 0 in training: between LSTM layers, at the end of an xLSTM block's parts."""
     patch_length: Annotated[int, Field(ge=0, le=4096)] = 0
     """Steps that enter the recurrent body as one (PatchTST, Nie et al. 2023); 0 and 1 = every step by itself."""
     patch_stride: Annotated[int, Field(ge=0, le=4096)] = 0

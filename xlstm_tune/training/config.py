@@ -26,10 +26,15 @@ class TrainingConfig(Spec):
     """One training run."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
+    """Passes over the training part."""
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    """Windows or sequences a step."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """At its highest, after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    """Of weight matrices; biases and gains are spared."""
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    """`sgd` has a momentum of 0.9."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: follows half a cosine that reaches zero just after the last step, or stays."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -48,6 +53,7 @@ class TrainingConfig(Spec):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, fp32 elsewhere."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Of the first weights, the order of the samples and dropout."""
 
     @field_validator("quantiles")
     @classmethod
