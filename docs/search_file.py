@@ -47,8 +47,8 @@ NAMES = [name for name, *_ in SECTIONS]
 INTRODUCTION = """# Every key of a search file
 
 Written by `python docs/search_file.py` from the classes that read the file; edit those. What the keys are good for is
-in the [README](../README.md), with examples. A key that is not here is refused, with the nearest one that is. Any may be
-given on the command line: `--set training.epochs=5`. Above all sections stands `name: my-search`, of letters,
+in the [README](../README.md), with examples. A key that is not here is refused, with the nearest one that is. Any may
+be given on the command line: `--set training.epochs=5`. Above all sections stands `name: my-search`, of letters,
 digits, `.`, `_` and `-`; the file's own name unless given.
 
 \\* may be searched, in `space`; † may differ between the members of a `population`, and configurations that differ in
