@@ -76,7 +76,7 @@ def test_load_spec_leaves_dates_and_mmwr_weeks_as_text(tmp_path: Path) -> None:
 )
 def test_load_spec_reads_scalars_as_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:
     if value is None or not isinstance(value, str):
-        with pytest.raises(SpecError, match=f"'data.target.*got {value!r}"):
+        with pytest.raises(SpecError, match=f"'data.target.*got {'null' if value is None else repr(value)}"):
             load(tmp_path, BASE, f"data.target=[{text}]")
     else:
         assert load(tmp_path, BASE, f"data.target=[{text}]").data.target == [value]
@@ -148,7 +148,7 @@ def test_load_spec_takes_a_name_for_the_time_column(tmp_path: Path) -> None:
     time = load(tmp_path, BASE, "data.time=date").data.time
     assert time == load(tmp_path, BASE, "data.time={column: date}").data.time
     assert time is not None and time.column == "date"
-    with pytest.raises(SpecError, match=r"'data\.time' must be a mapping of keys to values, got 5"):
+    with pytest.raises(SpecError, match=r"'data\.time' must be the name of a column .*, got 5; put it in quotes"):
         load(tmp_path, BASE, "data.time=5")
 
 
@@ -174,11 +174,12 @@ def test_load_spec_finds_data_of_the_command_line_where_one_is(
         ("data.target_minimum=.nan", "'data.target_minimum' is infinite or no number"),
         ("data.horizon=.inf", "'data.horizon' is infinite or no number"),
         ("space.model.dropout={choice: [0.1, -.inf]}", "'space.model.dropout.choice.1' is infinite or no number"),
-        ("data.target=2020", "'data.target' must be a list, got 2020; put it in quotes"),
+        ("data.target=2020", "'data.target' must be a name or a list of names, got 2020; put it in quotes"),
         ("data.series=[1, y]", "'data.series.0' must be text, got 1; put it in quotes"),
-        ("data.split.by=true", "'data.split.by' must be a list, got True; put it in quotes"),
+        ("data.split.by=true", "'data.split.by' must be a name or a list of names, got True; put it in quotes"),
+        ("data.time=2020", "'data.time' must be the name of a column or a mapping .*, got 2020; put it in quotes"),
         ("name=5", "'name' must be text, got 5; put it in quotes"),
-        ("data.target=null", "'data.target' must be a list, got None$"),
+        ("data.target=null", "'data.target' must be a name or a list of names, got null; give it, or put it in quotes"),
         ("data.calendar=5", "'data.calendar' must be a list, got 5$"),
         ("resources.gpus_per_trial=many", "must be 'auto' or a number"),
         ("search.time_budget=soon", "30m, 2h or 1d"),

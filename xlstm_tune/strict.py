@@ -84,10 +84,15 @@ def explain(error: ValidationError, cls: type[BaseModel], raw: object, where: st
     same = [problem for problem in problems if _written_path(problem["loc"], raw) == path]
     rules = list(dict.fromkeys(_rule(problem) for problem in same))
     given = first.get("input")
-    said = f"'{key}' must be {' or '.join(rules)}, got {shortened(repr(given))}"
-    # YAML reads the name of a column, such as 2020, as a number.
-    names = rules == ["text"] or (rules == ["a list"] and _holds_texts(cls, path))
-    return f"{said}; put it in quotes" if names and isinstance(given, bool | int | float) else said
+    if names := rules == ["a list"] and _holds_texts(cls, path):
+        rules = ["a name or a list of names"]
+    said = f"'{key}' must be {' or '.join(rules)}, got {'null' if given is None else shortened(repr(given))}"
+    if rules != ["text"] and not names:
+        return said
+    # YAML reads the name of a column, such as 2020, as a number, and null or nothing as nothing.
+    if given is None:
+        return f"{said}; give it, or put it in quotes where null is a name"
+    return f"{said}; put it in quotes" if isinstance(given, bool | int | float) else said
 
 
 def shortened(text: str, most: int = 120) -> str:

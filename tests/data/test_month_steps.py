@@ -89,6 +89,40 @@ def test_last_working_days_are_months(tmp_path: Path) -> None:
     assert table.months == 1 and table.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("months", "day", "missing", "usual", "between"),
+    [
+        (1, 1, 100, "1 month", "2008-04-01 and 2008-06-01"),
+        (1, 31, 100, "1 month", "2008-04-30 and 2008-06-30"),
+        (3, 1, 20, "3 months", "2004-10-01 and 2005-04-01"),
+        (12, 1, 20, "1 year", "2019-01-01 and 2021-01-01"),
+    ],
+)
+def test_a_row_that_lacks_is_one_gap(
+    tmp_path: Path, months: int, day: int, missing: int, usual: str, between: str
+) -> None:
+    days = by_months("2000-01", months, 120, day)
+    del days[missing]
+    table = load_text(tmp_path, "date,cases\n" + "".join(f"{one},{n}\n" for n, one in enumerate(days)))
+    [note] = table.notes
+    assert note.startswith(f"1 step in time differs from the usual {usual}, the first between {between};")
+
+
+def test_a_sequence_that_lacks_a_month_is_the_one_with_gaps(tmp_path: Path) -> None:
+    days = [f"{year}-{month:02d}-01" for year in range(2001, 2007) for month in range(1, 13)]
+    rows = [f"{day},{day[:4]},{n},1\n" for n, day in enumerate(days) if day != "2004-06-01"]
+    table = load_text(
+        tmp_path, "date,year,rain,cases\n" + "".join(rows), task="regression", sequence="year", lookback=None
+    )
+    assert any(
+        note.startswith(
+            "1 of 6 sequences have gaps in 'date', where rows are not 1 month apart, the first: year=2004, between "
+            "2004-05-01 and 2004-07-01"
+        )
+        for note in table.notes
+    ), table.notes
+
+
 def test_half_years_are_no_gaps_and_days_follow_no_calendar(tmp_path: Path) -> None:
     text = "date,cases\n" + "".join(f"{day},{n}\n" for n, day in enumerate(by_months("2000-01", 6, 30, 1)))
     table = load_text(tmp_path, text)

@@ -55,6 +55,8 @@ class SplitConfig(Spec):
 
 
 def _as_column(value: Any) -> Any:
+    if isinstance(value, bool | int | float):  # as YAML reads a bare 2020
+        raise ValueError(f"must be the name of a column or a mapping of keys to values, got {value}; put it in quotes")
     return {"column": value} if isinstance(value, str) else value
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from xlstm_tune.data.clock import Kind, describe_step, later_rows
 from xlstm_tune.data.steps import modal_step, month_steps, months_of
+from xlstm_tune.data.words import count
 
 _DAY = 86_400 * 1_000_000_000
 _REGULAR = 0.5
@@ -16,23 +18,34 @@ _SHORT = 0.9
 """Of the longest sequence; years of 365 and 366 days are no unlike lengths."""
 
 
+class Steps(NamedTuple):
+    """From row to row within the series."""
+
+    usual: int
+    later: np.ndarray
+    """Rows that follow another of their series."""
+    sizes: np.ndarray
+    """Of the step to each, int64 as `later`."""
+    words: Callable[[int], str]
+    """Of a size."""
+
+
 def gaps_note(time: np.ndarray, offsets: np.ndarray, kind: Kind, label: Callable[[int], str]) -> str | None:
     """One sentence on steps that are not the usual one; None where there are none. Calendar steps are usual."""
     found = _steps(time, offsets, kind)
     if found is None:
         return None
-    usual, later, steps = found
-    odd = later[steps != usual]
+    odd = found.later[found.sizes != found.usual]
     if not len(odd):
         return None
-    if len(odd) > (1 - _REGULAR) * len(steps):
-        low, high = (describe_step(int(step), kind) for step in (steps.min(), steps.max()))
+    if len(odd) > (1 - _REGULAR) * len(found.sizes):
+        low, high = (found.words(int(step)) for step in (found.sizes.min(), found.sizes.max()))
         return (
             f"the time has no regular step: rows are {low} to {high} apart; every row counts as one step all the same"
         )
     gaps = "1 step in time differs" if len(odd) == 1 else f"{len(odd)} steps in time differ"
     return (
-        f"{gaps} from the usual {describe_step(usual, kind)}, the first between {label(int(odd[0]) - 1)} and "
+        f"{gaps} from the usual {found.words(found.usual)}, the first between {label(int(odd[0]) - 1)} and "
         f"{label(int(odd[0]))}; every row counts as one step all the same"
     )
 
@@ -60,32 +73,39 @@ def sequence_gaps_note(
     found = _steps(time, offsets, kind)
     if found is None:
         return None
-    usual, later, steps = found
-    odd = steps != usual
-    if odd.sum() > (1 - _REGULAR) * len(steps):
+    odd = found.sizes != found.usual
+    if odd.sum() > (1 - _REGULAR) * len(odd):
         return None
-    if kind == "date" and usual == _DAY:
-        odd &= ~_leap_day(time[later], steps)
+    if kind == "date" and found.usual == _DAY:
+        odd &= ~_leap_day(time[found.later], found.sizes)
     if not odd.any():
         return None
-    row = int(later[odd][0])
-    gappy = np.unique(np.searchsorted(offsets, later[odd], side="right") - 1)
+    row = int(found.later[odd][0])
+    gappy = np.unique(np.searchsorted(offsets, found.later[odd], side="right") - 1)
     return (
         f"{len(gappy)} of {len(offsets) - 1} sequences have gaps in '{column}', where rows are not "
-        f"{describe_step(usual, kind)} apart, the first: {name(int(gappy[0]))}, between {label(row - 1)} and "
+        f"{found.words(found.usual)} apart, the first: {name(int(gappy[0]))}, between {label(row - 1)} and "
         f"{label(row)}; every row counts as one step all the same"
     )
 
 
-def _steps(time: np.ndarray, offsets: np.ndarray, kind: Kind) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """The usual step, rows that follow another of their series, and the step to each; None where steps say nothing,
-    as those of the calendar."""
+def _steps(time: np.ndarray, offsets: np.ndarray, kind: Kind) -> Steps | None:
+    """In months where rows follow the calendar; None where steps say nothing."""
     usual = modal_step(time, offsets)
     if usual is None or kind == "order":
         return None
     later = later_rows(time, offsets)
     steps = time[later] - time[later - 1]
-    return None if kind == "date" and (_calendar(steps) or _months(time, offsets)) else (usual, later, steps)
+    if kind == "date" and _calendar(steps):
+        return None
+    if months := months_of(time, offsets, kind):
+        return Steps(months, later, month_steps(time, offsets), _months_in_words)
+    return Steps(usual, later, steps, lambda step: describe_step(step, kind))
+
+
+def _months_in_words(months: int) -> str:
+    years, rest = divmod(months, 12)
+    return count(months, "month") if rest else count(years, "year")
 
 
 def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -95,12 +115,6 @@ def _leap_day(stamps: np.ndarray, steps: np.ndarray) -> np.ndarray:
     march &= days.astype("datetime64[M]").astype(np.int64) % 12 == 2
     leap: np.ndarray = march & (steps == 2 * _DAY)
     return leap
-
-
-def _months(time: np.ndarray, offsets: np.ndarray) -> bool:
-    """Whether every step is as many months of the calendar."""
-    months = months_of(time, offsets, "date")
-    return months > 0 and bool((month_steps(time, offsets) == months).all())
 
 
 def _calendar(steps: np.ndarray) -> bool:
