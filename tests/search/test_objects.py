@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def test_an_object_is_written_at_any_length_and_leaves_nothing_beside_it(
     where.put("wave/all", file)
     assert where.get("wave/bytes") == where.get("wave/file") == content[:length] and where.get("wave/all") == content
     assert everything(where) == ["all", "bytes", "file"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a power cut wants it, and its name soon after."""
+    kept, folder, order = os.fsync, tmp_path / "bucket" / "wave", list[str]()
+
+    def fsync(handle: int) -> None:
+        kept(handle)
+        synced = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        order.append(
+            "names" if synced == folder else f"{synced.read_bytes()!r} beside {sorted(os.listdir(folder))[1:]}"
+        )
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    where = Objects((tmp_path / "bucket").as_uri())
+    where.put("wave/weights", b"first")
+    where.put("wave/weights", b"second")
+    assert order == ["b'first' beside []", "names", "b'second' beside ['weights']", "names"]
 
 
 @pytest.mark.parametrize("error", [OSError("away"), KeyboardInterrupt()])

@@ -118,7 +118,12 @@ class Objects:
                 else:
                     with content.open("rb") as file:
                         _copy(file, out, size)
+            local = system.type_name == "local"
+            if local:  # so that a power cut leaves no empty file where a whole one was
+                sync(Path(hidden))
             system.move(hidden, path)
+            if local:
+                sync(Path(folder))
         except BaseException:
             with suppress(OSError):
                 system.delete_file(hidden)
