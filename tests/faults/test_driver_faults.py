@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from fault_search import Search, check_accounted, study_of, trials_of, write_search
 
-from xlstm_tune.layout import CHAMPION
+from xlstm_tune.layout import CHAMPION, REFIT_WISH
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.results import read
+from xlstm_tune.search.finals.refit import WANTED
 from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
 
 pytestmark = pytest.mark.slow
@@ -273,6 +274,18 @@ def test_a_driver_killed_before_its_refit_has_the_winner_trained_again_by_a_resu
     assert "--refit asked for before" in output
     assert not list(search.folder.glob(f".{CHAMPION}.*")), "what the killed driver left is gone"
     assert "Trained again" not in search.run("--resume", "wave"), "once is enough"
+
+
+def test_a_winner_that_is_chosen_anew_is_trained_again_too(tmp_path: Path) -> None:
+    search = Search(tmp_path / "searches")
+    search.start(str(write_search(tmp_path)), "--trials", "3", "--refit")
+    wish = search.folder / REFIT_WISH
+    search.until(lambda: wish.is_file() and wish.read_bytes() != WANTED)
+    search.kill()
+    assert read_about(search.folder / CHAMPION)["refit"]
+    for more in ((), ("--trials", "4")):
+        output = search.run("--resume", "wave", *more)
+        assert "--refit asked for before" in output and read_about(search.folder / CHAMPION)["refit"]
 
 
 def test_sigterm_while_the_winner_is_trained_again_keeps_the_wish(tmp_path: Path) -> None:

@@ -200,6 +200,11 @@ def test_dry_run_of_a_name_that_is_taken_checks_all_the_same(tmp_path: Path) -> 
     assert result.exit_code == 0 and "note: the name 'mine' is already used by" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("option", ["--storage", "--address"])
+def test_search_refuses_an_empty_option_as_a_variable_that_is_not_set_gives_it(tmp_path: Path, option: str) -> None:
+    assert f"{option} is empty" in sentence([str(write(tmp_path, table())), "--dry-run", option, ""])
+
+
 def test_search_refuses_a_search_file_that_is_not_there(tmp_path: Path) -> None:
     assert "did you mean 'quickstart'" in sentence(["quickstrat"])
     write(tmp_path, table())

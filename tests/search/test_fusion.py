@@ -125,6 +125,18 @@ def test_every_free_slot_gets_work_before_any_gets_more_than_its_share(tmp_path:
     assert [len(bench.ask()[1]) for _ in range(3)] == [3, 2, 0]
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_part_of_a_grid_is_its_first_points_whatever_is_trained_together(tmp_path: Path, slots: int) -> None:
+    spec = make_spec(
+        {"model.dropout": {"choice": [0.0, 0.1, 0.2]}, "model.hidden_size": {"choice": [32, 64, 96]}}, trials=5
+    )
+    together = Bench(spec, tmp_path / "together", Fusion(width=8, slots=slots)).drain()
+    apart = Bench(spec, tmp_path / "apart", NO_FUSION).drain()
+    assert keys([p for group in together for p in group]) == keys([p for group in apart for p in group])
+    assert [p["model.hidden_size"] for [p] in apart] == [32, 64, 96, 32, 64]
+    assert max(map(len, together)) == 2
+
+
 def test_the_number_of_trials_is_kept(tmp_path: Path) -> None:
     bench = Bench(make_spec(trials=4), tmp_path)
     assert [len(group) for group in bench.drain()] == [3, 1]

@@ -201,6 +201,20 @@ def test_a_grid_comes_to_its_last_points_whatever_was_refused_before(tmp_path: P
     assert made.searcher.exhausted
 
 
+def test_part_of_a_grid_goes_on_behind_what_was_refused_before_and_after_a_resume(
+    tmp_path: Path, data: Prepared
+) -> None:
+    space = {"training.seed": {"choice": [0, 1, 2, 3]}, "model.hidden_size": {"choice": [128, 32, 16]}}
+    limits = {"max_parameters": parameters(64, data)}
+    made = Bench(make_spec(space, algorithm="grid", trials=3, constraints=limits), tmp_path, data=data)
+    made.run(lambda params: "completed")
+    made.journal.close()
+    again = Bench(make_spec(space, algorithm="grid", trials=5, constraints=limits), tmp_path, resume=True, data=data)
+    again.run(lambda params: "completed")
+    tried = [(p["training.seed"], p["model.hidden_size"]) for bench in (made, again) for p in bench.points()]
+    assert tried == [(0, 32), (0, 16), (1, 32), (1, 16), (2, 32)] and again.searcher.exhausted is None
+
+
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_a_finite_space_comes_to_all_that_it_holds_whatever_is_refused(
     algorithm: str, tmp_path: Path, data: Prepared
@@ -210,6 +224,26 @@ def test_a_finite_space_comes_to_all_that_it_holds_whatever_is_refused(
     made = Bench(make_spec(space, algorithm=algorithm, trials=8, constraints=limits), tmp_path, data=data)
     made.run(lambda params: "completed")
     assert made.searcher.started == 8 and made.searcher.exhausted is None
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "gp"])
+def test_where_larger_is_better_a_limit_does_not_end_an_endless_space(
+    algorithm: str, tmp_path: Path, data: Prepared
+) -> None:
+    space = {
+        "training.learning_rate": {"log_float": [1e-4, 1e-2]},
+        "model.hidden_size": {"int": [8, 128], "step": 8},
+    }
+    limits = {"max_parameters": parameters(32, data)}
+    made = Bench(make_spec(space, algorithm=algorithm, trials=24, constraints=limits), tmp_path, data=data)
+    while trial_id := made.ask():
+        width = made.started[trial_id]["model.hidden_size"]
+        made.end(trial_id, 1, 100.0 / width, status="completed", finished=True)
+    assert made.searcher.started == 24 and made.searcher.exhausted is None
+    refused = [end.number for end in made.ends if (end.reason or "").startswith("too large")]
+    assert len(refused) < 48, "the sampler learns where the limit lies"
+    widths = [params["model.hidden_size"] for params in made.points()]
+    assert 32 in widths[-12:]
 
 
 def test_a_model_over_the_limit_of_time_fails_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:

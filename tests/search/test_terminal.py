@@ -21,7 +21,7 @@ def test_what_is_written_to_a_pipe_that_nobody_reads_is_dropped() -> None:
     console.print("first")
     os.close(reader)
     for _ in range(3):
-        console.print("second" * 10_000)
+        console.print("second" * 10_000, highlight=False, soft_wrap=True)
     stream.flush()
     stream.close()
 
@@ -64,11 +64,31 @@ def test_a_terminal_that_was_closed_is_no_error() -> None:
     assert not stream.isatty(), "it leads nowhere now"
 
 
-def test_a_full_disk_is_told() -> None:
-    with open("/dev/full", "w") as full, pytest.raises(OSError, match="No space left"):
-        Lasting(full).write("x" * 100_000)
-        Lasting(full).flush()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+def test_what_a_full_disk_does_not_take_is_dropped_and_told_once() -> None:
+    program = (
+        "import sys; from xlstm_tune.search.terminal import outliving_terminal\n"
+        "with outliving_terminal():\n"
+        "    for _ in range(3): print('x' * 100_000)\n"
+        "    print('goes on', file=sys.stderr)"
+    )
+    with open("/dev/full", "w") as full:
+        made = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert made.returncode == 0
+    assert made.stderr.splitlines()[:2] == [
+        "goes on",
+        "note: some of the output is lost, since there was no room for it",
+    ]
+    assert "Traceback" not in made.stderr
+
+
+def test_a_sign_that_a_locale_lacks_is_no_error() -> None:
+    program = (
+        "from xlstm_tune.search.terminal import outliving_terminal\n"
+        "with outliving_terminal(): print('8 weeks \u2026 \u2502')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
+    assert (made.returncode, made.stdout) == (0, b"8 weeks ? ?\n")
 
 
 def test_children_are_deaf_to_the_end_of_the_terminal_and_to_sigterm() -> None:

@@ -16,7 +16,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
 from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.uri import python_command
-from xlstm_tune.tracking.writer import URI_VARIABLE, Unsent, find_search, unsent
+from xlstm_tune.tracking.writer import _ENVIRONMENT, URI_VARIABLE, Unsent, find_search, unsent
 
 
 @pytest.mark.slow
@@ -116,6 +116,27 @@ raise SystemExit(writer.follow(Path({str(folder)!r}), parent=0))
     assert done.returncode == 1
     left = unsent(folder)
     assert left is not None and left.events == 7
+
+
+def test_settings_of_others_for_mlflow_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first would put our figures down to a model of theirs, the second call sent what is only on its way."""
+    monkeypatch.setenv("MLFLOW_ACTIVE_MODEL_ID", "m-1")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        writer = Writer.start(folder, uri)
+        environment = Path(f"/proc/{writer.pid}/environ").read_bytes().split(b"\0")
+        say_search(spool, 2)
+        assert writer.finish(60) is None
+    check_search(stored(uri, folder), 2)
+    assert b"MLFLOW_ENABLE_ASYNC_LOGGING=false" in environment
+    assert not [one for one in environment if b"ACTIVE_MODEL" in one]
+    for name in _ENVIRONMENT:
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    other = f"sqlite:///{folder.parent}/other.db"
+    assert sync(folder, other) is None
+    check_search(stored(other, folder), 2)
+    assert os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] == "false" and "MLFLOW_ACTIVE_MODEL_ID" not in os.environ
 
 
 def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:

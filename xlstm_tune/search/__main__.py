@@ -13,7 +13,7 @@ from xlstm_tune.errors import SpecError, UserError, one_line
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
 from xlstm_tune.search.remote.watch import check_not_a_copy
-from xlstm_tune.search.terminal import outlive_terminal
+from xlstm_tune.search.terminal import outliving_terminal
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import NAME, SearchSpec
 
@@ -104,7 +104,7 @@ def search(
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
-        check_options(cluster, stop, resume, name, address, dry_run)
+        check_options(cluster, stop, resume, name, address, dry_run, storage)
         if file is None and resume is None and stop is None:
             file = QUICKSTART
             console.print(
@@ -151,6 +151,7 @@ def check_options(
     name: str | None,
     address: str | None,
     dry_run: bool = False,
+    storage: str = "searches",
 ) -> None:
     """Raise SpecError for options that do not go together."""
     if resume is not None and name is not None:
@@ -161,6 +162,8 @@ def check_options(
         raise SpecError("--stop and --resume contradict each other; give one of them")
     if stop is not None and dry_run:
         raise SpecError("--stop ends a search, and --dry-run trains nothing; give one of them")
+    if storage == "":
+        raise SpecError("--storage is empty; give a folder or a URI, or leave it out")
     if address == "":
         raise SpecError("--address is empty; give auto, host:port or ray://host:port, or leave it out")
     if cluster is not None and address is not None:
@@ -205,8 +208,8 @@ def _go(
 
 def main() -> None:
     """Entry point of `python -m xlstm_tune.search` and of the `xlstm-tune` command."""
-    outlive_terminal()
-    app(prog_name="python -m xlstm_tune.search" if sys.argv[0].endswith("__main__.py") else None)
+    with outliving_terminal():
+        app(prog_name="python -m xlstm_tune.search" if sys.argv[0].endswith("__main__.py") else None)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def set_environment() -> None:
 def quiet() -> None:
     """Silence what the libraries say to developers: to be called when Ray is loaded, which then sets its loggers up."""
     warnings.filterwarnings("ignore", module=r"(ray|optuna)\b.*")
-    for name in ("ray", "ray.train", "optuna"):
+    # matplotlib tells where it keeps its cache when the home folder takes none.
+    for name in ("ray", "ray.train", "optuna", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray prints a traceback for every lost worker; the search tells the reason itself.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

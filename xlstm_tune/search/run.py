@@ -14,13 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from xlstm_tune.data.words import count
-from xlstm_tune.errors import UserError, last_line
+from xlstm_tune.errors import last_line
 from xlstm_tune.layout import CHAMPION, PAGE
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finals.champion import keep_champion
 from xlstm_tune.search.finals.finalists import Judge
-from xlstm_tune.search.finals.refit import wish_for_refit
+from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
 from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
 from xlstm_tune.search.persistence.folder import create_folder, disk_stop
@@ -51,6 +51,7 @@ from xlstm_tune.search.stopping import (
 from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command, unsent
 from xlstm_tune.training.clock import nothing_compiled
 
+REFIT_NOTE = "note: the winner is trained again at the end, as --refit asked for before"
 ANY = 1_000_000
 """Trials at a time: more than there will ever be."""
 
@@ -99,10 +100,12 @@ def run(plan: Plan, console: Console) -> int:
 @contextmanager
 def unnamed_if_refused(plan: Plan) -> Iterator[None]:
     """What a cluster or a study refuses is known only inside; a search that never began leaves no name behind, here or,
-    where this is inside of `mirrored`, in its copy."""
+    where this is inside of `mirrored`, in its copy. Nor does one that fails before any trial has begun."""
     try:
         yield
-    except UserError:
+    except Exception as error:
+        if isinstance(error, StorageAway) or disk_stop(error):
+            raise
         if not plan.resume and plan.folder.exists() and not read_journal(plan.folder).trials:
             shutil.rmtree(plan.folder, ignore_errors=True)
         raise
@@ -112,7 +115,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     """`run`, while no other process runs this search."""
     if wish_for_refit(plan.folder, plan.refit) and not plan.refit:
         plan = replace(plan, refit=True)
-        console.print("note: the winner is trained again at the end, as --refit asked for before", highlight=False)
+        console.print(REFIT_NOTE, highlight=False)
     if plan.resume:
         keep_spec(plan.folder, plan.spec)
         if _finished(plan):
@@ -127,6 +130,9 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
             else:
                 _send_the_rest(plan, stopping, console)
             return 0
+    if not plan.refit and asked_for_refit(plan.folder):
+        plan = replace(plan, refit=True)
+        console.print(REFIT_NOTE, highlight=False)
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",

@@ -7,17 +7,18 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from xlstm_tune.errors import ResourceError
+from xlstm_tune.search import local_ray
 from xlstm_tune.search.placement.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.placement.resources import Placement, local_resources
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.terminal import children_outlive_signals
+from xlstm_tune.search.terminal import children_outlive_signals, put_handlers_back
 from xlstm_tune.search.variables import LONGEST_WAIT, number
 from xlstm_tune.tracking import Spool, Writer
 
@@ -71,21 +72,14 @@ def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable
     import ray
 
     started = False
+    files = ExitStack()
     try:
         # A cluster may never answer; one of this machine's own has soon started.
         with nullcontext() if plan.address else stopping.holding(), children_outlive_signals():
             if plan.address:
                 _connect(plan.address)
             else:
-                here = local_resources()
-                ray.init(
-                    address="local",  # not a cluster that happens to run here: that is what --address is for
-                    num_cpus=int(here["CPU"]),
-                    num_gpus=int(here["GPU"]),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+                files.enter_context(local_ray.started(local_resources()))
             started = True
         _protect_token()
         if plan.address:
@@ -96,6 +90,8 @@ def ray_session(plan: Plan, stopping: Stopping, console: Console, lost: Callable
         if started:
             _end_helpers()
             ray.shutdown()
+            put_handlers_back()
+        files.close()
 
 
 def _connect(address: str) -> None:
@@ -180,6 +176,6 @@ def _say(console: Console, words: str) -> None:
 
 def _protect_token() -> None:
     """Ray writes the token that lets others submit work readable by everyone; it is the user's alone."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", local_ray.TOKEN)).expanduser()
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -14,16 +15,19 @@ from typing import Any, TextIO, TypeVar, cast
 Result = TypeVar("Result")
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO)
 """As writing fails to a terminal that was closed, or a pipe that nobody reads."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Lasting:
     """A text stream whose other end may go away; from then on all that is written to it is dropped.
 
-    Other errors, such as that of a full disk, are its user's.
+    So is what a full disk does not take, until there is room again. Other errors are its user's.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.full = False
+        """Some was dropped for want of room."""
 
     def write(self, text: str) -> int:
         """As the stream has it."""
@@ -40,6 +44,9 @@ class Lasting:
         try:
             return call()
         except OSError as error:
+            if error.errno in _FULL:
+                self.full = True
+                return instead
             if error.errno not in _GONE:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -48,9 +55,27 @@ class Lasting:
             return instead
 
 
-def outlive_terminal() -> None:
-    """Let this process go on when nobody reads its standard output and error any more."""
-    sys.stdout, sys.stderr = cast(TextIO, Lasting(sys.stdout)), cast(TextIO, Lasting(sys.stderr))
+@contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """Inside, this process goes on when nobody reads its standard output and error any more, or no disk takes them."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # an old locale has no sign for …
+            stream.reconfigure(errors="replace")
+    out, err = (Lasting(stream) for stream in before)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        yield
+    finally:
+        out.flush()
+        if out.full:
+            err.write("note: some of the output is lost, since there was no room for it\n")
+
+
+def put_handlers_back() -> None:
+    """Give the system this process's handler of SIGTERM again, of which Ray, as it ends, makes the system's own."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 @contextmanager

@@ -45,7 +45,10 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Retries are ours: inside the client, the repeat of a create_run whose answer was lost makes a second run.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # What is sent must have arrived when the call is over: an error behind it would reach nobody.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
+_OF_OTHERS = ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID")  # a model that our figures would be put down to
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ class Writer:
             pause = min(_LONGEST_WAIT, 2 * pause)
 
     def _launch(self) -> subprocess.Popen[bytes]:
-        environment = os.environ | _ENVIRONMENT | {URI_VARIABLE: self._uri, "CUDA_VISIBLE_DEVICES": ""}
+        environment = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS}
+        environment |= _ENVIRONMENT | {URI_VARIABLE: self._uri, "CUDA_VISIBLE_DEVICES": ""}
         environment.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         root = str(Path(xlstm_tune.__file__).parent.parent)
         if not root.endswith(("site-packages", "dist-packages")):  # a checkout that may not be installed
@@ -231,6 +235,8 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     target = uri or remembered_uri(folder)
     check_tracking_uri(target)
     os.environ.update(_ENVIRONMENT)
+    for name in _OF_OTHERS:
+        os.environ.pop(name, None)
     with _writer_lock(folder) as lock_file:
         if not try_lock(lock_file.fileno()):
             raise TrackingError(f"a writer is sending the runs of {folder} already; wait until it is done")

@@ -35,6 +35,11 @@ def wish_for_refit(folder: Path, asked: bool) -> bool:
     return asked or (wish.is_file() and wish.read_bytes() == WANTED)
 
 
+def asked_for_refit(folder: Path) -> bool:
+    """Whether any part of the search was asked for it, done or not: a winner that is chosen anew is trained again."""
+    return (folder / REFIT_WISH).is_file()
+
+
 def refit_tried(folder: Path) -> None:
     """It is done, or did not work, which the champion tells."""
     write_atomically(folder / REFIT_WISH, b"done\n")

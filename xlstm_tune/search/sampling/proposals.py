@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import optuna
@@ -16,7 +17,7 @@ from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 
 PATIENCE = 10
-"""Known configurations in a row after which a finite space is asked at random for an unknown one."""
+"""Known, impossible or refused configurations in a row after which a sampler that learns is not asked, but chance."""
 GIVE_UP = 100
 """Known, impossible or refused configurations in a row after which the space counts as exhausted."""
 
@@ -68,7 +69,8 @@ class Proposals:
         self._spec, self._space, self._study, self._ledger, self._take = spec, space, study, ledger, take
         self._grid = spec.search.algorithm == "grid"
         self._limit = most or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
-        self._rng = random.Random(spec.search.seed)
+        trials = study.get_trials(deepcopy=False)
+        self._rng = random.Random(f"{spec.search.seed} {len(trials)}")  # a resumed search draws others
         self._fusion = fusion
         self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
         points = space.points
@@ -77,14 +79,17 @@ class Proposals:
         self._waiting = Waiting()
         self.exhausted: str | None = None
         """Why there is nothing new to try although the number of trials is not reached; None until then."""
-        begun = {t.user_attrs[START] for t in study.get_trials(deepcopy=False) if START in t.user_attrs}
+        begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs}
         if not (self._grid and spec.search.start_with == "defaults"):  # a grid's order is the file's
             for index, point in enumerate(space.starts()):
                 if index not in begun:
                     self._waiting.add_start(point, {START: index})
+        self._later: Iterator[Params] = iter(())
+        """Points of a grid behind those that wait."""
         if self._grid:
             grid = space.grid()
-            self._waiting.add(p for key, p in zip(grid.keys, grid.points, strict=True) if key not in ledger)
+            self._later = (p for key, p in zip(grid.keys, grid.points, strict=True) if key not in ledger)
+            self._line_up()
 
     def first(self) -> Live | None:
         """The next configuration that is not known yet, begun; None when there is none."""
@@ -98,15 +103,17 @@ class Proposals:
                 self.exhausted = f"all {self._space.describe()} have been tried"
                 return None
             if self._grid and not self._waiting:
-                self.exhausted = "every point of the grid has been tried"
-                return None
+                self._line_up()  # some of those before were refused
+                if not self._waiting:
+                    self.exhausted = "every point of the grid has been tried"
+                    return None
             if self._draws_ahead and not self._waiting and misses < PATIENCE:
                 self._look_ahead()
             listed = self._grid and bool(self._waiting)  # there are only so many of these
             if self._waiting:
                 self._study.enqueue_trial(*self._waiting.pop())
-            elif misses >= PATIENCE and self._unknown:
-                self._study.enqueue_trial(self._rng.choice(list(self._unknown.values())))
+            elif misses >= PATIENCE and (point := self._at_random()) is not None:
+                self._study.enqueue_trial(point)
             if (live := self._ask()) is not None:
                 return live
             misses += not listed
@@ -134,6 +141,20 @@ class Proposals:
             key = live.config.key() if live else key_of(self._spec, self._space.canonical(trial.params))
             self._unknown.pop(key or "", None)
         return live
+
+    def _line_up(self) -> None:
+        """Let as many more points of a grid wait, in its order, as may be begun.
+
+        Those of one shape leave together, out of turn: with others behind them, it would be these that are tried.
+        """
+        room = None if self._limit is None else max(0, self._limit - len(self._ledger) - len(self._waiting))
+        self._waiting.add(itertools.islice(self._later, room))
+
+    def _at_random(self) -> Params | None:
+        """A point by chance, of a finite space an unknown one; None where the sampler draws by chance itself."""
+        if self._unknown:
+            return self._rng.choice(list(self._unknown.values()))
+        return None if self._spec.search.algorithm == "random" else self._space.draw(self._rng)
 
     def _full(self) -> bool:
         return self._limit is not None and len(self._ledger) >= self._limit

@@ -37,10 +37,12 @@ class Thinning:
     """Of these, the best."""
     states: tuple[TrialState, ...]
     """That it learns from."""
+    needs_values: bool = False
+    """It learns from trials with a value alone: those over a limit, which have none, are shown with the worst."""
 
 
 TPE = Thinning(most=1000, best=100, states=(TrialState.COMPLETE, TrialState.PRUNED))
-GP = Thinning(most=300, best=50, states=(TrialState.COMPLETE,))
+GP = Thinning(most=300, best=50, states=(TrialState.COMPLETE,), needs_values=True)
 
 
 class ThinnedStudy(Forwarding):
@@ -63,13 +65,17 @@ class ThinnedStudy(Forwarding):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         self._look()
-        ended = [trial for trial in self._seen if states is None or trial.state in states]
+        seen = _all_with_values(self._seen) if self._thinning.needs_values else self._seen
+        ended = [trial for trial in seen if states is None or trial.state in states]
         trials = sorted([*ended, *self._memory.still_open(states)], key=lambda trial: trial.number)
         return copy.deepcopy(trials) if deepcopy else trials
 
+    def _counts(self, trial: FrozenTrial) -> bool:
+        return trial.state in self._thinning.states or (self._thinning.needs_values and _excess(trial) > 0)
+
     def _look(self) -> None:
         """Take in what has ended since."""
-        new = [trial for trial in self._memory.ended[self._read :] if trial.state in self._thinning.states]
+        new = [trial for trial in self._memory.ended[self._read :] if self._counts(trial)]
         self._read = len(self._memory.ended)
         if not new:
             return
@@ -145,8 +151,7 @@ class _Front(_Best):
 
 def _rank(trial: FrozenTrial) -> tuple[float, float, float]:
     """Completed trials by their value, then pruned ones by how far they came, then those over a limit by how much."""
-    excess = sum(value for value in trial.constraints.values() if value > 0)
-    if excess > 0:
+    if (excess := _excess(trial)) > 0:
         return 2.0, excess, 0.0
     if trial.state == TrialState.COMPLETE:
         return 0.0, float(trial.values[0]), 0.0
@@ -154,6 +159,34 @@ def _rank(trial: FrozenTrial) -> tuple[float, float, float]:
         return 1.0, 1.0, 0.0
     step, value = max(trial.intermediate_values.items())
     return 1.0, -float(step), math.inf if math.isnan(value) else float(value)
+
+
+def _excess(trial: FrozenTrial) -> float:
+    """By how much it passed its limits, as a share of them."""
+    return float(sum(value for value in trial.constraints.values() if value > 0))
+
+
+def _all_with_values(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """With the worst values of all for those over a limit, or without these where none has any.
+
+    A figure that one over a limit lacks, such as how long the forecasts of what was never begun take, is at its limit:
+    Optuna wants the same ones of all.
+    """
+    valued = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if len(valued) in (0, len(trials)):
+        return valued
+    worst = [max(column) for column in zip(*(trial.values for trial in valued), strict=True)]
+    figures = list(dict.fromkeys(name for trial in trials for name in trial.constraints))
+    shown = []
+    for trial in trials:
+        if trial.state != TrialState.COMPLETE:
+            trial = copy.deepcopy(trial)
+            trial.state, trial.values = TrialState.COMPLETE, worst
+            for name in figures:
+                if name not in trial.constraints:
+                    trial.set_constraint(name, 0.0)
+        shown.append(trial)
+    return shown
 
 
 class ThinnedSampler(BaseSampler):  # type: ignore[misc]

@@ -1,0 +1,68 @@
+"""Ray on this machine where its usual places are closed or have long names, and SIGTERM when it is over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xlstm_tune.errors import ResourceError
+from xlstm_tune.search import local_ray
+
+PROGRAM = """
+import os, signal, time
+import ray
+from xlstm_tune.search import local_ray
+from xlstm_tune.search.terminal import children_outlive_signals, put_handlers_back
+
+came = []
+signal.signal(signal.SIGTERM, lambda *_: came.append("handled"))
+with children_outlive_signals():
+    session = local_ray.started({"CPU": 1, "GPU": 0})
+    session.__enter__()
+print(ray.get(ray.remote(lambda: 7).remote()))
+ray.shutdown()
+put_handlers_back()
+session.__exit__(None, None, None)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.1)
+print(*came)
+"""
+
+
+def test_a_closed_home_and_a_long_name_for_temporary_files_are_no_hindrance(tmp_path: Path) -> None:
+    long = tmp_path / "scratch_project_465000123" / "users" / "someone.with-a-long-name" / "slurm-job-12345678"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    links = set(Path("/tmp").glob("ray-*"))
+    made = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        env=kept | {"HOME": "/proc/none", "TMPDIR": str(long)},
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.split() == ["7", "handled"]
+    assert list((long / "ray").glob("session_2*")), "Ray's files lie where they were wanted"
+    assert not [link for link in set(Path("/tmp").glob("ray-*")) - links if (link / "r").is_symlink()]
+
+
+def test_a_token_that_can_be_made_is_left_to_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    local_ray._see_to_a_token()
+    assert not os.environ["RAY_AUTH_TOKEN"]
+    monkeypatch.setenv("HOME", "/proc/none")
+    local_ray._see_to_a_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def test_a_folder_that_cannot_be_made_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/proc/none/" + 60 * "x")
+    words = r"whose name is too long .* set RAY_TMPDIR to a folder with a shorter name"
+    with pytest.raises(ResourceError, match=words), local_ray._short_folder():
+        pass
