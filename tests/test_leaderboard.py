@@ -6,10 +6,19 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from report_tables import TRIAL_SECONDS, forecast_labels, write_search
 from rich.console import Console
 
-from xlstm_tune.report.leaderboard import best_baseline, build_leaderboard, how_sure, print_leaderboard, verdict
+from xlstm_tune.report.leaderboard import (
+    Leaderboard,
+    best_baseline,
+    build_leaderboard,
+    how_sure,
+    print_front,
+    print_leaderboard,
+    verdict,
+)
 from xlstm_tune.results import ResultsWriter
 
 
@@ -128,6 +137,59 @@ def test_print_leaderboard_fits_a_narrow_terminal_and_shows_the_best_possible(tm
         assert any(line.split()[:3] == ["15", "14", "lstm"] for line in lines), "rank, trial, model"
         # Ten best, and the finalist beyond them.
         assert sum("lstm " in line for line in table) == 11
+
+
+def with_seeds(board: Leaderboard, scale: float) -> Leaderboard:
+    """The same in other units, each trial trained with several seeds, with 662 parameters, in 47 epochs and 10 s."""
+    trials = [
+        replace(
+            entry,
+            validation={"rmse": (1.234 + rank) * scale},
+            test={"rmse": (5.678 + rank) * scale, "mse_standardised": 32.24, "mae_standardised": 1.893},
+            validation_error=0.02345 * scale,
+            test_error=0.3456 * scale,
+            parameters=662,
+            epochs=47,
+            seconds=10.0,
+        )
+        for rank, entry in enumerate(board.trials)
+    ]
+    return replace(board, trials=trials)
+
+
+@pytest.mark.parametrize("scale", [1, 1e5])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 110, 120, 160])
+def test_print_leaderboard_never_cuts_figures_off(width: int, scale: float, tmp_path: Path) -> None:
+    write(tmp_path, [trial(n, "completed", 1.0 + n) for n in range(3)], {}, {"mean": 9.0})
+    output = io.StringIO()
+    print_leaderboard(with_seeds(build_leaderboard(tmp_path, "val_rmse"), scale), Console(file=output, width=width))
+    table = output.getvalue().partition("± standard error")[0].rstrip().splitlines()
+    assert max(map(len, table)) <= width
+    assert any("trial" in line and "model" in line for line in table)
+    words = " ".join(table).split()
+    small = ("1.234", "0.023", "5.678", "0.35", "2.234", "6.678")
+    for figure in small if scale == 1 else ("123,400", "2,345", "567,800", "34,560", "223,400", "667,800"):
+        assert figure in words, "figures of the objective are whole"
+    headings = " ".join(table[: next(n for n, line in enumerate(table) if "─" in line)])
+    further = {"para": "662", "MSE s": "32.24", "MAE s": "1.893", "epo": "47", "sec": "10.0"}
+    shown = [heading in headings for heading in further]  # by their beginnings, as their ends may be cut off
+    assert shown == [figure in words for figure in further.values()], "a column is shown whole or not at all"
+    assert shown == sorted(shown, reverse=True), "the last go first"
+    assert all(shown) or width < 160
+    assert shown[0] or width < 80 or (scale > 1 and width < 100)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_print_front_never_cuts_figures_off(width: int) -> None:
+    goals = ["val_mse_standardised", "parameters", "seconds", "step_milliseconds"]
+    row = {"trial": 0, "name": "xlstm ms·2 · d32", "status": "completed"}
+    output = io.StringIO()
+    print_front(
+        [row | dict(zip(goals, (0.1234, 123_456, 1234.5, 12.5), strict=True))], goals, Console(file=output, width=width)
+    )
+    table = output.getvalue().partition("in all")[2].splitlines()
+    assert max(map(len, table)) <= width
+    assert set(" ".join(table).split()) >= {"0.1234", "123,456", "1,234", "12.50"}
 
 
 def test_verdict_and_summary_say_how_sure_the_lead_is(tmp_path: Path) -> None:

@@ -176,3 +176,13 @@ def test_an_input_written_again_replaces_the_former(tmp_path: Path) -> None:
         writer.importance(columns | {"square": np.full(40, 100.0)})
     found = read(tmp_path)
     assert found is not None and found.worth[0].name == "sun"
+
+
+def test_a_caption_speaks_of_lines_only_where_there_are_some(tmp_path: Path) -> None:
+    for windows, drawn in ((2, False), (60, True)):  # of three steps each, so that two windows are no block
+        write(tmp_path / str(windows), forecast_labels(windows))
+        found = read(tmp_path / str(windows))
+        assert found is not None
+        assert ("Lines are 95 % intervals" in _caption(found)) is drawn
+        known = {row.cells[2].text != "not known" for row in _table(found).rows}
+        assert known == {drawn}

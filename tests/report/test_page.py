@@ -208,3 +208,12 @@ def test_families_keep_their_colour_in_all_figures(tmp_path: Path) -> None:
 def test_every_section_names_itself_once() -> None:
     names = [section.__name__ for section in SECTIONS]
     assert len(names) == len(set(names))
+
+
+def test_titles_and_captions_break_names_without_spaces(tmp_path: Path) -> None:
+    """A figure's title has a series' name in it, which may be longer than a phone is wide."""
+    write_search(tmp_path, 6)
+    text = build_page(read_record(tmp_path))
+    for name in ("h1", "h3", "p", "figcaption"):
+        rules = re.findall(rf"^{name} {{(.*?)}}", text, re.MULTILINE)
+        assert rules and "overflow-wrap: anywhere" in rules[0], name

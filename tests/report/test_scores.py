@@ -52,6 +52,17 @@ def test_smape_of_two_zeros_is_zero() -> None:
     assert metrics(zeros, zeros)["smape"] == 0.0
 
 
+@pytest.mark.parametrize("rest", [0.0, 30.0])
+def test_smape_of_two_zeros_is_zero_though_one_was_rounded_to_float32(rest: float) -> None:
+    actual = np.array([0.0, 0.0, rest, rest]).reshape(-1, 1, 1)
+    mean, std = 12.3, 7.7
+    rounded = np.float32((actual - mean) / std).astype(np.float64) * std + mean
+    assert rounded[0] != 0
+    assert metrics(rounded, actual, [std])["smape"] == pytest.approx(0, abs=1e-4)
+    off = actual + np.array([1e-4, 0, 0, 0]).reshape(-1, 1, 1)
+    assert metrics(off, actual, [std])["smape"] == pytest.approx(50), "no rounding is so large"
+
+
 def test_metrics_without_scales_leave_out_what_needs_them() -> None:
     found = metrics(PREDICTED, ACTUAL)
     assert found["mase"] is None and found["mse_standardised"] is None and found["mae_standardised"] is None

@@ -48,8 +48,11 @@ class Baseline:
     """What was chosen on validation, such as the ridge strength."""
 
 
-def baselines(data: Prepared, groups: Index | None = None) -> list[Baseline]:
+def baselines(data: Prepared, groups: Index | None = None, targets: Array | None = None) -> list[Baseline]:
     """Every baseline that fits the task.
+
+    targets: of the table [R, K], which some repeat. Not given, they are taken back from what is standardised, with its
+    rounding: 0 is 9e-8 then, as wrong as can be where the table has 0 and errors are weighed by the size of both.
 
     Forecast: `mean` of the training part, of several series each series' own where training saw it; `last_value`;
     `seasonal_naive`, the value a season before (where a season is known); `nlinear` and `dlinear` (Zeng et al. 2023),
@@ -60,9 +63,10 @@ def baselines(data: Prepared, groups: Index | None = None) -> list[Baseline]:
     closed form, the strength chosen on validation.
     """
     if data.task == "forecast":
-        found = [_mean(data), _last_value(data)]
+        own = _own_units(data, data.targets) if targets is None else targets
+        found = [_mean(data), _last_value(data, own)]
         if data.season > 1:
-            found.append(_seasonal_naive(data))
+            found.append(_seasonal_naive(data, own))
         return [*found, *_linear_forecasts(data)]
     found = [_mean(data)]
     by_group = _group_mean(data, groups)
@@ -138,23 +142,29 @@ def _series_means(data: Prepared) -> tuple[Index, Array]:
     return known, _own_units(data, total / np.diff(borders, append=len(rows))[:, None])
 
 
-def _last_value(data: Prepared) -> Baseline:
+def _last_value(data: Prepared, own: Array) -> Baseline:
+    """own: targets [R, K]."""
+
     def predict(part: str) -> Array:
-        last = _own_units(data, data.targets[data.ends[data.parts[part]] - 1])  # [n, K]
+        last = own[data.ends[data.parts[part]] - 1]  # [n, K]
         return np.repeat(last[:, None], data.horizon, axis=1)
 
     return Baseline("last_value", {part: predict(part) for part in JUDGED})
 
 
-def _seasonal_naive(data: Prepared) -> Baseline:
-    """Step h repeats the same step of the last whole season; the last value where the history is too short for that."""
+def _seasonal_naive(data: Prepared, own: Array) -> Baseline:
+    """Step h repeats the same step of the last whole season; the last value where the history is too short for that.
+
+    own: targets [R, K].
+    """
     back = np.arange(data.horizon) % data.season - data.season  # from the end of the input
 
     def predict(part: str) -> Array:
         index = data.parts[part]
         rows = data.ends[index][:, None] + back
         rows = np.where(rows < data.starts[index][:, None], data.ends[index][:, None] - 1, rows)
-        return _own_units(data, data.targets[rows])
+        repeated: Array = own[rows]
+        return repeated
 
     return Baseline("seasonal_naive", {part: predict(part) for part in JUDGED}, {"season": float(data.season)})
 

@@ -182,6 +182,8 @@ def _windows(judged: Judged, what: Influence, seen: Facts, runs: Runs | None) ->
     kept = len(judged.time)
     every = max(1.0, (seen.samples or {}).get(judged.part, kept) / kept)  # of a part whose windows were thinned out
     horizon = math.ceil(judged.actual.shape[1] / every / grain)
+    if len(at_once.psi) // 2 < horizon:
+        return _too_short(judged.part, what, len(at_once.psi) / horizon)
     wanted = lengths(at_once, horizon)
     low, high, p, blocks = np.empty((4, len(wanted)))
     used = np.empty_like(wanted)
@@ -198,14 +200,26 @@ def _windows(judged: Judged, what: Influence, seen: Facts, runs: Runs | None) ->
     shortest, block = int(used.min()) * grain, int(used.max()) * grain
     row = "window by window" if block == 1 else f"blocks of {_between(shortest, block)} windows in a row"
     together = ", all series at a time" if len(set(judged.series)) > 1 else ""
-    notes = []
-    if blocks.min() < ENOUGH:
-        notes.append(
-            f"The {judged.part} part holds about {_between(round(blocks.min()), round(blocks.max()))} independent "
-            f"block{'s' if round(blocks.max()) != 1 else ''} of windows; {_rule()}"
-        )
+    notes = [_held(judged.part, float(blocks.min()), float(blocks.max()))] if blocks.min() < ENOUGH else []
     how = f"{row}{together}; their length was chosen {chosen}"
     return _Found(low, high, p, block, blocks, how, notes)
+
+
+def _too_short(part: str, what: Influence, blocks: float) -> _Found:
+    """Of a part without two blocks as long as its windows overlap: how much differences vary by chance is not known,
+    but that models which err alike on all samples do not differ."""
+    alike = (what.gains == 0) & ~what.psi.any(0)
+    ends = np.where(alike, 0.0, np.nan)
+    how = "nothing, as the part has no two blocks as long as its windows overlap"
+    notes = [_held(part, blocks, blocks)]
+    return _Found(ends, ends.copy(), np.ones(len(ends)), 1, np.full(len(ends), blocks), how, notes)
+
+
+def _held(part: str, fewest: float, most: float) -> str:
+    """How many independent blocks of windows a part holds, and what that means."""
+    few, many = round(fewest), round(most)
+    held = f"about {_between(few, many)} independent block{'s' if many != 1 else ''}"
+    return f"The {part} part holds {held if many else 'less than one independent block'} of windows; {_rule()}"
 
 
 def _between(low: int, high: int) -> str:

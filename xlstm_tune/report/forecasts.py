@@ -99,10 +99,7 @@ def models_of(predictions: pa.Table, part: str) -> list[Model]:
 
 def forecasts_of(predictions: pa.Table, part: str, model: Model) -> Forecasts | None:
     """The rows of one model and part; None where there are none."""
-    trial = predictions["trial"]
-    same = pc.is_null(trial) if model.trial is None else pc.fill_null(pc.equal(trial, model.trial), False)
-    mask = pc.and_(pc.and_(same, pc.equal(predictions["model"], model.name)), pc.equal(predictions["part"], part))
-    table = predictions.filter(mask)
+    table = _rows_of(predictions, part, model)
     actual = table["actual"].to_numpy().astype(np.float64)
     predicted = table["predicted"].to_numpy().astype(np.float64)
     series, names = _coded(table["series"])
@@ -112,6 +109,20 @@ def forecasts_of(predictions: pa.Table, part: str, model: Model) -> Forecasts | 
     found = Forecasts(series, time, step, target, actual, predicted, names, times, targets)
     finite = np.isfinite(found.error)
     return found.select(finite) if finite.any() else None
+
+
+def samples_of(predictions: pa.Table, part: str, model: Model) -> int:
+    """Of how many samples of a part the table has a model's predictions."""
+    rows = _rows_of(predictions, part, model)
+    first = rows.filter(pc.equal(rows["step"], pc.min(rows["step"])))  # of a sample a row for each target
+    return len(first) // max(1, len(first["target"].unique()))
+
+
+def _rows_of(predictions: pa.Table, part: str, model: Model) -> pa.Table:
+    trial = predictions["trial"]
+    same = pc.is_null(trial) if model.trial is None else pc.fill_null(pc.equal(trial, model.trial), False)
+    mask = pc.and_(pc.and_(same, pc.equal(predictions["model"], model.name)), pc.equal(predictions["part"], part))
+    return predictions.filter(mask)
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:

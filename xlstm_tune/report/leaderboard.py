@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED, counted_as, early_end, early_ends, how_ended
@@ -20,6 +18,7 @@ from xlstm_tune.report.differences import Difference
 from xlstm_tune.report.evidence import Evidence, gather, search_row
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.report.resampling import ENOUGH, FEW_ALPHA, FEWEST
+from xlstm_tune.report.terminal import Line, fitted
 from xlstm_tune.results import read
 from xlstm_tune.strict import counted, shortened
 
@@ -29,7 +28,10 @@ SHOWN = 10
 
 METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
 WIDE = 110
-"""Columns of a terminal that hold the whole table."""
+"""Columns of a terminal from which there is room for all of FURTHER, unless figures are long."""
+PARAMETERS = "param-\neters"
+FURTHER = ("MSE std.\ntest", "MAE std.\ntest", PARAMETERS, "epochs", "seconds")
+"""Headings of the figures besides the objective's. Where there is no room the last goes first, the parameters last."""
 
 
 @dataclass(frozen=True)
@@ -189,26 +191,28 @@ def best_baseline(folder: Path, objective: str) -> tuple[str, float] | None:
 
 def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mapping[str, float] | None = None) -> None:
     """The table, and a sentence that says who won and by how much."""
-    wide = console.width >= WIDE
     metric = board.metric.upper() if board.metric in ("rmse", "mae") else board.metric.replace("_", " ")
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("", justify="right")
-    table.add_column("trial", justify="right")
-    table.add_column("model", overflow="fold", min_width=24)
-    names = [f"{metric}\nvalidation", f"{metric}\ntest"]
-    names += ["MSE std.\ntest", "MAE std.\ntest", "param-\neters", "epochs", "seconds"] if wide else ["param-\neters"]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    wide = console.width >= WIDE
     shown = [(rank, entry) for rank, entry in enumerate(board.trials, start=1) if rank <= SHOWN or entry.test]
-    for rank, entry in shown:
-        style = "bold" if rank == 1 else None
-        table.add_row(str(rank), str(entry.trial), _titled(entry), *_cells(entry, board.metric, wide), style=style)
-    table.add_section()
-    for entry in board.baselines:
-        table.add_row("", "", Text(entry.model, style="italic"), *_cells(entry, board.metric, wide), style="dim")
+    trials = [
+        Line(
+            (str(rank), str(entry.trial), _titled(entry)),
+            _cells(entry, board.metric, wide),
+            "bold" if rank == 1 else None,
+        )
+        for rank, entry in shown
+    ]
+    others = [
+        Line(("", "", Text(entry.model, style="italic")), _cells(entry, board.metric, wide), "dim")
+        for entry in board.baselines
+    ]
     if best_possible and board.metric == "rmse":
         figures = [number(best_possible[part]) for part in ("validation", "test")]
-        table.add_row("", "", Text("best possible (the true mean)", style="italic"), *figures, style="dim")
+        others.append(Line(("", "", Text("best possible (the true mean)", style="italic")), figures, "dim"))
+    further = FURTHER if wide else (PARAMETERS,)
+    names = [f"{metric}\nvalidation", f"{metric}\ntest", *further]
+    less = [name for name in reversed(FURTHER) if name in further and name != PARAMETERS]
+    table = fitted(console, ("", "trial", "model"), names, (trials, others), [*less, PARAMETERS])
     console.print()
     console.print(table)
     if left := len(board.trials) - len(shown):
@@ -233,18 +237,11 @@ def print_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str], console
     """The Pareto front as a table. rows: of the trials table; goals: as of `pareto_front`."""
     front = pareto_front(rows, goals)
     by_number = {row["trial"]: row for row in rows}
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    table.add_column("model", overflow="fold", min_width=24)
-    for goal in goals:
-        table.add_column(goal, justify="right", no_wrap=True)
-    for trial in front:
-        row = by_number[trial]
-        table.add_row(
-            str(trial),
-            Text(row["name"]),
-            *(number(row[goal]) for goal in goals),
-        )
+    lines = [
+        Line((str(trial), Text(by_number[trial]["name"])), [number(by_number[trial][goal]) for goal in goals])
+        for trial in front
+    ]
+    table = fitted(console, ("trial", "model"), goals, [lines])
     console.print()
     these = f"one of these {len(front)}" if len(front) > 1 else "this one"
     said = f"no trial beats {these} in all" if front else "no trial was scored"

@@ -29,6 +29,9 @@ METRICS = (
 """What `metrics` returns, in this order."""
 NEAR_ZERO = 0.01
 """MAPE is not given where any actual value is smaller than this share of their mean magnitude."""
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Share of the targets' size by which a forecast of exactly 0 can be off, since models forecast in float32 what is
+standardised; so can those of earlier programs' baselines."""
 
 
 def metrics(
@@ -42,7 +45,7 @@ def metrics(
     rmse, mae, bias (mean of predicted − actual): the target's own units.
     mape: per cent; None where any actual value is nearer to zero than a hundredth of their mean magnitude (per target),
     since one such value would decide the figure.
-    smape: per cent, 200 |p − a| / (|p| + |a|), 0 where both are 0 (Makridakis 1993).
+    smape: per cent, 200 |p − a| / (|p| + |a|), 0 where both are 0, p but for its rounding (Makridakis 1993).
     mase: the mean over targets of MAE / mase_scale [K] (Hyndman & Koehler 2006); None where a scale is missing.
     r2: share of the part's variance that is explained, the mean over targets; None where one is constant.
     mse_standardised, mae_standardised: in deviations of the training part; None without target_std.
@@ -60,7 +63,7 @@ def metrics(
         "rmse": float(np.sqrt(squares.mean())),
         "mae": float(absolutes.mean()),
         "mape": _mape(error, truth),
-        "smape": _smape(error, truth, guess),
+        "smape": _smape(error, truth, guess, target_std),
         "mase": None,
         "r2": _r2(squares, truth),
         "bias": float(error.mean()),
@@ -85,9 +88,13 @@ def _mape(error: Array, truth: Array) -> float | None:
     return float(100 * (np.abs(error) / size).mean())
 
 
-def _smape(error: Array, truth: Array, guess: Array) -> float:
+def _smape(error: Array, truth: Array, guess: Array, target_std: Sequence[float] | None) -> float:
     size = np.abs(truth) + np.abs(guess)
-    return float(200 * np.divide(np.abs(error), size, out=np.zeros_like(size), where=size > 0).mean())
+    # Only beside a truth of 0 does rounding count, and there it would count as much as an error can. How large numbers
+    # are that were rounded, the part itself need not say: it may be 0 throughout.
+    scale = np.maximum(np.abs(truth).mean(0), 0.0 if target_std is None else target_std)
+    counts = (size > 0) & ~((truth == 0) & (np.abs(guess) <= ROUNDING * scale))
+    return float(200 * np.divide(np.abs(error), size, out=np.zeros_like(size), where=counts).mean())
 
 
 def _r2(squares: Array, truth: Array) -> float | None:

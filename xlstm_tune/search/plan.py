@@ -137,7 +137,7 @@ def make_plan(
         space=space,
         table=table,
         data=data,
-        baselines=baselines(data, sample_groups(table, data)),
+        baselines=baselines(data, sample_groups(table, data), table.targets),
         best_possible=best_possible(data),
         folder=folder,
         tracking_uri=uri,

@@ -87,11 +87,14 @@ def pairs_of_models(pairs: Sequence[Any], part: str, name_of: Callable[[Any], st
     x = axis("RMSE lower by, %", zeroline=True, zerolinecolor=BASELINE, zerolinewidth=1)
     y = axis(type="category", categoryorder="array", categoryarray=names[::-1])
     told = sum(bool(one.told_apart) for one in pairs)
-    caption = (
-        f"{counted(len(pairs), 'comparison')} on the {part} part: how much lower the RMSE of the first model is. "
-        f"Lines are 95 % intervals of each pair alone; {told} {'are' if told != 1 else 'is'} told apart, which is what "
-        "still holds once it is considered how many pairs are compared."
-    )
+    caption = f"{counted(len(pairs), 'comparison')} on the {part} part: how much lower the RMSE of the first model is. "
+    if any(finite(one.low) for one in pairs):
+        caption += (
+            f"Lines are 95 % intervals of each pair alone; {told} {'are' if told != 1 else 'is'} told apart, which is "
+            "what still holds once it is considered how many pairs are compared."
+        )
+    else:
+        caption += "The part is too small for intervals, so none is told apart."
     title, height = "Differences with their intervals", 130 + 38 * len(pairs)
     figure = Figure("intervals", title, caption, data, layout(x, y), height)
     notes = stopped_early(model for one in pairs for model in (one.a, one.b))

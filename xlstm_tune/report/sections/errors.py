@@ -172,9 +172,12 @@ def _dots(
 
 
 def residuals(
-    record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str
+    record: Record, found: Mapping[Model, Forecasts], mine: Model, against: Model | None, part: str, thinned_out: str
 ) -> Figures:
-    """The winner's errors, in order of time where there is one, and their distribution beside the best baseline's."""
+    """The winner's errors, in order of time where there is one, and their distribution beside the best baseline's.
+
+    thinned_out: a sentence on predictions that were not kept; empty where all were.
+    """
     made = found[mine]
     color, of = record.palette.color(mine.name), _of(made)
     # Of a forecast of several steps the mean over its steps: one point per sample.
@@ -208,6 +211,7 @@ def residuals(
     several = len(made.error) > len(means)
     averaged = ", averaged over a sample's steps" if several else ""
     caption = f"Predicted minus actual{of}{averaged}, {in_order}: {counted(len(means), 'sample')}{shown}.{drift}"
+    caption += f" {thinned_out}".rstrip()
     lines = [
         Figure("residuals", "Errors in order", caption, over_time, _around_zero(axis("Sample"), axis("Error")), 300)
     ]

@@ -62,7 +62,8 @@ def _caption(found: Inputs) -> str:
     said = f"Shuffled, {raising[0].name} raises the RMSE most, by {raising[0].rise:.1f} %"
     said += f", then {raising[1].name} by {raising[1].rise:.1f} %." if len(raising) > 1 else "."
     drawn = f" The {MOST} with the largest rise are drawn." if len(found.worth) > MOST else ""
-    return f"{said} {_told(found.worth)} Lines are 95 % intervals of each input alone.{drawn}"
+    lines = " Lines are 95 % intervals of each input alone." if any(map(_known, found.worth)) else ""
+    return f"{said} {_told(found.worth)}{lines}{drawn}"
 
 
 def _told(worth: list[Worth]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm_tune.report.blocks import Figure, Figures, Section, Sentences, label
-from xlstm_tune.report.forecasts import Forecasts, Model, forecasts_of, models_of
+from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
+from xlstm_tune.report.forecasts import Forecasts, Model, forecasts_of, models_of, samples_of
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.sections.errors import by_series, by_step, by_target, residuals
@@ -42,19 +42,32 @@ def winner(record: Record) -> Section | None:
     target = found[mine].first_target
     found = {model: one for model, made in found.items() if (one := made.of_target(target)) is not None}
     against = _best_baseline(record, found)
-    blocks = by_target(record, found[mine], mine, part)
+    thinned_out = _thinned_out(record, part, mine)
+    blocks: list[Block] = []
+    if thinned_out:
+        blocks.append(Sentences([f"{thinned_out} The figures of this section are made of these."]))
+    blocks += by_target(record, found[mine], mine, part)
     if found[mine].step.max() == 1 and _is_regression(record, found[mine]):
-        blocks.append(_scatter(record, found[mine], part))
+        blocks.append(_scatter(record, found[mine], part, thinned_out))
     else:
-        blocks.append(Figures(_panels(record, found, mine, against, part)))
+        blocks.append(Figures(_panels(record, found, mine, against, part, bool(thinned_out))))
     blocks += [
         block for block in (by_step(record, found, part), by_series(record, found, mine, against, part)) if block
     ]
-    blocks.append(residuals(record, found, mine, against, part))
+    blocks.append(residuals(record, found, mine, against, part, thinned_out))
     lead = f"{best.model}, trial {best.trial}, on the {part} part" + (
         ", which no choice was made on." if part == "test" else "; its test predictions are not known."
     )
     return Section("winner", "The winner", lead, blocks)
+
+
+def _thinned_out(record: Record, part: str, mine: Model) -> str:
+    """That not all of the part's predictions are in the table, in a sentence; empty where they are."""
+    kept, total = samples_of(record.predictions, part, mine), (record.data.get("samples") or {}).get(part)
+    if total is None or kept >= total:
+        return ""
+    are = "is" if kept == 1 else "are"
+    return f"Predictions of {kept:,} of the {total:,} {part} samples {are} kept, spread evenly."
 
 
 def _best_baseline(record: Record, found: dict[Model, Forecasts]) -> Model | None:
@@ -73,9 +86,13 @@ def _is_regression(record: Record, mine: Forecasts) -> bool:
 
 
 def _panels(
-    record: Record, found: dict[Model, Forecasts], mine: Model, against: Model | None, part: str
+    record: Record, found: dict[Model, Forecasts], mine: Model, against: Model | None, part: str, thinned_out: bool
 ) -> list[Figure]:
-    """Forecast and actual over the end of the part, for a few series and steps."""
+    """Forecast and actual over the end of the part, for a few series and steps.
+
+    thinned_out: whether there are more samples than there are predictions of.
+    """
+    kept_one, kept_ones = (" that is kept", " that are kept") if thinned_out else ("", "")
     all_mine = found[mine]
     last = int(all_mine.step.max())
     pairs = [(series, step) for series in _chosen_series(all_mine) for step in _chosen_steps(last)]
@@ -100,8 +117,12 @@ def _panels(
             of += f"{all_mine.which}, "
         ahead = f"{counted(step, 'step')} ahead" if last > 1 else "next value"
         total = int(np.sum(_mask(all_mine, name, target, step)))
-        every = f"all {total} {part} samples" if total > 1 else f"the only {part} sample"
-        shown = f"the last {len(times)} of {total:,} {part} samples" if total > len(times) else every
+        every = (
+            f"{'the' if thinned_out else 'all'} {total} {part} samples{kept_ones}"
+            if total > 1
+            else f"the only {part} sample{kept_one}"
+        )
+        shown = f"the last {len(times)} of {total:,} {part} samples{kept_ones}" if total > len(times) else every
         caption = f"{of}{ahead}: {shown}. RMSE over {'these' if total > 1 else 'it'}: " + ", ".join(
             f"{number(value)} for {who}" for who, value in errors
         )
@@ -150,8 +171,8 @@ def _line(x: Sequence[str], y: np.ndarray, name: str, color: str, width: float, 
     }
 
 
-def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
-    """Predicted against actual, of one target; on the diagonal they are the same."""
+def _scatter(record: Record, mine: Forecasts, part: str, thinned_out: str) -> Figure:
+    """Predicted against actual, of one target; on the diagonal they are the same. thinned_out: of `_thinned_out`."""
     kept = mine.select(np.arange(len(mine.step))[thinned(len(mine.step), DOTS)])
     low, high = float(min(kept.actual.min(), kept.predicted.min())), float(max(kept.actual.max(), kept.predicted.max()))
     assert record.board.winner is not None
@@ -190,7 +211,7 @@ def _scatter(record: Record, mine: Forecasts, part: str) -> Figure:
     caption = (
         f"{of}{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model "
         f"{_explains(mine)}errs by {number(float(np.mean(mine.error)))} on average."
-    )
+    ) + f" {thinned_out}".rstrip()
     target = label(mine.first_target, 40)
     shape = layout(axis(f"Actual {target}"), axis(f"Predicted {target}"))
     return Figure("scatter", "Predicted against actual", caption, data, shape, 440)
