@@ -312,3 +312,69 @@ def test_ops_refuse_what_is_no_floating_point_tensor(op):
             function(*inputs[:at], inputs[at].numpy(), *inputs[at + 1 : count])
     with pytest.raises(TypeError, match=rf"{op}: lengths must be a torch tensor, got list"):
         function(*inputs, lengths=[5, 5, 5])
+
+
+SHUTTABLE = [(op, backend) for op, backend in BACKENDS if op != "lstm"]
+
+
+def shut_until(op, inputs, first, value=-torch.inf):
+    """The inputs with the first sample's input gate shut before step `first`."""
+    inputs = [tensor.clone() for tensor in inputs]
+    gate = inputs[3] if op == "mlstm" else inputs[0][:, :, :, 0]
+    gate[0, :first] = value
+    return inputs
+
+
+@pytest.mark.parametrize("value", [-torch.inf, -1e30])
+@pytest.mark.parametrize("width", [5, 16])
+@pytest.mark.parametrize(("op", "backend"), SHUTTABLE)
+def test_steps_behind_shut_input_gates_are_as_the_first(op, backend, width, value):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = shut_until(op, problem(op, (2, 20, 2, width), warm=False), 6, value)
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+    h, *final = OPS[op][1](leaves, backend=backend)
+    assert not h[0, :6].abs().gt(1e-20).any()
+    own = [at for at, tensor in enumerate(inputs) if tensor.shape[:2] == (2, 20)]
+    later = [tensor[:1, 6:] if at in own else tensor for at, tensor in enumerate(inputs)]
+    later = [tensor.detach().requires_grad_() for tensor in later]
+    true_h, *true_final = OPS[op][1](later, backend="reference")
+    assert_near([h[:1, 6:], *(one[:1] for one in final)], [true_h, *true_final], 1e-5)
+    gradients = torch.autograd.grad(h[0, 6:].square().sum(), leaves)
+    truths = torch.autograd.grad(true_h.square().sum(), later)
+    assert_near([one[:1, 6:] if at in own else one for at, one in enumerate(gradients)], truths, 1e-5)
+    gate = gradients[3] if op == "mlstm" else gradients[0][:, :, :, 0]
+    assert not gate[0, :6].any() and all(one.isfinite().all() for one in gradients)
+
+
+@pytest.mark.parametrize(("op", "backend"), SHUTTABLE)
+def test_shut_input_gates_one_step_at_a_time_and_from_an_empty_state(op, backend):
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = [tensor.to(dtype) for tensor in shut_until(op, problem(op, (2, 9, 2, 4), warm=False), 4)]
+    whole, *ends = OPS[op][1](inputs, backend=backend)
+    empty = [torch.zeros_like(one) for one in ends]
+    if op == "mlstm":
+        empty[2].fill_(-torch.inf)
+    for start in ([], empty):
+        state, pieces = start, []
+        for t in range(9):
+            now = [one[:, t : t + 1] if one.shape[:2] == (2, 9) else one for one in inputs]
+            piece, *state = OPS[op][1]([*now, *state], backend=backend)
+            pieces.append(piece)
+        for mine, true in zip((torch.cat(pieces, 1), *state), (whole, *ends), strict=True):
+            torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("op", "backend"), [one for one in SHUTTABLE if "triton" not in one[1]])
+def test_shut_input_gates_of_members_under_vmap(op, backend):
+    members = [shut_until(op, problem(op, (2, 9, 2, 4), seed=seed), first) for seed, first in enumerate((0, 4, 9))]
+    for count in (OPS[op][2], len(members[0])):
+        for member in members:
+            for state in member[OPS[op][2] :]:
+                state[0] = 0.0
+        stacked = [torch.stack(parts).float() for parts in zip(*(member[:count] for member in members), strict=True)]
+        together = torch.vmap(lambda *own: OPS[op][1](own, backend=backend))(*stacked)
+        for number in range(3):
+            alone = OPS[op][1]([one[number] for one in stacked], backend=backend)
+            for mine, true in zip(together, alone, strict=True):
+                assert true.isfinite().all()
+                torch.testing.assert_close(mine[number], true, rtol=1e-5, atol=1e-6)

@@ -148,6 +148,23 @@ def test_wrong_input_says_what_was_wanted():
         model(torch.zeros(2, 0, 3))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_input_of_another_dtype_than_the_weights_is_refused(family):
+    model = build_model(config(family), replace(SHAPE, statics=2))
+    x, static = torch.zeros(2, 10, 3), torch.zeros(2, 2)
+    wanted = "must be torch.float32, as the weights are, got torch"
+    with pytest.raises(ValueError, match=rf"forecaster: x {wanted}\.float64; x\.float\(\) makes it so"):
+        model(x.double(), None, static)
+    with pytest.raises(ValueError, match=rf"forecaster: x {wanted}\.int64"):
+        model(x.long(), None, static)
+    with pytest.raises(ValueError, match=rf"forecaster: static {wanted}\.float64; static\.float\(\) makes"):
+        model(x, None, static.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(x.bfloat16(), None, static).isfinite().all()
+    with pytest.raises(ValueError, match=r"got torch.float32; x\.to\(torch\.bfloat16\) makes it so"):
+        model.bfloat16()(x, None, static)
+
+
 def test_shape_refuses_what_cannot_be():
     with pytest.raises(ValueError, match=r"Shape\.horizon must be at least 1, got 0"):
         Shape(3, 10, 0, 1)
@@ -155,6 +172,9 @@ def test_shape_refuses_what_cannot_be():
         Shape(3, 10, 1, 2, (0,))
     with pytest.raises(ValueError, match=r"must lie in 0\.\.2 .*got 3"):
         Shape(3, 10, 1, 1, (3,))
+    for quantiles in ((0.9, 0.5, 0.1), (0.1, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, float("nan"))):
+        with pytest.raises(ValueError, match=r"Shape\.quantiles must lie between 0 and 1 and rise .*, got \("):
+            Shape(3, 10, 1, 1, quantiles=quantiles)
 
 
 def test_backend_is_described_and_an_explicit_one_refused(monkeypatch):

@@ -295,6 +295,20 @@ def test_wrong_input_says_what_was_wanted() -> None:
         fixed(x, torch.tensor([12, 12]))
 
 
+@pytest.mark.parametrize("options", [{"instance_norm": "last"}, {"patch_length": 4}], ids=str)
+def test_lengths_may_be_any_integers_in_reach(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = build_model(config(**options), replace(SHAPE, varying=True)), torch.randn(2, 12, 3)
+    for lengths, got in (([0, 4], 0), ([13, 4], 13), ([-1, 4], -1)):
+        with pytest.raises(ValueError, match=rf"forecaster: lengths must lie in 1\.\.12 \(the steps\), got {got}"):
+            model(x, torch.tensor(lengths))
+    with pytest.raises(ValueError, match=r"forecaster: lengths must be integers, .*, got torch.float32"):
+        model(x, torch.tensor([5.0, 4.0]))
+    wanted = model(x, torch.tensor([5, 12]))
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(model(x, torch.tensor([5, 12], dtype=dtype)), wanted)
+
+
 @pytest.mark.parametrize("channels", ["joint", "independent"])
 def test_forecasts_end_at_the_floor_of_each_target_but_not_in_training(channels):
     torch.manual_seed(0)

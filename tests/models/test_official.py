@@ -231,6 +231,11 @@ def test_load_official_refuses_what_it_has_no_place_for():
         )
 
 
+def test_load_official_of_a_model_asks_for_its_weights():
+    with pytest.raises(TypeError, match=r"state_dict must be a mapping .*state_dict\(\).*, got XLSTMStack"):
+        load_official(XLSTMStack(ModelConfig(pattern="s", hidden_size=8, heads=2)))
+
+
 def test_load_official_refuses_mixed_layouts_and_heads_of_width_one():
     theirs = official("ss")
     mixed = {

@@ -86,6 +86,20 @@ def test_state_of_another_depth_is_refused():
         stack("ms")(torch.randn(2, 3, 16), state)
 
 
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_input_of_another_dtype_than_the_weights_is_refused(direction):
+    model, x = stack("ms", direction=direction), torch.randn(2, 5, 16)
+    wanted = "must be torch.float32, as the weights are, got torch.float64"
+    with pytest.raises(ValueError, match=rf"XLSTMStack: x {wanted}; x\.float\(\) makes it so"):
+        model(x.double())
+    _, state = copy.deepcopy(model).double()(x.double())
+    with pytest.raises(ValueError, match=rf"XLSTMStack: state\[0\], conv {wanted}; conv\.float\(\) makes it so"):
+        model(x, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = model(x.bfloat16())
+        assert model(x, state)[0].isfinite().all()
+
+
 def test_family_without_blocks_is_refused():
     with pytest.raises(ValueError, match="'lstm' has no xLSTM blocks"):
         XLSTMStack(ModelConfig(family="lstm"))

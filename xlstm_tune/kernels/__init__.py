@@ -17,7 +17,7 @@ from xlstm_tune.kernels.dispatch import Choice, resolve
 from xlstm_tune.kernels.gates import slstm_gates
 from xlstm_tune.kernels.lstm_numba import lstm_numba
 from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
-from xlstm_tune.kernels.masks import at_end, blank_padding, check_masks, mask_gates
+from xlstm_tune.kernels.masks import NOTHING, UNSEEN, at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
@@ -115,7 +115,10 @@ def slstm(
 ) -> tuple[Tensor, SLSTMState]:
     """The sLSTM cell over a sequence; equations in `slstm_reference`.
 
-    gates: [B, T, N, 4, D], the inputs' share of the gates i, f, z, o. recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
+    gates: [B, T, N, 4, D], the inputs' share of the gates i, f, z, o. They are finite, but i may be -inf: a shut gate,
+    as is one below -1e20. Its step adds nothing; after the empty state h is 0, and so are its gradients, up to the
+    first open gate. A reset before a shut gate empties c and n only at the next open one: let it stand before that one.
+    recurrent: [N, 4, D out, D in]. bias: [N, 4, D].
     initial_state: h, c, n, m, each [B, N, D], as an SLSTMState or a plain tuple; None is the empty state, and so is
     n = 0 for a single element.
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
@@ -126,6 +129,20 @@ def slstm(
     Raises ValueError for a wrong shape or dtype, TypeError for what is no tensor, BackendUnavailable for a backend that
     cannot run here.
     """
+    return _slstm(gates, recurrent, bias, initial_state, resets, lengths, backend, may_shut=True)
+
+
+def _slstm(
+    gates: Tensor,
+    recurrent: Tensor,
+    bias: Tensor | None,
+    initial_state: SLSTMState | tuple[Tensor, ...] | None,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    backend: str,
+    may_shut: bool,
+) -> tuple[Tensor, SLSTMState]:
+    """`slstm`; may_shut: gates i may be -inf, which those that a product has made are not."""
     expect_shape(gates, "slstm: gates", B=None, T=None, N=None, gates=4, D=None)
     batch, steps, heads, _, width = gates.shape
     state = as_state(initial_state, SLSTMState, "slstm")
@@ -140,6 +157,8 @@ def slstm(
         h, *final = of_no_samples(hung_on, dtype, (batch, steps, heads, width), *[(batch, heads, width)] * 4)
         return h.to(gates.dtype), SLSTMState(*final)
     state = None if state is None else SLSTMState(*(tensor.to(dtype) for tensor in state))
+    if may_shut:
+        state = _unseen(gates, state, dtype)
     with torch.autocast(gates.device.type, enabled=False):
         inputs = gates.to(kind)
         if resets is not None or lengths is not None:
@@ -189,7 +208,20 @@ def slstm_from_inputs(
         _check_slstm(len(for_if), heads, width, recurrent, bias, state)
         return slstm_from_inputs_numba(for_if, for_zo, in_weight, recurrent, bias, state)
     gates = slstm_gates(for_if, for_zo, in_weight)
-    return slstm(gates, recurrent, bias, state, resets=resets, lengths=lengths, backend=backend)
+    return _slstm(gates, recurrent, bias, state, resets, lengths, backend, may_shut=False)
+
+
+def _unseen(gates: Tensor, state: SLSTMState | None, dtype: torch.dtype) -> SLSTMState:
+    """The state with n = 1 and m = UNSEEN in place of n = 0, where that and a shut first gate would make h = 0 / 0.
+
+    To an open gate it is the empty state, to the last bit; behind a shut one h is 0 / 1.
+    """
+    if state is None:
+        zeros = gates.new_zeros(gates.shape[0], gates.shape[2], gates.shape[4], dtype=dtype)
+        return SLSTMState(zeros, zeros, torch.ones_like(zeros), torch.full_like(zeros, UNSEEN))
+    empty = (state.n == 0) & (gates[:, 0, :, 0] <= UNSEEN)
+    c, n, m = (one.masked_fill(empty, value) for one, value in zip(state[1:], (0.0, 1.0, UNSEEN), strict=True))
+    return SLSTMState(state.h, c, n, m)
 
 
 def _check_slstm(
@@ -217,6 +249,8 @@ def mlstm(
     """The mLSTM cell over a sequence; equations in `mlstm_forms`.
 
     q, k: [B, T, N, D] (k unscaled). v: [B, T, N, V]. i, f: [B, T, N], the gates before exponential and sigmoid.
+    They are finite, but i may be -inf: a shut gate, as is one below -1e20. It weighs e^-60, which adds nothing, and its
+    gradient is 0; after the empty state h is 0 up to the first open gate, but for rounding (1e-25).
     initial_state: C [B, N, D, V], n [B, N, D], m [B, N], as an MLSTMState or a plain tuple; None is the empty state
     (0, 0, -inf).
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
@@ -251,6 +285,7 @@ def mlstm(
     state = None if state is None else MLSTMState(*(tensor.to(dtype) for tensor in state))
     with torch.autocast(q.device.type, enabled=False):
         i, f = i.to(dtype), f.to(dtype)
+        i = torch.threshold(i, UNSEEN, NOTHING)
         if resets is not None or lengths is not None:
             i, f = mask_gates(torch.stack([i, f], -1), 3, resets, lengths).unbind(-1)
         h, final = cell(q.to(kind), k.to(kind), v.to(kind), i, f, state)

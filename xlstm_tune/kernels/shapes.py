@@ -41,6 +41,14 @@ def expect_shape(tensor: Tensor, name: str, /, **axes: int | None) -> None:
     raise ValueError(f"{name} must be [{legend}], got {list(shape)}: {detail}")
 
 
+def expect_dtype(tensor: Tensor, name: str, wanted: torch.dtype) -> None:
+    """Raise ValueError unless `tensor` has the dtype of the weights that it meets; autocast, where on, makes it so."""
+    if tensor.dtype != wanted and not torch.is_autocast_enabled(tensor.device.type):
+        short = {torch.float32: "float()", torch.float64: "double()"}
+        remedy = f"{name.split()[-1]}.{short.get(wanted, f'to({wanted})')}"
+        raise ValueError(f"{name} must be {wanted}, as the weights are, got {tensor.dtype}; {remedy} makes it so")
+
+
 def expect_floats(op: str, **tensors: Tensor | None) -> None:
     """Raise ValueError for a tensor of whole numbers, truths or complex numbers: cast to one, h would be zeros."""
     for name, tensor in tensors.items():

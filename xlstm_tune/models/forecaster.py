@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xlstm_tune.kernels.dispatch import Choice, resolve
-from xlstm_tune.kernels.shapes import expect_shape
+from xlstm_tune.kernels.masks import check_masks
+from xlstm_tune.kernels.shapes import expect_dtype, expect_shape
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.decomposition import TrendSkip
 from xlstm_tune.models.embedded import Embedded
@@ -54,6 +56,10 @@ class Shape:
             raise ValueError(
                 f"Shape.target_columns must name one input column for each of {self.targets} targets, "
                 f"got {self.target_columns}"
+            )
+        if any(not 0 < level < 1 for level in self.quantiles) or any(b <= a for a, b in pairwise(self.quantiles)):
+            raise ValueError(
+                f"Shape.quantiles must lie between 0 and 1 and rise from one to the next, got {self.quantiles}"
             )
         if self.floor and len(self.floor) != self.targets:
             raise ValueError(f"Shape.floor must have a number for each of {self.targets} targets, got {self.floor}")
@@ -140,14 +146,17 @@ class Forecaster(nn.Module):
         """x [B, T, F] to [B, H, K]; with `every_quantile` to [B, H, K, Q], in rising order (Q = 1 without quantiles).
 
         T is L where the weights depend on it (`flatten`, `trend`), else any number of steps.
-        lengths: int64 [B] in 1..T where samples are padded on the right; what stands in the padding does not matter.
+        lengths: integers [B] in 1..T where samples are padded on the right; what stands in the padding does not matter.
         static: [B, S] where the shape has statics.
         With quantiles the forecast is the one nearest to the median. In training forecasts may lie below the floor, for
-        there they would learn nothing; in eval mode they end there. Raises ValueError for a wrong shape.
+        there they would learn nothing; in eval mode they end there.
+        Raises ValueError for a wrong shape, for lengths outside 1..T (on a GPU a CUDA error follows at a later call)
+        and, without autocast, for another dtype than that of the weights.
         """
         self._check(x, lengths, static)
         batch = x.shape[0]
         if lengths is not None:
+            lengths = lengths.long()
             padding = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(1)
             x = x.masked_fill(padding.unsqueeze(2), 0.0)
         if self.config.channels == "independent":
@@ -200,14 +209,17 @@ class Forecaster(nn.Module):
         fixed = self.trend is not None or self.config.pooling == "flatten"
         expect_shape(x, "forecaster: x", B=None, T=self.shape.lookback if fixed else None, F=self.shape.features)
         if lengths is not None:
-            expect_shape(lengths, "forecaster: lengths", B=x.shape[0])
             if fixed:
                 raise ValueError("forecaster: lengths must be None with pooling 'flatten' or decomposition 'trend'")
+            check_masks("forecaster", None, lengths, x.shape[0], x.shape[1])
         if (static is None) != (self.static is None):
             wanted = "None" if self.static is None else f"[B, S={self.shape.statics}]"
             raise ValueError(f"forecaster: static must be {wanted}, got {None if static is None else [*static.shape]}")
         if static is not None:
             expect_shape(static, "forecaster: static", B=x.shape[0], S=self.shape.statics)
+        for name, given in (("x", x), ("static", static)):
+            if given is not None:
+                expect_dtype(given, f"forecaster: {name}", self.head.weight.dtype)
 
     def _split_channels(
         self, x: Tensor, lengths: Tensor | None, static: Tensor | None

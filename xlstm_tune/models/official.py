@@ -58,8 +58,13 @@ def load_official(
 
     Pattern, widths, heads, kernel, feed-forward and the layout of R and bias are read from the weights; `dropout` and
     the feed-forward's `activation` are not in them. Raises ValueError for weights that are no such stack's, or those of
-    one that XLSTMStack cannot be.
+    one that XLSTMStack cannot be, TypeError for what is no mapping.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "load_official: state_dict must be a mapping of names to tensors, such as model.state_dict(), "
+            f"got {type(state_dict).__name__}"
+        )
     config = _config(state_dict, dropout, activation)
     with torch.device("meta"):
         stack = XLSTMStack(config, backend)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from xlstm_tune.kernels.shapes import expect_dtype
 from xlstm_tune.models.block import Block, BothWays, FeedForward, Reversed, block_norm
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.embedded import Embedded, Narrow
@@ -46,7 +48,8 @@ class XLSTMStack(nn.Module):
         """x [B, T, E] to the same shape (0 at padding), and the state after the last real step.
 
         state: None is the state before any input. resets [B, T] bool: the sample starts anew before this step.
-        lengths [B]: the real steps of each sample, 1 to T. Raises ValueError for a wrong shape.
+        lengths [B]: the real steps of each sample, 1 to T. Raises ValueError for a wrong shape and, without autocast,
+        for an x, or inputs kept in the state, of another dtype than the weights; the cells cast their own states.
         x may come as an embedding that is not written out: with it a first mLSTM block does the same in less work.
         """
         x, normalised = self._enter(x, lengths)
@@ -55,6 +58,8 @@ class XLSTMStack(nn.Module):
             raise ValueError(
                 f"XLSTMStack: state must have one entry for each of {len(self.blocks)} blocks, got {len(state)}"
             )
+        if state is not None:
+            self._check_past(state)
         x = hide_padding(x, lengths)
         finals = []
         for at, block in enumerate(self.blocks):
@@ -85,10 +90,24 @@ class XLSTMStack(nn.Module):
         end: Tensor = self.norm(y)
         return end.squeeze(1)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return next(self.parameters()).dtype
+
+    def _check_past(self, state: StackState) -> None:
+        """The inputs that convolutions keep meet the weights as they are; the shapes are for the layers to check."""
+        for at, entry in enumerate(state):
+            for layer in entry if self.config.direction == "both" else (entry,):
+                if isinstance(layer, tuple) and layer and isinstance(layer[0], Tensor):
+                    expect_dtype(layer[0], f"XLSTMStack: state[{at}], conv", self._dtype)
+
     def _enter(self, x: Tensor | Embedded, lengths: Tensor | None, last: bool = False) -> tuple[Tensor, Narrow | None]:
         """x written out, and what the first block's layer sees of an embedding where it can take that in few
         dimensions; with those and `last`, x is [B, 1, E], each sample's last real step."""
         if not isinstance(x, Embedded):
+            if isinstance(x, Tensor):
+                expect_dtype(x, "XLSTMStack: x", self._dtype)
             return x, None
         first = self.blocks[0]
         if not isinstance(first.layer, MLSTMLayer) or not self._shortens or not x.narrows():
