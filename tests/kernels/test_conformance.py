@@ -325,10 +325,12 @@ def shut_until(op, inputs, first, value=-torch.inf):
     return inputs
 
 
-@pytest.mark.parametrize("value", [-torch.inf, -1e30])
+@pytest.mark.parametrize("value", [-torch.inf, -1e30, -1e9, -1e4])
 @pytest.mark.parametrize("width", [5, 16])
 @pytest.mark.parametrize(("op", "backend"), SHUTTABLE)
 def test_steps_behind_shut_input_gates_are_as_the_first(op, backend, width, value):
+    if op == "slstm" and value > -1e20:
+        pytest.skip("h of the first step has the sign of its input however little that weighs, and goes round")
     dtype = torch.float64 if backend == "reference" else torch.float32
     inputs = shut_until(op, problem(op, (2, 20, 2, width), warm=False), 6, value)
     leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]

@@ -17,7 +17,7 @@ from xlstm_tune.kernels.dispatch import Choice, resolve
 from xlstm_tune.kernels.gates import slstm_gates
 from xlstm_tune.kernels.lstm_numba import lstm_numba
 from xlstm_tune.kernels.lstm_reference import LSTMState, lstm_reference
-from xlstm_tune.kernels.masks import NOTHING, UNSEEN, at_end, blank_padding, check_masks, mask_gates
+from xlstm_tune.kernels.masks import UNSEEN, at_end, blank_padding, check_masks, mask_gates
 from xlstm_tune.kernels.mlstm_forms import MLSTMState
 from xlstm_tune.kernels.mlstm_numba import mlstm_numba
 from xlstm_tune.kernels.mlstm_reference import mlstm_chunkwise
@@ -249,8 +249,8 @@ def mlstm(
     """The mLSTM cell over a sequence; equations in `mlstm_forms`.
 
     q, k: [B, T, N, D] (k unscaled). v: [B, T, N, V]. i, f: [B, T, N], the gates before exponential and sigmoid.
-    They are finite, but i may be -inf: a shut gate, as is one below -1e20. It weighs e^-60, which adds nothing, and its
-    gradient is 0; after the empty state h is 0 up to the first open gate, but for rounding (1e-25).
+    They are finite, but i may be -inf: a shut gate, as is one below -1e20. It adds nothing, and its gradient is 0;
+    after the empty state h is 0 up to the first open gate, but for rounding (1e-25).
     initial_state: C [B, N, D, V], n [B, N, D], m [B, N], as an MLSTMState or a plain tuple; None is the empty state
     (0, 0, -inf).
     resets: boolean [B, T], True where a sample starts anew before that step, from the empty state; None = nowhere.
@@ -285,7 +285,7 @@ def mlstm(
     state = None if state is None else MLSTMState(*(tensor.to(dtype) for tensor in state))
     with torch.autocast(q.device.type, enabled=False):
         i, f = i.to(dtype), f.to(dtype)
-        i = torch.threshold(i, UNSEEN, NOTHING)
+        i = i.clamp(min=UNSEEN)
         if resets is not None or lengths is not None:
             i, f = mask_gates(torch.stack([i, f], -1), 3, resets, lengths).unbind(-1)
         h, final = cell(q.to(kind), k.to(kind), v.to(kind), i, f, state)

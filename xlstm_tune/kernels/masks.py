@@ -16,9 +16,6 @@ SHUT = -1e30
 """A gate that is shut for certain, and yet finite, so that no arithmetic on it gives NaN; its negative is open."""
 UNSEEN = -1e20
 """An input gate up to here is shut; the stabiliser of a past that weighs nothing beside any open gate's input."""
-NOTHING = -60.0
-"""A shut input gate of an mLSTM: e^-60 is nothing beside a denominator of 1 and more. A much lower one would cost the
-open gates near it their last digits, since kernels count from a gate nearby in float32."""
 
 
 def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch: int, steps: int) -> None:

@@ -106,11 +106,11 @@ def scores(
             own[chunk + lane] = np.float32(rise)
             calm = calm and (abs(rise) < CALM or t + lane >= count)
         largest = load(own, chunk)
-        for s in range(min(t + LANES, rows)):
-            own[s] = np.float32(a[start + s] - near - log_scale)
         if calm:
             # exp(a_s - M_t) as a product: an exponential for each step, not for each pair.
             largest = exp(splat(_ZERO) - largest)
+            for s in range(min(t + LANES, rows)):
+                own[s] = np.float32(a[start + s] - near - log_scale)
             for s in range(0, min(t + LANES, rows), LANES):
                 store(own, s, exp(load(own, s)))
         segments = load(segment, start + t)
@@ -118,8 +118,12 @@ def scores(
         for s in range(0, min(t + LANES, count), ROWS):
             put(onto(zeros(), keys, s * wide, wide, 1, queries_turned, t, chunk, width), out, s * chunk + t, chunk)
             for row in range(s, s + ROWS):
-                weight = spread(own, row)
-                weight = weight * largest if calm else exp(weight - largest)
+                if calm:
+                    weight = spread(own, row) * largest
+                else:  # far apart, as behind shut input gates: what is near in one lane is not in another
+                    for lane in range(LANES):
+                        own[chunk + lane] = np.float32(a[start + row] - running[start + t + lane] - log_scale)
+                    weight = exp(load(own, chunk))
                 weight = select(segments == spread(segment, start + row), weight, splat(_ZERO))
                 weight = select(load(lanes, 0) < np.float32(row - t), splat(_ZERO), weight)
                 place = row * chunk + t
