@@ -89,7 +89,7 @@ class ConstraintConfig(Spec):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Milliseconds for the forecast of one sample, on what trials run on."""
     max_memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Of training, in GiB (2³⁰ bytes), by the estimate that `--dry-run` prints."""
+    """Of training one model, in GiB (2³⁰ bytes), by the estimate that `--dry-run` prints."""
 
     def by_figure(self) -> dict[str, float]:
         """The limits that are given, by the names of what they limit."""
