@@ -38,9 +38,16 @@ find_python() {
 }
 
 install_python() {
-    local version
-    # A machine that has just started may still be updating itself: apt waits for it.
-    sudo apt-get -o DPkg::Lock::Timeout=600 update -q
+    local version said
+    # A machine that has just started may still be updating itself. Installing waits for it; updating the lists does
+    # not, whatever it is told.
+    for _ in $(seq 60); do
+        if said=$(sudo LC_ALL=C apt-get update -q 2>&1) || [[ $said != *"Could not get lock"* ]]; then
+            break
+        fi
+        sleep 10
+    done
+    echo "$said"
     for version in 3.11 3.12; do
         # The headers and a C compiler are for Triton, which makes its launcher when it first starts a kernel.
         if sudo apt-get -o DPkg::Lock::Timeout=600 install -q -y "python$version" "python$version-venv" "python$version-dev" gcc; then
@@ -57,10 +64,11 @@ install_project() {
     if [ "$(cat "$venv/installed" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
-    if [ ! -x "$venv/bin/python" ]; then
+    # Whole only with pip, which comes last: a connection that broke off may have left the rest.
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         find_python >/dev/null || install_python
         python=$(find_python)
-        "$python" -m venv "$venv"
+        "$python" -m venv --clear "$venv"
     fi
     pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
     if [ "$kind" = cpu ]; then

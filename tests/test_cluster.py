@@ -145,3 +145,19 @@ def test_aws_template_is_one_that_cloudformation_takes() -> None:
 def test_shell_scripts_stop_at_the_first_error(path: Path) -> None:
     assert "\nset -euo pipefail\n" in path.read_text()
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True).returncode == 0
+
+
+def test_an_environment_that_was_not_finished_is_made_anew(tmp_path: Path) -> None:
+    """As a connection that broke off leaves it; that nothing can be installed comes behind it here."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    names = tmp_path / "names"
+    names.mkdir()
+    (names / "python3.11").symlink_to(sys.executable)
+    environment = {"HOME": str(tmp_path), "PATH": f"{names}:/usr/bin:/bin", "PIP_NO_INDEX": "1"}
+    made = subprocess.run(
+        ["bash", ROOT / "clusters" / "node.sh", "gpu"], env=environment, capture_output=True, text=True
+    )
+    assert made.returncode != 0 and "No module named pip" not in made.stderr
+    assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+    assert not (tmp_path / "venv" / "installed").exists()

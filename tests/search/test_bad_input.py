@@ -316,7 +316,11 @@ def test_search_refuses_a_name_already_used_and_offers_resume(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"), ("ray://127.0.0.1:9", "answers"), ("here", "host:port")],
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "which is for programs outside of a cluster; run the search on one of its machines"),
+        ("here", "host:port"),
+    ],
 )
 def test_search_refuses_a_cluster_that_does_not_answer(tmp_path: Path, address: str, words: str) -> None:
     file = write(tmp_path, table())

@@ -165,7 +165,7 @@ def check_options(
     if storage == "":
         raise SpecError("--storage is empty; give a folder or a URI, or leave it out")
     if address == "":
-        raise SpecError("--address is empty; give auto, host:port or ray://host:port, or leave it out")
+        raise SpecError("--address is empty; give auto or host:port, or leave it out")
     if cluster is not None and address is not None:
         raise SpecError("--cluster runs the search on the cluster's head, --address from here; give one of them")
     for known in (stop, resume if cluster is not None else None):

@@ -100,7 +100,7 @@ def place(
 
 
 def check_cluster(address: str) -> None:
-    """Raise ResourceError unless something listens at a Ray cluster's address: `auto`, host:port or ray://host:port.
+    """Raise ResourceError unless something listens at a Ray cluster's address: `auto` or host:port.
 
     Ray itself would try for a minute and then end the process without a word that Python could catch.
     """
@@ -112,9 +112,14 @@ def check_cluster(address: str) -> None:
     remedy = "start one with 'ray start --head', or leave --address out to use this machine"
     if not found:
         raise ResourceError(f"--address auto finds no Ray cluster on this machine; {remedy}")
-    host, _, port = found.removeprefix("ray://").rpartition(":")
+    if found.startswith("ray://"):  # a client sees no nodes, and what it trains on could not reach the search's folder
+        raise ResourceError(
+            f"--address cannot be {found}, which is for programs outside of a cluster; run the search on one of its "
+            "machines with --address auto, or give its cluster file with --cluster"
+        )
+    host, _, port = found.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()):
-        raise ResourceError(f"--address must be auto, host:port or ray://host:port, got '{found}'")
+        raise ResourceError(f"--address must be auto or host:port, got '{found}'")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that no host can have
