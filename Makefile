@@ -14,6 +14,8 @@
 STORAGE ?= searches
 FILE    ?= quickstart
 PORT    ?= 5000
+# Names may hold spaces, and ~ is the home folder, as a shell has it.
+KEPT     = "$(patsubst ~/%,$(HOME)/%,$(STORAGE))"
 ARGS    ?=
 
 # The first interpreter that the project supports; override with make PYTHON=...
@@ -27,7 +29,8 @@ PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: search test test-slow test-alone test-gpu lint peers gpu gpu-packages report ui clean
 
 search: .venv/ready
-	$(RUN) -m xlstm_tune.search $(FILE) --storage $(STORAGE) --name $(notdir $(basename $(FILE)))-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+	$(RUN) -m xlstm_tune.search "$(patsubst ~/%,$(HOME)/%,$(FILE))" --storage $(KEPT) \
+		--name "$(subst $() ,-,$(notdir $(basename $(FILE))))-$$(date +%Y%m%d-%H%M%S)" $(ARGS)
 
 test: .venv/ready
 	$(PYTEST) -m "not slow and not alone" $(ARGS)
@@ -45,11 +48,11 @@ lint: .venv/ready
 
 report: .venv/ready
 	@test -n "$(NAME)" || { echo "Name the search: make report NAME=quickstart"; exit 2; }
-	$(RUN) -m xlstm_tune.report $(NAME) --storage $(STORAGE) $(ARGS)
+	$(RUN) -m xlstm_tune.report $(NAME) --storage $(KEPT) $(ARGS)
 
 ui: .venv/ready
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(RUN) -m mlflow ui --workers 1 --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri sqlite:///$(abspath $(STORAGE))/mlflow.db
+		--backend-store-uri "$$($(RUN) -m xlstm_tune.tracking uri $(KEPT))"
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed and was not found; name one with make PYTHON=/path/to/python"; exit 2; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,14 @@ def test_load_spec_anchors_data_at_the_search_file(tmp_path: Path, monkeypatch: 
     several = BASE.replace("table.csv", "[s3://bucket/a.parquet, /abs/b.csv, 'sample:x', sub/*.csv]")
     both = ["s3://bucket/a.parquet", "/abs/b.csv", "sample:x", str(tmp_path / "sub/*.csv")]
     assert load(tmp_path, several).data.source == both
+
+
+def test_load_spec_reads_from_a_pipe() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, BASE.encode())
+    os.close(writer)
+    with os.fdopen(reader):
+        assert load_spec(f"/dev/fd/{reader}").name == "base"
 
 
 def test_load_spec_takes_a_name_for_the_time_column(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ KINDS = {
             **_metrics("val_"),  # at the best epoch; of a population, the best setting's mean over its seeds
             "std_error": _REAL,  # of the objective's mean over seeds; null with one seed
             "members": _INT,  # of a population; null where a trial is one model
-            "fused": _INT,  # configurations that began in one pass with this one (search.fuse); null = it alone
+            "fused": _INT,  # configurations in one pass with this one, since it last went on; null = it alone
             "setting": _TEXT,  # JSON: the population's best setting, whose best seed `config` describes
             **_metrics("test_"),
             "parameters": _INT,

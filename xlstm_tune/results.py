@@ -65,7 +65,7 @@ class ResultsWriter:
                     pass
             self._buffers[name].rows = pending_rows(folder, name)
             # Unbuffered: each row is one write().
-            self._pending[name] = os.open(pending_path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._pending[name] = os.open(pending_path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             if not self._buffers[name].rows:
                 os.ftruncate(self._pending[name], 0)  # half a line at most
         self.flush()

@@ -132,7 +132,8 @@ def shipped_spaces() -> dict[str, Path]:
 def find_file(file: str) -> Path:
     """The path that FILE means: a path, or the name of a shipped search file. Raises SpecError."""
     path = Path(os.path.expanduser(file))
-    if os.path.isfile(path):  # Path.is_file would raise for a name that is too long or a folder closed to us
+    # A pipe's end is no regular file. Those of Path would raise for a name that is too long or a folder closed to us.
+    if os.path.exists(path) and not os.path.isdir(path):
         return path
     if os.path.isdir(path):
         raise SpecError(

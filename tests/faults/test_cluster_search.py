@@ -84,7 +84,7 @@ def test_head_tells_a_driver_that_runs_from_one_that_was_killed(
     head = LocalHead(home)
     assert head.ask("look", NAME) | {"digest": ""} == {
         **{"searches": f"{home}/searches", "digest": "", "state": "none", "code": None},
-        **{"begun": False, "spec": None, "log": 0, "tail": 0},
+        **{"begun": False, "spec": None, "later": None, "log": 0, "tail": 0},
     }
     os.mkfifo(tmp_path / "never.csv")
     spec = write_search(tmp_path, data={"source": str(tmp_path / "never.csv")}).read_text()

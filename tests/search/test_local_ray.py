@@ -49,6 +49,20 @@ def test_a_closed_home_and_a_long_name_for_temporary_files_are_no_hindrance(tmp_
     assert not [link for link in set(Path("/tmp").glob("ray-*")) - links if (link / "r").is_symlink()]
 
 
+@pytest.mark.parametrize(
+    ("mib", "said"), [(5000, str(452 << 20)), (4000, "limited to 4,000 MiB (ulimit -v), and Ray needs 4,608 MiB")]
+)
+def test_rays_store_fits_a_limited_address_space(mib: int, said: str) -> None:
+    program = (
+        "import resource; from xlstm_tune.search import local_ray\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({mib << 20}, {mib << 20}))\n"
+        "try: print(local_ray._object_store())\n"
+        "except local_ray.ResourceError as error: print(error)"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said in made.stdout
+
+
 def test_a_token_that_can_be_made_is_left_to_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")

@@ -135,9 +135,9 @@ def test_spool_of_a_newer_program_or_damaged_is_refused_in_one_sentence(tmp_path
     Spool(tmp_path, "sqlite:///x.db").close()
     path = tmp_path / "mlflow" / "spool.json"
     whole = path.read_text()
-    path.write_text(whole.replace('"version": 1', '"version": 2, "compression": "zstd"'))
+    path.write_text(whole.replace('"version": 2', '"version": 3, "compression": "zstd"'))
     with pytest.raises(
-        TrackingError, match=r"spool.json was written by a newer xlstm_tune \(version 2, known here up to 1\)"
+        TrackingError, match=r"spool.json was written by a newer xlstm_tune \(version 3, known here up to 2\)"
     ):
         Spool(tmp_path, "sqlite:///x.db")
     for damaged in (
@@ -146,7 +146,7 @@ def test_spool_of_a_newer_program_or_damaged_is_refused_in_one_sentence(tmp_path
         "[]",
         "{}",
         whole.replace("search", "serach"),
-        whole.replace(": 1", ': "1"'),
+        whole.replace(": 2", ': "2"'),
         "\0" * 99,
         "[" * 100_000,
     ):

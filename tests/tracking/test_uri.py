@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import requests
+from sqlalchemy import create_engine, text
 from tracked import free_port
 
 from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import check_tracking_uri, default_uri, hide_credentials, ui_command
-from xlstm_tune.tracking.uri import _same_server
+from xlstm_tune.tracking.uri import _same_server, artifact_location, sqlite_path
 
 BASIC = "Basic YW5uaWthOmdlaGVpbQ=="
 """Of annika and geheim."""
@@ -33,6 +34,18 @@ def test_check_accepts_databases_that_are_or_can_be_made(tmp_path: Path, empty_d
     check_tracking_uri(f"sqlite:///{empty_database}")
     check_tracking_uri("databricks")
     assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize("name", ["searches", "a b", "#1", "100%", "my%20files", "why?", "a@b:c"])
+def test_the_database_of_a_storage_folder_lies_in_it_whatever_its_name(name: str, tmp_path: Path) -> None:
+    storage = tmp_path / name
+    storage.mkdir()
+    uri = default_uri(storage)
+    with create_engine(uri).connect() as connection:
+        connection.execute(text("create table made (here int)"))
+        connection.commit()
+    assert sqlite_path(uri) == storage / "mlflow.db" and [one.name for one in storage.iterdir()] == ["mlflow.db"]
+    assert artifact_location(uri, tmp_path) == (storage / "mlflow-artifacts").as_uri()
 
 
 def test_check_refuses_bad_sqlite_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from xlstm_tune.errors import TrackingError
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
 from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.uri import python_command
-from xlstm_tune.tracking.writer import _ENVIRONMENT, URI_VARIABLE, Unsent, find_search, unsent
+from xlstm_tune.tracking.writer import _ENVIRONMENT, URI_VARIABLE, Unsent, find_search, remembered_uri, unsent
 
 
 @pytest.mark.slow
@@ -137,6 +138,25 @@ def test_settings_of_others_for_mlflow_change_nothing(folder: Path, monkeypatch:
     assert sync(folder, other) is None
     check_search(stored(other, folder), 2)
     assert os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] == "false" and "MLFLOW_ACTIVE_MODEL_ID" not in os.environ
+
+
+def test_a_copied_search_has_its_runs_where_it_lies(folder: Path) -> None:
+    """Beside the first, whose database is there still."""
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri):
+        pass
+    assert remembered_uri(folder) == uri
+    with Spool(folder, uri) as spool:
+        say_search(spool, 2)
+    assert sync(folder) is None
+    copied = folder.parent.parent / "a 100%25 new? place" / folder.name
+    shutil.copytree(folder, copied)
+    shutil.copy(folder.parent / "mlflow.db", folder.parent / "before.db")
+    assert sync(copied) is None
+    assert (copied.parent / "mlflow.db").is_file() and remembered_uri(copied) == default_uri(copied.parent)
+    check_search(stored(default_uri(copied.parent), copied), 2)
+    (folder.parent / "mlflow.db").unlink()
+    assert sync(copied) is None and not (folder.parent / "mlflow.db").exists()
 
 
 def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:

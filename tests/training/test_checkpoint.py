@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,15 @@ def test_load_of_what_cannot_be_trusted_is_refused(
 def test_load_for_another_config_is_refused(saved: Path, make_forecast: Maker, make_config: Maker) -> None:
     with pytest.raises(CheckpointError, match=r"training.learning_rate is 0.01 there and 0.5 here"):
         load(saved, make_config(learning_rate=0.5), make_forecast(), "cpu")
+
+
+def test_weights_are_as_open_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        save_weights(tmp_path / "weights", {"a": torch.ones(5)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o664
 
 
 def test_save_weights_and_load_weights(tmp_path: Path) -> None:

@@ -176,6 +176,6 @@ def _say(console: Console, words: str) -> None:
 
 def _protect_token() -> None:
     """Ray writes the token that lets others submit work readable by everyone; it is the user's alone."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", local_ray.TOKEN)).expanduser()
+    token = Path(os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH", local_ray.TOKEN)))
     if token.is_file() and token.stat().st_uid == os.getuid():
         token.chmod(0o600)

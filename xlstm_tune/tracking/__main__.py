@@ -1,4 +1,5 @@
-"""`python -m xlstm_tune.tracking sync NAME` sends what a search left unsent; `follow` is the search's own writer."""
+"""`python -m xlstm_tune.tracking sync NAME` sends what a search left unsent; `follow` is the search's own writer, and
+`uri FOLDER` tells where searches in a folder have their runs."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from xlstm_tune.errors import UserError
 from xlstm_tune.storage.copy import local_storage
+from xlstm_tune.tracking.uri import default_uri
 from xlstm_tune.tracking.writer import find_search, follow, set_up_logging, sync
 
 
@@ -26,9 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser_follow = commands.add_parser("follow", help="send a spool while its search writes it (started by a search)")
     parser_follow.add_argument("folder", type=Path)
     parser_follow.add_argument("--parent", type=int, help="process id of the search")
+    parser_uri = commands.add_parser("uri", help="print the address of a storage folder's MLflow database")
+    parser_uri.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     set_up_logging()
     try:
+        if options.command == "uri":
+            print(default_uri(options.folder))
+            return 0
         if options.command == "follow":
             return follow(options.folder, options.parent)
         storage = options.storage and local_storage(options.storage, options.search)

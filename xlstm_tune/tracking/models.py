@@ -103,7 +103,7 @@ def parts_of(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     example = json.loads((folder / EXAMPLE).read_bytes())["dataframe_split"]
     return {
         "python_model": str(CODE),
-        "artifacts": {"champion": str(folder)},
+        "artifacts": {"champion": folder.absolute().as_uri()},  # MLflow takes a path with # or % for an address
         "signature": signature_of(serving),
         "input_example": _frame(example, serving["inputs"]),
         "metadata": {"columns": [column["name"] for column in serving["inputs"]]},
@@ -117,7 +117,13 @@ def signature_of(serving: dict[str, Any]) -> ModelSignature:
     Nothing of the columns in: MLflow would refuse a column of whole numbers where it was told fractions, and a year
     where it was told text. The model checks its columns itself; their names are the metadata's, rows the example's.
     """
-    outputs = Schema([ColSpec(DataType[column["type"]], column["name"]) for column in serving["outputs"]])
+    given = {column["name"]: column["type"] for column in serving["inputs"]}
+    # Keys come back as they were given.
+    kinds = {
+        column["name"]: "long" if given.get(column["name"]) == "long" else column["type"]
+        for column in serving["outputs"]
+    }
+    outputs = Schema([ColSpec(DataType[kind], name) for name, kind in kinds.items()])
     level = ParamSpec("level", DataType.double, 0.9)
     every = ParamSpec("all", DataType.boolean, False)
     return ModelSignature(None, outputs, ParamSchema([level, every]))

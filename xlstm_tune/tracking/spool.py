@@ -20,10 +20,10 @@ from typing import Any, Self
 from xlstm_tune.errors import StorageError, TrackingError
 from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.tracking.events import STATUSES, KnownRun, known_runs
-from xlstm_tune.tracking.uri import hide_credentials
+from xlstm_tune.tracking.uri import default_uri, hide_credentials
 
 Scalar = str | int | float | bool | None
-VERSION = 1
+VERSION = 2
 _LOCK_SECONDS = 0.5  # another process may look for a moment whether the spool is in use
 
 
@@ -35,6 +35,7 @@ class Address:
     experiment: str
     uri: str  # without credentials
     has_credentials: bool  # whether the real URI had some, so that `uri` alone cannot be used
+    own: bool = False  # it is the database of the storage folder that the search lies in, wherever that is by now
     version: int = VERSION
 
 
@@ -59,7 +60,8 @@ class Spool:
             cut_torn_line(self.path)
             shown = hide_credentials(uri)
             search = old.search if old else self._told() or f"{folder.name}-{uuid.uuid4().hex[:12]}"
-            self.address = Address(search, experiment, shown, shown != uri)
+            own = uri == default_uri(self.folder.parent)
+            self.address = Address(search, experiment, shown, shown != uri, own)
             write_json(address_path(folder), asdict(self.address))
         except BaseException:
             self._file.close()

@@ -45,7 +45,8 @@ _PORTS = {"http": 80, "https": 443}
 
 def default_uri(storage: Path) -> str:
     """The URI of the SQLite database in the storage folder; its artifacts lie beside it in `mlflow-artifacts`."""
-    return f"sqlite:///{storage.absolute() / 'mlflow.db'}"
+    path = str(storage.absolute() / "mlflow.db")
+    return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")
 
 
 def artifact_location(uri: str, storage: Path) -> str | None:
@@ -62,7 +63,7 @@ def artifact_location(uri: str, storage: Path) -> str | None:
 
 def sqlite_path(uri: str) -> Path:
     """The database file of an sqlite URI, absolute."""
-    return Path(uri.partition(":///")[2].partition("?")[0]).absolute()
+    return Path(unquote(uri.partition(":///")[2].partition("?")[0])).absolute()
 
 
 def hide_credentials(text: str) -> str:

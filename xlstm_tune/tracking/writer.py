@@ -302,13 +302,16 @@ def _writer_lock(folder: Path) -> IO[bytes]:
 def remembered_uri(folder: Path) -> str:
     """Where a search was tracked; credentials are not kept, so they come from the environment.
 
-    A database that is gone from where it was, with its folder or while there is one in the storage folder, has moved
-    with the search.
+    That of the storage folder is the one where the search lies now. Of searches of earlier programs, which did not
+    tell, a database that is gone from where it was, with its folder or while there is one in the storage folder, has
+    moved with the search.
     Raises TrackingError if the folder holds no spool, or the environment not that URI.
     """
     address = read_address(folder)
     if not address.has_credentials:
         before, beside = address.uri, default_uri(folder.parent)
+        if address.own:
+            return beside
         gone = before.startswith("sqlite") and _gone(sqlite_path(before))
         moved = gone and (sqlite_path(beside).exists() or _gone(sqlite_path(before).parent))
         return beside if moved else before

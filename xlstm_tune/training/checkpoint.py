@@ -11,14 +11,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from xlstm_tune import __version__
@@ -123,7 +123,8 @@ def load(
 def save_weights(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors and texts as one safetensors file, whole or not at all."""
     plain = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    _replace(Path(path), lambda temporary: save_file(plain, temporary, dict(metadata or {})))
+    # A file that safetensors makes is closed to all but its owner, whatever the umask says.
+    write_atomically(path, as_safetensors(plain, dict(metadata or {})))
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -143,7 +144,9 @@ def _opened(path: Path | str) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except FileNotFoundError:
+    except FileNotFoundError:  # also where it may not be read
+        if os.path.exists(path):
+            raise CheckpointError(f"the weights file {path} cannot be read; get leave to read it") from None
         raise CheckpointError(f"there is no weights file {path}") from None
     except SafetensorError as error:
         raise CheckpointError(f"the weights file {path} is damaged: {error}") from None
@@ -151,14 +154,10 @@ def _opened(path: Path | str) -> Iterator[Any]:
 
 def write_atomically(path: Path | str, content: bytes) -> None:
     """Write a file so that a reader, also after a power cut, finds the old content or the new, never a part."""
-    _replace(Path(path), lambda temporary: temporary.write_bytes(content))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to the disk, then rename it."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        write(temporary)
+        temporary.write_bytes(content)
         sync(temporary)
         temporary.replace(path)
     except BaseException:

@@ -132,7 +132,7 @@ class Journal:
         path = folder / JOURNAL
         self.history = read_journal(folder)
         # Unbuffered: each line is one write(), which survives this process being killed.
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         cut_torn_line(path)
         self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
 

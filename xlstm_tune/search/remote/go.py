@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -25,13 +25,14 @@ from xlstm_tune.search.remote.watch import check_copy, fetch, watch
 from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
-from xlstm_tune.tracking import python_command
+from xlstm_tune.storage.objects import is_uri, without_secrets
+from xlstm_tune.tracking import hide_credentials, python_command
 
 TRACKING_URI = "XLSTM_TUNE_TRACKING_URI"
 """Environment variable: as --tracking-uri, for a URI that holds a password, which other users must not see."""
 _ENDED = {
     0: "has ended",
-    1: "ended without a trial that could be scored, or for want of disk space",
+    1: "did not end in order; its last words above say why",
     2: "was refused",
     129: "was stopped",
     130: "was stopped",
@@ -59,13 +60,30 @@ class Asked:
     @property
     def folder(self) -> Path:
         """Where the copy of the results lies. An address means where the search itself keeps its files."""
-        here = "searches" if "://" in self.storage else self.storage
+        here = "searches" if is_uri(self.storage) else self.storage
         return Path(os.path.expanduser(here)).absolute() / self.name
 
-    def command(self, option: str) -> str:
-        """The command that comes back to this search with `--resume` or `--stop`."""
-        words = ["-m", "xlstm_tune.search", option, self.name, "--cluster", self.cluster, "--storage", self.storage]
-        return f"{python_command()} {shlex.join(words)}"
+    def command(self, option: str, given: bool = False) -> str:
+        """The command that comes back to this search with `--resume` or `--stop`, without passwords.
+
+        given: with all that this command line gives.
+        """
+        words = [option, self.name, "--cluster", self.cluster, "--storage", without_secrets(self.storage)]
+        uri = ""
+        if given:
+            words = [*([self.file] if self.file else []), *words]
+            words += [word for one in self.overrides for word in ("--set", _without_password(one))]
+            words += [] if self.trials is None else ["--trials", str(self.trials)]
+            words += ["--refit"] if self.refit else []
+            if self.tracking_uri:
+                secret = _without_password(self.tracking_uri) != self.tracking_uri
+                uri = " --tracking-uri " + (f'"${TRACKING_URI}"' if secret else shlex.quote(self.tracking_uri))
+        return f"{python_command()} -m xlstm_tune.search {shlex.join(words)}{uri}"
+
+    def given(self, changed: bool) -> str:
+        """What may be new to a search that has begun, for people; empty where nothing can be. changed: its settings."""
+        new = {"the settings": changed, "--refit": self.refit, "--tracking-uri": bool(self.tracking_uri)}
+        return " and ".join(name for name, is_there in new.items() if is_there)
 
 
 def search_on_cluster(asked: Asked, console: Console) -> int:
@@ -101,6 +119,10 @@ class Visit:
 
     def __init__(self, head: Head, cluster: str, asked: Asked, console: Console) -> None:
         self._head, self._cluster, self._asked, self._console = head, cluster, asked, console
+        self._reached: Literal["nothing", "beginning", "running", "stopping", "ended"] = "nothing"
+        """What this command knows of the search, which Ctrl-C tells."""
+        self._found: dict[str, Any] = {}
+        """As `look` has it, of a search that has ended."""
 
     def run(self, checked: SearchSpec | None) -> int:
         """See `search_on_cluster`. checked: what the command line gives; None = nothing that is new."""
@@ -113,13 +135,35 @@ class Visit:
                 return self._stop(found)
             return self._see(found, self._begin(found, checked))
         except Unreachable as problem:
-            raise ResourceError(f"{problem}; see whether the cluster is up: ray up {asked.cluster}") from None
+            raise ResourceError(
+                f"{problem}; see whether the cluster is up with: ray get-head-ip {shlex.quote(asked.cluster)}; a "
+                f"search that runs there goes on, and the same command {'stops' if asked.stop else 'shows'} it"
+            ) from None
         except KeyboardInterrupt:
-            self._say(
-                f"\nNo longer watching; the search goes on on the head.\nSee it again: {asked.command('--resume')}\n"
-                f"Stop it: {asked.command('--stop')}"
-            )
+            self._say(f"\n{self._left()}")
             return 130
+
+    def _left(self) -> str:
+        """What becomes of the search when the command is left now."""
+        asked = self._asked
+        if self._reached == "nothing":
+            if asked.stop:
+                return "Nothing was stopped yet; the same command stops the search."
+            return "Nothing was begun yet, and what runs on the head goes on; the same command begins it or shows it."
+        if self._reached == "stopping":
+            return (
+                "No longer watching; the search ends on the head when its running trials have saved what they have.\n"
+                f"End it at once: {asked.command('--stop')}\nGo on with: {asked.command('--resume')}"
+            )
+        if self._reached == "ended":
+            again = "goes on with it and then fetches" if asked.resume and self._found["code"] != 0 else "fetches"
+            home = f"\nNot all of its results are here; the same command {again} them." if self._found["begun"] else ""
+            return self._end() + home
+        goes_on = "may have begun" if self._reached == "beginning" else "goes on"
+        return (
+            f"No longer watching; the search {goes_on} on the head.\nSee it again: {asked.command('--resume')}\n"
+            f"Stop it: {asked.command('--stop')}"
+        )
 
     def _begin(self, found: dict[str, Any], checked: SearchSpec | None) -> int | None:
         """Start what has to be started. The byte from which the log is news; None when there is nothing to watch."""
@@ -137,16 +181,19 @@ class Visit:
             text = self._again(found)
         new = state == "none" or (not found["begun"] and state != "running")
         changed = not new and self._changed(found, text)
+        given = asked.given(changed)
         if state == "running":
-            if changed or asked.refit:
-                self._say("note: it runs already; what was given anew counts once it has ended and is resumed")
+            self._reached = "running"
+            if given:
+                self._say(f"note: it runs already; what is new of {given} counts once it has ended and is resumed")
             self._say(f"Search {asked.name} runs on the head; the end of its log:")
             return int(found["tail"])
         if not new and not asked.resume:
-            if changed:
-                self._say(f"note: what was given anew counts with: {asked.command('--resume')}")
+            if given:
+                command = asked.command("--resume", given=True)
+                self._say(f"note: what is new of {given} counts with: {command}")
             return None
-        if asked.resume and not new and found["code"] == 0 and not changed and not asked.refit:
+        if asked.resume and not new and not given and self._finished(found):
             return None
         self._note_code(found)
         if sources:
@@ -154,58 +201,65 @@ class Visit:
                 sent = send_inputs(self._head, sources)
             for one in sent:
                 self._say(f"Sent to the head: {', '.join(list(one.files)[:3])} ({one.mib:,.1f} MiB)")
+        self._reached = "beginning"
         begun = self._head.ask(
             "start",
             asked.name,
             send=self._request(text, asked.resume and self._goes_on(found)).encode(),
         )
+        self._reached = "running"
         self._say(f"Search {asked.name} {'begins' if new else 'goes on'} on the head; Ctrl-C only ends the watching.")
         return int(begun["log"])
 
     def _goes_on(self, found: dict[str, Any]) -> bool:
         """Whether there is something to resume: on the head, or at a URI, of which a new head does not know."""
-        return bool(found["begun"] or found["state"] == "none" or "://" in self._asked.storage)
+        return bool(found["begun"] or found["state"] == "none" or is_uri(self._asked.storage))
+
+    def _finished(self, found: dict[str, Any]) -> bool:
+        """Whether going on could bring nothing new. One that has used up its time budget leaves exit code 0, too."""
+        if found["code"] != 0 or found["spec"] is None:
+            return False
+        return _load(self._asked.name, self._on_head(found)).search.time_budget is None
 
     def _see(self, found: dict[str, Any], offset: int | None) -> int:
         """Watch from a byte of the log on, or tell how it stands; then bring the results home."""
         asked = self._asked
         if offset is not None:
             found = watch(self._head, asked.name, offset, self._console)
-        elif found["log"]:
+        self._reached, self._found = "ended", found
+        if offset is None and found["log"]:
             watch(self._head, asked.name, found["tail"], self._console)  # its last words
         if found["begun"]:
             try:
                 with self._console.status("fetching the results"):
                     fetch(self._head, asked.folder, self._cluster, asked.cluster)
             except (StorageError, ResourceError, Unreachable):
-                self._tell_end(found)
+                self._say(self._end())
                 raise
             page = f"; the report: {asked.folder / PAGE}" if (asked.folder / PAGE).exists() else ""
             self._say(f"\nFetched into {asked.folder}{page}")
-        return self._tell_end(found)
+        self._say(self._end())
+        return 1 if found["state"] == "killed" or found["code"] is None else int(found["code"])
 
-    def _tell_end(self, found: dict[str, Any]) -> int:
-        """Say how the search ended; its exit code."""
-        asked, code = self._asked, found["code"]
-        if found["state"] == "killed":
-            self._say(f"Search {asked.name} was killed on the head; go on with: {asked.command('--resume')}")
-            return 1
+    def _end(self) -> str:
+        """How the search ended."""
+        name, code, go_on = self._asked.name, self._found["code"], self._asked.command("--resume")
+        if self._found["state"] == "killed":
+            return f"Search {name} was killed on the head; go on with: {go_on}"
         if code is None:
-            self._say(
-                f"Search {asked.name} ended on the head and left no exit code, as one that was begun by hand there; "
-                f"go on with: {asked.command('--resume')}"
+            return (
+                f"Search {name} ended on the head and left no exit code, as one that was begun by hand there; go on "
+                f"with: {go_on}"
             )
-            return 1
-        self._say(f"Search {asked.name} {_ENDED.get(code, f'ended with exit code {code}')}.")
-        if code not in (0, 2):
-            self._say(f"Go on with: {asked.command('--resume')}")
-        return int(code)
+        words = f"Search {name} {_ENDED.get(code, f'ended with exit code {code}')}."
+        return words if code in (0, 2) else f"{words}\nGo on with: {go_on}"
 
     def _stop(self, found: dict[str, Any]) -> int:
         """End a search in order."""
         if found["state"] != "running":
             self._say(f"Search {self._asked.name} does not run on the head.")
             return 0
+        self._reached = "stopping"
         self._head.ask("stop", self._asked.name)
         watch(self._head, self._asked.name, found["tail"], self._console)
         self._say(f"Stopped; go on with: {self._asked.command('--resume')}")
@@ -216,17 +270,28 @@ class Visit:
         asked = self._asked
         if found["spec"] is None:
             raise ResourceError(f"{self._head.title} has lost the search file of '{asked.name}'; give it as FILE")
-        with _as_file(asked.name, found["spec"]) as path:
+        with _as_file(asked.name, self._on_head(found)) as path:
             spec = load_spec(str(path), asked.overrides, name=asked.name, search__trials=asked.trials)
         Space.from_spec(spec)
+        return moved(spec, list(spec.data.source), found["searches"])
+
+    def _on_head(self, found: dict[str, Any]) -> str:
+        """The search file as it was sent, passwords included, with how much is searched and on what as a later driver
+        was told, which somebody began by hand there."""
+        sent: str = found["spec"]
+        if found.get("later") is None:  # nor does a head with earlier code say so
+            return sent
+        spec, later = _load(self._asked.name, sent), _load(self._asked.name, found["later"])
+        much = {"trials": later.search.trials, "time_budget": later.search.time_budget}
+        spec = spec.model_copy(update={"search": spec.search.model_copy(update=much), "resources": later.resources})
         return moved(spec, list(spec.data.source), found["searches"])
 
     def _changed(self, found: dict[str, Any], text: str) -> bool:
         """Whether something is new that may be. Raises StorageError for what makes it another search."""
         if found["spec"] is None:
             return False
-        with _as_file(self._asked.name, found["spec"]) as before, _as_file(self._asked.name, text) as now:
-            spec = load_spec(str(now))
+        with _as_file(self._asked.name, self._on_head(found)) as before:
+            spec = _load(self._asked.name, text)
             check_same_search(before.parent, spec)
             return spec != load_spec(str(before))
 
@@ -236,10 +301,11 @@ class Visit:
         arguments = ["--address", "auto"]
         arguments += ["--resume", asked.name] if resume else []
         arguments += ["--refit"] if asked.refit else []
-        arguments += ["--storage", asked.storage] if "://" in asked.storage else []
         environment = {
             name: value for name, value in os.environ.items() if name.startswith("XLSTM_TUNE_") and name != STORAGE
         }
+        if is_uri(asked.storage):  # which may hold a password, too
+            environment[STORAGE] = asked.storage
         if asked.tracking_uri:
             environment[TRACKING_URI] = asked.tracking_uri
         return json.dumps({"spec": text, "arguments": arguments, "environment": environment})
@@ -253,6 +319,17 @@ class Visit:
 
     def _say(self, words: str) -> None:
         self._console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+def _without_password(word: str) -> str:
+    """What the command line gives, as it may be shown."""
+    hidden = hide_credentials(without_secrets(word).replace(" ", "%20"))  # a blank, too, may stand in a password
+    return hidden if "***" in hidden else word
+
+
+def _load(name: str, text: str) -> SearchSpec:
+    with _as_file(name, text) as path:
+        return load_spec(str(path))
 
 
 @contextmanager

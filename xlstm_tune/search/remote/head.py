@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-SEARCHES = Path("~/searches").expanduser()
+SEARCHES = Path(os.path.expanduser("~/searches"))
 INPUTS = ".inputs"
 """Below the searches: data files that were sent along, in a folder named by their checksum."""
 NOTES = ".remote"
@@ -68,20 +68,23 @@ def look(name: str, lines: str = "40") -> dict[str, Any]:
 
     `state`: none, running, ended (with the exit `code` of its driver, None where nobody wrote it down, as of one that
     was begun by hand here) or killed. `begun`: it has a folder. `spec`: the search file as it was sent, or as it lies
-    in that folder. `log`: bytes of the log, and `tail`: where its last `lines` lines begin. `digest`: of the code here.
-    `searches`: the folder that they lie in.
+    in that folder. `later`: as it lies there, passwords left out, where that was written after `spec` was sent.
+    `log`: bytes of the log, and `tail`: where its last `lines` lines begin. `digest`: of the code here. `searches`: the
+    folder that they lie in.
     """
     log = _log(name)
     text = log.read_bytes() if log.exists() else b""
-    places = (_notes(name) / "spec.yaml", SEARCHES / name / "spec.yaml")
+    places = (_sent(name), _kept(name))
     specs = [path for path in places if path.is_file() and path.stat().st_size]  # an earlier program left empty ones
+    later = len(specs) == 2 and _written(specs[1]) > _written(specs[0])
     kept = text.splitlines(keepends=True)[-int(lines) :]
     return {
         "searches": str(SEARCHES),
         "digest": code_digest(),
         **state(name),
-        "begun": (SEARCHES / name / "spec.yaml").is_file(),
+        "begun": _kept(name).is_file(),
         "spec": specs[0].read_text() if specs else None,
+        "later": specs[1].read_text() if later else None,
         "log": len(text),
         "tail": len(text) - sum(map(len, kept)),
     }
@@ -94,12 +97,12 @@ def state(name: str) -> dict[str, Any]:
         return {"state": "running", "code": None}
     # A driver writes the lock's file when it begins, and empties it at its end; a killed one cannot. What is older than
     # the search file that was sent last is of an earlier driver.
-    sent = _written(_notes(name) / "spec.yaml")
+    sent = _written(_sent(name))
     if code.exists() and _written(code) >= max(sent, _written(lock)):
         return {"state": "ended", "code": int(code.read_text())}
     if lock.exists() and lock.stat().st_size == 0 and _written(lock) > sent:
         return {"state": "ended", "code": None}
-    begun = any((place / "spec.yaml").is_file() for place in (_notes(name), SEARCHES / name))
+    begun = _sent(name).is_file() or _kept(name).is_file()
     return {"state": "killed" if begun else "none", "code": None}
 
 
@@ -139,11 +142,11 @@ def start(name: str) -> dict[str, Any]:
         if running is None or _held(_lock(name)):
             raise HeadError(f"the search '{name}' is being run already")
         (notes / "driver").unlink(missing_ok=True)  # of one whose end nobody saw: not to be stopped
-        sent = notes / "spec.yaml"
-        _write(sent, request["spec"], mode=0o600)
+        sent, environment = _sent(name), os.environ | request["environment"]
+        _replace(sent, request["spec"], _former(name))
         _code(name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "xlstm_tune.search", str(sent), *request["arguments"]]
-        if "--storage" not in command and STORAGE not in os.environ:
+        if "--storage" not in command and STORAGE not in environment:
             command += ["--storage", str(SEARCHES)]
         # It keeps the lock, a descriptor that it inherits, until it ends.
         subprocess.Popen(
@@ -151,7 +154,7 @@ def start(name: str) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | request["environment"],
+            env=environment,
             pass_fds=[running.fileno()],
             start_new_session=True,
         )
@@ -159,8 +162,13 @@ def start(name: str) -> dict[str, Any]:
 
 
 def supervise(name: str, lock: str, command: str) -> None:
-    """Run a driver to its end and write its exit code down. lock: the descriptor that says that it runs."""
+    """Run a driver to its end and write its exit code down. lock: the descriptor that says that it runs.
+
+    What a driver of a search that had begun before refuses does not stay: the next request builds on the former one.
+    """
     os.set_inheritable(int(lock), False)
+    kept = _kept(name)
+    before = kept.read_bytes() if kept.is_file() else None
     with _log(name).open("ab") as log:
         driver = subprocess.Popen(
             json.loads(command),
@@ -174,6 +182,15 @@ def supervise(name: str, lock: str, command: str) -> None:
     code = driver.wait()
     (_notes(name) / "driver").unlink(missing_ok=True)  # its number may be another process's from here on
     _write(_code(name), f"{code if code >= 0 else 128 - code}\n")
+    # Last, since what is older than the search file that was sent counts as an earlier driver's. A driver that agrees
+    # writes what is new into the search's folder.
+    sent, former = _sent(name), _former(name)
+    if code == 2 and before is not None and kept.is_file() and kept.read_bytes() == before:
+        if former.exists():
+            former.rename(sent)
+        else:  # it was begun by hand here
+            sent.unlink(missing_ok=True)
+    former.unlink(missing_ok=True)
 
 
 def follow(name: str, offset: str) -> None:
@@ -290,6 +307,30 @@ def _write(path: Path, text: str, mode: int = 0o666) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _replace(path: Path, text: str, former: Path) -> None:
+    """Write a file for its owner alone; `former` is what it was until then, where it was. All of that, or nothing."""
+    former.unlink(missing_ok=True)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            former.hardlink_to(path)  # which takes no room, and is as old
+        _write(path, text, mode=0o600)
+    except BaseException:
+        former.unlink(missing_ok=True)
+        raise
+
+
+def _sent(name: str) -> Path:
+    return _notes(name) / "spec.yaml"
+
+
+def _former(name: str) -> Path:
+    return _notes(name) / "former.yaml"
+
+
+def _kept(name: str) -> Path:
+    return SEARCHES / name / "spec.yaml"
 
 
 def _log(name: str) -> Path:

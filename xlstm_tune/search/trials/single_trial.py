@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save as as_safetensors
 
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.errors import CheckpointError
@@ -147,5 +147,5 @@ def save_end(folder: Path, state: TrainingState, data: Prepared) -> None:
     about = {"target": data.target_names[0], "task": data.task}
     tensors = {"predicted": own[0].contiguous().float(), "actual": own[1].contiguous().float()}
     temporary = folder / f".{VALIDATION_END}.tmp"
-    save_file(tensors, temporary, about)
+    temporary.write_bytes(as_safetensors(tensors, about))
     temporary.replace(folder / VALIDATION_END)  # a picture is not worth waiting for the disk
