@@ -261,6 +261,18 @@ def test_tracking_uri_with_resume_reaches_a_search_that_is_finished(home: Path) 
     assert head.asked[-1] == "start"
 
 
+def test_address_of_a_storage_reaches_a_head_of_any_code_or_is_refused(home: Path) -> None:
+    def request(storage: str, found: dict[str, Any]) -> dict[str, Any]:
+        visit = Visit(LocalHead(home), "here", ask(home, storage=storage), Console())
+        return dict(json.loads(visit._request("", False, found)))
+
+    assert request("s3://bucket/x", {})["arguments"][-2:] == ["--storage", "s3://bucket/x"]
+    with pytest.raises(ResourceError, match="has earlier code, which would not see a --storage that holds a password"):
+        request("s3://KEY:pw@bucket/x", {})
+    made = request("s3://KEY:pw@bucket/x", {"later": None})
+    assert "--storage" not in made["arguments"] and made["environment"][on_head.STORAGE] == "s3://KEY:pw@bucket/x"
+
+
 @pytest.mark.slow
 def test_password_of_a_storage_stands_in_no_command_line_and_in_no_file(home: Path, tmp_path: Path) -> None:
     secret = "SecretOfTheBucket"

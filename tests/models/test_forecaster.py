@@ -165,6 +165,14 @@ def test_input_of_another_dtype_than_the_weights_is_refused(family):
         model.bfloat16()(x, None, static)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_lstm_can_be_quantised_for_serving():
+    model = build_model(config("lstm", layers=1), Shape(3, 8, 2, 1, (0,))).eval()
+    x = torch.randn(4, 8, 3)
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    torch.testing.assert_close(small(x), model(x), rtol=0, atol=0.1)
+
+
 def test_shape_refuses_what_cannot_be():
     with pytest.raises(ValueError, match=r"Shape\.horizon must be at least 1, got 0"):
         Shape(3, 10, 0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from searcher_bench import SMALL, Bench, make_spec
 from trial_data import small_data
 from wave_search import rows, runs, search, write_wave
@@ -18,6 +18,7 @@ from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF
 from xlstm_tune.search.sampling.goals import Goals
+from xlstm_tune.search.sampling.thinning import _all_with_values
 from xlstm_tune.spec import SearchConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.latency import forecast_latency
@@ -244,6 +245,21 @@ def test_where_larger_is_better_a_limit_does_not_end_an_endless_space(
     assert len(refused) < 48, "the sampler learns where the limit lies"
     widths = [params["model.hidden_size"] for params in made.points()]
     assert 32 in widths[-12:]
+
+
+def test_figures_of_what_was_refused_have_the_places_of_the_others() -> None:
+    """Optuna's Gaussian process goes by the place alone."""
+    fine = create_trial(values=[2.0], constraints={"latency_ms": -0.9, "memory_gib": -0.8})
+    worse = create_trial(values=[3.0], constraints={"latency_ms": -0.7, "memory_gib": -0.6})
+    refused = create_trial(state=TrialState.PRUNED, constraints={"memory_gib": 4.0})
+    assert _all_with_values([refused]) == [] and _all_with_values([fine, worse]) == [fine, worse]
+    shown = _all_with_values([fine, refused, worse])
+    assert [list(trial.constraints.items()) for trial in shown] == [
+        [("latency_ms", -0.9), ("memory_gib", -0.8)],
+        [("latency_ms", 0.0), ("memory_gib", 4.0)],
+        [("latency_ms", -0.7), ("memory_gib", -0.6)],
+    ]
+    assert [trial.values for trial in shown] == [[2.0], [3.0], [3.0]]
 
 
 def test_a_model_over_the_limit_of_time_fails_and_the_sampler_knows(tmp_path: Path, data: Prepared) -> None:

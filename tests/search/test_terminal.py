@@ -81,6 +81,15 @@ def test_what_a_full_disk_does_not_take_is_dropped_and_told_once() -> None:
     assert "Traceback" not in made.stderr
 
 
+def test_streams_that_are_closed_from_the_start_are_no_error() -> None:
+    program = (
+        "from xlstm_tune.search.terminal import outliving_terminal\n"
+        "with outliving_terminal(): print('nobody reads this')\n"
+    )
+    made = subprocess.run(["sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, program])
+    assert made.returncode == 0
+
+
 def test_a_sign_that_a_locale_lacks_is_no_error() -> None:
     program = (
         "from xlstm_tune.search.terminal import outliving_terminal\n"

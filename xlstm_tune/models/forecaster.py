@@ -217,9 +217,10 @@ class Forecaster(nn.Module):
             raise ValueError(f"forecaster: static must be {wanted}, got {None if static is None else [*static.shape]}")
         if static is not None:
             expect_shape(static, "forecaster: static", B=x.shape[0], S=self.shape.statics)
-        for name, given in (("x", x), ("static", static)):
+        weight = self.head.weight  # a method where torch has quantised the layer, which takes what comes
+        for name, given in (("x", x), ("static", static)) if isinstance(weight, Tensor) else ():
             if given is not None:
-                expect_dtype(given, f"forecaster: {name}", self.head.weight.dtype)
+                expect_dtype(given, f"forecaster: {name}", weight.dtype)
 
     def _split_channels(
         self, x: Tensor, lengths: Tensor | None, static: Tensor | None

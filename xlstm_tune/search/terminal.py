@@ -58,7 +58,8 @@ class Lasting:
 @contextmanager
 def outliving_terminal() -> Iterator[None]:
     """Inside, this process goes on when nobody reads its standard output and error any more, or no disk takes them."""
-    before = sys.stdout, sys.stderr
+    # Closed from the start, they are None.
+    before = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):  # an old locale has no sign for …
             stream.reconfigure(errors="replace")

@@ -205,7 +205,7 @@ class Visit:
         begun = self._head.ask(
             "start",
             asked.name,
-            send=self._request(text, asked.resume and self._goes_on(found)).encode(),
+            send=self._request(text, asked.resume and self._goes_on(found), found).encode(),
         )
         self._reached = "running"
         self._say(f"Search {asked.name} {'begins' if new else 'goes on'} on the head; Ctrl-C only ends the watching.")
@@ -295,7 +295,7 @@ class Visit:
             check_same_search(before.parent, spec)
             return spec != load_spec(str(before))
 
-    def _request(self, text: str, resume: bool) -> str:
+    def _request(self, text: str, resume: bool, found: dict[str, Any]) -> str:
         """What `head.py` is to start."""
         asked = self._asked
         arguments = ["--address", "auto"]
@@ -304,8 +304,16 @@ class Visit:
         environment = {
             name: value for name, value in os.environ.items() if name.startswith("XLSTM_TUNE_") and name != STORAGE
         }
-        if is_uri(asked.storage):  # which may hold a password, too
-            environment[STORAGE] = asked.storage
+        if is_uri(asked.storage):
+            if without_secrets(asked.storage) == asked.storage:
+                arguments += ["--storage", asked.storage]
+            elif "later" in found:  # not on a command line, which everybody on the head can read
+                environment[STORAGE] = asked.storage
+            else:
+                raise ResourceError(
+                    f"{self._head.title} has earlier code, which would not see a --storage that holds a password; send "
+                    f"it this code with: ray up --no-restart {asked.cluster}"
+                )
         if asked.tracking_uri:
             environment[TRACKING_URI] = asked.tracking_uri
         return json.dumps({"spec": text, "arguments": arguments, "environment": environment})

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from xlstm_tune.search.sampling.study_memory import Forwarding, StudyMemory
 
@@ -170,22 +170,26 @@ def _all_with_values(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """With the worst values of all for those over a limit, or without these where none has any.
 
     A figure that one over a limit lacks, such as how long the forecasts of what was never begun take, is at its limit:
-    Optuna wants the same ones of all.
+    Optuna goes by their places, and wants the same ones of all.
     """
     valued = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if len(valued) in (0, len(trials)):
         return valued
     worst = [max(column) for column in zip(*(trial.values for trial in valued), strict=True)]
-    figures = list(dict.fromkeys(name for trial in trials for name in trial.constraints))
-    shown = []
-    for trial in trials:
-        if trial.state != TrialState.COMPLETE:
-            trial = copy.deepcopy(trial)
-            trial.state, trial.values = TrialState.COMPLETE, worst
-            for name in figures:
-                if name not in trial.constraints:
-                    trial.set_constraint(name, 0.0)
-        shown.append(trial)
+    figures = sorted({name for trial in trials for name in trial.constraints})
+    return [_shown(trial, figures, worst) for trial in trials]
+
+
+def _shown(trial: FrozenTrial, figures: Sequence[str], worst: Sequence[float]) -> FrozenTrial:
+    """The trial with a value, and all figures in their order."""
+    shown = create_trial(
+        state=TrialState.COMPLETE,
+        values=trial.values if trial.state == TrialState.COMPLETE else list(worst),
+        params=trial.params,
+        distributions=trial.distributions,
+        constraints={name: trial.constraints.get(name, 0.0) for name in figures},
+    )
+    shown.number = trial.number
     return shown
 
 
