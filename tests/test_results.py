@@ -64,7 +64,7 @@ def test_trial_row_comes_back_with_types_and_nulls(tmp_path: Path) -> None:
                 "ended": started.timestamp() + 2.5,
             }
         )
-    table = read(tmp_path, "trials")
+    table = read(str(tmp_path), "trials")
     assert table.schema.equals(SCHEMAS["trials"], check_metadata=True)
     (row,) = table.to_pylist()
     assert row["trial"] == 3 and row["val_rmse"] == 1.5 and row["seconds"] == 12.0

@@ -266,9 +266,14 @@ def test_searchable_keys_are_settings_of_a_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "xlstm_forecast", "lstm_vs_xlstm", "grid_xlstm", "grid_lstm"])
-def test_shipped_spaces_are_valid_and_say_what_they_answer(name: str) -> None:
+def test_shipped_spaces_are_valid_and_say_what_they_answer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = shipped_spaces()[name]
     assert find_file(name) == path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert find_file(name) == path, "beside a folder of that name"
     assert path.read_text().startswith("# ")
     assert load_spec(name).space
 

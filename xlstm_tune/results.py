@@ -188,13 +188,14 @@ class ResultsWriter:
         sync(place)
 
 
-def read(folder: Path, table: str) -> pa.Table:
+def read(folder: Path | str, table: str) -> pa.Table:
     """A table of a search folder, in the order of writing: 'trials', 'members', 'epochs', 'predictions', ...
 
     Empty if nothing has been written to it. What was told of a finalist that went on afterwards, whose `scores` are
     blank, is left out. Raises StorageError if the folder holds no results, they come from a newer program or are
     damaged, ValueError for a table that does not exist.
     """
+    folder = Path(folder)
     found = _read(folder, table)
     if table not in _OF_FINALISTS or not (outdated := _outdated(folder)):
         return found

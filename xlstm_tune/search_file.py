@@ -135,13 +135,11 @@ def find_file(file: str) -> Path:
     # A pipe's end is no regular file. Those of Path would raise for a name that is too long or a folder closed to us.
     if os.path.exists(path) and not os.path.isdir(path):
         return path
-    if os.path.isdir(path):
-        raise SpecError(
-            f"'{file}' is a folder; give a search file (YAML) or a shipped name: {', '.join(shipped_spaces())}"
-        )
     shipped = shipped_spaces()
-    if file in shipped:
+    if file in shipped:  # beside a folder of that name, too
         return shipped[file]
+    if os.path.isdir(path):
+        raise SpecError(f"'{file}' is a folder; give a search file (YAML) or a shipped name: {', '.join(shipped)}")
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if os.path.isdir(path.parent) else []
         hint = did_you_mean(path.name, nearby) if nearby else f"shipped search files: {', '.join(shipped)}"
