@@ -120,7 +120,7 @@ def _default(value: Any) -> str:
 
 
 VARIABLES = {
-    "STORAGE": "a folder or URI: `--storage` where that is not given; on a cluster's head, for every search there",
+    "STORAGE": "a folder or URI: `--storage` of every command where that is not given",
     "TRACKING_URI": "`--tracking-uri` where that is not given, before `MLFLOW_TRACKING_URI`",
     "REPORT": "`off`: no report at the end of a search",
     "REGISTER": "`off`: the winner becomes no MLflow model",

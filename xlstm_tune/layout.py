@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+STORAGE = "XLSTM_TUNE_STORAGE"
+"""Environment variable: the folder or URI that holds searches, where --storage is not given."""
 SPEC = "spec.yaml"
 ENVIRONMENT = "environment.json"
 WEIGHTS = "weights.safetensors"

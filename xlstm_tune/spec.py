@@ -110,7 +110,8 @@ class SearchConfig(Spec):
     trials: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Distinct configurations to train; unless given, every point of a grid and 32 otherwise."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """Who stops trials early: `asha` those that are not among the best at a rung, `median` those worse than half."""
+    """Who stops trials early: `asha` those that are not among the best at a rung, `median` those worse than half.
+    `none` where there are `costs`, which take nothing else."""
     grace_epochs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Epochs that every trial gets before the scheduler may stop it; unless given, a tenth of training.epochs, at least
     1."""

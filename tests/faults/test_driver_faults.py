@@ -9,17 +9,23 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from fault_search import Search, check_accounted, study_of, trials_of, write_search
 
-from xlstm_tune.layout import CHAMPION, REFIT_WISH
+from xlstm_tune.layout import CHAMPION, PAGE, REFIT_WISH, SPEC
 from xlstm_tune.predict.champion import read_about
+from xlstm_tune.report.__main__ import main as report
+from xlstm_tune.report.leaderboard import build_leaderboard
 from xlstm_tune.results import read
+from xlstm_tune.search.endings import what_there_is
 from xlstm_tune.search.finals.refit import WANTED
 from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
+from xlstm_tune.search_file import load_spec
 
 pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}
@@ -286,6 +292,23 @@ def test_a_winner_that_is_chosen_anew_is_trained_again_too(tmp_path: Path) -> No
     for more in ((), ("--trials", "4")):
         output = search.run("--resume", "wave", *more)
         assert "--refit asked for before" in output and read_about(search.folder / CHAMPION)["refit"]
+
+
+def test_a_report_and_a_winner_of_before_are_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(tmp_path / "searches")
+    monkeypatch.setenv("XLSTM_TUNE_REPORT", "on")
+    assert f"Report: {search.folder / PAGE}" in search.run(str(write_search(tmp_path)), "--trials", "3")
+    monkeypatch.setenv("XLSTM_TUNE_REPORT", "off")
+    output = search.run("--resume", "wave", "--trials", "4")
+    again = re.search(r"The report is of before; with the trials since then: .* -m (xlstm_tune\.report .*)", output)
+    assert again and "Report: " not in output and "Forecast with the winner: " in output
+    assert report(again[1].split()[1:]) == 0
+    plan = cast(Any, SimpleNamespace(folder=search.folder, spec=load_spec(str(search.folder / SPEC))))
+    board = build_leaderboard(search.folder, "val_rmse")
+    assert not any("of before" in words for words in what_there_is(plan, board, True))
+    later = replace(board, trials=board.trials[1:])  # as where a trial is better that began since then
+    *_, words = what_there_is(plan, later, True)
+    assert words.startswith(f"Forecast with trial {board.trials[0].trial}, the winner of before: ")
 
 
 def test_sigterm_while_the_winner_is_trained_again_keeps_the_wish(tmp_path: Path) -> None:

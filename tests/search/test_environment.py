@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.kernels.config import VARIABLE as BACKWARD
-from xlstm_tune.layout import SPEC
+from xlstm_tune.layout import SPEC, STORAGE
+from xlstm_tune.predict.__main__ import app as predict
+from xlstm_tune.report.__main__ import main as report
 from xlstm_tune.search import recording, session
 from xlstm_tune.search.__main__ import app
 from xlstm_tune.search.environment import OF_TESTS, PREFIX, READ, check_environment
@@ -18,6 +20,7 @@ from xlstm_tune.search.finals import champion, importance
 from xlstm_tune.search.persistence import mirror, store
 from xlstm_tune.search.trials import checkpoints
 from xlstm_tune.search.variables import number, switch
+from xlstm_tune.tracking.__main__ import main as tracking
 from xlstm_tune.training import capture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,3 +114,20 @@ def test_search_refuses_a_wrong_variable_before_anything_starts(
     assert f"{recording.REPORT} must be on or off" in result.stderr and "got 'never'" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert [path.name for path in (tmp_path / "searches").iterdir()] == ["mine"]
+
+
+def test_the_storage_of_every_command_is_the_variables_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(name: str) -> list[str]:
+        codes = [report([name]), tracking(["sync", name])]
+        result = CliRunner().invoke(predict, [name, "table.csv"])
+        assert [*codes, result.exit_code] == [2, 2, 2]
+        return [*capsys.readouterr().err.splitlines(), " ".join(result.output.split())]
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    assert not [words for words in said("nope") if "elsewhere" in words]
+    monkeypatch.setenv(STORAGE, str(tmp_path / "elsewhere"))
+    answers = said("nope")
+    assert len(answers) == 3 and all(f"{tmp_path / 'elsewhere'} holds no search" in words for words in answers)

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import StorageError, UserError, one_line, reaching
-from xlstm_tune.layout import ABOUT, SPEC
+from xlstm_tune.layout import ABOUT, SPEC, STORAGE
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
 
@@ -27,9 +27,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 def predict(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The search, or the path of a champion's folder.")],
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="CSV, Parquet or Arrow with the columns of the search's data.")
+        str,
+        typer.Argument(
+            metavar="TABLE", help="CSV, Parquet or Arrow with the columns of the search's data; or sample:NAME."
+        ),
     ],
-    storage: Annotated[str, typer.Option(metavar="FOLDER", help="Folder or URI that holds searches.")] = "searches",
+    storage: Annotated[
+        str, typer.Option(metavar="FOLDER", envvar=STORAGE, help="Folder or URI that holds searches.")
+    ] = "searches",
     output: Annotated[
         str, typer.Option(metavar="FILE", help="Where the forecasts go: .parquet or .csv.")
     ] = "forecasts.parquet",

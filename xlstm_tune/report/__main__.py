@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from xlstm_tune.errors import StorageError, UserError
+from xlstm_tune.layout import STORAGE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="a search's name, or its folder; several are compared on one page",
     )
     parser.add_argument(
-        "--storage", metavar="FOLDER", default="searches", help="folder or URI that holds searches (searches)"
+        "--storage",
+        metavar="FOLDER",
+        default=os.environ.get(STORAGE) or "searches",
+        help=f"folder or URI that holds searches ({STORAGE}, else searches)",
     )
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="where the page goes (report.html in the search's folder)"

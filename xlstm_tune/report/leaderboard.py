@@ -189,8 +189,10 @@ def best_baseline(folder: Path, objective: str) -> tuple[str, float] | None:
     return None if value is None else (entries[0].model, value)
 
 
-def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mapping[str, float] | None = None) -> None:
-    """The table, and a sentence that says who won and by how much."""
+def print_leaderboard(
+    board: Leaderboard, console: Console, best_possible: Mapping[str, float] | None = None, reported: bool = True
+) -> None:
+    """The table, and a sentence that says who won and by how much. reported: a page holds all of it."""
     metric = board.metric.upper() if board.metric in ("rmse", "mae") else board.metric.replace("_", " ")
     wide = console.width >= WIDE
     shown = [(rank, entry) for rank, entry in enumerate(board.trials, start=1) if rank <= SHOWN or entry.test]
@@ -216,7 +218,8 @@ def print_leaderboard(board: Leaderboard, console: Console, best_possible: Mappi
     console.print()
     console.print(table)
     if left := len(board.trials) - len(shown):
-        console.print(f"{counted(left, 'more trial')}: in the report", style="dim", highlight=False)
+        where = ": in the report" if reported else ""
+        console.print(counted(left, "more trial") + where, style="dim", highlight=False)
     if any(entry.validation_error is not None for entry in board.trials):
         console.print("± standard error of the mean over seeds", style="dim", highlight=False)
     if note := footnote(entry.early for _, entry in shown):

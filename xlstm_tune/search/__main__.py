@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, one_line
+from xlstm_tune.layout import STORAGE
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
 from xlstm_tune.search.remote.watch import check_not_a_copy
@@ -56,8 +57,7 @@ def search(
         str,
         typer.Option(
             metavar="FOLDER",
-            envvar="XLSTM_TUNE_STORAGE",
-            show_envvar=False,
+            envvar=STORAGE,
             help="Folder that holds searches, or a URI: s3://, gs://, abfs://.",
         ),
     ] = "searches",
@@ -66,7 +66,6 @@ def search(
         typer.Option(
             metavar="URI",
             envvar="XLSTM_TUNE_TRACKING_URI",
-            show_envvar=False,
             help="MLflow server or database. None: MLFLOW_TRACKING_URI, else sqlite in the storage folder.",
         ),
     ] = None,

@@ -151,18 +151,18 @@ def record_importance(
         results.importance(importance_columns(one.number, found, judge.labels(PART)))
 
 
-def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, console: Console) -> None:
+def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, console: Console) -> bool:
     """The leaderboard, the report and the summary figures on the parent run.
 
-    interrupted: there is no time, or no room, for a report.
+    interrupted: there is no time, or no room, for a report. Returns whether there is one of all that there is.
     """
     spool.table("leaderboard", board.columns())
     if plan.spec.search.costs:
         _record_front(plan, spool)
-    files = [plan.folder / "results"]
-    if not interrupted and report_wanted():
-        files += _write_report(plan, board, console)
+    pages = _write_report(plan, board, console) if not interrupted and report_wanted() else []
+    files = [plan.folder / "results", *pages]
     spool.search_ended("interrupted" if interrupted else "completed", board.summary(), files)
+    return bool(pages)
 
 
 def _write_report(plan: Plan, board: Leaderboard, console: Console) -> list[Path]:

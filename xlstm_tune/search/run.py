@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -15,9 +14,10 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import last_line
-from xlstm_tune.layout import CHAMPION, PAGE
-from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard, print_front, print_leaderboard
+from xlstm_tune.layout import PAGE
+from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard
 from xlstm_tune.results import ResultsWriter, read
+from xlstm_tune.search.endings import print_board, resume_words, what_there_is
 from xlstm_tune.search.finals.champion import keep_champion
 from xlstm_tune.search.finals.finalists import Judge
 from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
@@ -48,7 +48,7 @@ from xlstm_tune.search.stopping import (
     TIME_BUDGET,
     Stopping,
 )
-from xlstm_tune.tracking import Spool, ended_in_order, python_command, ui_command, unsent
+from xlstm_tune.tracking import Spool, ended_in_order, ui_command, unsent
 from xlstm_tune.training.clock import nothing_compiled
 
 REFIT_NOTE = "note: the winner is trained again at the end, as --refit asked for before"
@@ -82,18 +82,18 @@ def run(plan: Plan, console: Console) -> int:
     quiet()
     stopping = Stopping(lambda words: console.print(words, highlight=False, markup=False))
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    with locked(plan.folder), last_words(_resume_words(plan, KILLED)) as stopping.told, stopping.watching():
+    with locked(plan.folder), last_words(resume_words(plan, KILLED)) as stopping.told, stopping.watching():
         try:
             with unnamed_if_refused(plan), mirrored(plan.kept, stopping, say), unnamed_if_refused(plan):
                 return _run_alone(plan, stopping, console)
         except KeyboardInterrupt:
-            say(_resume_words(plan, INTERRUPTED))
+            say(resume_words(plan, INTERRUPTED))
             return stopping.exit_code
         except OSError as error:
             why = STORAGE_AWAY if isinstance(error, StorageAway) else disk_stop(error)
             if why is None:
                 raise
-            say(_resume_words(plan, why, last_line(error)))
+            say(resume_words(plan, why, last_line(error)))
             return 1
 
 
@@ -124,7 +124,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
                 f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. {more}",
                 highlight=False,
             )
-            _print_board(plan, build_leaderboard(plan.folder, plan.spec.search.objective), console)
+            board = build_leaderboard(plan.folder, plan.spec.search.objective)
+            print_board(plan, board, console, (plan.folder / PAGE).exists())
             if plan.refit:
                 _refit_later(plan, stopping, console)
             else:
@@ -140,8 +141,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     )
     for note in plan.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
-    board, outcome = _run(plan, stopping, console)
-    _print_board(plan, board, console)
+    board, outcome, reported = _run(plan, stopping, console)
+    print_board(plan, board, console, reported)
     if split := sum(bool(row["micro_batch"] or row["members_at_once"]) for row in outcome.rows):
         console.print(
             f"note: {count(split, 'trial')} ran out of memory and went on with fewer members or samples at a time and "
@@ -159,32 +160,16 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if outcome.exhausted:
         console.print(f"The search ended early: {outcome.exhausted}.", highlight=False, markup=False)
     if outcome.cut:
-        words = _resume_words(plan, outcome.cut, stopping.detail)
+        words = resume_words(plan, outcome.cut, stopping.detail)
         console.print(words, highlight=False, markup=False, soft_wrap=True)
-    if (page := plan.folder / PAGE).exists():
-        console.print(f"\nReport: {page}", highlight=False, soft_wrap=True, markup=False)
-    if (plan.folder / CHAMPION).is_dir():
-        storage = shlex.quote(str(plan.folder.parent))
-        console.print(
-            f"\nForecast with the winner: {python_command()} -m xlstm_tune.predict {plan.spec.name} TABLE "
-            f"--storage {storage}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+    for words in what_there_is(plan, board, reported):
+        console.print(f"\n{words}", highlight=False, soft_wrap=True, markup=False)
     address = ui_command(plan.tracking_uri, plan.folder.parent)
     verb = "Open" if address.startswith("http") else "Open the MLflow pages with:"
     console.print(f"\n{verb} {address}", highlight=False, soft_wrap=True, markup=False)
     if outcome.cut == INTERRUPTED:
         return stopping.exit_code
     return 0 if board.winner and outcome.cut not in STOPS else 1
-
-
-def _print_board(plan: Plan, board: Leaderboard, console: Console) -> None:
-    """The leaderboard, and the Pareto front where several things are weighed."""
-    print_leaderboard(board, console, plan.best_possible)
-    if plan.spec.search.costs and board.winner:
-        print_front(read(plan.folder, "trials").to_pylist(), plan.spec.search.goals, console)
 
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
@@ -205,18 +190,6 @@ def _send_the_rest(plan: Plan, stopping: Stopping, console: Console) -> None:
                 pass
 
 
-def _resume_words(plan: Plan, why: str, detail: str = "") -> str:
-    """Why the search stopped, and the command that goes on with it. detail: what was said of a disk that failed."""
-    storage = shlex.quote(plan.storage or str(plan.folder.parent))
-    command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
-    command += " --refit" if plan.refit else ""
-    if why == DISK_FULL:
-        return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
-    if why == DISK_FAILED:
-        return f"Stopped: a disk failed ({detail}). What was saved is safe; mend it, then go on with: {command}"
-    return f"Stopped early ({why}); go on with: {command}"
-
-
 def _ray(plan: Plan, stopping: Stopping, console: Console) -> AbstractContextManager[Placement]:
     """Ray, without which this process ends."""
     return ray_session(plan, stopping, console, partial(_without_ray, plan, stopping, console))
@@ -226,15 +199,16 @@ def _without_ray(plan: Plan, stopping: Stopping, console: Console, why: str) -> 
     """End this process as one that was killed: nothing can go on, and all that has ended is on record."""
     try:
         console.show_cursor()
-        console.print(_resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
+        console.print(resume_words(plan, why), highlight=False, markup=False, soft_wrap=True)
         console.file.flush()
         stopping.told()
     finally:  # whether or not there is room for the words
         os._exit(1)
 
 
-def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome]:
-    """All trials, the finalists' test scores and the leaderboard, with everything recorded."""
+def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard, Outcome, bool]:
+    """All trials, the finalists' test scores and the leaderboard, with everything recorded, and whether a report was
+    made."""
     with (
         closing(Journal(plan.folder)) as journal,
         Spool(plan.folder, plan.tracking_uri) as spool,
@@ -264,8 +238,8 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 raise
             record.end(outcome.cut, outcome.exhausted)
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
-        record_end(plan, spool, board, outcome.cut in STOPS, console)
-    return board, outcome
+        reported = record_end(plan, spool, board, outcome.cut in STOPS, console)
+    return board, outcome, reported
 
 
 def _finished(plan: Plan) -> bool:

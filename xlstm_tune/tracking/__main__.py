@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from xlstm_tune.errors import UserError
+from xlstm_tune.layout import STORAGE
 from xlstm_tune.storage.copy import local_storage
 from xlstm_tune.tracking.uri import default_uri
 from xlstm_tune.tracking.writer import find_search, follow, set_up_logging, sync
@@ -20,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser_sync = commands.add_parser("sync", help="send what a search left unsent to MLflow")
     parser_sync.add_argument("search", metavar="NAME", help="the search's name, or its folder")
     parser_sync.add_argument(
-        "--storage", metavar="FOLDER", help="folder or URI that holds searches (default: searches)"
+        "--storage", metavar="FOLDER", help=f"folder or URI that holds searches ({STORAGE}, else searches)"
     )
     parser_sync.add_argument(
         "--tracking-uri", metavar="URI", help="another MLflow store than the one that the search used"
@@ -38,7 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.command == "follow":
             return follow(options.folder, options.parent)
-        storage = options.storage and local_storage(options.storage, options.search)
+        # A folder is meant as it stands, unless the storage is given beside it.
+        usual = None if Path(options.search).is_dir() else os.environ.get(STORAGE)
+        storage = options.storage or usual or None
+        storage = storage and local_storage(storage, options.search)
         left = sync(find_search(options.search, storage), options.tracking_uri)
     except UserError as error:
         print(error, file=sys.stderr)
