@@ -40,10 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.command == "follow":
             return follow(options.folder, options.parent)
-        # A folder is meant as it stands, unless the storage is given beside it.
-        usual = (
-            None if os.path.isdir(options.search) else os.environ.get(STORAGE)
-        )  # Path.is_dir raises for a closed one
+        # A folder is meant as it stands, unless the storage is given beside it. (Path.is_dir raises for a closed one.)
+        usual = None if os.path.isdir(options.search) else os.environ.get(STORAGE)
         storage = options.storage or usual or None
         storage = storage and local_storage(storage, options.search)
         left = sync(find_search(options.search, storage), options.tracking_uri)
