@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,33 @@ from xlstm_tune.search.persistence.journal import read_journal
 NAME = "wave"
 SAME = ("train_loss", "val_rmse", "val_mae", "val_mse_standardised", "val_mae_standardised", "learning_rate")
 """Figures of an epoch that a fault may not change by a bit."""
+
+
+BY_HAND = """
+import signal, sys
+from pathlib import Path
+from xlstm_tune.search.persistence.lock import locked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children begin deaf to it
+with locked(Path(sys.argv[1])):
+    try:
+        print("up", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+"""
+
+
+@contextmanager
+def by_hand(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver that holds the search's lock and ends in order when it is stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").touch()
+    with subprocess.Popen([sys.executable, "-c", BY_HAND, str(folder)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def write_search(folder: Path, **sections: Any) -> Path:

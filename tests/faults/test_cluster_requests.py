@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 import yaml
-from fault_search import NAME, write_search
+from fault_search import NAME, by_hand, write_search
 from rich.console import Console
 from tracked import ROOT, free_port
 
@@ -128,34 +128,16 @@ def test_ctrl_c_before_a_search_has_begun_does_not_say_that_it_runs(
     assert LocalHead(home).ask("look", NAME)["state"] == "none"
 
 
-BY_HAND = """
-import signal, sys
-from pathlib import Path
-from xlstm_tune.search.persistence.lock import locked
-signal.signal(signal.SIGINT, signal.default_int_handler)
-with locked(Path(sys.argv[1])):
-    try:
-        print("up", flush=True)
-        signal.pause()
-    except KeyboardInterrupt:
-        pass
-"""
-
-
 @pytest.mark.parametrize(
     ("stop", "says"),
     [(False, "the search goes on on the head"), (True, "the search ends on the head when its running trials")],
 )
 def test_ctrl_c_tells_a_search_that_goes_on_from_one_that_was_asked_to_stop(stop: bool, says: str, home: Path) -> None:
     folder = has_had(home, 0)
-    with subprocess.Popen([sys.executable, "-c", BY_HAND, str(folder)], stdout=subprocess.PIPE) as driver:
-        try:
-            assert driver.stdout is not None and driver.stdout.readline() == b"up\n"
-            code, said = visit(WatchedHead(home, "follow", ctrl_c), ask(home, stop=stop))
-            assert code == 130 and says in said and said.count("on the head") == 1 + (not stop)
-            assert driver.wait(60) == 0 if stop else driver.poll() is None
-        finally:
-            driver.kill()
+    with by_hand(folder) as driver:
+        code, said = visit(WatchedHead(home, "follow", ctrl_c), ask(home, stop=stop))
+        assert code == 130 and says in said and said.count("on the head") == 1 + (not stop)
+        assert driver.wait(60) == 0 if stop else driver.poll() is None
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -8,17 +8,15 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Command
-from fault_search import NAME, write_search
+from fault_search import NAME, by_hand, write_search
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from ssh_head import SSHServer, without_sshd
@@ -103,33 +101,6 @@ def test_head_tells_a_driver_that_runs_from_one_that_was_killed(
             os.kill(process, signal.SIGKILL)
         found = until(lambda: (now := head.ask("look", NAME))["state"] != "running" and now)
     assert (found["state"], found["code"], found["begun"], found["spec"]) == ("killed", None, False, spec)
-
-
-BY_HAND = """
-import signal, sys
-from pathlib import Path
-from xlstm_tune.search.persistence.lock import locked
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children begin deaf to it
-with locked(Path(sys.argv[1])):
-    try:
-        print("up", flush=True)
-        signal.pause()
-    except KeyboardInterrupt:
-        pass
-"""
-
-
-@contextmanager
-def by_hand(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver that holds the search's lock and ends in order when it is stopped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.yaml").touch()
-    with subprocess.Popen([sys.executable, "-c", BY_HAND, str(folder)], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == b"up\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def test_stop_reaches_a_driver_that_was_begun_by_hand_and_no_other_process(home: Path) -> None:

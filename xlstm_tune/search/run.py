@@ -51,7 +51,6 @@ from xlstm_tune.search.stopping import (
 from xlstm_tune.tracking import Spool, ended_in_order, ui_command, unsent
 from xlstm_tune.training.clock import nothing_compiled
 
-REFIT_NOTE = "note: the winner is trained again at the end, as --refit asked for before"
 ANY = 1_000_000
 """Trials at a time: more than there will ever be."""
 
@@ -113,27 +112,26 @@ def unnamed_if_refused(plan: Plan) -> Iterator[None]:
 
 def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     """`run`, while no other process runs this search."""
-    if wish_for_refit(plan.folder, plan.refit) and not plan.refit:
-        plan = replace(plan, refit=True)
-        console.print(REFIT_NOTE, highlight=False)
+    wanted = wish_for_refit(plan.folder, plan.refit)
     if plan.resume:
         keep_spec(plan.folder, plan.spec)
-        if _finished(plan):
-            more = "Its space holds no other configuration." if plan.exhausted else "Give it more with --trials."
-            console.print(
-                f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. {more}",
-                highlight=False,
-            )
-            board = build_leaderboard(plan.folder, plan.spec.search.objective)
-            print_board(plan, board, console, (plan.folder / PAGE).exists())
-            if plan.refit:
-                _refit_later(plan, stopping, console)
-            else:
-                _send_the_rest(plan, stopping, console)
-            return 0
-    if not plan.refit and asked_for_refit(plan.folder):
+    finished = plan.resume and _finished(plan)
+    if not plan.refit and (wanted if finished else asked_for_refit(plan.folder)):
         plan = replace(plan, refit=True)
-        console.print(REFIT_NOTE, highlight=False)
+        console.print("note: the winner is trained again at the end, as --refit asked for before", highlight=False)
+    if finished:
+        more = "Its space holds no other configuration." if plan.exhausted else "Give it more with --trials."
+        console.print(
+            f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. {more}",
+            highlight=False,
+        )
+        board = build_leaderboard(plan.folder, plan.spec.search.objective)
+        print_board(plan, board, console, (plan.folder / PAGE).exists())
+        if plan.refit:
+            _refit_later(plan, stopping, console)
+        else:
+            _send_the_rest(plan, stopping, console)
+        return 0
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",

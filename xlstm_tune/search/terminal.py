@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar, cast
 
+from xlstm_tune.search.persistence.folder import disk_full
+
 Result = TypeVar("Result")
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO)
 """As writing fails to a terminal that was closed, or a pipe that nobody reads."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Lasting:
@@ -44,7 +45,7 @@ class Lasting:
         try:
             return call()
         except OSError as error:
-            if error.errno in _FULL:
+            if disk_full(error):
                 self.full = True
                 return instead
             if error.errno not in _GONE:
