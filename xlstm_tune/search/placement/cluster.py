@@ -20,18 +20,21 @@ ANSWER_SECONDS = 60.0
 def check_workers_answer(where: str) -> None:
     """Raise ResourceError when this process asks for tokens and the cluster's workers have none.
 
-    Such a cluster lets it in, and each trial's worker is ended before it has begun.
+    Such a cluster lets it in, and each trial's worker is ended before it has begun. Asked is the node that this process
+    is connected to: another may be lost already, and not be known to be.
     """
     import ray
     from ray._raylet import (  # type: ignore[attr-defined]  # no public function tells
         AuthenticationMode,
         get_authentication_mode,
     )
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if get_authentication_mode() != AuthenticationMode.TOKEN:
         return
 
-    worker: Any = ray.remote(num_cpus=0)(_Worker).remote()  # the head has room for it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    worker: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Worker).remote()
     try:
         ray.get(worker.answer.remote(), timeout=ANSWER_SECONDS)
     except ray.exceptions.ActorDiedError:
