@@ -3,6 +3,7 @@
 The command line turns any of these into that sentence and exit code 2; none is ever a traceback.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -77,3 +78,11 @@ def last_line(error: BaseException) -> str:
 
 def _lines(error: BaseException) -> list[str]:
     return str(error).strip().splitlines() or [type(error).__name__]
+
+
+def check_working_folder() -> None:
+    """Raise SpecError where the current folder was deleted: relative paths begin there, and torch cannot be loaded."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SpecError("the current folder no longer exists; change to one that does") from None

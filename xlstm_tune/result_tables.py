@@ -141,6 +141,19 @@ KINDS = {
         key=("trial", "model", "part"),
         whole=True,
     ),
+    # The errors of every sample, of a part of which not all predictions are kept.
+    "squares": Kind(
+        {
+            "trial": _INT,  # the first five as in `predictions`
+            "model": _TEXT,
+            "part": _TEXT,
+            "series": _TEXT,
+            "time": _TEXT,
+            "square": _REAL,  # squared error, its mean over steps and targets
+        },
+        key=("trial", "model", "part"),
+        whole=True,
+    ),
     # What each input is worth to the best trial: its errors on the test part when that input is another sample's.
     "importance": Kind(
         {

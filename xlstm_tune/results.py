@@ -30,8 +30,10 @@ from xlstm_tune.result_files import opened, part_number, parts_of, pending_path,
 from xlstm_tune.result_tables import KINDS, SCHEMAS, check_column, plain_row, rows_to_table
 from xlstm_tune.strict import did_you_mean
 
-_OF_FINALISTS = ("scores", "predictions", "coverage", "importance")
+_OF_FINALISTS = ("scores", "predictions", "squares", "coverage", "importance")
 """Tables that are written of finalists, when the search has ended."""
+_BLANK = {"coverage": "share", "importance": "square"}
+"""Tables of the winner alone, and the column that is null where its rows have been forgotten."""
 _ATTEMPTS = 50
 """To read a table between two moments at which its writer moves rows."""
 
@@ -105,9 +107,26 @@ class ResultsWriter:
         """
         self._write_columns("predictions", table)
 
+    def squares(self, table: pa.Table | Mapping[str, Any]) -> None:
+        """Squared errors of all samples of one or more (trial, model, part), given as predictions are."""
+        self._write_columns("squares", table)
+
     def importance(self, table: pa.Table | Mapping[str, Any]) -> None:
         """What one or more inputs are worth to a trial, given as predictions are."""
         self._write_columns("importance", table)
+
+    def forget(self, trial: int) -> None:
+        """What was measured of a trial that was the winner and goes on: it will not be measured again if another wins.
+
+        Rows without a figure take the place of those that there are; `read` leaves them out.
+        """
+        coverage, importance = (_read(self._folder, name) for name in _BLANK)
+        own = coverage.filter(pc.equal(coverage["trial"], trial))
+        self._add("coverage", *own.select(list(KINDS["coverage"].key)).to_pylist())
+        names = importance.filter(pc.equal(importance["trial"], trial))["input"].unique().to_pylist()
+        if names:
+            blank = dict.fromkeys(KINDS["importance"].columns, [None] * len(names))
+            self.importance(blank | {"trial": [trial] * len(names), "input": names})
 
     def flush(self) -> None:
         """Put everything into part files now."""
@@ -192,11 +211,13 @@ def read(folder: Path | str, table: str) -> pa.Table:
     """A table of a search folder, in the order of writing: 'trials', 'members', 'epochs', 'predictions', ...
 
     Empty if nothing has been written to it. What was told of a finalist that went on afterwards, whose `scores` are
-    blank, is left out. Raises StorageError if the folder holds no results, they come from a newer program or are
-    damaged, ValueError for a table that does not exist.
+    blank or which has been forgotten, is left out. Raises StorageError if the folder holds no results, they come from a
+    newer program or are damaged, ValueError for a table that does not exist.
     """
     folder = Path(folder)
     found = _read(folder, table)
+    if table in _BLANK:
+        found = found.filter(pc.is_valid(found[_BLANK[table]]))
     if table not in _OF_FINALISTS or not (outdated := _outdated(folder)):
         return found
     return found.filter(pc.invert(pc.is_in(found["trial"], value_set=pa.array(outdated, pa.int64()))))

@@ -25,6 +25,15 @@ DEEPEST = 50
 """Mappings and lists inside each other."""
 MOST_DIGITS = 400
 """Of a whole number; every float fits."""
+TABLES = (
+    *(".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz"),
+    *(".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc"),
+)
+"""Endings of tables that can be read, which a search file has never: `data.read`, which loads Arrow, has them too."""
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson", ".orc", ".gz", ".zip")
+"""The same of tables that cannot be read."""
+EITHER = (".txt", ".json")
+"""Endings of tables and of search files."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -157,6 +166,8 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     Raises SpecError with one sentence.
     """
     path = find_file(file)
+    if path.name.lower().endswith((*TABLES, *OTHER_TABLES)):  # not read: a table may be large
+        raise _no_search_file(file)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -164,6 +175,8 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
+        if raw is not None and path.name.lower().endswith(EITHER):
+            raise _no_search_file(file)
         raise SpecError(
             f"{path} holds {'nothing' if raw is None else type(raw).__name__}; a search file is a mapping of keys"
         )
@@ -187,6 +200,17 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     _check_json(raw)
     _anchor_sources(raw, Path())
     return SearchSpec.parse(raw)
+
+
+def _no_search_file(table: str) -> SpecError:
+    """What to do with a table that was given in place of a search file."""
+    first = "" if table.lower().endswith((*TABLES, ".txt")) else "save it as CSV or Parquet, and "
+    source = "THE SAVED FILE" if first else table
+    return SpecError(
+        f"{table} is a table, not a search file; {first}write a file such as mine.yaml with `data: {{source: {source}, "
+        "time: {column: ...}, target: ..., lookback: ..., horizon: ...}` and give that "
+        f"(a whole one to look at: {shipped_spaces()[QUICKSTART]})"
+    )
 
 
 def _yaml_problem(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,12 @@ def test_intervals_are_the_validation_errors_quantile_with_the_finite_sample_cor
 def test_a_level_that_validation_is_too_small_for_has_no_interval_and_says_so(one: Case) -> None:
     made = forecasts(one.champion, read_source([str(one.table)], {}), level=0.999)
     assert made.table["lower"].null_count == made.table.num_rows
-    assert any("too few for a level of 0.999, which needs at least 999" in note for note in made.notes)
+    n = len(one.champion.residuals)
+    said = "too few for a level of 0.999, which needs at least 999"
+    assert f"there are no intervals: {n} validation samples are {said}" in made.notes
+    thinned = replace(one.champion, about=one.champion.about | {"validation_samples": 12_000})
+    made = forecasts(thinned, read_source([str(one.table)], {}), level=0.999)
+    assert f"there are no intervals: the {n} of 12,000 validation samples kept are {said}" in made.notes
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 90.0, -1.0])

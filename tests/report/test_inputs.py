@@ -144,7 +144,7 @@ def test_a_section_of_some_samples_says_of_how_many(tmp_path: Path) -> None:
     write(tmp_path, forecast_labels(240))
     record = read_record(tmp_path)
     made = inputs(replace(record, data={**record.data, "samples": {"test": 900}}))
-    assert made is not None and "from 240 of 900 windows, spread evenly." in made.lead
+    assert made is not None and "from 240 of 900 windows, drawn evenly." in made.lead
     worth = [Worth("a", -0.04, -1.0, 1.0, sure=False, tells=True), Worth("b", 0.0, 0.0, 0.0, sure=False, tells=True)]
     found = Inputs(0, 1.0, 240, worth, [])
     assert _caption(found).startswith("Shuffled, no input raises the RMSE.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from xlstm_tune.data.read import READABLE
 from xlstm_tune.search.__main__ import app
+from xlstm_tune.search_file import EITHER, OTHER_TABLES, TABLES, load_spec
 
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = 120
 
 
@@ -218,6 +223,53 @@ def test_search_refuses_broken_yaml(tmp_path: Path) -> None:
     assert "line 2" in sentence([str(tmp_path / "b.yaml")])
     (tmp_path / "c.yaml").write_text("")
     assert "holds nothing" in sentence([str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize("name", ["data.csv", "DATA.CSV", "data.csv.gz", "data.parquet", "data.txt"])
+def test_search_refuses_a_table_in_place_of_a_search_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PAR1\x15\x90" if name == "data.parquet" else table().encode())
+    error = sentence([str(tmp_path / name)])
+    assert f"{tmp_path / name} is a table, not a search file; write a file such as mine.yaml with" in error
+    _, data, rest = error.split("`")
+    named = yaml.safe_load(data)["data"]
+    assert named["source"] == str(tmp_path / name) and {"target", "lookback", "horizon"} < set(named)
+    assert Path(rest.rpartition(": ")[2].strip().rstrip(")")).is_file()
+
+
+@pytest.mark.parametrize("name", ["data.xlsx", "data.json"])
+def test_search_refuses_a_table_that_it_cannot_read_in_place_of_a_search_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('[{"a": 1}]')
+    assert "is a table, not a search file; save it as CSV or Parquet, and" in sentence([str(tmp_path / name)])
+
+
+def test_every_table_that_can_be_read_is_known_as_one() -> None:
+    assert set(READABLE) <= {*TABLES, *EITHER} and set(TABLES) <= set(READABLE)
+    assert not set(OTHER_TABLES) & set(READABLE)
+
+
+@pytest.mark.parametrize("name", ["search.json", "search.txt"])
+def test_search_takes_a_search_file_of_another_ending(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps(yaml.safe_load(write(tmp_path, table()).read_text())))
+    assert load_spec(str(tmp_path / name)).name == "bad"
+    (tmp_path / name).write_text("")
+    assert "holds nothing" in sentence([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    "command", ["search", "search quickstart --dry-run", "predict mine table.csv", "tracking sync mine"]
+)
+def test_a_command_in_a_folder_that_was_removed_says_so(command: str, tmp_path: Path) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    module, *rest = command.split()
+    start = 'cd "$0" && rmdir "$0" && exec "$@"'
+    answer = subprocess.run(
+        ["sh", "-c", start, gone, sys.executable, "-m", f"xlstm_tune.{module}", *rest],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert answer.returncode == 2 and not answer.stdout
+    assert answer.stderr.removeprefix("error: ") == "the current folder no longer exists; change to one that does\n"
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(

@@ -53,3 +53,6 @@ def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
     mine, other = (0, "lstm", "test"), (None, "naive", "test")
     assert predicted(tmp_path) == ([mine, other] if judged else [other])
     assert [read_predictions(tmp_path, one, ["predicted"]).num_rows for one in (mine, other)] == [5 * judged, 5]
+    with ResultsWriter(tmp_path) as results:  # judged again; how often intervals hold is not measured
+        results.scores([{"model": "lstm", "trial": 0, "part": "test", **dict.fromkeys(FIGURES, 2.5)}])
+    assert read(tmp_path, "coverage").num_rows == judged

@@ -11,7 +11,16 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, Windows
-from xlstm_tune.search.finals.finalists import MOST_ROWS, actual, finalists, prediction_columns, sample_labels
+from xlstm_tune.result_tables import KINDS
+from xlstm_tune.search.finals.finalists import (
+    MOST_ROWS,
+    Judge,
+    actual,
+    finalists,
+    most_windows,
+    prediction_columns,
+    sample_labels,
+)
 from xlstm_tune.spec import SearchSpec
 
 
@@ -59,12 +68,44 @@ def test_prediction_columns_are_long_and_in_step(data: tuple[Table, Prepared]) -
     assert where["predicted"][chosen] == pytest.approx([truth[2, 2, 1] + 1])
 
 
-def test_prediction_columns_thin_long_parts_evenly() -> None:
-    truth = np.arange(3 * MOST_ROWS, dtype=np.float64).reshape(-1, 1, 1)
-    labels = [("all", str(n)) for n in range(len(truth))]
+def hours(steps: int, horizon: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Windows that begin every hour, as what happened [n, H, 1] and labels."""
+    numbers = np.arange(steps, dtype=np.float64)[:, None, None]
+    return np.broadcast_to(numbers, (steps, horizon, 1)), [("all", str(n)) for n in range(steps)]
+
+
+def test_of_a_long_part_windows_are_drawn_evenly_and_in_step_with_no_season() -> None:
+    """Every 24th window would begin at the same hour of the day."""
+    truth, labels = hours(24 * 2000, 100)
     columns = prediction_columns(None, "mean", "test", truth, truth, labels, ["y"])
-    assert len(columns["actual"]) == MOST_ROWS
-    assert set(np.diff(columns["actual"])) == {3.0}
+    kept = columns["actual"][::100]
+    assert len(kept) == MOST_ROWS / 100 and (kept // 24 == np.arange(2000)).all()
+    hour = np.bincount((kept % 24).astype(int), minlength=24)
+    assert hour.min() > 0.6 * 2000 / 24, "every hour of the day, about as often as any other"
+    again = prediction_columns(0, "lstm", "test", truth + 1, truth, labels, ["y"])
+    assert (again["time"] == columns["time"]).all(), "all models of the same windows"
+
+
+def test_of_the_winner_on_validation_more_is_kept() -> None:
+    assert most_windows(100, intervals=True) == 10 * most_windows(100) == 20_000
+    assert most_windows(40_000) == 5 and most_windows(40_000, intervals=True) == 100, "what 99 % intervals take"
+    assert most_windows(800_000, intervals=True) == 6, "unless these are too many"
+    assert most_windows(10**7) == most_windows(10**7, intervals=True) == 1
+
+
+def test_squares_are_of_every_window_where_not_all_predictions_are_kept(
+    data: tuple[Table, Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(*data)
+    truth = judge.truth("test")
+    off = truth + np.arange(len(truth))[:, None, None]
+    assert judge.squares(3, "lstm", "test", off) is None
+    monkeypatch.setattr("xlstm_tune.search.finals.finalists.MOST_ROWS", 30)
+    columns = judge.squares(3, "lstm", "test", off)
+    assert columns is not None and list(columns) == list(KINDS["squares"].columns)
+    assert columns["square"] == pytest.approx(np.arange(len(truth)) ** 2.0)
+    assert list(zip(columns["series"], columns["time"], strict=True)) == judge.labels("test")
+    assert len(judge.columns(3, "lstm", "test", off)["actual"]) == 30
 
 
 def test_finalists_are_the_best_of_each_family_best_first() -> None:

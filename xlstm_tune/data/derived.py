@@ -5,7 +5,7 @@ R rows, S sequences, K targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,6 +54,25 @@ def _constant_inputs(table: Table) -> Iterator[tuple[str, np.ndarray]]:
     for column, name in enumerate(table.static.names):
         if column not in table.static.one_hot:
             yield name, table.static.values[:, column]
+
+
+def fixed_inputs(table: Table, categories: Sequence[str]) -> list[str]:
+    """Columns among the inputs, categories too, that differ from series to series and never change within one."""
+    first = table.offsets[:-1]
+    fixed: dict[str, bool] = {}
+    differing: set[str] = set()
+    for column, feature in enumerate(table.features):
+        name = feature
+        if column in table.one_hot:
+            name = next((one for one in categories if feature.startswith(f"{one}=")), feature)
+        if not fixed.setdefault(name, True):
+            continue
+        cells = table.cells(column)
+        low = np.minimum.reduceat(cells, first)
+        fixed[name] = bool((low == np.maximum.reduceat(cells, first)).all())
+        if (low != low[0]).any():
+            differing.add(name)
+    return [name for name, always in fixed.items() if always and name in differing]
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

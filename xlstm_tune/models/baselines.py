@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_tune.models.drawn import drawn
+
 if TYPE_CHECKING:
     from xlstm_tune.data.windows import Prepared
 
@@ -33,6 +35,8 @@ FIT_ROWS = 200_000
 """At most so many (window, target) pairs are fitted on …"""
 FIT_WORK = 3e10
 """… and fewer where L² of each would come to more than this, but never fewer than 10 L."""
+LONG = 1_000
+"""Steps of a lookback from which the linear forecasts take long: seconds here, minutes at 5,000."""
 BLOCK = 4_000_000
 """Numbers gathered at a time: 32 MB."""
 
@@ -177,15 +181,13 @@ def _linear_forecasts(data: Prepared) -> list[Baseline]:
     w = Mᵀu + (1 − M)ᵀv, and the smallest |u|² + |v|² with a given w is wᵀ G⁻¹ w with G = MᵀM + (1 − M)ᵀ(1 − M), so the
     ridge is one on G^−½ w, for inputs G^½ x.
     """
-    length, horizon = data.lookback, data.horizon
+    length = data.lookback
     train, judged = _moments(data, "train"), _moments(data, "validation")
-    less_last = np.eye(length + horizon)  # (x, y) → (x − x_L, y − x_L)
-    less_last[:, length - 1] -= 1.0
     average = _moving_average(length)
     remainder = np.eye(length) - average
     spread = average.T @ average + remainder.T @ remainder
     return [
-        _fit_forecast(data, "nlinear", train.mapped(less_last), judged.mapped(less_last), np.eye(length)),
+        _fit_forecast(data, "nlinear", train.less(length - 1), judged.less(length - 1), None),
         _fit_forecast(data, "dlinear", train, judged, spread),
     ]
 
@@ -199,9 +201,11 @@ class _Moments:
     covariance: Array
     """[L + H, L + H]"""
 
-    def mapped(self, by: Array) -> _Moments:
-        """Of the pairs times `by` [L + H, L + H]."""
-        return _Moments(by @ self.mean, by @ self.covariance @ by.T)
+    def less(self, step: int) -> _Moments:
+        """Of the pairs less their value at one step: (x, y) → (x − x_L, y − x_L)."""
+        covariance = self.covariance - self.covariance[step]
+        covariance -= covariance[:, step : step + 1].copy()
+        return _Moments(self.mean - self.mean[step], covariance)
 
 
 def _moments(data: Prepared, part: str) -> _Moments:
@@ -216,22 +220,29 @@ def _moments(data: Prepared, part: str) -> _Moments:
     return _Moments(mean, second / count - np.outer(mean, mean))
 
 
-def _fit_forecast(data: Prepared, name: str, train: _Moments, judged: _Moments, metric: Array) -> Baseline:
+def _fit_forecast(data: Prepared, name: str, train: _Moments, judged: _Moments, metric: Array | None) -> Baseline:
     """A linear map from the window to the horizon, in NLinear's case from and to what is less the last value.
 
-    train, judged: of the training and validation part; metric: G [L, L] of the ridge.
+    train, judged: of the training and validation part; metric: G [L, L] of the ridge; None = 1.
     """
     minus_last = name == "nlinear"
     length = data.lookback
-    values, vectors = np.linalg.eigh(metric)
-    root = vectors * np.sqrt(values) @ vectors.T
-    fits = _ridge(root @ train.covariance[:length, :length] @ root, root @ train.covariance[:length, length:])
+    root = None
+    if metric is not None:
+        values, vectors = np.linalg.eigh(metric)
+        root = vectors * np.sqrt(values) @ vectors.T
+
+    def halves(second: Array) -> tuple[Array, Array]:
+        """Of the inputs [L, L], and of these with the outputs [L, H]."""
+        inputs, cross = second[:length, :length], second[:length, length:]
+        return (inputs, cross) if root is None else (root @ inputs @ root, root @ cross)
+
+    fits = _ridge(*halves(train.covariance))
     # The sum of squares of x W − y needs no more of the validation part than the second moments of (x, y).
     off = judged.mean - train.mean
-    second = judged.covariance + np.outer(off, off)
-    inputs, cross = root @ second[:length, :length] @ root, root @ second[:length, length:]
+    inputs, cross = halves(judged.covariance + np.outer(off, off))
     strength, fit = min(fits, key=lambda one: float((one[1] * (inputs @ one[1] - 2 * cross)).sum()))
-    weight = root @ fit
+    weight = fit if root is None else root @ fit
 
     def predict(part: str) -> Array:
         out = np.empty((len(data.parts[part]) * len(data.target_names), data.horizon))
@@ -250,15 +261,11 @@ def _fit_forecast(data: Prepared, name: str, train: _Moments, judged: _Moments, 
 def _pairs(data: Prepared, part: str, limit: int | None = None, horizon: bool = True) -> Iterator[Array]:
     """Blocks [rows, L + H] (or [rows, L]): one target's window and what follows it, sample by sample, target by target.
 
-    Of more than `limit` pairs, one is drawn from each of `limit` equal stretches: evenly spread, the same every time,
-    and in step with no season.
+    limit: of how many pairs at most (`drawn`); None = of all.
     """
     ends, targets = data.ends[data.parts[part]], len(data.target_names)
     total = len(ends) * targets
-    picked = np.arange(total)
-    if limit is not None and total > limit:
-        jitter = np.random.default_rng(0).random(limit)
-        picked = ((np.arange(limit) + jitter) * (total / limit)).astype(np.int64)
+    picked = drawn(total, total if limit is None else limit)
     steps = np.arange(-data.lookback, data.horizon if horizon else 0)
     size = max(1, BLOCK // len(steps))
     for first in range(0, len(picked), size):

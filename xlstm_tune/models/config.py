@@ -75,7 +75,8 @@ class ModelSettings(Spec):
     the inputs that are no target."""
     instance_norm: Literal["none", "last", "reversible"] = "none"
     """Forecasts only. `last`: each window minus its last value, added back after the head (NLinear's way).
-    `reversible`: each window by its own mean and deviation, undone after the head (RevIN, Kim et al. 2022)."""
+    `reversible`: each window by its own mean and deviation, undone after the head (RevIN, Kim et al. 2022). Both treat
+    inputs like targets, so that of one that never changes within a window nothing is left: name it in `data.static`."""
     decomposition: Literal["none", "trend"] = "none"
     """Forecasts only. `trend`: each target's window is split into a moving average and what remains; a linear map of
     each, shared by the targets, is added to the forecast (DLinear, Zeng et al. 2023, beside the recurrent body)."""

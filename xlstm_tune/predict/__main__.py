@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import StorageError, UserError, one_line, reaching
+from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, reaching
 from xlstm_tune.layout import ABOUT, SPEC, STORAGE
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
@@ -48,6 +48,7 @@ def predict(
     if not console.is_terminal:
         console = Console(width=120)
     try:
+        check_working_folder()
         place = Path(output)
         if place.suffix not in ENDINGS:
             raise StorageError(f"--output must end in {' or '.join(ENDINGS)}, got '{output}'")

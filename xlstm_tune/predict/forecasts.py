@@ -88,10 +88,9 @@ def forecasts(champion: Champion, source: Source, level: float = DEFAULT_LEVEL, 
     half = _half_widths(champion, table, data, level, notes)
     if np.isnan(half).any():
         n = len(champion.residuals)
-        notes.append(
-            f"there are no intervals: {n} validation samples are too few for a level of {level:g}, which needs "
-            f"{_needed(level)}"
-        )
+        total = champion.about.get("validation_samples", n)
+        found = f"{n} validation samples are" if n == total else f"the {n} of {total:,} validation samples kept are"
+        notes.append(f"there are no intervals: {found} too few for a level of {level:g}, which needs {_needed(level)}")
     notes += _uneven(champion, table, data) if forecast else []
     columns = _forecast_columns(champion, table, data) if forecast else _sequence_columns(table, data)
     lower = predicted - half if minimum is None else np.maximum(predicted - half, minimum)
@@ -148,6 +147,9 @@ def _at_prediction(sentence: str) -> str:
         return sentence
     if "remove one" in found[0]:
         return f"{sentence[: found.start()]}; remove one of them"
+    if re.match("the time column '.*' holds numbers", sentence):
+        words = 'write dates as text such as 2021-05-14 (pandas: to_json(..., date_format="iso"))'
+        return f"{sentence[: found.start()]}; {words}"
     return f"{sentence[: found.start()]}; mend it, for the model needs what it had in the search's table"
 
 

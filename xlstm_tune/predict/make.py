@@ -140,6 +140,7 @@ def make_champion(
             "week": None if week is None else week.tolist(),
         },
         "learnt": learnt(table, data),
+        "validation_samples": len(data.parts["validation"]),
         "refit": refit is not None,
         "refit_note": note,
         "scores": {part: {name: row[name] for name in METRICS} for part, row in scores.items()},
@@ -163,7 +164,8 @@ def make_champion(
 
 
 def validation_residuals(folder: Path, number: int, table: Table, data: Prepared) -> Residuals:
-    """Of a trial on the validation part, from the predictions that the search kept; of a population its best seed's."""
+    """Of a trial on the validation part, from the predictions that the search kept, which of many windows are not those
+    of all; of a population its best seed's."""
     kept = read(folder, "predictions")
     rows = kept.filter(pc.and_(pc.equal(kept["trial"], number), pc.equal(kept["part"], "validation")))
     errors = np.abs(rows["actual"].to_numpy() - rows["predicted"].to_numpy())

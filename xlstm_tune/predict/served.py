@@ -49,8 +49,10 @@ class ChampionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 def _table(given: Any) -> Any:
     """As an Arrow table, where an index with a name is a column, as in a Parquet file of pandas.
 
-    A column of text and numbers is text, which says better than Arrow what is wrong with it.
+    Of true, false and numbers, true is 1 and false 0, as where all are one kind. A column of text and numbers is text,
+    which says better than Arrow what is wrong with it.
     """
+    import numpy as np
     import pandas as pd  # type: ignore[import-untyped]
     import pyarrow as pa
 
@@ -65,9 +67,12 @@ def _table(given: Any) -> Any:
             raise ValueError(f"it has more than one column named '{twice[0]}'")
         for name in frame:
             if pd.api.types.infer_dtype(frame[name]) in ("mixed", "mixed-integer"):
-                frame = frame.assign(**{name: frame[name].map(str, na_action="ignore")})
+                kinds = (bool, int, float, np.bool_, np.number)
+                numbers = all(isinstance(cell, kinds) for cell in frame[name].dropna())
+                plain = (lambda cell: cell + 0) if numbers else str  # True + 0 is 1
+                frame = frame.assign(**{name: frame[name].map(plain, na_action="ignore")})
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"the request is no table ({first_line(error)}); send rows of named columns") from None
 
 

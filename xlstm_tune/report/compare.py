@@ -14,7 +14,7 @@ from xlstm_tune.errors import StorageError
 from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, early_end
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
-from xlstm_tune.report.predictions import Judged, Model, facts, read_predictions, seed_scores
+from xlstm_tune.report.predictions import Judged, Model, facts, of_all_samples, read_predictions, seed_scores
 from xlstm_tune.results import read
 
 ENVIRONMENT = "environment.json"
@@ -196,12 +196,16 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
 def _together(
     found: Sequence[Searched], notes: list[str], objective: str
 ) -> tuple[Judged | None, dict[Model, list[float]]]:
-    """The winners' test predictions, of the same samples, and their seeds' RMSEs; the models as `named` has them."""
+    """What the winners were off by on the test part, of the same samples, and their seeds' RMSEs; the models as `named`
+    has them."""
     whole: Judged | None = None
     seeds: dict[Model, list[float]] = {}
-    for one in found:
+    read = [_of_winner(one) for one in found]
+    all_of = [own and of_all_samples(one.folder, own) for one, own in zip(found, read, strict=True)]
+    if len({len(own.time) for own in all_of if own}) == 1:  # none is of a search that kept some of its errors alone
+        read = all_of
+    for one, own in zip(found, read, strict=True):
         model = named(one)
-        own = one.winner and read_predictions(one.folder, "test", [(one.winner.family or "", one.winner)])
         if not model or not own:
             notes.append(f"{one.name} has no test predictions of its best trial yet.")
             continue
@@ -216,3 +220,10 @@ def _together(
         else:
             whole = replace(whole, predicted={**whole.predicted, model: values})
     return whole, seeds
+
+
+def _of_winner(one: Searched) -> Judged | None:
+    """The predictions that were kept of a winner on the test part; None where there are none."""
+    if one.winner is None:
+        return None
+    return read_predictions(one.folder, "test", [(one.winner.family or "", one.winner)])

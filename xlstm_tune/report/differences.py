@@ -217,7 +217,7 @@ def _too_short(part: str, what: Influence, blocks: float) -> _Found:
 
 def _held(part: str, fewest: float, most: float) -> str:
     """How many independent blocks of windows a part holds, and what that means."""
-    few, many = round(fewest), round(most)
+    few, many = math.floor(fewest), math.floor(most)  # rounded, 9.8 would look like the ENOUGH that it is not
     held = f"about {_between(few, many)} independent block{'s' if many != 1 else ''}"
     return f"The {part} part holds {held if many else 'less than one independent block'} of windows; {_rule()}"
 

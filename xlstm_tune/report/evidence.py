@@ -18,6 +18,7 @@ from xlstm_tune.report.predictions import (
     Judged,
     facts,
     groups_of,
+    of_all_samples,
     predicted_parts,
     read_predictions,
     seed_scores,
@@ -109,8 +110,9 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
         pairs += [(other, best) for other in finalists[1:]]
     scored = seed_scores(folder, objective) if part == "test" else {}
     seeds = {one: scored[one.trial] for one in finalists if one.trial in scored}
-    compared = compare_pairs(judged, pairs, seen, seeds)
-    notes += [*judged.left_out, *_notes(judged, seen, trials, winner, objective), *compared.notes]
+    whole = of_all_samples(folder, judged)
+    compared = compare_pairs(whole, pairs, seen, seeds)
+    notes += [*judged.left_out, *_notes(judged, whole, seen, trials, winner, objective), *compared.notes]
     groups = groups_of(judged, seen)
     figures = {
         model: scores.metrics(predicted, judged.actual, seen.target_std, seen.mase_scale)
@@ -168,8 +170,9 @@ def _baselines(folder: Path, parts: Mapping[tuple[int | None, str], set[str]], o
 
 
 def _notes(
-    judged: Judged, seen: Facts, trials: list[dict[str, Any]], winner: Model | None, objective: str
+    judged: Judged, whole: Judged, seen: Facts, trials: list[dict[str, Any]], winner: Model | None, objective: str
 ) -> list[str]:
+    """judged: of the samples whose predictions were kept. whole: of those that the differences are made of."""
     notes = []
     if judged.part == "validation" and winner:
         notes.append(
@@ -180,9 +183,8 @@ def _notes(
         notes.append(f"The winner was chosen by {objective}; the differences shown are those of RMSE.")
     total, kept = (seen.samples or {}).get(judged.part), len(judged.time)
     if total is not None and kept < total:
-        notes.append(
-            f"Figures here are made of {kept:,} of the {total:,} samples, spread evenly; the leaderboard's of all."
-        )
+        all_of = "the leaderboard's and the differences'" if len(whole.time) == total else "the leaderboard's"
+        notes.append(f"Figures here are made of {kept:,} of the {total:,} samples, drawn evenly; {all_of} of all.")
     members = {row["trial"]: row["members"] for row in trials}
     if any(model.trial is not None and members.get(model.trial) for model in judged.predicted):
         notes.append(

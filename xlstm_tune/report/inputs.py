@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xlstm_tune.report.differences import compare_pairs
-from xlstm_tune.report.predictions import Judged, Model, facts
+from xlstm_tune.report.predictions import Model, facts, of_squares
 from xlstm_tune.report.resampling import FEWEST
 from xlstm_tune.results import read
 
@@ -74,12 +74,10 @@ def read_inputs(folder: Path, trial: int, data: Mapping[str, Any]) -> Inputs | N
     if not rmse > 0:
         return None
     seen = facts(dict(data))
-    # Of errors nothing but their squares counts, each the mean over the steps: as if all steps were off by as much.
     horizon = int(data.get("horizon") or 1)
     n = len(squares[plain])
-    errors = {model: np.broadcast_to(np.sqrt(one)[:, None, None], (n, horizon, 1)) for model, one in squares.items()}
     series, time = (tuple(rows[name].filter(first).to_pylist()) for name in ("series", "time"))
-    judged = Judged(PART, series, time, targets=("",), actual=np.zeros((n, horizon, 1)), predicted=errors)
+    judged = of_squares(PART, series, time, squares, horizon)
     pairs = [(plain, model) for model in squares if model != plain]
     compared = compare_pairs(judged, pairs, seen)
     percent = 100 / rmse

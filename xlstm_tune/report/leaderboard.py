@@ -307,8 +307,8 @@ def how_sure(lead: Difference, seen: Evidence) -> str:
     if lead.blocks >= ENOUGH:
         return f"On test the two are not told apart when {len(seen.differences)} comparisons are made{spread}"
     return (
-        f"On test the two are not told apart, since about {lead.blocks:.0f} independent blocks ask for an adjusted p "
-        f"below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}{spread}"
+        f"On test the two are not told apart, since about {math.floor(lead.blocks)} independent blocks ask for an "
+        f"adjusted p below {FEW_ALPHA}, and it is {lead.p_adjusted:.3f}{spread}"
     )
 
 

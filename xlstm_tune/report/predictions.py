@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xlstm_tune import results
@@ -135,6 +136,38 @@ def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]
         return None
     series, time = (tuple(column.to_pylist()) for column in (first.series, first.time))
     return Judged(part, series, time, first.targets, first.actual, predicted, tuple(left_out))
+
+
+def of_all_samples(folder: Path, judged: Judged) -> Judged:
+    """What the models were off by on every sample, where not all predictions were kept; else, or in a search that kept
+    no errors of the others, what is given.
+
+    Squared errors alone are right, means over the steps and targets: as if all steps were off by as much.
+    """
+    squares: dict[Model, Array] = {}
+    labels: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    rows = results.read(folder, "squares")
+    rows = rows.filter(pc.equal(rows["part"], judged.part))
+    for model in judged.predicted:
+        same = pc.is_null(rows["trial"]) if model.trial is None else pc.equal(rows["trial"], model.trial)
+        own = rows.filter(pc.and_(pc.fill_null(same, False), pc.equal(rows["model"], model.family or model.name)))
+        squares[model] = own["square"].to_numpy()
+        if not len(own) or not np.isfinite(squares[model]).all():
+            return judged
+        if labels is None:
+            labels = tuple(own["series"].to_pylist()), tuple(own["time"].to_pylist())
+    if labels is None or {len(one) for one in squares.values()} != {len(labels[0])}:
+        return judged
+    return of_squares(judged.part, *labels, squares, judged.actual.shape[1])
+
+
+def of_squares(
+    part: str, series: tuple[str, ...], time: tuple[str, ...], squares: dict[Model, Array], horizon: int
+) -> Judged:
+    """Models of which squared errors [n] are known, means over the steps: as if all steps were off by as much."""
+    shape = (len(series), horizon, 1)
+    errors = {model: np.broadcast_to(np.sqrt(one)[:, None, None], shape) for model, one in squares.items()}
+    return Judged(part, series, time, ("",), np.broadcast_to(0.0, shape), errors)
 
 
 @dataclass(frozen=True)

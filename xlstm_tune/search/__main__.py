@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import SpecError, UserError, one_line
+from xlstm_tune.errors import SpecError, UserError, check_working_folder, one_line
 from xlstm_tune.layout import STORAGE
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
@@ -103,6 +103,7 @@ def search(
     if not console.is_terminal:
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
+        check_working_folder()
         check_options(cluster, stop, resume, name, address, dry_run, storage)
         if file is None and resume is None and stop is None:
             file = QUICKSTART
@@ -188,8 +189,12 @@ def _go(
     from xlstm_tune.search.sampling.space import Space
 
     space = Space.from_spec(spec)
+    from xlstm_tune.models.baselines import LONG
     from xlstm_tune.search.plan import make_plan
 
+    if spec.data.task == "forecast" and (lookback := spec.max_lookback() or 0) >= LONG:
+        words = f"note: fitting the linear baselines on a lookback of {lookback:,} steps can take a while"
+        console.print(words, highlight=False)
     with console.status("reading the data"):
         plan = make_plan(spec, space, storage, tracking_uri, address, resume, refit, elsewhere=cluster, dry=dry_run)
     if dry_run:

@@ -307,6 +307,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
         if number in self._cut and any(row[name] != self._cut[number][name] for name in metrics):
             # It went on and is another model now; where it is a finalist again, it will be judged again.
             self._results.scores(key for key in self._judged if key["trial"] == number)
+            self._results.forget(number)
         self._results.trial(row)
         self.rows[number] = row
         self._progress.ended_trial(number, None if end.reason in CUTS else _counted(end.status, end.reason))

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xlstm_tune.data.derived import fixed_inputs
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared
-from xlstm_tune.data.words import count
+from xlstm_tune.data.words import count, listing
 from xlstm_tune.errors import StorageError, reaching
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
 from xlstm_tune.search.persistence.folder import check_folder, check_password, check_same_data, find_folder
@@ -77,7 +78,8 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the search starts, one sentence each."""
-        return (*self.data.notes, *self.space.notes, *_idle_scheduler(self.spec))
+        lost = _levels_lost(self.spec, self.space, self.table)
+        return (*self.data.notes, *self.space.notes, *_idle_scheduler(self.spec), *lost)
 
     def size(self) -> str:
         """How much there is to search: `176 points, 16 of them repeat another: 160 distinct configurations`."""
@@ -172,6 +174,23 @@ def _idle_scheduler(spec: SearchSpec) -> list[str]:
         f"search.scheduler '{search.scheduler}' stops no trial early, since search.grace_epochs is "
         f"{search.grace_epochs:,} and no trial trains more than {count(epochs, 'epoch')}; "
         "give fewer grace_epochs, or scheduler: none"
+    ]
+
+
+def _levels_lost(spec: SearchSpec, space: Space, table: Table) -> list[str]:
+    """A note where models see each window by its changes alone, and some inputs have none."""
+    searched = [domain.listed for domain in space.domains if domain.key == "model.instance_norm"]
+    values = searched[0] if searched else (spec.model.instance_norm,)
+    if spec.data.task != "forecast" or not {"last", "reversible"} & set(values):
+        return []
+    fixed = fixed_inputs(table, spec.data.categories)
+    if not fixed:
+        return []
+    them = "it" if len(fixed) == 1 else "them"
+    return [
+        f"{listing(fixed, 'input')} never change{'s' if len(fixed) == 1 else ''} within a series, so that models with "
+        f"model.instance_norm, which takes each input's last value or mean away, cannot see {them}; name {them} in "
+        "data.static"
     ]
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from rich.console import Console
 
@@ -55,7 +56,7 @@ def record_start(plan: Plan, judge: Judge, spool: Spool, results: ResultsWriter)
         for part, predicted in baseline.predictions.items():
             row = {"name": baseline.name, "part": part, "settings": json.dumps(baseline.settings)}
             results.baselines([row | judge.metrics(part, predicted)])
-            results.predictions(judge.columns(None, baseline.name, part, predicted))
+            _record_predictions(judge, results, None, baseline.name, part, predicted)
     results.flush()
 
 
@@ -86,7 +87,8 @@ def score_finalists(
             figures = [judge.metrics(part, parts[part]) for parts in predicted]
             metrics = mean_scores(figures) if one.members else figures[0]
             results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
-            results.predictions(judge.columns(one.number, one.family, part, predicted[0][part]))
+            intervals = one is chosen[0] and part == "validation"
+            _record_predictions(judge, results, one.number, one.family, part, predicted[0][part], intervals)
             if part == "test":
                 known = {f"test_{name}": value for name, value in metrics.items() if value is not None}
                 spool.metrics({name: value for name, value in known.items() if name != "test_seeds"}, trial=one.number)
@@ -96,6 +98,22 @@ def score_finalists(
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
     return chosen[0] if chosen else None
+
+
+def _record_predictions(
+    judge: Judge,
+    results: ResultsWriter,
+    trial: int | None,
+    model: str,
+    part: str,
+    predicted: npt.NDArray[Any],
+    intervals: bool = False,
+) -> None:
+    """What a model predicted of a part, and what it was off by where that is not all of it: as for `Judge.columns`."""
+    results.predictions(judge.columns(trial, model, part, predicted, intervals))
+    squares = judge.squares(trial, model, part, predicted)
+    if squares is not None:
+        results.squares(squares)
 
 
 def record_coverage(

@@ -8,11 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from xlstm_tune.errors import UserError
+from xlstm_tune.errors import UserError, check_working_folder
 from xlstm_tune.layout import STORAGE
 from xlstm_tune.storage.copy import local_storage
+from xlstm_tune.tracking.logs import set_up_logging
 from xlstm_tune.tracking.uri import default_uri
-from xlstm_tune.tracking.writer import find_search, follow, set_up_logging, sync
+from xlstm_tune.tracking.writer import find_search, follow, sync
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,8 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser_uri = commands.add_parser("uri", help="print the address of a storage folder's MLflow database")
     parser_uri.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    set_up_logging()
+    set_up_logging(person=options.command != "follow")
     try:
+        check_working_folder()
         if options.command == "uri":
             print(default_uri(options.folder))
             return 0

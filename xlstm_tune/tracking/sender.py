@@ -46,6 +46,7 @@ _MLFLOW_STATUS = {
 }
 # What the store says of data that it will never take. A proxy's own 400 and 404 have other codes.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}
+_REASON_CHARACTERS = 300
 _GATHER_BYTES = 1 << 16  # of spool in one go: some 70 short trials
 
 
@@ -125,7 +126,7 @@ class Sender:
         """Keep the reason for whoever asks why something is unsent, and look at the store anew before the next try."""
         self._client = None
         with contextlib.suppress(OSError):  # a full disk is no reason to give up either
-            self._save(hide_credentials(str(error).strip().partition("\n")[0])[:300] or type(error).__name__)
+            self._save(_told(str(error).strip()) or type(error).__name__)
 
     def interrupt_open_runs(self) -> None:
         """Nobody will end these any more (the search died): show them as killed. A resume reopens them."""
@@ -309,7 +310,7 @@ class Sender:
             self._refuse(entries, f"run {run.id}: {error}")
 
     def _refuse(self, entries: int, reason: str) -> None:
-        reason = hide_credentials(reason.partition("\n")[0])[:300]
+        reason = _told(reason)
         log.warning("not sent: %s", reason)
         self._refused += entries
         self._reasons = [*self._reasons, reason][-5:]
@@ -322,6 +323,16 @@ class Sender:
         state = {"uri": hide_credentials(self._uri), "offset": self._offset, "runs": runs}
         told = {"refused": self._refused, "reasons": self._reasons, "error": error}
         write_json(state_path(self._folder), state | told)
+
+
+def _told(reason: str) -> str:
+    """The first line without credentials, cut behind a word where it is long."""
+    line = hide_credentials(reason.partition("\n")[0])
+    if len(line) <= _REASON_CHARACTERS:
+        return line
+    cut = line[:_REASON_CHARACTERS]
+    kept = cut.rpartition(" ")[0].rstrip()
+    return (kept if 2 * len(kept) > len(cut) else cut[:-1]) + "…"  # a word may be longer than all before it
 
 
 def _experiment(client: MlflowClient, name: str, location: str | None) -> str:

@@ -309,6 +309,7 @@ def _check_sqlite(uri: str, shown: str) -> None:
             raise TrackingError(f"the tracking database {path} cannot be written ({error.strerror})") from None
         if start and start != _SQLITE_HEADER:
             raise TrackingError(f"{path} is not an SQLite database; name another file with --tracking-uri")
+        _check_author(path, shown)
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -316,6 +317,27 @@ def _check_sqlite(uri: str, shown: str) -> None:
         raise TrackingError(
             f"the tracking database {path} cannot be written, because {folder} is no writable folder; "
             "name another with --tracking-uri"
+        )
+
+
+def _check_author(path: Path, shown: str) -> None:
+    from xlstm_tune.tracking.schema import foreign_author  # loads sqlite3
+
+    author = foreign_author(path)
+    if author == "another program":
+        raise TrackingError(
+            f"{path} is another program's database, where MLflow would make tables of its own; "
+            "name another file with --tracking-uri"
+        )
+    if author == "a newer MLflow":
+        raise TrackingError(
+            f"the tracking database {path} was written by another MLflow version than the one installed here, which "
+            "does not know its tables; install a newer MLflow or name another with --tracking-uri"
+        )
+    if author == "an older MLflow":
+        raise TrackingError(
+            f"the tracking database {path} was written by another, older MLflow version than the one installed here; "
+            f"keep a copy and bring it up to date with: {python_command()} -m mlflow db upgrade {shlex.quote(shown)}"
         )
 
 

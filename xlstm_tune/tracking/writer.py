@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import shlex
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import IO, Self
 
 import xlstm_tune
-from xlstm_tune.errors import TrackingError, reaching
+from xlstm_tune.errors import TrackingError, first_line, reaching
 from xlstm_tune.strict import did_you_mean
+from xlstm_tune.tracking.logs import also_in, ignore_warnings, log
 from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
 from xlstm_tune.tracking.state import read_state
 from xlstm_tune.tracking.uri import (
@@ -28,8 +28,6 @@ from xlstm_tune.tracking.uri import (
     sqlite_path,
     written_down,
 )
-
-log = logging.getLogger("xlstm_tune.tracking")
 
 URI_VARIABLE = "XLSTM_TUNE_TRACKING_URI"  # a command line would show a password to everyone on the machine
 _GATHER_SECONDS = 1.0  # events of short trials meet in one gather, and end in few calls
@@ -48,7 +46,11 @@ _ENVIRONMENT = {
     # What is sent must have arrived when the call is over: an error behind it would reach nobody.
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
-_OF_OTHERS = ("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID")  # a model that our figures would be put down to
+_OF_OTHERS = (
+    "MLFLOW_ACTIVE_MODEL_ID",  # a model that our figures would be put down to
+    "_MLFLOW_ACTIVE_MODEL_ID",
+    "PYTHONWARNINGS",  # as errors, the warnings of MLflow's libraries end every attempt to send
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Unsent:
     refused: int  # what the store will never take, or files that were gone
     reason: str
     command: str
+    hidden: bool = False  # whether the command lacks the credentials of its tracking URI
 
     def __str__(self) -> str:
         """One line that ends in the command, to be copied from there."""
@@ -67,7 +70,8 @@ class Unsent:
         if not self.events:
             return refused + why
         events = "1 event has" if self.events == 1 else f"{self.events} events have"
-        told = f"{events} not reached MLflow yet{why}; send what is left with: {self.command}"
+        again = ", giving the same --tracking-uri again," if self.hidden else ""
+        told = f"{events} not reached MLflow yet{why}; send what is left{again} with: {self.command}"
         return f"{refused}; {told}" if self.refused else told
 
 
@@ -191,6 +195,7 @@ def follow(folder: Path, parent: int | None = None) -> int:
             search.wait(0.5)
             if search.dead:
                 return 1
+        ignore_warnings()
         from xlstm_tune.tracking.sender import Sender  # takes seconds, so not before there is something to do
 
         sender = Sender(folder, os.environ[URI_VARIABLE])
@@ -222,7 +227,8 @@ def follow(folder: Path, parent: int | None = None) -> int:
 def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | None:
     """Send what a search left unsent. None when all has arrived.
 
-    `uri`: None for where the search sent it. Sets MLflow's environment variables in this process.
+    `uri`: None for where the search sent it. Sets MLflow's environment variables in this process, and switches off
+    Python's warnings. What goes wrong is told in a line each; `mlflow/writer.log` has the tracebacks.
     Raises TrackingError if the store cannot be reached, the folder is not complete, not ours or closed to us, or a
     writer is at work on it.
     """
@@ -240,27 +246,37 @@ def sync(folder: Path, uri: str | None = None, attempts: int = 3) -> Unsent | No
     with _writer_lock(folder) as lock_file:
         if not try_lock(lock_file.fileno()):
             raise TrackingError(f"a writer is sending the runs of {folder} already; wait until it is done")
-        from xlstm_tune.tracking.sender import Sender
-
-        sender = Sender(folder, target)
-        for attempt in range(1, attempts + 1):
-            try:
-                sender.connect()
-                while sender.waiting():
-                    sender.send_next()
-                if not search_lives(folder):  # else it will end its runs itself
-                    sender.interrupt_open_runs()
-                break
-            except Exception as error:  # as in follow
-                log.warning("attempt %d of %d failed", attempt, attempts, exc_info=True)
-                sender.failed(error)
-                if attempt < attempts:
-                    time.sleep(2.0**attempt)
-    return unsent(folder)
+        with also_in(folder / "mlflow" / "writer.log"):
+            _send(folder, target, attempts)
+    return unsent(folder, uri)
 
 
-def unsent(folder: Path) -> Unsent | None:
-    """What of a search folder has not arrived, by the writer's own record."""
+def _send(folder: Path, uri: str, attempts: int) -> None:
+    """All that is left, in so many attempts."""
+    ignore_warnings()
+    from xlstm_tune.tracking.sender import Sender
+
+    sender = Sender(folder, uri)
+    for attempt in range(1, attempts + 1):
+        try:
+            sender.connect()
+            while sender.waiting():
+                sender.send_next()
+            if not search_lives(folder):  # else it will end its runs itself
+                sender.interrupt_open_runs()
+            break
+        except Exception as error:  # as in follow
+            log.warning("attempt %d of %d failed: %s", attempt, attempts, first_line(error), exc_info=True)
+            sender.failed(error)
+            if attempt < attempts:
+                time.sleep(2.0**attempt)
+
+
+def unsent(folder: Path, uri: str | None = None) -> Unsent | None:
+    """What of a search folder has not arrived, by the writer's own record.
+
+    `uri`: another store than the one that the search used, which the command has to name.
+    """
     state = read_state(folder)
     with spool_path(folder).open("rb") as file:
         file.seek(state.get("offset", 0))
@@ -270,7 +286,18 @@ def unsent(folder: Path) -> Unsent | None:
         return None
     reason = state.get("error") if events else next(iter(state.get("reasons", ())), "")
     command = f"{python_command()} -m xlstm_tune.tracking sync {shlex.quote(folder.name)}"
-    return Unsent(events, refused, reason or "", f"{command} --storage {shlex.quote(str(folder.absolute().parent))}")
+    command += f" --storage {shlex.quote(str(folder.absolute().parent))}"
+    if uri is None or _remembers(folder, uri):
+        return Unsent(events, refused, reason or "", command)
+    shown = hide_credentials(uri)
+    return Unsent(events, refused, reason or "", f"{command} --tracking-uri {shlex.quote(shown)}", shown != uri)
+
+
+def _remembers(folder: Path, uri: str) -> bool:
+    try:
+        return remembered_uri(folder) == uri
+    except TrackingError:  # a password that is not in the environment
+        return False
 
 
 def find_search(search: str, storage: str | None = None) -> Path:
@@ -331,21 +358,3 @@ def _gone(path: Path) -> bool:
         return not path.exists()
     except OSError:
         return False
-
-
-class HidingFormatter(logging.Formatter):
-    """Log lines and tracebacks without credentials."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return hide_credentials(super().format(record))
-
-
-def set_up_logging() -> None:
-    """Our lines and others' warnings on standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    log.setLevel(logging.INFO)
-    # Creating the database, MLflow and alembic tell each step.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)

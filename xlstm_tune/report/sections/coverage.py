@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.special import betaln, gammaln
 
 from xlstm_tune.report.blocks import Block, Cell, Column, Row, Section, Sentences, Table
 from xlstm_tune.report.leaderboard import number
@@ -21,9 +23,8 @@ TOLD = 0.9
 """The level that the lead speaks of, which is also that of `predict`."""
 FAR = 0.02
 """Share by which what held may differ from what was promised without a word, however many samples there are."""
-SURE = 2.5
-"""Standard errors from which a difference is more than chance. Of validation and test errors that are alike, some of
-the five levels are said to hold less often than promised in 2 to 5 % of the cases (9 to 1000 samples each)."""
+SURE = 0.006
+"""Probability, at each end, below which a share is more than chance."""
 
 
 def coverage(record: Record) -> Section | None:
@@ -129,21 +130,33 @@ def beyond_chance(
 ) -> tuple[list[float], list[float]]:
     """The levels that held less and more often than promised, by more than chance and by FAR.
 
-    A share of m test errors that lie below a quantile of n validation errors varies by level · (1 - level) ·
-    (1/n + 1/m) where all are alike and independent. Windows closer than half a horizon count as one, since they share
-    most steps: the mean over the steps of a random walk's errors varies less than that. Of a level that n errors are
-    too few to promise nothing is said. rows: `level` and `share`. validation, test: n and m, 0 where not known.
+    How many of m test errors lie below the r-th smallest of n validation errors follows a beta-binomial distribution
+    with r and n + 1 - r where all are alike and independent (Vovk 2012, "Conditional validity of inductive conformal
+    predictors"). Windows closer than half a horizon count as one, since they share most steps: the mean over the steps
+    of a random walk's errors varies less than that. Of a level that n errors are too few to promise nothing is said.
+    rows: `level` and `share`. validation, test: n and m, 0 where not known.
     """
     less: list[float] = []
     more: list[float] = []
+    apart = max(1.0, horizon / 2)
     for row in rows if validation and test else ():
-        if (validation + 1) * row["level"] > validation + 1e-9:
+        rank = max(1, math.ceil((validation + 1) * row["level"] - 1e-9))  # as predict does
+        if rank > validation or abs(row["share"] - row["level"]) <= FAR:
             continue
-        spread = max(1.0, horizon / 2) * (1 / validation + 1 / test)
-        off, error = row["share"] - row["level"], math.sqrt(row["level"] * (1 - row["level"]) * spread)
-        if abs(off) > max(SURE * error, FAR):
-            (less if off < 0 else more).append(row["level"])
+        weight = (validation / apart + 1) / (validation + 1)
+        below, above = _tails(row["share"], max(1, int(test / apart)), rank * weight, (validation + 1 - rank) * weight)
+        if min(below, above) < SURE:
+            (less if below < above else more).append(row["level"])
     return less, more
+
+
+def _tails(share: float, n: int, inside: float, outside: float) -> tuple[float, float]:
+    """How probable a share of n as small, and as large, is by the beta-binomial distribution with these parameters."""
+    k = np.arange(n + 1)
+    ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    probable = np.exp(ways + betaln(k + inside, n - k + outside) - betaln(inside, outside))
+    found = share * n
+    return float(probable[: math.ceil(found - 1e-9) + 1].sum()), float(probable[math.floor(found + 1e-9) :].sum())
 
 
 def _cautions(intervals: list[dict[str, Any]], kind: str, judged: Judged) -> list[str]:

@@ -24,7 +24,7 @@ def inputs(record: Record) -> Section | None:
     total = (record.data.get("samples") or {}).get("test", found.samples)
     samples = counted(found.samples, kind)
     if found.samples < total:
-        samples = f"{found.samples:,} of {counted(total, kind)}, spread evenly"
+        samples = f"{found.samples:,} of {counted(total, kind)}, drawn evenly"
     lead = (
         f"How much higher the test RMSE of {best.model}, trial {best.trial}, gets when the values of one input are "
         f"those of another {kind}. With all inputs as they are it is {number(found.rmse)}, "

@@ -67,7 +67,7 @@ def _thinned_out(record: Record, part: str, mine: Model) -> str:
     if total is None or kept >= total:
         return ""
     are = "is" if kept == 1 else "are"
-    return f"Predictions of {kept:,} of the {total:,} {part} samples {are} kept, spread evenly."
+    return f"Predictions of {kept:,} of the {total:,} {part} samples {are} kept, drawn evenly."
 
 
 def _best_baseline(record: Record, found: dict[Model, Forecasts]) -> Model | None:

@@ -20,6 +20,7 @@ import torch
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.models.baselines import JUDGED
+from xlstm_tune.models.drawn import drawn
 from xlstm_tune.models.forecaster import Forecaster, build_model
 from xlstm_tune.report.contenders import contenders
 from xlstm_tune.search.persistence.folder import WEIGHTS, member_folder, trial_folder
@@ -35,7 +36,13 @@ from xlstm_tune.training.metrics import score_units
 
 Array = npt.NDArray[Any]
 MOST_ROWS = 200_000
-"""Predictions kept per model and part; longer parts keep every k-th window, evenly."""
+"""Predictions kept per model and part; of longer parts some windows are drawn, and the squared errors of all kept."""
+MOST_RESIDUALS = 2_000_000
+"""The same of the winner on validation: `predict` makes its intervals of these."""
+ENOUGH_WINDOWS = 100
+"""That are kept of these even so: intervals of 99 % take 99 of them."""
+MOST_OF_ENOUGH = 5_000_000
+"""Predictions that these may take together."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +116,15 @@ def prediction_columns(
     truth: Array,
     labels: Sequence[tuple[str, str]],
     targets: Sequence[str],
+    intervals: bool = False,
 ) -> dict[str, Any]:
     """Long columns of the predictions table for one model and part.
 
     predicted, truth: [n, H, K] in the target's own units. labels: (series, time of the first step) of each sample.
+    intervals: whether they are the winner's on validation, of which more are kept.
     """
     n, horizon, k = predicted.shape
-    every = max(1, -(-n * horizon * k // MOST_ROWS))
-    kept = np.arange(0, n, every)
+    kept = drawn(n, most_windows(horizon * k, intervals))
     rows = len(kept) * horizon * k
     series, times = zip(*(labels[i] for i in kept), strict=True)
     return {
@@ -130,6 +138,14 @@ def prediction_columns(
         "actual": truth[kept].reshape(-1),
         "predicted": predicted[kept].reshape(-1),
     }
+
+
+def most_windows(size: int, intervals: bool = False) -> int:
+    """How many windows of `size` = H · K predictions are kept; intervals: as for `prediction_columns`."""
+    most = (MOST_RESIDUALS if intervals else MOST_ROWS) // size
+    if intervals:
+        most = max(most, min(ENOUGH_WINDOWS, MOST_OF_ENOUGH // size))
+    return max(1, most)
 
 
 class Judge:
@@ -152,10 +168,25 @@ class Judge:
         """Scores of predictions [n, H, K] in the target's own units."""
         return score_units(predicted, self._truth[part], self._data.target_std)
 
-    def columns(self, trial: int | None, model: str, part: str, predicted: Array) -> dict[str, Any]:
-        """The same predictions as columns of the predictions table; trial None = a baseline."""
+    def columns(
+        self, trial: int | None, model: str, part: str, predicted: Array, intervals: bool = False
+    ) -> dict[str, Any]:
+        """The same predictions as columns of the predictions table; trial None = a baseline.
+
+        intervals: as for `prediction_columns`.
+        """
         truth, labels = self._truth[part], self._labels[part]
-        return prediction_columns(trial, model, part, predicted, truth, labels, self._data.target_names)
+        return prediction_columns(trial, model, part, predicted, truth, labels, self._data.target_names, intervals)
+
+    def squares(self, trial: int | None, model: str, part: str, predicted: Array) -> dict[str, Any] | None:
+        """Columns of the squares table; None where `columns` leaves nothing out."""
+        n, horizon, k = predicted.shape
+        if n <= most_windows(horizon * k):
+            return None
+        series, times = zip(*self._labels[part], strict=True)
+        square = np.square(predicted - self._truth[part]).mean((1, 2))
+        who = {"trial": [trial] * n, "model": [model] * n, "part": [part] * n}
+        return who | {"series": series, "time": times, "square": square}
 
 
 Scored = tuple[Finalist, list[dict[str, Array]]]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.data.windows import Batch, Prepared, Windows
+from xlstm_tune.models.drawn import drawn
 from xlstm_tune.search.finals.finalists import Finalist, in_a_task, load_models
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.placement.resources import Placement
@@ -33,7 +34,7 @@ PART = "test"
 SHUFFLES = 5
 """Of each input, each with other samples: fewer where time is short."""
 MOST_SAMPLES, FEWEST_SAMPLES = 1000, 30
-"""Looked at, spread evenly over the part; fewer where time is short."""
+"""Looked at, drawn evenly over the part; fewer where time is short."""
 LEAST_SECONDS, SHARE = 5.0, 0.05
 """The time that it is fitted into: so much, or this share of what the winner's training took."""
 MOST_SECONDS = 60.0
@@ -134,7 +135,7 @@ def measure(
     def onto(positions: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(positions).to(device)
 
-    few = _spread(len(windows), FEWEST_SAMPLES)
+    few = drawn(len(windows), FEWEST_SAMPLES)
     squares(Shuffled(windows, onto(few[:2])))  # what a first call takes longer is no measure of the others
     began = time.monotonic()
     squares(Shuffled(windows, onto(few)))
@@ -143,7 +144,7 @@ def measure(
     if each * len(few) > max(MOST_SECONDS, allowed):
         return f"{len(inputs)} inputs would take about {each * len(few):.0f} s"
     room = int(min(allowed / max(each, 1e-9), SHUFFLES * MOST_SAMPLES))
-    samples = _spread(len(windows), min(MOST_SAMPLES, max(FEWEST_SAMPLES, room)))
+    samples = drawn(len(windows), min(MOST_SAMPLES, max(FEWEST_SAMPLES, room)))
     shuffles = min(SHUFFLES, max(1, room // len(samples)))
     found: dict[str | None, npt.NDArray[np.float64]] = {None: squares(Shuffled(windows, onto(samples)))}
     for number, changed in enumerate(inputs):
@@ -190,11 +191,6 @@ def importance_columns(trial: int, found: Importance, labels: Sequence[tuple[str
 def wanted() -> bool:
     """Whether the environment leaves it on. Raises SpecError for a wrong value."""
     return switch(IMPORTANCE)
-
-
-def _spread(n: int, most: int) -> npt.NDArray[np.int64]:
-    """At most so many of n positions, evenly."""
-    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
 
 
 def _others(n: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
