@@ -26,6 +26,7 @@ from xlstm_tune.search.endings import what_there_is
 from xlstm_tune.search.finals.refit import WANTED
 from xlstm_tune.search.persistence.journal import JOURNAL, read_journal
 from xlstm_tune.search_file import load_spec
+from xlstm_tune.tracking.spool import spool_path
 
 pytestmark = pytest.mark.slow
 EVERY_EPOCH = {"XLSTM_TUNE_CHECKPOINT_SHARE": "1000"}
@@ -288,10 +289,17 @@ def test_a_winner_that_is_chosen_anew_is_trained_again_too(tmp_path: Path) -> No
     wish = search.folder / REFIT_WISH
     search.until(lambda: wish.is_file() and wish.read_bytes() != WANTED)
     search.kill()
-    assert read_about(search.folder / CHAMPION)["refit"]
-    for more in ((), ("--trials", "4")):
+    before = read_about(search.folder / CHAMPION)
+    assert before["refit"]
+    for more, asked in ((), True), (("--refit",), False), (("--trials", "4"), True):
         output = search.run("--resume", "wave", *more)
-        assert "--refit asked for before" in output and read_about(search.folder / CHAMPION)["refit"]
+        assert ("note: a winner that is chosen anew is trained again at the end" in output) == asked
+        after = read_about(search.folder / CHAMPION)
+        assert after["refit"] and (after == before) == (after["trial"] == before["trial"])
+        assert ("has been trained again on training and validation part already" in output) == (after == before)
+        assert ("Trained again on training and validation part" in output) == (after != before)
+        trained = sum("refit_test_rmse" in line for line in spool_path(search.folder).read_text().splitlines())
+        assert trained == 1 + (after != before), "a training for each winner, and no other"
 
 
 def test_a_report_and_a_winner_of_before_are_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +327,8 @@ def test_sigterm_while_the_winner_is_trained_again_keeps_the_wish(tmp_path: Path
     search.until(lambda: b"ray::_refit_task" in b"".join(map(read_or_nothing, Path("/proc").glob("[0-9]*/cmdline"))))
     search.send(signal.SIGTERM)
     output = search.end(128 + signal.SIGTERM, seconds=30)
-    assert re.search(r"go on with: .* --resume wave .* --refit", output)
+    told = re.search(r"go on with: .* --resume wave .*", output)
+    assert told and "--refit" not in told[0], "the folder remembers it"
     assert "Trained again on training and validation part" in search.run("--resume", "wave")
 
 

@@ -165,6 +165,11 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
     assert "before it was trained again" in about["intervals_note"]
     worse = about["refit_scores"]["test"]["rmse"] > about["scores"]["test"]["rmse"]
     assert ("That is worse by" if worse else "As it was searched it has") in " ".join(output.split())
+    assert "has been trained again on training and validation part already" in search(
+        folder, "--resume", "shop", "--refit"
+    )
+    client, found = versions(folder)
+    assert len(found) == 2 and len(client.get_metric_history(run.info.run_id, "refit_test_rmse")) == 1
     kept = folder / "searches" / "shop" / "champion"
     kept.rename(folder / "refit")
     assert (champion_of(kept.parent) / "champion.json").read_bytes() == before, "the former is made anew"

@@ -13,6 +13,7 @@ from xlstm_tune.layout import CHAMPION, PAGE
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.report.leaderboard import Leaderboard, print_front, print_leaderboard
 from xlstm_tune.results import read
+from xlstm_tune.search.finals.refit import asked_for_refit
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL
 from xlstm_tune.tracking import python_command
@@ -49,7 +50,7 @@ def resume_words(plan: Plan, why: str, detail: str = "") -> str:
     """Why the search stopped, and the command that goes on with it. detail: what was said of a disk that failed."""
     storage = shlex.quote(plan.storage or str(plan.folder.parent))
     command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
-    command += " --refit" if plan.refit else ""
+    command += " --refit" if plan.refit and not asked_for_refit(plan.folder) else ""  # else the folder says so
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"
     if why == DISK_FAILED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -118,7 +118,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     finished = plan.resume and _finished(plan)
     if not plan.refit and (wanted if finished else asked_for_refit(plan.folder)):
         plan = replace(plan, refit=True)
-        console.print("note: the winner is trained again at the end, as --refit asked for before", highlight=False)
+        whoever = "the winner" if wanted else "a winner that is chosen anew"
+        console.print(f"note: {whoever} is trained again at the end, as --refit asked for before", highlight=False)
     if finished:
         more = "Its space holds no other configuration." if plan.exhausted else "Give it more with --trials."
         console.print(
@@ -171,13 +172,10 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
 
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
-    """Train the winner of a finished search again."""
-    with (
-        Spool(plan.folder, plan.tracking_uri) as spool,
-        tracked(plan, spool, stopping, console, ended=True),
-        _ray(plan, stopping, console) as placement,
-    ):
-        keep_champion(plan, Judge(plan.table, plan.data), placement, spool, console)
+    """Train the winner of a finished search again, unless that has been done."""
+    with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, stopping, console, ended=True):
+        ray = _ray(plan, stopping, console)
+        keep_champion(plan, Judge(plan.table, plan.data), ray, spool, console)
 
 
 def _send_the_rest(plan: Plan, stopping: Stopping, console: Console) -> None:
@@ -224,7 +222,7 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 if outcome.cut not in STOPS:  # the one look at the test part is for the end
                     with console.status("testing the best of each family and pattern"):
                         best = score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
-                    keep_champion(plan, judge, placement, spool, console)
+                    keep_champion(plan, judge, nullcontext(placement), spool, console)
                     if best is not None:
                         record_coverage(plan, placement, best, outcome.data, results, spool, console)
                         record_importance(plan, judge, placement, best, outcome.rows, outcome.data, results, console)

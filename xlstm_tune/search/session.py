@@ -40,21 +40,31 @@ DRAIN_SECONDS_STOPPED = 10.0
 
 @contextmanager
 def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ended: bool = False) -> Iterator[None]:
-    """MLflow's writer process, from before the search to after its last event. ended: the search has, and stays so."""
+    """MLflow's writer process, from before the search to after its last event. ended: the search has, and stays so.
+
+    A signal ends the waiting for MLflow, and nothing else, where all that was to be done inside has been done.
+    """
     drain = drain_seconds()
     writer = Writer.start(plan.folder, plan.tracking_uri)
+    done = False
     try:
         yield
+        done = True
     except BaseException:
         if not ended:
             with suppress(OSError):  # a full disk
                 spool.search_ended("interrupted")
         raise
     finally:
-        with console.status("writing the last records to MLflow"):
-            unsent = writer.finish(DRAIN_SECONDS_STOPPED if stopping.reason else drain)
-        if unsent:
-            console.print(f"note: {unsent}", highlight=False, markup=False, soft_wrap=True)
+        try:
+            with console.status("writing the last records to MLflow"):
+                left = writer.finish(DRAIN_SECONDS_STOPPED if stopping.reason else drain)
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            left = writer.stop()
+        if left:
+            console.print(f"note: {left}", highlight=False, markup=False, soft_wrap=True)
 
 
 def drain_seconds() -> float:

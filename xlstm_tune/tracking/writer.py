@@ -111,13 +111,23 @@ class Writer:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._end()
         return unsent(self._folder)
+
+    def stop(self) -> Unsent | None:
+        """Wait for nothing more. What has not arrived can be sent by `sync` then, which a living writer would keep out;
+        None where all has."""
+        self._finishing.set()
+        self._end()
+        return unsent(self._folder)
+
+    def _end(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _replace(self) -> None:
         """Wait for the process to die before its time, and start another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import find_winner, make_champion
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.search.finals.finalists import Judge
-from xlstm_tune.search.finals.refit import refit_remotely, refit_tried
+from xlstm_tune.search.finals.refit import refit_of_before, refit_remotely, refit_tried
 from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.variables import switch
@@ -27,12 +28,27 @@ def wanted() -> bool:
     return switch(REGISTER)
 
 
-def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console) -> None:
-    """The winner as a folder that predicts, trained again if that is wanted, and as a version of a registered model."""
+def keep_champion(
+    plan: Plan, judge: Judge, ray: AbstractContextManager[Placement], spool: Spool, console: Console
+) -> None:
+    """The winner as a folder that predicts, trained again if that is wanted, and as a version of a registered model.
+
+    ray: entered where something is trained.
+    """
     try:
-        made = make_champion(plan.folder, plan.spec, plan.table, plan.data)
+        before = refit_of_before(plan) if plan.refit else None
+        made = make_champion(plan.folder, plan.spec, plan.table, plan.data, before)
         if made is not None and plan.refit:
-            made = _refit(plan, judge, placement, spool, console, made)
+            if before is None:
+                made = _refit(plan, judge, ray, spool, console, made)
+            else:
+                console.print(
+                    "The winner stays as it is, since it has been trained again on training and validation part "
+                    f"already, for {count(before.epochs, 'epoch')}: its test rmse is {number(before.test['rmse'])}.",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
             refit_tried(plan.folder)
     except UserError as error:  # all else of the search stands
         console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
@@ -41,7 +57,14 @@ def keep_champion(plan: Plan, judge: Judge, placement: Placement, spool: Spool, 
         spool.model(made, plan.spec.name)
 
 
-def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console: Console, former: Path) -> Path | None:
+def _refit(
+    plan: Plan,
+    judge: Judge,
+    ray: AbstractContextManager[Placement],
+    spool: Spool,
+    console: Console,
+    former: Path,
+) -> Path | None:
     """The champion made anew of the winner that has been trained again; as it was, with a note, where that failed.
 
     former: the folder of the champion as it was searched.
@@ -50,7 +73,7 @@ def _refit(plan: Plan, judge: Judge, placement: Placement, spool: Spool, console
     before = float(about.get("member_scores", about["scores"])["test"]["rmse"])  # of the one that is trained again
     winner = find_winner(plan.folder, plan.spec.search.objective)
     assert winner is not None
-    with console.status("training the winner again on training and validation part"):
+    with ray as placement, console.status("training the winner again on training and validation part"):
         refit = refit_remotely(plan, winner, placement, judge.truth("test"))
     if isinstance(refit, str):
         console.print(

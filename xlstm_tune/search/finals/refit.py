@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.windows import Prepared, Windows
-from xlstm_tune.errors import first_line
-from xlstm_tune.layout import REFIT_WISH, WEIGHTS
-from xlstm_tune.predict.make import Refit, Winner
+from xlstm_tune.errors import StorageError, first_line
+from xlstm_tune.layout import CHAMPION, REFIT_WISH, WEIGHTS
+from xlstm_tune.predict.champion import load_champion, read_about
+from xlstm_tune.predict.make import Refit, Winner, find_winner
 from xlstm_tune.search.finals.finalists import Array
 from xlstm_tune.search.persistence.folder import disk_stop
 from xlstm_tune.search.persistence.store import Shared, StorageAway
@@ -43,6 +45,30 @@ def asked_for_refit(folder: Path) -> bool:
 def refit_tried(folder: Path) -> None:
     """It is done, or did not work, which the champion tells."""
     write_atomically(folder / REFIT_WISH, b"done\n")
+
+
+def refit_of_before(plan: Plan) -> Refit | None:
+    """The winner as it was trained again before, where the champion that is there is that; None where there is none.
+
+    A trial's settings never change, so for as many epochs on the same data another training would bring the same. The
+    weights are the champion's own: a machine that took the search over may have no others.
+    """
+    winner = find_winner(plan.folder, plan.spec.search.objective)
+    if winner is None:
+        return None
+    place = plan.folder / CHAMPION
+    same = {
+        "refit": True,
+        "trial": winner.row["trial"],
+        "member": winner.member,
+        "refit_epochs": winner.epochs,  # more than before where the trial has gone on since, and become better
+        "data_fingerprint": plan.data.fingerprint,
+    }
+    with suppress(StorageError):  # there is none yet, or it is damaged
+        about = read_about(place)
+        if all(about.get(name) == value for name, value in same.items()):
+            return Refit(place / WEIGHTS, load_champion(place).scaling, winner.epochs, about["refit_scores"]["test"])
+    return None
 
 
 def refit_remotely(plan: Plan, winner: Winner, placement: Placement, truth: Array) -> Refit | str:
