@@ -141,7 +141,7 @@ KINDS = {
         key=("trial", "model", "part"),
         whole=True,
     ),
-    # The errors of every sample, of a part of which not all predictions are kept.
+    # The errors of every sample of the test part, where not all predictions are kept.
     "squares": Kind(
         {
             "trial": _INT,  # the first five as in `predictions`

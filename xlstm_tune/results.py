@@ -265,17 +265,18 @@ def predicted(folder: Path) -> list[Predicted]:
     return list(_steady(lambda: _prediction_places(folder)))
 
 
-def read_predictions(folder: Path, what: Predicted, columns: list[str]) -> pa.Table:
+def read_predictions(folder: Path, what: Predicted, columns: list[str], name: str = "predictions") -> pa.Table:
     """The predictions of one (trial, model, part), in the order of writing; text columns are dictionary-encoded.
 
-    Much faster than `read` of all of them. Empty where there are none.
+    Much faster than `read` of all of them. Empty where there are none. name: of the table, which may be `squares`.
     """
+    schema = SCHEMAS[name]
 
     def load() -> pa.Table:
-        path, groups = _prediction_places(folder).get(what, (None, []))
+        path, groups = _prediction_places(folder, name).get(what, (None, []))
         if path is None:
-            return SCHEMAS["predictions"].empty_table().select(columns)
-        texts = [name for name in columns if SCHEMAS["predictions"].field(name).type == pa.string()]
+            return schema.empty_table().select(columns)
+        texts = [column for column in columns if schema.field(column).type == pa.string()]
         key = list(KINDS["predictions"].key)
         with opened(path, texts) as file:
             tables = []
@@ -300,10 +301,10 @@ def _steady(look: Callable[[], Any]) -> Any:
     return look()
 
 
-def _prediction_places(folder: Path) -> dict[Predicted, tuple[Path, list[int]]]:
+def _prediction_places(folder: Path, name: str = "predictions") -> dict[Predicted, tuple[Path, list[int]]]:
     """The part file and its row groups that hold the predictions of each; a later part replaces earlier ones."""
     places: dict[Predicted, tuple[Path, list[int]]] = {}
-    for path in parts_of(folder, "predictions"):
+    for path in parts_of(folder, name):
         own: dict[Predicted, tuple[Path, list[int]]] = {}
         with opened(path) as file:
             for group in range(file.num_row_groups):

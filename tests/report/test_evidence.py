@@ -235,7 +235,10 @@ def test_model_of_other_samples_is_left_out_with_a_note(tmp_path: Path) -> None:
         writer.predictions(prediction_table("last_value", None, "test", forecast_labels(240), nothing, nothing))
     found = gather(tmp_path)
     assert found is not None and [model.name for model in found.models] == ["xlstm d32", "slstm d32", "lstm d32"]
-    assert any(note == "mean was left out: it predicted other samples than the others." for note in found.notes)
+    assert any(
+        note == "mean was left out: the predictions kept of it are of other samples than the others'."
+        for note in found.notes
+    )
     assert any(note.startswith("last_value was left out: not all of its predictions") for note in found.notes)
 
 

@@ -11,6 +11,7 @@ from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
 from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.models.drawn import drawn
 from xlstm_tune.result_tables import KINDS
 from xlstm_tune.search.finals.finalists import (
     MOST_ROWS,
@@ -86,6 +87,13 @@ def test_of_a_long_part_windows_are_drawn_evenly_and_in_step_with_no_season() ->
     assert (again["time"] == columns["time"]).all(), "all models of the same windows"
 
 
+@pytest.mark.parametrize("total", [201, 250, 300, 399, 400, 1000])
+def test_no_window_is_drawn_twice(total: int) -> None:
+    kept = drawn(total, 200)
+    assert len(kept) == 200 and (np.diff(kept) > 0).all() and kept[0] >= 0 and kept[-1] < total
+    assert (kept // (total / 200)).astype(int).tolist() == pytest.approx(list(range(200)), abs=1)
+
+
 def test_of_the_winner_on_validation_more_is_kept() -> None:
     assert most_windows(100, intervals=True) == 10 * most_windows(100) == 20_000
     assert most_windows(40_000) == 5 and most_windows(40_000, intervals=True) == 100, "what 99 % intervals take"
@@ -99,12 +107,13 @@ def test_squares_are_of_every_window_where_not_all_predictions_are_kept(
     judge = Judge(*data)
     truth = judge.truth("test")
     off = truth + np.arange(len(truth))[:, None, None]
-    assert judge.squares(3, "lstm", "test", off) is None
+    assert judge.squares(3, "lstm", off) is None
     monkeypatch.setattr("xlstm_tune.search.finals.finalists.MOST_ROWS", 30)
-    columns = judge.squares(3, "lstm", "test", off)
-    assert columns is not None and list(columns) == list(KINDS["squares"].columns)
-    assert columns["square"] == pytest.approx(np.arange(len(truth)) ** 2.0)
-    assert list(zip(columns["series"], columns["time"], strict=True)) == judge.labels("test")
+    made, plain = judge.squares(3, "lstm", off), judge.squares(None, "mean", off)
+    assert made is not None and plain is not None and plain["trial"].null_count == len(truth)
+    assert dict(zip(made.schema.names, made.schema.types, strict=True)) == KINDS["squares"].columns
+    assert made["square"].to_numpy() == pytest.approx(np.arange(len(truth)) ** 2.0)
+    assert list(zip(made["series"].to_pylist(), made["time"].to_pylist(), strict=True)) == judge.labels("test")
     assert len(judge.columns(3, "lstm", "test", off)["actual"]) == 30
 
 

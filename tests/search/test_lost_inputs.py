@@ -16,18 +16,19 @@ KINDS = {"a": "city", "b": "land", "c": "city"}
 SIZES = {"a": 3, "b": 9, "c": 9}
 
 
-def notes(folder: Path, shops: str = "abc", **sections: Any) -> list[str]:
-    """Of days of shops with a kind, a size, and promotions that come and go."""
+def notes(folder: Path, shops: str = "abc", days: int = 1, **sections: Any) -> list[str]:
+    """Of shops with a kind, a size, and promotions that come and go. days: from row to row; each shop has its own day of
+    the week."""
     draw, first = np.random.default_rng(0), np.datetime64("2024-01-01")
     rows = [
-        f"{shop},{first + day},{KINDS[shop]},{SIZES[shop]},{draw.integers(2)},{draw.normal():.3f}"
-        for shop in shops
-        for day in range(60)
+        f"{shop},{first + number + days * row},{KINDS[shop]},{SIZES[shop]},{draw.integers(2)},{draw.normal():.3f}"
+        for number, shop in enumerate(shops)
+        for row in range(60)
     ]
     (folder / "shops.csv").write_text("\n".join(["shop,day,kind,size,promo,sold", *rows]) + "\n")
     data = {
         "source": str(folder / "shops.csv"), "series": "shop", "time": {"column": "day"}, "target": "sold",
-        "categories": ["kind"], "features": "all", "lookback": 8, "horizon": 2,
+        "categories": ["kind"], "lookback": 8, "horizon": 2,
     } | sections.pop("data", {})  # fmt: skip
     spec = SearchSpec.parse({"name": "shops", "data": data, **sections})
     plan = make_plan(spec, Space.from_spec(spec), str(folder / "searches"), None, None)
@@ -59,6 +60,19 @@ def test_inputs_that_are_the_same_all_through_a_series_are_named(tmp_path: Path,
 )
 def test_nothing_is_said_where_nothing_is_lost(tmp_path: Path, sections: dict[str, Any]) -> None:
     assert notes(tmp_path, **sections) == []
+
+
+def test_what_is_advised_can_be_done(tmp_path: Path) -> None:
+    """A column that features name cannot be static as well, and the calendar's columns cannot be at all."""
+    listed = {"features": ["promo", "size", "kind"], "calendar": ["week"]}
+    (note,) = notes(tmp_path, model={"instance_norm": "last"}, data=listed, days=7)
+    assert note.startswith("size, kind never change") and note.endswith("in data.static in place of data.features")
+    assert (
+        notes(
+            tmp_path, model={"instance_norm": "last"}, data={"static": ["size", "kind"], **listed, "features": "promo"}
+        )
+        == []
+    )
 
 
 def test_of_one_input_it_is_said_in_the_singular(tmp_path: Path) -> None:

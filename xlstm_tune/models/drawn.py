@@ -14,5 +14,5 @@ def drawn(total: int, most: int) -> npt.NDArray[np.int64]:
     """
     if total <= most:
         return np.arange(total)
-    within = np.random.default_rng(0).random(most)
-    return ((np.arange(most) + within) * (total / most)).astype(np.int64)
+    edges = np.arange(most + 1) * total // most  # whole, so that no position lies in two stretches
+    return edges[:-1] + (np.random.default_rng(0).random(most) * np.diff(edges)).astype(np.int64)

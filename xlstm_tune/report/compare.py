@@ -216,7 +216,7 @@ def _together(
         if whole is None:
             whole = replace(own, predicted={model: values})
         elif (whole.series, whole.time, whole.targets) != (own.series, own.time, own.targets):
-            notes.append(f"{one.name} predicted other samples, so its test figures stand alone.")
+            notes.append(f"The predictions kept of {one.name} are of other samples, so its test figures stand alone.")
         else:
             whole = replace(whole, predicted={**whole.predicted, model: values})
     return whole, seeds

@@ -181,7 +181,7 @@ def _windows(judged: Judged, what: Influence, seen: Facts, runs: Runs | None) ->
     at_once = _gathered(what, moment // grain)
     kept = len(judged.time)
     every = max(1.0, (seen.samples or {}).get(judged.part, kept) / kept)  # of a part whose windows were thinned out
-    horizon = math.ceil(judged.actual.shape[1] / every / grain)
+    horizon = math.ceil(judged.horizon / every / grain)
     if len(at_once.psi) // 2 < horizon:
         return _too_short(judged.part, what, len(at_once.psi) / horizon)
     wanted = lengths(at_once, horizon)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xlstm_tune import results
@@ -54,6 +53,13 @@ class Judged:
     """[n, H, K] each."""
     left_out: tuple[str, ...] = ()
     """A sentence for each model whose predictions could not be used."""
+    steps: int | None = None
+    """Where the predictions stand for H steps, with one that is off by as much as those are on average: H."""
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return self.steps or self.actual.shape[1]
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,9 @@ def read_predictions(folder: Path, part: str, models: Sequence[tuple[str, Model]
             continue
         first = first or grid
         if not grid.same_samples(first):
-            left_out.append(f"{model.name} was left out: it predicted other samples than the others.")
+            left_out.append(
+                f"{model.name} was left out: the predictions kept of it are of other samples than the others'."
+            )
         elif not np.isfinite(grid.predicted).all():
             left_out.append(f"{model.name} was left out: not all of its predictions are finite.")
         else:
@@ -146,28 +154,25 @@ def of_all_samples(folder: Path, judged: Judged) -> Judged:
     """
     squares: dict[Model, Array] = {}
     labels: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-    rows = results.read(folder, "squares")
-    rows = rows.filter(pc.equal(rows["part"], judged.part))
     for model in judged.predicted:
-        same = pc.is_null(rows["trial"]) if model.trial is None else pc.equal(rows["trial"], model.trial)
-        own = rows.filter(pc.and_(pc.fill_null(same, False), pc.equal(rows["model"], model.family or model.name)))
+        what = model.trial, model.family or model.name, judged.part
+        columns = ["square"] if labels else ["square", "series", "time"]
+        own = results.read_predictions(folder, what, columns, "squares")
         squares[model] = own["square"].to_numpy()
         if not len(own) or not np.isfinite(squares[model]).all():
             return judged
-        if labels is None:
-            labels = tuple(own["series"].to_pylist()), tuple(own["time"].to_pylist())
+        labels = labels or (tuple(own["series"].to_pylist()), tuple(own["time"].to_pylist()))
     if labels is None or {len(one) for one in squares.values()} != {len(labels[0])}:
         return judged
-    return of_squares(judged.part, *labels, squares, judged.actual.shape[1])
+    return of_squares(judged.part, *labels, squares, judged.horizon)
 
 
 def of_squares(
     part: str, series: tuple[str, ...], time: tuple[str, ...], squares: dict[Model, Array], horizon: int
 ) -> Judged:
     """Models of which squared errors [n] are known, means over the steps: as if all steps were off by as much."""
-    shape = (len(series), horizon, 1)
-    errors = {model: np.broadcast_to(np.sqrt(one)[:, None, None], shape) for model, one in squares.items()}
-    return Judged(part, series, time, ("",), np.broadcast_to(0.0, shape), errors)
+    errors = {model: np.sqrt(one)[:, None, None] for model, one in squares.items()}
+    return Judged(part, series, time, ("",), np.zeros((len(series), 1, 1)), errors, steps=horizon)
 
 
 @dataclass(frozen=True)

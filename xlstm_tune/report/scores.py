@@ -1,7 +1,7 @@
 """Every figure for one model's predictions of one part.
 
 n samples, H horizon steps, K targets. Figures pool all samples, steps and targets unless they say otherwise. The
-predictions table keeps every k-th sample of a part where all would be more than 200,000 rows, so figures made of it
+predictions table keeps some samples of a part where all would be more than 200,000 rows, so figures made of it
 can differ a little from those of the tables `scores` and `baselines`, which are made of all samples.
 """
 

@@ -183,14 +183,16 @@ def _levels_lost(spec: SearchSpec, space: Space, table: Table) -> list[str]:
     values = searched[0] if searched else (spec.model.instance_norm,)
     if spec.data.task != "forecast" or not {"last", "reversible"} & set(values):
         return []
-    fixed = fixed_inputs(table, spec.data.categories)
+    made = [f"{cycle}_{wave}" for cycle in spec.data.calendar for wave in ("sin", "cos")]
+    fixed = [name for name in fixed_inputs(table, spec.data.categories) if name not in made]
     if not fixed:
         return []
     them = "it" if len(fixed) == 1 else "them"
+    instead = " in place of data.features" if set(fixed) & set(spec.data.features) else ""
     return [
         f"{listing(fixed, 'input')} never change{'s' if len(fixed) == 1 else ''} within a series, so that models with "
         f"model.instance_norm, which takes each input's last value or mean away, cannot see {them}; name {them} in "
-        "data.static"
+        f"data.static{instead}"
     ]
 
 

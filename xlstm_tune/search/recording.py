@@ -16,7 +16,15 @@ from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.finals.coverage import INTERVAL, interval_rows, quantile_rows, quantile_rows_remotely
-from xlstm_tune.search.finals.finalists import Finalist, Judge, finalists, mean_scores, predict_here, predict_remotely
+from xlstm_tune.search.finals.finalists import (
+    TEST,
+    Finalist,
+    Judge,
+    finalists,
+    mean_scores,
+    predict_here,
+    predict_remotely,
+)
 from xlstm_tune.search.finals.importance import PART, importance_columns, measure, measure_remotely, wanted
 from xlstm_tune.search.persistence.folder import ENVIRONMENT, SPEC
 from xlstm_tune.search.placement.resources import Placement
@@ -109,10 +117,10 @@ def _record_predictions(
     predicted: npt.NDArray[Any],
     intervals: bool = False,
 ) -> None:
-    """What a model predicted of a part, and what it was off by where that is not all of it: as for `Judge.columns`."""
+    """What a model predicted of a part, and what it was off by on test where that is not all of it: as for
+    `Judge.columns`."""
     results.predictions(judge.columns(trial, model, part, predicted, intervals))
-    squares = judge.squares(trial, model, part, predicted)
-    if squares is not None:
+    if part == TEST and (squares := judge.squares(trial, model, predicted)) is not None:
         results.squares(squares)
 
 

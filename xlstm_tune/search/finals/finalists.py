@@ -9,12 +9,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from xlstm_tune.data.table import Table
@@ -23,6 +25,7 @@ from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.drawn import drawn
 from xlstm_tune.models.forecaster import Forecaster, build_model
 from xlstm_tune.report.contenders import contenders
+from xlstm_tune.result_tables import KINDS
 from xlstm_tune.search.persistence.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.placement.resources import Placement, own_gpus_alone
@@ -35,6 +38,7 @@ from xlstm_tune.training.members import standard_error
 from xlstm_tune.training.metrics import score_units
 
 Array = npt.NDArray[Any]
+TEST = "test"
 MOST_ROWS = 200_000
 """Predictions kept per model and part; of longer parts some windows are drawn, and the squared errors of all kept."""
 MOST_RESIDUALS = 2_000_000
@@ -178,15 +182,19 @@ class Judge:
         truth, labels = self._truth[part], self._labels[part]
         return prediction_columns(trial, model, part, predicted, truth, labels, self._data.target_names, intervals)
 
-    def squares(self, trial: int | None, model: str, part: str, predicted: Array) -> dict[str, Any] | None:
-        """Columns of the squares table; None where `columns` leaves nothing out."""
+    def squares(self, trial: int | None, model: str, predicted: Array) -> pa.Table | None:
+        """The same of the test part as the squares table has it; None where `columns` leaves nothing out."""
         n, horizon, k = predicted.shape
         if n <= most_windows(horizon * k):
             return None
-        series, times = zip(*self._labels[part], strict=True)
-        square = np.square(predicted - self._truth[part]).mean((1, 2))
-        who = {"trial": [trial] * n, "model": [model] * n, "part": [part] * n}
-        return who | {"series": series, "time": times, "square": square}
+        who = [pa.nulls(n, pa.int64()) if trial is None else pa.repeat(trial, n), pa.repeat(model, n)]
+        square = pa.array(np.square(predicted - self._truth[TEST]).mean((1, 2)))
+        return pa.table([*who, pa.repeat(TEST, n), *self._tested, square], list(KINDS["squares"].columns))
+
+    @cached_property
+    def _tested(self) -> list[pa.Array]:
+        """Series and times of the test part's samples."""
+        return [pa.array(column, pa.string()) for column in zip(*self._labels[TEST], strict=True)]
 
 
 Scored = tuple[Finalist, list[dict[str, Array]]]
