@@ -17,8 +17,10 @@ SIZES = {"a": 3, "b": 9, "c": 9}
 
 
 def notes(folder: Path, shops: str = "abc", days: int = 1, **sections: Any) -> list[str]:
-    """Of shops with a kind, a size, and promotions that come and go. days: from row to row; each shop has its own day of
-    the week."""
+    """Of shops with a kind, a size, and promotions that come and go, each with first days of its own.
+
+    days: from row to row.
+    """
     draw, first = np.random.default_rng(0), np.datetime64("2024-01-01")
     rows = [
         f"{shop},{first + number + days * row},{KINDS[shop]},{SIZES[shop]},{draw.integers(2)},{draw.normal():.3f}"
