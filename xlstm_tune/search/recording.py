@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from xlstm_tune.data.read import without_credentials
+from xlstm_tune.errors import CheckpointError
 from xlstm_tune.report.leaderboard import Leaderboard
 from xlstm_tune.report.pareto import pareto_front
 from xlstm_tune.results import ResultsWriter, read
@@ -76,13 +77,14 @@ def score_finalists(
     data: Any,
     results: ResultsWriter,
     spool: Spool,
+    console: Console,
 ) -> Finalist | None:
     """Test figures for the best of each family and block pattern: the one look at the test part.
 
     rows: of the trials table; `params` as a dict. data: Ray's reference to the data.
 
-    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed. Returns
-    the winner; None where no trial was scored.
+    Of a population every seed of the best setting is scored; the predictions kept are those of its best seed. One whose
+    weights are gone or damaged is left out with a note. Returns the winner; None where it was not scored.
     """
     members = read(plan.folder, "members").to_pylist()
     chosen = finalists(rows, plan.spec, members)
@@ -90,7 +92,14 @@ def score_finalists(
         scored = predict_remotely(chosen, plan.store, plan.spec, data, placement)
     else:
         scored = predict_here(chosen, plan.folder, plan.spec, plan.data)
+    missing, judged = set(), read(plan.folder, "scores")["trial"].to_pylist()
     for one, predicted in scored:
+        if isinstance(predicted, CheckpointError):
+            missing.add(one.number)
+            stands = "keeps the test figures that it had" if one.number in judged else "has no test figures"
+            said = f"note: trial {one.number} {stands}: {predicted}; bring it back and resume"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            continue
         for part in predicted[0]:
             figures = [judge.metrics(part, parts[part]) for parts in predicted]
             metrics = mean_scores(figures) if one.members else figures[0]
@@ -105,7 +114,7 @@ def score_finalists(
                     if row["trial"] == one.number and row["member"] in tested:
                         mine = {f"test_{name}": value for name, value in tested[row["member"]].items()}
                         results.members([row | mine])
-    return chosen[0] if chosen else None
+    return None if not chosen or chosen[0].number in missing else chosen[0]
 
 
 def _record_predictions(

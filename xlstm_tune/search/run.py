@@ -15,6 +15,7 @@ from rich.console import Console
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import last_line
 from xlstm_tune.layout import PAGE
+from xlstm_tune.report.contenders import contenders
 from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.endings import print_board, resume_words, what_there_is
@@ -221,7 +222,9 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
                 outcome = _search(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in STOPS:  # the one look at the test part is for the end
                     with console.status("testing the best of each family and pattern"):
-                        best = score_finalists(plan, judge, placement, outcome.rows, outcome.data, results, spool)
+                        best = score_finalists(
+                            plan, judge, placement, outcome.rows, outcome.data, results, spool, console
+                        )
                     keep_champion(plan, judge, nullcontext(placement), spool, console)
                     if best is not None:
                         record_coverage(plan, placement, best, outcome.data, results, spool, console)
@@ -239,13 +242,16 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
 
 
 def _finished(plan: Plan) -> bool:
-    """Every trial of an earlier part of this search has ended by itself, and so has the search: it said so last."""
+    """Every trial of an earlier part of this search has ended by itself, its winner has been judged, and the search has
+    ended, which it said last."""
     if not (plan.folder / "results").is_dir() or not ended_in_order(plan.folder):
         return False
     rows = read(plan.folder, "trials").to_pylist()
     began = {row["config"] for row in rows if not never_begun(row["reason"])}
     refused = {row["config"] for row in rows} - began if plan.exhausted else set()
-    return _ended_by_themselves(rows) + len(refused) >= plan.trials
+    judged = read(plan.folder, "scores")["trial"].to_pylist()
+    best = contenders(rows, plan.spec.search.objective)[:1]
+    return _ended_by_themselves(rows) + len(refused) >= plan.trials and all(row["trial"] in judged for row in best)
 
 
 def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import UserError
+from xlstm_tune.layout import ABOUT, CHAMPION
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import find_winner, make_champion
 from xlstm_tune.report.leaderboard import number
@@ -51,7 +52,10 @@ def keep_champion(
                 )
             refit_tried(plan.folder)
     except UserError as error:  # all else of the search stands
-        console.print(f"note: there is no champion: {error}", highlight=False, markup=False, soft_wrap=True)
+        stands = (
+            "the champion stays that of before" if (plan.folder / CHAMPION / ABOUT).exists() else "there is no champion"
+        )
+        console.print(f"note: {stands}: {error}", highlight=False, markup=False, soft_wrap=True)
         return
     if made is not None and wanted():
         spool.model(made, plan.spec.name)

@@ -6,10 +6,10 @@ Test data decide nothing; they are looked at here for the first time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared, Windows
+from xlstm_tune.errors import CheckpointError, last_line
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.drawn import drawn
 from xlstm_tune.models.forecaster import Forecaster, build_model
@@ -197,14 +198,15 @@ class Judge:
         return [pa.array(column, pa.string()) for column in zip(*self._labels[TEST], strict=True)]
 
 
-Scored = tuple[Finalist, list[dict[str, Array]]]
-"""A finalist with the predictions of its members, in their order; of one model where it has none."""
+Scored = tuple[Finalist, list[dict[str, Array]] | CheckpointError]
+"""A finalist with the predictions of its members, in their order; of one model where it has none. Or why there are no
+predictions: its weights were removed or damaged."""
 
 
 def predict_here(chosen: Sequence[Finalist], folder: Path, spec: SearchSpec, data: Prepared) -> Iterator[Scored]:
     """Predict on this machine's processors, in this process: new ones would load torch again, which takes longer."""
     for one in chosen:
-        yield one, predict_finalist(folder, one, spec, data, torch.device("cpu"))
+        yield one, _or_why_not(partial(predict_finalist, folder, one, spec, data, torch.device("cpu")))
 
 
 def predict_remotely(
@@ -220,7 +222,14 @@ def predict_remotely(
     raw = spec.model_dump(by_alias=True)
     waiting = [task.remote(store, one, raw, data) for one in chosen]
     for one, answer in zip(chosen, waiting, strict=True):
-        yield one, ray.get(answer)
+        yield one, _or_why_not(partial(ray.get, answer))
+
+
+def _or_why_not(predict: Callable[[], list[dict[str, Array]]]) -> list[dict[str, Array]] | CheckpointError:
+    try:
+        return predict()
+    except CheckpointError as error:  # from a task it has a traceback before it
+        return CheckpointError(last_line(error).removeprefix(f"{CheckpointError.__module__}.CheckpointError: "))
 
 
 def _predict_task(store: Shared, one: Finalist, raw: dict[str, Any], data: Prepared) -> list[dict[str, Array]]:
