@@ -68,6 +68,32 @@ def test_what_was_written_is_read_exactly(tmp_path: Path) -> None:
     assert copy.end == TrialEnd(2, None, "duplicate", None, FLOATS[4], {"model.family": 'a "ß" \n'}, 1)
 
 
+def test_seconds_count_from_when_the_worker_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's start and nodes that must come up first are no cost of a trial; earlier programs did not tell."""
+    clock = [1000.0]
+    monkeypatch.setattr("xlstm_tune.search.persistence.journal.time.time", lambda: clock[0])
+
+    def spent(*waits: float, told: bool = True) -> tuple[float, float]:
+        folder = tmp_path / f"{len(waits)}-{told}"
+        folder.mkdir()
+        journal, clock[0] = Journal(folder), 1000.0
+        for epoch, wait in enumerate(waits, 1):
+            journal.began([0, 1], [{}, {}])
+            clock[0] += wait
+            if told:
+                journal.took([0, 1])
+            clock[0] += 10
+            journal.epoch(row(0, epoch, 1.0), stop=False)
+            journal.epoch(row(1, epoch, 1.0), stop=False)
+            journal.died([0, 1], "worker died")
+        past = read_journal(folder).trials[0]
+        return past.spent, past.began
+
+    assert spent(60.0) == (5.0, 1060.0), "shared by two"
+    assert spent(60.0, 600.0) == (10.0, 1060.0)
+    assert spent(60.0, told=False) == (35.0, 1000.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(value=st.floats(), text=st.text())
 def test_any_number_and_any_text_comes_back(value: float, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -18,7 +18,7 @@ from ray import tune
 from xlstm_tune.errors import SpecError
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.persistence.folder import CONFIG, HUNG, WEIGHTS, trial_folder
-from xlstm_tune.search.persistence.journal import History
+from xlstm_tune.search.persistence.journal import History, Journal
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.population_records import (
     member_curves,
@@ -59,8 +59,16 @@ class Driver(tune.Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, spec: SearchSpec, store: Shared, results: ResultsWriter, spool: Spool, progress: Progress
+        self,
+        spec: SearchSpec,
+        store: Shared,
+        results: ResultsWriter,
+        spool: Spool,
+        progress: Progress,
+        journal: Journal | None = None,
     ) -> None:
+        """journal: which is told when workers have come; None = nobody goes on with this search."""
+        self._journal = journal
         self._spec, self._store, self._folder = spec, store, store.folder
         self._results, self._spool, self._progress = results, spool, progress
         self._ends: dict[int, TrialEnd] = {}
@@ -142,6 +150,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker took the trial."""
+        if self._journal is not None:
+            self._journal.took(_numbers(trial))
         for one in trial.config["trials"]:
             self._together[one["number"]] = _numbers(trial)
             self._since[one["number"]] = time.time()

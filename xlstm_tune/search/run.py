@@ -288,7 +288,7 @@ def _search(
     if not plan.address and not placement.gpus and nothing_compiled():
         progress.waits = "compiling the kernels for this processor, which takes a minute, once"
     store = plan.store
-    driver = Driver(spec, store, results, spool, progress)
+    driver = Driver(spec, store, results, spool, progress, journal)
     if plan.resume:
         driver.recall(journal.history)
         for left in plan.folder.glob("ray-*"):  # of a driver that was killed

@@ -7,7 +7,8 @@ after a kill is made again from here.
 Lines (`e` says which, `t` is seconds since 1970):
 
 * search: a driver starts, the first one or one that goes on; `schema`, `program`;
-* began: a worker was given the configurations `numbers`, together, with their `params`;
+* began: a worker is asked for that is given the configurations `numbers`, together, with their `params`;
+* took: it is there, and has them (journals of earlier programs lack it);
 * epoch: a configuration's `row`; `stop` where the scheduler ended it with that;
 * ended: a configuration's end: `status`, `reason`, `value`, `params`, `duplicate_of`;
 * died: the worker of `numbers` was lost, and why;
@@ -85,6 +86,12 @@ class History:
                 for number in event["numbers"]:
                     past = self.trials[number]
                     past.together, past._since = list(event["numbers"]), now
+            case "took":
+                for number in event["numbers"]:
+                    past = self.trials[number]
+                    if past._since is not None:  # seconds in which it was waited for are nobody's
+                        past.began = past.began if past.rows or past.spent else now
+                        past._since = now
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
@@ -137,8 +144,12 @@ class Journal:
         self._add("search", schema=SCHEMA, program=f"xlstm_tune {__version__}")
 
     def began(self, numbers: Sequence[int], params: Sequence[Params]) -> None:
-        """A worker is given these configurations."""
+        """A worker is to be given these configurations."""
         self._add("began", numbers=list(numbers), params=list(params))
+
+    def took(self, numbers: Sequence[int]) -> None:
+        """The worker of these configurations is there."""
+        self._add("took", numbers=list(numbers))
 
     def epoch(self, row: Mapping[str, Any], stop: bool) -> None:
         """A configuration finished an epoch, or failed in it. stop: the scheduler ends it."""
