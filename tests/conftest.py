@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,19 @@ def own_tracking() -> Iterator[None]:
     """MLflow notes a URI that it is given in the environment, where the next test's search would find it."""
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_ray() -> Iterator[None]:
+    """Ray starts by itself where a worker's task is called here, and the next module's start would find it up."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # which such a task empties
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.drawn import drawn
 from xlstm_tune.models.forecaster import Forecaster, build_model
 from xlstm_tune.report.contenders import contenders
-from xlstm_tune.result_tables import KINDS
 from xlstm_tune.search.persistence.folder import WEIGHTS, member_folder, trial_folder
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.placement.resources import Placement, own_gpus_alone
@@ -188,14 +187,15 @@ class Judge:
         n, horizon, k = predicted.shape
         if n <= most_windows(horizon * k):
             return None
-        who = [pa.nulls(n, pa.int64()) if trial is None else pa.repeat(trial, n), pa.repeat(model, n)]
+        who = {"trial": pa.nulls(n, pa.int64()) if trial is None else pa.repeat(trial, n), "model": pa.repeat(model, n)}
         square = pa.array(np.square(predicted - self._truth[TEST]).mean((1, 2)))
-        return pa.table([*who, pa.repeat(TEST, n), *self._tested, square], list(KINDS["squares"].columns))
+        return pa.table({**who, "part": pa.repeat(TEST, n), **self._tested, "square": square})
 
     @cached_property
-    def _tested(self) -> list[pa.Array]:
+    def _tested(self) -> dict[str, pa.Array]:
         """Series and times of the test part's samples."""
-        return [pa.array(column, pa.string()) for column in zip(*self._labels[TEST], strict=True)]
+        series, times = zip(*self._labels[TEST], strict=True)
+        return {"series": pa.array(series, pa.string()), "time": pa.array(times, pa.string())}
 
 
 Scored = tuple[Finalist, list[dict[str, Array]] | CheckpointError]
