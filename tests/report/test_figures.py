@@ -217,6 +217,7 @@ def evidence_of(
         "by_target": {},
         "unit": "windows",
         "samples": 279,
+        "compared": 279,
         "block": 14,
         "blocks": 19.9,
         "resampled": "",

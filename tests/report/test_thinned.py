@@ -15,6 +15,7 @@ from xlstm_tune.report.blocks import Section, Sentences
 from xlstm_tune.report.compare import compare
 from xlstm_tune.report.evidence import gather
 from xlstm_tune.report.record import read_record
+from xlstm_tune.report.sections.differences import differences
 from xlstm_tune.report.sections.winner import winner
 from xlstm_tune.results import ResultsWriter, read
 
@@ -85,11 +86,11 @@ def test_differences_are_made_of_all_samples(tmp_path: Path) -> None:
             same, rel=1e-9
         )
     assert whole.blocks == pytest.approx(thinned.blocks) and whole.blocks > 2 * earlier.blocks
-    said = (
-        "Figures here are made of 20 of the 240 samples, drawn evenly; the leaderboard's and the differences' of all."
-    )
+    said = "Other figures than the leaderboard's and the differences' are made of 20 of the 240 samples, drawn evenly."
     assert said in thinned.notes
-    assert said.replace("and the differences' ", "") in earlier.notes
+    assert said.replace(" and the differences'", "") in earlier.notes
+    section = differences(read_record(tmp_path / "thinned"))
+    assert section is not None and section.lead.startswith("Worked out from 240 samples of the test part, drawn anew")
 
 
 def test_searches_are_compared_by_all_samples_where_both_have_them(tmp_path: Path) -> None:

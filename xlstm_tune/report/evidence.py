@@ -55,6 +55,8 @@ class Evidence:
     """What was drawn anew: `windows` or `sequences`."""
     samples: int
     """Windows or sequences that the figures are made of."""
+    compared: int
+    """Those that the differences are made of, which may be more."""
     block: int
     """Windows of a series in a row that are drawn together, of the pair with most; 1 for sequences."""
     blocks: float
@@ -135,6 +137,7 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
         differences=compared.differences,
         unit=compared.unit,
         samples=len(judged.time),
+        compared=len(whole.time),
         block=compared.block,
         blocks=compared.blocks,
         resampled=compared.resampled,
@@ -183,8 +186,8 @@ def _notes(
         notes.append(f"The winner was chosen by {objective}; the differences shown are those of RMSE.")
     total, kept = (seen.samples or {}).get(judged.part), len(judged.time)
     if total is not None and kept < total:
-        all_of = "the leaderboard's and the differences'" if len(whole.time) == total else "the leaderboard's"
-        notes.append(f"Figures here are made of {kept:,} of the {total:,} samples, drawn evenly; {all_of} of all.")
+        of_all = "the leaderboard's and the differences'" if len(whole.time) == total else "the leaderboard's"
+        notes.append(f"Other figures than {of_all} are made of {kept:,} of the {total:,} samples, drawn evenly.")
     members = {row["trial"]: row["members"] for row in trials}
     if any(model.trial is not None and members.get(model.trial) for model in judged.predicted):
         notes.append(

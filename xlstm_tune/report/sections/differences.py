@@ -44,7 +44,7 @@ def differences(record: Record) -> Section | None:
     notes = [str(note) for note in evidence.notes]
     if notes:
         blocks.append(Sentences(notes))
-    lead = f"Worked out from {counted(evidence.samples, 'sample')} of the {evidence.part} part"
+    lead = f"Worked out from {counted(evidence.compared, 'sample')} of the {evidence.part} part"
     if evidence.block > 1:
         lead += (
             f", drawn anew in blocks of {'up to ' if _differ(evidence.differences) else ''}{evidence.block} "
