@@ -74,9 +74,6 @@ def test_trial_row_comes_back_with_types_and_nulls(tmp_path: Path) -> None:
     assert row["started"] == started.astimezone(UTC) and row["ended"] - row["started"] == timedelta(seconds=2.5)
 
 
-SQUARE = {"trial": None, "model": "naive", "part": "test", "series": "", "time": "1", "square": 4.0}
-
-
 def test_every_table_of_the_schema_is_written_and_read(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path) as writer:
         writer.search({"name": "demo", "spec": {"name": "demo"}, "status": "running"})
@@ -84,41 +81,14 @@ def test_every_table_of_the_schema_is_written_and_read(tmp_path: Path) -> None:
         writer.members([{"trial": 0, "member": 1, "setting": {"training.clip": 1.0}}])
         writer.epoch(epoch(0, 1))
         writer.predictions(predictions("naive", [1.0, 2.0]))
-        writer.squares({name: [value] for name, value in SQUARE.items()})
+        of = {"trial": [None], "model": ["naive"], "part": ["test"], "series": [""], "time": ["1"]}
+        writer.squares({**of, "square": [4.0]})
         writer.importance({"trial": [0], "input": [None], "series": [""], "time": ["1"], "square": [1.0]})
         writer.coverage([{"trial": 0, "kind": "interval", "level": 0.9, "share": 0.85, "width": 2.0, "samples": 9}])
         writer.baselines([{"name": "naive", "part": "test", "rmse": 2.0, "settings": {"season": 7}}])
         writer.scores([{"model": "lstm", "trial": 0, "part": "test", "rmse": 1.0}])
     counts = {name: read(tmp_path, name).num_rows for name in SCHEMAS}
     assert counts == {name: 2 if name == "predictions" else 1 for name in SCHEMAS}
-
-
-def measured(writer: ResultsWriter, trial: int, share: float, inputs: list[str | None]) -> None:
-    """What is told of a winner."""
-    rows = [{"trial": trial, "kind": "interval", "level": level, "share": share} for level in (0.8, 0.9)]
-    writer.coverage(rows)
-    columns = {"trial": [trial] * len(inputs), "input": inputs, "series": [""] * len(inputs)}
-    writer.importance(columns | {"time": ["1"] * len(inputs), "square": [math.nan] + [share] * (len(inputs) - 1)})
-
-
-def test_what_was_measured_of_a_winner_that_goes_on_does_not_come_back(tmp_path: Path) -> None:
-    """It is judged again, wins, and nothing is measured: the figures of the model that it was are not told as its."""
-    with ResultsWriter(tmp_path) as writer:
-        for trial in (0, 1):
-            measured(writer, trial, 0.85, [None, "rain", "sun"])
-    with ResultsWriter(tmp_path) as writer:
-        writer.forget(0)
-        assert [read(tmp_path, name)["trial"].unique().to_pylist() for name in ("coverage", "importance")] == [[1], [1]]
-        writer.forget(0)
-        writer.forget(7)
-    for _ in range(2):
-        with ResultsWriter(tmp_path) as writer:  # its parts are put together
-            writer.scores([{"model": "lstm", "trial": 0, "part": "test", "rmse": 1.0}])
-        assert [read(tmp_path, name).num_rows for name in ("coverage", "importance")] == [2, 3]
-    with ResultsWriter(tmp_path) as writer:
-        measured(writer, 0, 0.9, [None, "rain"])
-    again = {name: read(tmp_path, name).to_pandas().query("trial == 0") for name in ("coverage", "importance")}
-    assert again["coverage"]["share"].tolist() == [0.9, 0.9] and len(again["importance"]) == 2
 
 
 def test_unknown_column_is_named_with_its_neighbour(tmp_path: Path) -> None:

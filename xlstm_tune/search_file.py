@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from xlstm_tune.data.config import READABLE
 from xlstm_tune.errors import SpecError
 from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean, shortened
@@ -25,15 +26,12 @@ DEEPEST = 50
 """Mappings and lists inside each other."""
 MOST_DIGITS = 400
 """Of a whole number; every float fits."""
-TABLES = (
-    *(".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz"),
-    *(".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc"),
-)
-"""Endings of tables that can be read, which a search file has never: `data.read`, which loads Arrow, has them too."""
 OTHER_TABLES = (".xlsx", ".xls", ".ods", ".jsonl", ".ndjson", ".orc", ".gz", ".zip")
-"""The same of tables that cannot be read."""
+"""Endings of tables that cannot be read."""
 EITHER = (".txt", ".json")
 """Endings of tables and of search files."""
+TABLES = tuple(ending for ending in READABLE if ending not in EITHER)
+"""Endings of tables that can be read, which a search file has never."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,31 @@ def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
     with ResultsWriter(tmp_path) as results:  # judged again; how often intervals hold is not measured
         results.scores([{"model": "lstm", "trial": 0, "part": "test", **dict.fromkeys(FIGURES, 2.5)}])
     assert read(tmp_path, "coverage").num_rows == judged
+
+
+def measured(writer: ResultsWriter, trial: int, share: float, inputs: list[str | None]) -> None:
+    """What is told of a winner."""
+    rows = [{"trial": trial, "kind": "interval", "level": level, "share": share} for level in (0.8, 0.9)]
+    writer.coverage(rows)
+    columns = {"trial": [trial] * len(inputs), "input": inputs, "series": [""] * len(inputs)}
+    writer.importance(columns | {"time": ["1"] * len(inputs), "square": [math.nan] + [share] * (len(inputs) - 1)})
+
+
+def test_what_was_measured_of_a_winner_that_goes_on_does_not_come_back(tmp_path: Path) -> None:
+    """It is judged again, wins, and nothing is measured: the figures of the model that it was are not told as its."""
+    with ResultsWriter(tmp_path) as writer:
+        for trial in (0, 1):
+            measured(writer, trial, 0.85, [None, "rain", "sun"])
+    with ResultsWriter(tmp_path) as writer:
+        writer.forget(0)
+        assert [read(tmp_path, name)["trial"].unique().to_pylist() for name in ("coverage", "importance")] == [[1], [1]]
+        writer.forget(0)
+        writer.forget(7)
+    for _ in range(2):
+        with ResultsWriter(tmp_path) as writer:  # its parts are put together
+            writer.scores([{"model": "lstm", "trial": 0, "part": "test", "rmse": 1.0}])
+        assert [read(tmp_path, name).num_rows for name in ("coverage", "importance")] == [2, 3]
+    with ResultsWriter(tmp_path) as writer:
+        measured(writer, 0, 0.9, [None, "rain"])
+    again = {name: read(tmp_path, name).to_pandas().query("trial == 0") for name in ("coverage", "importance")}
+    assert again["coverage"]["share"].tolist() == [0.9, 0.9] and len(again["importance"]) == 2

@@ -18,6 +18,11 @@ _YEAR_DAYS = 365.2425
 _MONDAY = 4  # 1970-01-05, in days since 1970
 
 
+def cycle_names(cycles: Sequence[str]) -> dict[str, str]:
+    """The columns that are made of these cycles, in their order, and the cycle of each."""
+    return {f"{cycle}_{wave}": cycle for cycle in cycles for wave in ("sin", "cos")}
+
+
 def cycle_columns(time: np.ndarray, kind: Kind, cycles: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """[R, 2 × cycles] float32 in -1..1 and the columns' names.
 
@@ -30,7 +35,7 @@ def cycle_columns(time: np.ndarray, kind: Kind, cycles: Sequence[str]) -> tuple[
     for cycle in cycles:
         phase = 2 * np.pi * _share(time, kind, cycle)
         columns += [np.sin(phase), np.cos(phase)]
-        names += [f"{cycle}_sin", f"{cycle}_cos"]
+        names += cycle_names([cycle])
     return np.stack(columns, axis=1).astype(np.float32), tuple(names)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +128,11 @@ def text_codes(source: Source, name: str) -> tuple[np.ndarray, list[str]]:
     text = pc.fill_null(pc.utf8_trim_whitespace(text), "")
     coded = text.combine_chunks().dictionary_encode()
     return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
+
+
+def column_of(feature: str, categories: Sequence[str]) -> str:
+    """The column that an input was made of: `weather` of `weather=rain`; itself where it is no value of a category."""
+    return next((name for name in categories if feature.startswith(f"{name}=")), feature)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from xlstm_tune.strict import Spec, did_you_mean
 
+CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
+"""How the names of text tables end."""
+PARQUET = (".parquet", ".pq")
+ARROW = (".arrow", ".arrows", ".feather", ".ipc")
+READABLE = (*CSV, *PARQUET, *ARROW)
+"""File name endings that can be read."""
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value

@@ -19,10 +19,8 @@ BLANKS = (
 """Spellings of a blank cell in a column of numbers."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-CSV = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".txt")
-"""How the names of such files end."""
 _TABS = (".tsv", ".tsv.gz", ".tsv.txt")
-"""And of those with tabs between cells."""
+"""How the names of files with tabs between cells end."""
 
 
 @dataclass(frozen=True)

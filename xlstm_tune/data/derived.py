@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from xlstm_tune.data.columns import column_of
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.words import listing
 
@@ -43,14 +44,9 @@ def derived_notes(table: Table) -> list[str]:
 
 def _constant_inputs(table: Table) -> Iterator[tuple[str, np.ndarray]]:
     """Name and values [S] of inputs that have one value in each sequence; values of categories are left out."""
-    first = table.offsets[:-1]
     for column, name in enumerate(table.features):
-        if column in table.one_hot:
-            continue
-        cells = table.cells(column)
-        low = np.minimum.reduceat(cells, first)
-        if (low == np.maximum.reduceat(cells, first)).all():
-            yield name, low
+        if column not in table.one_hot and (values := _constant(table, column)) is not None:
+            yield name, values
     for column, name in enumerate(table.static.names):
         if column not in table.static.one_hot:
             yield name, table.static.values[:, column]
@@ -58,21 +54,24 @@ def _constant_inputs(table: Table) -> Iterator[tuple[str, np.ndarray]]:
 
 def fixed_inputs(table: Table, categories: Sequence[str]) -> list[str]:
     """Columns among the inputs, categories too, that differ from series to series and never change within one."""
-    first = table.offsets[:-1]
-    fixed: dict[str, bool] = {}
-    differing: set[str] = set()
+    differing: dict[str, bool] = {}
+    changing: set[str] = set()
     for column, feature in enumerate(table.features):
-        name = feature
-        if column in table.one_hot:
-            name = next((one for one in categories if feature.startswith(f"{one}=")), feature)
-        if not fixed.setdefault(name, True):
+        name = column_of(feature, categories) if column in table.one_hot else feature
+        if name in changing:
             continue
-        cells = table.cells(column)
-        low = np.minimum.reduceat(cells, first)
-        fixed[name] = bool((low == np.maximum.reduceat(cells, first)).all())
-        if (low != low[0]).any():
-            differing.add(name)
-    return [name for name, always in fixed.items() if always and name in differing]
+        if (values := _constant(table, column)) is None:
+            changing.add(name)
+        else:
+            differing[name] = differing.get(name, False) or bool((values != values[0]).any())
+    return [name for name, differs in differing.items() if differs and name not in changing]
+
+
+def _constant(table: Table, column: int) -> np.ndarray | None:
+    """What an input is in each sequence or series, [S]; None where it changes within one."""
+    cells, first = table.cells(column), table.offsets[:-1]
+    low: np.ndarray = np.minimum.reduceat(cells, first)
+    return low if (low == np.maximum.reduceat(cells, first)).all() else None
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ from decimal import Decimal, InvalidOperation
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xlstm_tune.data.csv_files import CSV, File, texts_of
+from xlstm_tune.data.config import CSV
+from xlstm_tune.data.csv_files import File, texts_of
 from xlstm_tune.errors import DataError
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

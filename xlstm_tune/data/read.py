@@ -15,16 +15,13 @@ import pyarrow.fs as pa_fs
 import pyarrow.parquet as pa_parquet
 
 from xlstm_tune.addresses import SECRET_OPTIONS
-from xlstm_tune.data.csv_files import CSV, File, read_csv
+from xlstm_tune.data.config import ARROW, CSV, PARQUET, READABLE
+from xlstm_tune.data.csv_files import File, read_csv
 from xlstm_tune.data.labels import padded, with_labels
 from xlstm_tune.errors import DataError, first_line
 from xlstm_tune.strict import did_you_mean
 
-_PARQUET = (".parquet", ".pq")
-_ARROW = (".arrow", ".arrows", ".feather", ".ipc")
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-READABLE = (*CSV, *_PARQUET, *_ARROW)
-"""File name endings that can be read."""
 _WEB = ("http", "https", "ftp", "sftp")
 # A / may stand unquoted in a password; after a port comes the path.
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?![^/@]*:\d+/)([^/@]*:[^@]*|[^/@]*)@")
@@ -233,11 +230,11 @@ def _read(file: File) -> pa.Table:
     try:
         if lower.endswith(CSV):
             table = read_csv(file)
-        elif lower.endswith(_PARQUET):
+        elif lower.endswith(PARQUET):
             with file.system.open_input_file(file.path) as opened:
                 table = pa_parquet.ParquetFile(opened).read()
                 table.validate(full=True)
-        elif lower.endswith(_ARROW):
+        elif lower.endswith(ARROW):
             with file.system.open_input_file(file.path) as opened:
                 stream = lower.endswith(".arrows")
                 table = (pa.ipc.open_stream if stream else pa.ipc.open_file)(opened).read_all()

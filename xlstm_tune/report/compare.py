@@ -200,11 +200,11 @@ def _together(
     has them."""
     whole: Judged | None = None
     seeds: dict[Model, list[float]] = {}
-    read = [_of_winner(one) for one in found]
-    all_of = [own and of_all_samples(one.folder, own) for one, own in zip(found, read, strict=True)]
+    judged = [_of_winner(one) for one in found]
+    all_of = [own and of_all_samples(one.folder, own) for one, own in zip(found, judged, strict=True)]
     if len({len(own.time) for own in all_of if own}) == 1:  # none is of a search that kept some of its errors alone
-        read = all_of
-    for one, own in zip(found, read, strict=True):
+        judged = all_of
+    for one, own in zip(found, judged, strict=True):
         model = named(one)
         if not model or not own:
             notes.append(f"{one.name} has no test predictions of its best trial yet.")

@@ -17,7 +17,7 @@ from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.predictions import Judged, Model, facts
 from xlstm_tune.report.resampling import FEWEST
-from xlstm_tune.search.finals.finalists import actual, sample_labels
+from xlstm_tune.search.finals.finalists import TEST, actual, sample_labels
 from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import data_facts
@@ -28,7 +28,6 @@ from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_trial
 from xlstm_tune.training.metrics import score_units
 
-TEST = "test"
 SAMPLES = 5_000
 """Of the test part that are looked at, spread evenly."""
 SAMPLE = 200

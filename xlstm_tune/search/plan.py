@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xlstm_tune.data.calendar import cycle_names
 from xlstm_tune.data.derived import fixed_inputs
 from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import Table, load_table
@@ -75,7 +77,7 @@ class Plan:
         grid = self.spec.search.algorithm == "grid"
         return self.trials == (len(self.space.grid().points) if grid else self.space.count())
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the search starts, one sentence each."""
         lost = _levels_lost(self.spec, self.space, self.table)
@@ -183,8 +185,8 @@ def _levels_lost(spec: SearchSpec, space: Space, table: Table) -> list[str]:
     values = searched[0] if searched else (spec.model.instance_norm,)
     if spec.data.task != "forecast" or not {"last", "reversible"} & set(values):
         return []
-    made = [f"{cycle}_{wave}" for cycle in spec.data.calendar for wave in ("sin", "cos")]
-    fixed = [name for name in fixed_inputs(table, spec.data.categories) if name not in made]
+    of_calendar = cycle_names(spec.data.calendar)
+    fixed = [name for name in fixed_inputs(table, spec.data.categories) if name not in of_calendar]
     if not fixed:
         return []
     them = "it" if len(fixed) == 1 else "them"

@@ -106,7 +106,7 @@ def score_finalists(
             results.scores([{"trial": one.number, "model": one.family, "part": part, **metrics}])
             intervals = one is chosen[0] and part == "validation"
             _record_predictions(judge, results, one.number, one.family, part, predicted[0][part], intervals)
-            if part == "test":
+            if part == TEST:
                 known = {f"test_{name}": value for name, value in metrics.items() if value is not None}
                 spool.metrics({name: value for name, value in known.items() if name != "test_seeds"}, trial=one.number)
                 tested = dict(zip(one.members, figures, strict=False))

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from xlstm_tune.data.calendar import cycle_names
+from xlstm_tune.data.columns import column_of
 from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.drawn import drawn
 from xlstm_tune.search.finals.finalists import Finalist, in_a_task, load_models
@@ -95,12 +97,12 @@ def inputs_of(data: Prepared, categories: Sequence[str], calendar: Sequence[str]
     All values of a category (`weather=rain`) are one, and both columns of a cycle of the calendar, `data.calendar`: one
     without the other would be a date that there is not.
     """
-    cycles = {f"{cycle}_{wave}": f"calendar: {cycle}" for cycle in calendar for wave in ("sin", "cos")}
+    cycles = {name: f"calendar: {cycle}" for name, cycle in cycle_names(calendar).items()}
     columns: dict[str, list[int]] = {}
     static: dict[str, list[int]] = {}
     for names, found in ((data.feature_names, columns), (data.static_names, static)):
         for position, name in enumerate(names):
-            whole = next((one for one in categories if name.startswith(f"{one}=")), cycles.get(name, name))
+            whole = cycles.get(name) or column_of(name, categories)
             found.setdefault(whole, []).append(position)
     every = dict.fromkeys([*columns, *static])
     return [Input(name, tuple(columns.get(name, ())), tuple(static.get(name, ()))) for name in every]
