@@ -22,7 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from scale_space import define_by_run, error
 
-from xlstm_tune.search.sampling.study import make_sampler
+from xlstm_tune.search.sampling.samplers import NumberedSampler
 from xlstm_tune.search.sampling.study_memory import StudyMemory
 from xlstm_tune.search.sampling.thinning import ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
@@ -32,7 +32,7 @@ AT_A_TIME = 16
 
 def tpe(seed: int) -> BaseSampler:
     """Ours."""
-    return make_sampler(SearchConfig.parse({"algorithm": "tpe", "seed": seed}))
+    return NumberedSampler(SearchConfig.parse({"algorithm": "tpe", "seed": seed}))
 
 
 def thinned(seed: int, most: int, best: int) -> optuna.Study:

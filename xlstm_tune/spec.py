@@ -118,14 +118,16 @@ class SearchConfig(Spec):
     reduction_factor: Annotated[int, Field(ge=2, le=100)] = 3
     """ASHA keeps the best one in this many at each rung."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    """Of the proposals."""
+    """Of the proposals. Each trial draws numbers of its own, by this and its number, so that a search that was
+    interrupted proposes the same; `tpe` and `gp` learn from what has ended, which hangs on the clock where several
+    trials run at a time."""
     start_with: list[dict[str, Scalar]] | Literal["defaults", "none"] = "defaults"
     """Points tried first; `defaults`: every family with the values of `model:` and `training:`."""
     fuse: Literal["auto", "off"] = "auto"
     """`auto`: configurations of a grid or random search that differ only in settings which leave every tensor's shape
     alone are trained together where that is faster; off = each by itself."""
     time_budget: Annotated[float, Field(gt=0)] | str | None = None
-    """Seconds, or text such as 30m, 2h, 1d, after which no more is trained."""
+    """Seconds, or text such as 30m, 2h, 1d, after which no more is trained; anew from each start and each resume."""
     storage: str | None = None
     """An Optuna storage URL; unless given, a journal file in the search folder."""
 

@@ -251,7 +251,7 @@ def test_waiting_points_leave_in_order_and_by_shape() -> None:
     waiting.add(rates)
     assert waiting.pop() == ({"model.hidden_size": 32}, {"start": 0})
     assert waiting.pop() == (rates[0], {})
-    assert waiting.take(rates[0]) == rates[2] and waiting.take(rates[0]) is None
+    assert waiting.take(rates[0]) == (rates[2], {}) and waiting.take(rates[0]) is None
     assert len(waiting) == 1 and waiting.pop() == (rates[1], {})
 
 

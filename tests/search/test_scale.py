@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from searcher_bench import EPOCHS, MIXED, SMALL, Bench, make_spec, score
@@ -22,9 +22,9 @@ from xlstm_tune.search.persistence.journal import Journal, read_journal
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.sampling import study as study_module
+from xlstm_tune.search.sampling.samplers import NumberedSampler
 from xlstm_tune.search.sampling.searcher import OptunaSearcher
 from xlstm_tune.search.sampling.space import Space
-from xlstm_tune.search.sampling.study import make_sampler
 from xlstm_tune.search.sampling.study_memory import StudyMemory
 from xlstm_tune.search.sampling.thinning import ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.search.scheduling.losses import Losses
@@ -39,7 +39,7 @@ RATE = optuna.distributions.FloatDistribution(1e-5, 1.0, log=True)
 
 
 def tpe(seed: int = 1) -> BaseSampler:
-    return make_sampler(SearchConfig.parse({"algorithm": "tpe", "seed": seed}))
+    return NumberedSampler(SearchConfig.parse({"algorithm": "tpe", "seed": seed}))
 
 
 def opened(most: int, best: int, objectives: int = 1) -> tuple[optuna.Study, StudyMemory, ThinnedStudy]:
@@ -181,7 +181,7 @@ def test_configurations_over_a_limit_are_ranked_behind_all_others() -> None:
 @pytest.mark.parametrize("algorithm", ["grid", "random"])
 def test_samplers_that_learn_nothing_are_not_thinned(algorithm: str, tmp_path: Path) -> None:
     spec = make_spec(SMALL, algorithm=algorithm, trials=3)
-    assert isinstance(Bench(spec, tmp_path).searcher.study.sampler, RandomSampler)
+    assert isinstance(Bench(spec, tmp_path).searcher.study.sampler, NumberedSampler)
 
 
 def test_the_memory_of_a_study_says_what_its_storage_says(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_every_trial_is_told_whatever_the_algorithm(algorithm: str, space: dict[
     if algorithm == "grid":
         space = {key: value for key, value in space.items() if key != "training.learning_rate"}
     trials = None if algorithm == "grid" else 12
-    bench = Bench(make_spec(space, algorithm=algorithm, trials=trials), tmp_path)
+    bench = Bench(make_spec(space, algorithm=algorithm, trials=trials, seed=1), tmp_path)
     bench.run(fate)
     check_all_told(bench)
     ends = Counter(end.status for end in bench.ends)

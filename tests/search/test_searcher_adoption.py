@@ -98,6 +98,13 @@ def check_ended(spec: SearchSpec, folder: Path, last: Bench, limit: int) -> None
     assert len(reported) == len(set(reported))
 
 
+def begun(spec: SearchSpec, folder: Path) -> set[str]:
+    """The configurations that a search has tried."""
+    ends = [past.end for past in read_journal(folder).trials.values()]
+    tried = [end for end in ends if end and end.status != "duplicate" and not never_begun(end.reason)]
+    return {spec.resolve(end.params).key() for end in tried}
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_a_kill_after_any_write_loses_nothing_and_repeats_nothing(
     name: str, tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +134,7 @@ def test_a_kill_after_any_write_loses_nothing_and_repeats_nothing(
         resumed = Bench(spec, cut, resume=True, space=space, data=data)
         resumed.run(fate, concurrent=2)
         check_ended(spec, cut, resumed, limit)
+        assert begun(spec, cut) == begun(spec, folder), f"as if nothing had happened (cut {place})"
         for trial_id, number in resumed.numbers.items():
             if number in before:
                 assert before[number].end is None, f"trial {number} had ended and was begun again (cut {place})"

@@ -19,6 +19,8 @@ REASON = "reason"
 DUPLICATE_OF = "duplicate_of"
 START = "start"
 """Which start point the trial is."""
+DRAW = "draw"
+"""Of which number the point is that a random search drew ahead: points of one shape leave out of turn."""
 # How the reasons of failed trials begin that are no fault of the training.
 INVALID = "invalid: "
 TOO_LARGE = "too large: "

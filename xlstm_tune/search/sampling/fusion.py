@@ -85,11 +85,11 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._points)
 
-    def add(self, points: Iterable[Params]) -> None:
-        """Put complete points at the end."""
+    def add(self, points: Iterable[Params], attributes: Attributes | None = None) -> None:
+        """Put complete points at the end. attributes: of the Optuna trials that they will be."""
         for point in points:
             self._alike[shape_of_point(point)].append(self._next)
-            self._put(point, {})
+            self._put(point, attributes or {})
 
     def add_start(self, point: Params, attributes: Attributes) -> None:
         """Put a point at the end that may be partial, and is therefore never taken out of turn."""
@@ -99,13 +99,13 @@ class Waiting:
         """Take the first one out. Raises KeyError when there is none."""
         return self._points.popitem(last=False)[1]
 
-    def take(self, params: Mapping[str, Any]) -> Params | None:
+    def take(self, params: Mapping[str, Any]) -> tuple[Params, Attributes] | None:
         """Take out the first complete point of the same shape as `params`; None when there is none."""
         alike = self._alike[shape_of_point(params)]
         while alike:
             point = self._points.pop(alike.popleft(), None)
             if point is not None:
-                return point[0]
+                return point
         return None
 
     def _put(self, point: Params, attributes: Attributes) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import optuna
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.search.sampling.duplicates import START, Known, Ledger
+from xlstm_tune.search.sampling.duplicates import DRAW, START, Known, Ledger
 from xlstm_tune.search.sampling.fusion import LOOK_AHEAD, Fusion, Waiting, fuses
+from xlstm_tune.search.sampling.samplers import NumberedSampler
 from xlstm_tune.search.sampling.space import Params, Space
 from xlstm_tune.spec import DEFAULT_TRIALS, SearchSpec
 from xlstm_tune.training.config import TrialConfig
@@ -70,9 +71,11 @@ class Proposals:
         self._grid = spec.search.algorithm == "grid"
         self._limit = most or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
         trials = study.get_trials(deepcopy=False)
-        self._rng = random.Random(f"{spec.search.seed} {len(trials)}")  # a resumed search draws others
         self._fusion = fusion
         self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
+        # The numbers that trials have, or would have had if each had been drawn when its turn came.
+        drawn = {trial.user_attrs.get(DRAW, trial.number) for trial in trials} | set(range(len(space.starts())))
+        self._draws = itertools.filterfalse(drawn.__contains__, itertools.count())
         points = space.points
         self._unknown = None if points is None else {k: p for k, p in points.items() if k not in ledger}
         """Points of a finite space that are not known yet."""
@@ -112,7 +115,7 @@ class Proposals:
             listed = self._grid and bool(self._waiting)  # there are only so many of these
             if self._waiting:
                 self._study.enqueue_trial(*self._waiting.pop())
-            elif misses >= PATIENCE and (point := self._at_random()) is not None:
+            elif misses >= PATIENCE and (point := self._at_random(misses)) is not None:
                 self._study.enqueue_trial(point)
             if (live := self._ask()) is not None:
                 return live
@@ -129,7 +132,7 @@ class Proposals:
             point = self._waiting.take(first.params)
             if point is None:
                 break
-            self._study.enqueue_trial(point)
+            self._study.enqueue_trial(*point)
             if (live := self._ask()) is not None:
                 others.append(live)
         return others
@@ -150,24 +153,27 @@ class Proposals:
         room = None if self._limit is None else max(0, self._limit - len(self._ledger) - len(self._waiting))
         self._waiting.add(itertools.islice(self._later, room))
 
-    def _at_random(self) -> Params | None:
+    def _at_random(self, misses: int) -> Params | None:
         """A point by chance, of a finite space an unknown one; None where the sampler draws by chance itself."""
+        rng = random.Random(f"{self._spec.search.seed} {len(self._ledger)} {misses}")  # whatever was interrupted
         if self._unknown:
-            return self._rng.choice(list(self._unknown.values()))
-        return None if self._spec.search.algorithm == "random" else self._space.draw(self._rng)
+            return rng.choice(list(self._unknown.values()))
+        return None if self._spec.search.algorithm == "random" else self._space.draw(rng)
 
     def _full(self) -> bool:
         return self._limit is not None and len(self._ledger) >= self._limit
 
     def _look_ahead(self) -> None:
         """Draw the points that a random search comes to next, as it would have drawn them one by one."""
-        ahead = optuna.create_study(sampler=self._study.sampler)
+        ahead = optuna.create_study()
         wanted = LOOK_AHEAD if self._limit is None else min(LOOK_AHEAD, self._limit - len(self._ledger))
         new: set[str] = set()
         misses = 0
         while len(new) < wanted and misses < PATIENCE:
+            number = next(self._draws)
+            ahead.sampler = NumberedSampler(self._spec.search, number)
             point = self._space.suggest(ahead.ask())
-            self._waiting.add([point])
+            self._waiting.add([point], {DRAW: number})
             key = key_of(self._spec, point)
             fresh = key is not None and key not in new and key not in self._ledger
             misses = 0 if fresh else misses + 1

@@ -1,17 +1,15 @@
-"""The Optuna study behind a search: where it is kept, and which sampler proposes."""
+"""The Optuna study behind a search: where it is kept, and what its sampler sees of it."""
 
 from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
 from optuna.trial import TrialState
@@ -21,6 +19,7 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
+from xlstm_tune.search.sampling.samplers import NumberedSampler
 from xlstm_tune.search.sampling.study_memory import StudyMemory
 from xlstm_tune.search.sampling.thinning import GP, TPE, ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
@@ -56,25 +55,6 @@ class SyncedJournal(JournalFileBackend):  # type: ignore[misc]
         """Force everything appended so far to disk."""
         with self._path.open("ab") as file:
             os.fsync(file.fileno())
-
-
-def make_sampler(config: SearchConfig, told: int = 0) -> BaseSampler:
-    """The sampler that `search.algorithm` names.
-
-    told: trials that the study already holds. A resumed search must not draw the numbers of its first run again,
-    so they become part of the seed.
-    """
-    seed = config.seed if not told else int(np.random.SeedSequence([config.seed, told]).generate_state(1)[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if config.algorithm == "tpe":
-            # Without multivariate and group, TPE samples the settings of a conditional space independently;
-            # without the liar, trials running side by side are near copies of each other.
-            return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-        if config.algorithm == "gp":
-            return GPSampler(seed=seed, warn_independent_sampling=False)
-    # A grid's points are enqueued whole: its sampler only fills what an explicit start point leaves open.
-    return RandomSampler(seed=seed)
 
 
 _THINNED: dict[str, Thinning] = {"tpe": TPE, "gp": GP}
@@ -126,7 +106,7 @@ def open_study(
     except (OSError, SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         reason = hide_credentials(first_line(error))
         raise StorageError(f"search.storage {where} cannot be opened: {reason}; check the path or URL") from None
-    sampler = make_sampler(config, len(memory))
+    sampler: BaseSampler = NumberedSampler(config)
     if thinning := _THINNED.get(config.algorithm):
         view = ThinnedStudy(memory, thinning, objectives=len(study.directions))
         sampler = ThinnedSampler(sampler, view, study.study_name)
