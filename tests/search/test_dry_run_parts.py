@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -121,3 +122,17 @@ def test_a_short_test_part_of_a_forecast_is_told_of(tmp_path: Path) -> None:
     (note,) = too_little(planned(tmp_path, rows, short))
     assert "independent block" in note and note.startswith("no two models can be told apart")
     assert too_little(planned(tmp_path, rows, short | {"split": {"validation": 20, "test": 120}})) == []
+
+
+def test_a_test_part_of_many_series_is_looked_at_whole(tmp_path: Path) -> None:
+    """50 moments of 1,000 series each: every tenth window would be the same five moments of each."""
+    rng = np.random.default_rng(0)
+    levels = rng.normal(size=1000)
+    values = levels[:, None] + rng.normal(size=(1000, 140))
+    stamps = [str(np.datetime64("2020-01-01") + day) for day in range(140)]
+    rows = [
+        "id,t,y",
+        *(f"s{n},{t},{y:.3f}" for n, line in enumerate(values) for t, y in zip(stamps, line, strict=True)),
+    ]
+    data = {"series": ["id"], "lookback": 14, "horizon": 1, "split": {"validation": 20, "test": 50}}
+    assert too_little(planned(tmp_path, rows, FORECAST | data)) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -15,23 +13,19 @@ from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.report.predictions import Judged, Model, facts
+from xlstm_tune.report.predictions import Model, facts, of_squares
 from xlstm_tune.report.resampling import FEWEST
 from xlstm_tune.search.finals.finalists import TEST, actual, sample_labels
+from xlstm_tune.search.placement.packing import largest_configs
 from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import data_facts
+from xlstm_tune.search.sampling.extremes import furthest
 from xlstm_tune.search.sampling.population import describe_population
-from xlstm_tune.search.sampling.space import Params
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_trial
 from xlstm_tune.training.metrics import score_units
-
-SAMPLES = 5_000
-"""Of the test part that are looked at, spread evenly."""
-SAMPLE = 200
-"""Configurations looked at for the smallest and largest model of an infinite space."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -39,8 +33,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     spec = plan.spec
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(style="bold")
-    sized = _sized(plan)
-    for title, text in [*data_lines(plan), *space_lines(plan), *model_lines(plan, sized)]:
+    ends = _ends(plan)
+    for title, text in [*data_lines(plan), *space_lines(plan), *model_lines(plan, ends)]:
         grid.add_row(title, escape(text))
     where = plan.placement.describe() if plan.placement else f"decided by the cluster at {plan.address}"
     grid.add_row("placement", where)
@@ -54,7 +48,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"\n[bold]{spec.name}[/]: {spec.data.task}, nothing is trained", highlight=False)
     console.print(grid, highlight=False)
     console.print(_baselines(plan), highlight=False)
-    for note in (*plan.notes, *_out_of_reach(plan, sized[0][0]), *too_little(plan)):
+    for note in (*plan.notes, *_out_of_reach(plan, _parameters(plan, ends[0])), *too_little(plan)):
         console.print(f"note: {note}", highlight=False, markup=False)
 
 
@@ -110,21 +104,28 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     return lines
 
 
-def model_lines(plan: Plan, sized: list[tuple[int, TrialConfig]]) -> list[tuple[str, str]]:
-    """Parameters of the smallest and largest model; memory that training the largest takes. sized: of `_sized`."""
-    least, most = sized[0][1], sized[-1][1]
-    largest = f"{sized[-1][0]:,} ({most.title()})"
+def model_lines(plan: Plan, ends: tuple[TrialConfig, TrialConfig]) -> list[tuple[str, str]]:
+    """Parameters of the smallest and largest model; memory that training takes. ends: of `_ends`."""
+    least, most = ends
+    counts = [f"{_parameters(plan, config):,} ({config.title()})" for config in ends]
     return [
-        ("parameters", largest if least == most else f"{sized[0][0]:,} ({least.title()}) to {largest}"),
-        ("memory", _memory(plan, most, sized[-1][0])),
+        ("parameters", counts[1] if least == most else " to ".join(counts)),
+        ("memory", _memory(plan)),
     ]
 
 
-def _sized(plan: Plan) -> list[tuple[int, TrialConfig]]:
-    """The configurations looked at and their parameters, smallest first."""
-    configs = [plan.spec.resolve(params) for params in _looked_at(plan)]
-    sized = [(count_parameters(config.model, shape_of(plan.data, config)), config) for config in configs]
-    return sorted(sized, key=lambda each: each[0])
+def _parameters(plan: Plan, config: TrialConfig) -> int:
+    return count_parameters(config.model, shape_of(plan.data, config))
+
+
+def _ends(plan: Plan) -> tuple[TrialConfig, TrialConfig]:
+    """The configurations with the fewest and the most parameters."""
+
+    def found(sign: int) -> TrialConfig:
+        points = furthest(plan.spec, plan.space, lambda config: sign * _parameters(plan, config))
+        return max(map(plan.spec.resolve, points), key=lambda config: sign * _parameters(plan, config))
+
+    return found(-1), found(1)
 
 
 def _out_of_reach(plan: Plan, least: int) -> list[str]:
@@ -132,28 +133,24 @@ def _out_of_reach(plan: Plan, least: int) -> list[str]:
     limit = plan.spec.search.constraints.max_parameters
     if limit is None or least <= limit:
         return []
-    # The smallest model of a space that cannot be listed may not have been drawn.
-    some = "" if plan.space.count() is not None or plan.spec.search.algorithm == "grid" else f" of {SAMPLE} looked at"
     return [
-        f"search.constraints.max_parameters is {limit:,}, and the smallest model{some} has {least:,} parameters: "
-        f"{'hardly any' if some else 'no'} trial would be trained; raise the limit, or search smaller models"
+        f"search.constraints.max_parameters is {limit:,}, and the smallest model has {least:,} parameters: no trial "
+        "would be trained; raise the limit, or search smaller models"
     ]
 
 
 def too_little(plan: Plan) -> list[str]:
     """Why the test part can hardly tell two models apart, shown by two baselines."""
     truth = actual(plan.table, plan.data, TEST)
-    labels = sample_labels(plan.table, plan.data, TEST)
-    every = -(-len(labels) // SAMPLES)
     kept = {
-        Model(one.name, None, None): one.predictions[TEST][::every]
+        Model(one.name, None, None): np.square(one.predictions[TEST] - truth).mean((1, 2))
         for one in plan.baselines
         if np.isfinite(one.predictions[TEST]).all() and one.name not in ("mean", "last_value")
     }
     if len(kept) < 2:
         return []
-    series, times = zip(*labels[::every], strict=True)
-    judged = Judged(TEST, series, times, plan.data.target_names, truth[::every], kept)
+    series, time = zip(*sample_labels(plan.table, plan.data, TEST), strict=True)
+    judged = of_squares(TEST, series, time, kept, plan.data.horizon)
     first, second, *_ = kept
     found = compare_pairs(judged, [(first, second)], facts(data_facts(plan)))
     if found.blocks >= FEWEST and not any(one.beyond for one in found.differences):
@@ -162,23 +159,21 @@ def too_little(plan: Plan) -> list[str]:
     return [f"no two models can be told apart on the test part (tried with {first.name} and {second.name}): {why}"]
 
 
-def _memory(plan: Plan, most: TrialConfig, parameters: int) -> str:
-    """What training the largest model takes, where this machine can build it to find out."""
-    if (weights := parameters * 4 / 2**20) > memory_mib() / 4:
-        return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
-    memory = estimate_trial(most, plan.data)
-    largest_one = "the largest, of one member" if plan.spec.population else "the largest"
+def _memory(plan: Plan) -> str:
+    """What training the configuration takes that takes most, where this machine can build it to find out."""
+    found = []
+    for config in largest_configs(plan.spec, plan.space, plan.data):
+        weights = _parameters(plan, config) * 4 / 2**20
+        if weights > memory_mib() / 4:
+            return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
+        found.append((estimate_trial(config, plan.data), config))
+    memory, most = max(found, key=lambda one: one[0].total_mib)
+    of_one = ", one member" if plan.spec.population else ""
     return (
-        f"about {memory.total_mib:,.0f} MiB to train {largest_one}: {memory.activations_mib:,.0f} activations, "
+        f"about {memory.total_mib:,.0f} MiB to train what takes most ({most.title()}{of_one}): "
+        f"{memory.activations_mib:,.0f} activations, "
         f"{memory.weights_mib + memory.gradients_mib + memory.optimiser_mib:,.0f} weights, gradients, optimiser"
     )
-
-
-def _looked_at(plan: Plan) -> list[Params]:
-    if plan.spec.search.algorithm == "grid":
-        return list(plan.space.grid().points)
-    rng = random.Random(0)
-    return [plan.space.draw(rng) for _ in range(SAMPLE)]
 
 
 def _baselines(plan: Plan) -> Grid:

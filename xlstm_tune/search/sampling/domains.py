@@ -135,6 +135,10 @@ class Domain:
             )
         return values
 
+    def exists(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether the point with these values, given for all settings before this one, has this setting too."""
+        return all(other in params and params[other] in values for other, values in self.when.items())
+
     def contains(self, value: Scalar) -> bool:
         """Whether a value (already in the setting's type) can be drawn."""
         if self.kind == "choice":

@@ -88,7 +88,7 @@ class Space:
         """A point proposed by Optuna."""
         params: Params = {}
         for domain in self.domains:
-            if _exists(domain, params):
+            if domain.exists(params):
                 params[domain.key] = domain.suggest(trial)
         return params
 
@@ -96,7 +96,7 @@ class Space:
         """A random point, without Optuna."""
         params: Params = {}
         for domain in self.domains:
-            if _exists(domain, params):
+            if domain.exists(params):
                 params[domain.key] = domain.draw(rng)
         return params
 
@@ -135,7 +135,7 @@ class Space:
 
     def _refusal(self, point: Params) -> str:
         """Why a point that leaves nothing open is no model; empty for one that is, or whose rest will be sampled."""
-        if all(domain.key in point for domain in self.domains if _exists(domain, point)):
+        if all(domain.key in point for domain in self.domains if domain.exists(point)):
             try:
                 self._spec.resolve(point)
             except SpecError as error:
@@ -200,7 +200,7 @@ class Space:
                 yield params
                 return
             domain = self.domains[index]
-            if not _exists(domain, params):
+            if not domain.exists(params):
                 yield from extend(index + 1, params)
                 return
             for value in values[domain.key]:
@@ -288,10 +288,6 @@ class Space:
             elif domain.key in params:
                 kept[domain.key] = params[domain.key]
         return kept
-
-
-def _exists(domain: Domain, params: Params) -> bool:
-    return all(other in params and params[other] in values for other, values in domain.when.items())
 
 
 def _conditions(key: str, dimension: Dimension, domains: Mapping[str, Domain]) -> dict[str, tuple[Scalar, ...]]:
