@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from xlstm_tune.errors import StorageError, UserError
+from xlstm_tune.errors import StorageError, UserError, check_working_folder, print_any_letter
 from xlstm_tune.layout import STORAGE
 
 
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", metavar="FILE", type=Path, help="where the page goes (report.html in the search's folder)"
     )
     options = parser.parse_args(arguments)
+    print_any_letter()
     try:
+        check_working_folder()
         path = _write(options.searches, options.storage, options.output)
     except UserError as error:
         print(" ".join(f"error: {error}".split()), file=sys.stderr)

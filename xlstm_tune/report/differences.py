@@ -27,6 +27,7 @@ from xlstm_tune.report.resampling import (
     Influence,
     Runs,
     Spread,
+    error_apart,
     holm,
     influence,
     interval,
@@ -263,7 +264,7 @@ def _error(what: Influence, used: list[tuple[Clusters, Influence, Spread]]) -> A
     if len(used) == 1:
         return used[0][2].error
     (one, _, first), (other, _, second) = used
-    both = spread(_gathered(what, crossed(one, other)), 1, resamples=0).error
+    both = error_apart(_gathered(what, crossed(one, other)))  # in blocks these would be years of one county in a row
     squares = [first.error**2, second.error**2]
     return np.asarray(np.sqrt(np.maximum(squares[0] + squares[1] - both**2, np.maximum(*squares))))
 

@@ -123,7 +123,8 @@ def _lines(
     text: list[str | None] = []
     for row in rows:
         x += [*range(len(keys) + 1), None]
-        y += [*(scales[key].height(row["params"].get(key)) for key in keys), score.height(row[record.objective]), None]
+        heights = [*(scales[key].height(row["params"].get(key)) for key in keys), score.height(row[record.objective])]
+        y += [*(round(height, 4) for height in heights), None]
         text += [label(f"trial {row['trial']}: {row[record.objective]:.4g}")] * (len(keys) + 1) + [None]
     return {
         "type": "scatter",

@@ -170,12 +170,21 @@ def spread(what: Influence, length: int, seed: int = 0, resamples: int = RESAMPL
     blocks = positions / length
     sums = _block_sums(what.psi, length)
     total = what.counts.sum()
-    error = np.sqrt(np.square(sums).mean(0) * blocks) / total
-    if blocks < ENOUGH:
-        # Deviations from their own mean are too small, as those of any small sample.
-        correction = math.sqrt(blocks / (blocks - 1)) if blocks > 1 else math.nan
-        return Spread(error * correction, None, blocks, length)
-    return Spread(error, _statistics(what, sums, length, seed, resamples), blocks, length)
+    error = np.sqrt(np.square(sums).mean(0) * blocks) / total * _correction(blocks)
+    drawn = None if blocks < ENOUGH else _statistics(what, sums, length, seed, resamples)
+    return Spread(error, drawn, blocks, length)
+
+
+def error_apart(what: Influence) -> Array:
+    """[P], standard errors where no position hangs together with another, however many there are."""
+    return np.asarray(np.sqrt(np.square(what.psi).sum(0)) / what.counts.sum() * _correction(len(what.psi)))
+
+
+def _correction(blocks: float) -> float:
+    """Deviations from their own mean are too small, as those of any small sample."""
+    if blocks >= ENOUGH:
+        return 1.0
+    return math.sqrt(blocks / (blocks - 1)) if blocks > 1 else math.nan
 
 
 def _block_sums(values: Array, length: int) -> Array:

@@ -27,6 +27,10 @@ Curve = list[tuple[int, float]]
 FAILED = "failed"
 MANY = 40
 """Trials from which lines are thin."""
+NAMED_POINTS = 20_000
+"""Of all lines, from which on each is named by its trial's number alone: a name stands at every point."""
+MOST_POINTS = 100_000
+"""Of more, some epochs of each line are left out: they would only make the page heavy."""
 
 
 def learning_curves(record: Record) -> Section | None:
@@ -40,12 +44,13 @@ def learning_curves(record: Record) -> Section | None:
         return Section("curves", "Learning curves", blocks=[Sentences(["No epoch has ended yet."])])
     rows = {row["trial"]: row for row in record.trials}
     thin = len(curves) > MANY
+    shown, names = _thinned(curves), _names(curves, rows)
     data: list[Trace] = []
     for status in ("running", "pruned", "completed"):
         chosen = [trial for trial in curves if _status(rows.get(trial)) == status]
         for family in record.palette.present(_family(rows, trial) for trial in chosen):
             lines = [trial for trial in chosen if family_name(_family(rows, trial)) == family]
-            data.append(_lines(record, {trial: curves[trial] for trial in lines}, rows, family, status, thin))
+            data.append(_lines(record, {trial: shown[trial] for trial in lines}, names, family, status, thin))
     data += _ends(record, curves, rows)
     best = record.board.winner.trial if record.board.winner else None
     if best in curves:
@@ -62,6 +67,20 @@ def learning_curves(record: Record) -> Section | None:
     )
 
 
+def _thinned(curves: Mapping[int, Curve]) -> Mapping[int, Curve]:
+    """The curves with MOST_POINTS points at most, or with their ends alone: every k-th epoch and the last."""
+    every = -(-sum(map(len, curves.values())) // MOST_POINTS)
+    if every <= 1:
+        return curves
+    return {trial: [*curve[:-1:every], curve[-1]] for trial, curve in curves.items()}
+
+
+def _names(curves: Mapping[int, Curve], rows: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    few = sum(map(len, curves.values())) <= NAMED_POINTS
+    about = {trial: rows[trial]["name"] if few and trial in rows else "" for trial in curves}
+    return {trial: label(f"trial {trial}{': ' + name if name else ''}") for trial, name in about.items()}
+
+
 def _status(row: Mapping[str, Any] | None) -> str:
     """Failed trials, and those that were not finished, are drawn like stopped ones, with another mark at their end."""
     if row is None:
@@ -74,17 +93,16 @@ def _family(rows: Mapping[int, Mapping[str, Any]], trial: int) -> str | None:
 
 
 def _lines(
-    record: Record, curves: Mapping[int, Curve], rows: Mapping[int, Any], family: str, status: str, thin: bool
+    record: Record, curves: Mapping[int, Curve], names: Mapping[int, str], family: str, status: str, thin: bool
 ) -> Trace:
     """Curves of one family as one trace, with gaps between them."""
     x: list[int | None] = []
     y: list[float | None] = []
     text: list[str | None] = []
     for trial, curve in curves.items():
-        name = label(f"trial {trial}{': ' + rows[trial]['name'] if trial in rows and rows[trial]['name'] else ''}")
         x += [*(epoch for epoch, _ in curve), None]
-        y += [*(value for _, value in curve), None]
-        text += [*([name] * len(curve)), None]
+        y += [*(float(f"{value:.6g}") for _, value in curve), None]
+        text += [*([names[trial]] * len(curve)), None]
     full = status == "completed"
     unknown = family not in record.palette.families or (status == "running" and family == "unknown")
     return {
