@@ -288,14 +288,27 @@ def _ridge(covariance: Array, cross: Array) -> list[tuple[float, Array]]:
     covariance, cross: of the inputs [P, P] and with the outputs [P, Q]. The intercept is the caller's: what is mapped
     is deviations from the means.
     """
-    values, vectors = np.linalg.eigh(covariance)
+    return _solutions(*np.linalg.eigh(covariance), cross)
+
+
+def _solutions(values: Array, vectors: Array, cross: Array) -> list[tuple[float, Array]]:
+    """What `_ridge` returns. values, vectors: eigenvalues and eigenvectors [P, ·] of the inputs' covariance; those left
+    out are directions that the inputs do not vary in."""
     values = np.maximum(values, 0)
     projected = vectors.T @ cross
-    mean = float(values.mean())
+    mean = float(values.sum() / len(cross))
     return [
         (strength, vectors @ (projected / (values + max(strength * mean, ROUNDING))[:, None]))
-        for strength in RIDGE[: 1 + bisect_left(RIDGE, NOTHING_LEFT * len(values))]
+        for strength in RIDGE[: 1 + bisect_left(RIDGE, NOTHING_LEFT * len(cross))]
     ]
+
+
+def _few_rows(x: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors [P, ·] of xᵀ x / n for x [n, P] of fewer rows than columns, by way of x xᵀ."""
+    values, vectors = np.linalg.eigh(x @ x.T / len(x))
+    kept = values > values[-1] * len(x) * np.finfo(np.float64).eps
+    values = values[kept]
+    return values, x.T @ (vectors[:, kept] / np.sqrt(len(x) * values))
 
 
 def _group_mean(data: Prepared, groups: Index | None) -> Baseline | None:
@@ -321,7 +334,8 @@ def _linear_regression(data: Prepared) -> Baseline:
     spread[spread == 0] = 1.0
     x = (train - centre) / spread
     y = data.targets[data.parts["train"]].astype(np.float64)
-    fits = _ridge(x.T @ x / len(x), x.T @ (y - y.mean(0)) / len(x))
+    cross = x.T @ (y - y.mean(0)) / len(x)
+    fits = _solutions(*_few_rows(x), cross) if len(x) < x.shape[1] else _ridge(x.T @ x / len(x), cross)
     inputs = {part: (_summary(data, data.parts[part]) - centre) / spread for part in JUDGED}
     actual = data.targets[data.parts["validation"]]
 
