@@ -3,7 +3,9 @@
 The command line turns any of these into that sentence and exit code 2; none is ever a traceback.
 """
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -86,3 +88,20 @@ def check_working_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise SpecError("the current folder no longer exists; change to one that does") from None
+
+
+def check_is_text(path: str, what: str) -> None:
+    """Raise SpecError for a path that cannot be written into a file of text. what: as the sentence names it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise SpecError(
+            f"{what} has a name that is no text here, {path!a}; rename it, or set LC_ALL=C.UTF-8 if it looks right"
+        ) from None
+
+
+def print_any_letter() -> None:
+    """Let standard output and error write ? for what the locale has no letter for, such as the × of a model's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

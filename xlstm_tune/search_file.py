@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from xlstm_tune.data.config import READABLE
-from xlstm_tune.errors import SpecError
+from xlstm_tune.errors import SpecError, check_is_text
 from xlstm_tune.spec import NAME, SearchSpec
 from xlstm_tune.strict import did_you_mean, shortened
 
@@ -164,6 +164,7 @@ def load_spec(file: str, overrides: Sequence[str] = (), **given: Any) -> SearchS
     Raises SpecError with one sentence.
     """
     path = find_file(file)
+    check_is_text(str(path), "the search file")
     if path.name.lower().endswith((*TABLES, *OTHER_TABLES)):  # not read: a table may be large
         raise _no_search_file(file)
     try:

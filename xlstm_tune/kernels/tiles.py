@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numba import njit
+from numba import config, njit
 from torch import Tensor
 
+from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.kernels.simd import CONTRACT, LANES, transpose
 from xlstm_tune.kernels.stale import forget_stale
 
@@ -26,7 +27,14 @@ _own_threads: int | None = None
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, without holding the interpreter's lock, and keep the machine code on disk."""
+    """Compile at the first call, without holding the interpreter's lock, and keep the machine code on disk.
+
+    Raises BackendUnavailable where Numba is told to compile nothing.
+    """
+    if config.DISABLE_JIT:
+        raise BackendUnavailable(
+            "the environment variable NUMBA_DISABLE_JIT is set, so that Numba would compile no kernel; unset it"
+        )
     try:
         compiled: Callable[..., Any] = njit(nogil=True, fastmath=CONTRACT, cache=True)(function)
     except RuntimeError:  # no folder can be written: compiled anew in each process

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, reaching
+from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, print_any_letter, reaching
 from xlstm_tune.layout import ABOUT, SPEC, STORAGE
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
@@ -119,6 +119,7 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
 
 def main() -> None:
     """Entry point of `python -m xlstm_tune.predict`."""
+    print_any_letter()
     app(prog_name="python -m xlstm_tune.predict" if sys.argv[0].endswith("__main__.py") else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import SpecError, UserError, check_working_folder, one_line
+from xlstm_tune.errors import SpecError, UserError, check_is_text, check_working_folder, one_line
 from xlstm_tune.layout import STORAGE
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
@@ -104,6 +105,8 @@ def search(
         console = Console(width=120)  # a file or a pipe has no width; 80 would fold the leaderboard
     try:
         check_working_folder()
+        check_is_text(os.getcwd(), "the current folder")
+        check_is_text(storage, "--storage")
         check_options(cluster, stop, resume, name, address, dry_run, storage)
         if file is None and resume is None and stop is None:
             file = QUICKSTART

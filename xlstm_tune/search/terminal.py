@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar, cast
 
+from xlstm_tune.errors import print_any_letter
 from xlstm_tune.search.persistence.folder import disk_full
 
 Result = TypeVar("Result")
@@ -60,10 +60,8 @@ class Lasting:
 def outliving_terminal() -> Iterator[None]:
     """Inside, this process goes on when nobody reads its standard output and error any more, or no disk takes them."""
     # Closed from the start, they are None.
+    print_any_letter()
     before = [stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr)]  # noqa: SIM115
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper):  # an old locale has no sign for …
-            stream.reconfigure(errors="replace")
     out, err = (Lasting(stream) for stream in before)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:

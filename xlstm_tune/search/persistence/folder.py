@@ -107,9 +107,10 @@ def find_folder(storage: str, name: str) -> Path:
         hint = did_you_mean(name, known, dotted=False) if known else "no search has been started there"
         raise StorageError(f"{root} holds no search '{name}' to resume; {hint}")
     if (place := folder.resolve()).parent != root.resolve():
+        renamed = "" if place.name == name else f"rename that to '{name}' and "
         raise StorageError(
-            f"{folder} is a link that leads out of the storage folder, to {place}; resume it there with --storage "
-            f"{place.parent}"
+            f"{folder} is a link that leads out of the storage folder, to {place}; {renamed}resume it there with "
+            f"--storage {place.parent}"
         )
     return folder
 
