@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from xlstm_tune.errors import BackendUnavailable, SpecError
 from xlstm_tune.models.config import FAMILIES, ModelConfig
@@ -171,6 +172,25 @@ def test_an_lstm_can_be_quantised_for_serving():
     x = torch.randn(4, 8, 3)
     small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
     torch.testing.assert_close(small(x), model(x), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("family", ["lstm", "slstm", "mlstm"])
+def test_what_is_hung_on_the_embedding_is_called(family):
+    """The xLSTM stacks read its weights and do not write it out, where nobody has changed what it does."""
+    model = build_model(config(family, layers=1), Shape(3, 8, 2, 1, (0,)))
+    x, seen = torch.randn(4, 8, 3), []
+    plain = model(x)
+    handle = model.embedding.register_forward_hook(lambda layer, given, made: seen.append(made.shape))
+    torch.testing.assert_close(model(x), plain)
+    assert seen == [(4, 8, model.embedding.out_features)]
+    handle.remove()
+    prune.l1_unstructured(model.embedding, "weight", amount=0.3)
+    pruned = model(x)
+    with torch.no_grad():
+        model.embedding.weight_orig.mul_(3)
+    assert not torch.allclose(model(x), pruned)
+    for _ in range(2):
+        model(x).sum().backward()
 
 
 def test_shape_refuses_what_cannot_be():

@@ -343,3 +343,11 @@ def test_open_forget_gates_raises_the_forget_bias_of_every_layer_and_direction_a
 def test_a_state_that_is_no_pair_is_refused(kind, state):
     with pytest.raises(TypeError, match=r"state must be a pair of tensors \(h, c\), got "):
         kind(3, 5, 1)(torch.randn(2, 4, 3), state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_another_dtype_is_taken(kind):
+    state = (torch.randn(1, 2, 5).half(), torch.randn(1, 2, 5).half())
+    layer, x = kind(3, 5, 1), torch.randn(2, 4, 3)
+    y, _ = layer(x, state)
+    torch.testing.assert_close(y, layer(x, (state[0].float(), state[1].float()))[0])

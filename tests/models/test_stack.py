@@ -84,6 +84,8 @@ def test_state_of_another_depth_is_refused():
     _, state = stack("m")(torch.randn(2, 3, 16))
     with pytest.raises(ValueError, match="one entry for each of 2 blocks, got 1"):
         stack("ms")(torch.randn(2, 3, 16), state)
+    with pytest.raises(ValueError, match="one entry for each of 2 blocks, got int"):
+        stack("ms")(torch.randn(2, 3, 16), 5)
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])

@@ -19,6 +19,7 @@ from xlstm_tune.predict.__main__ import app
 from xlstm_tune.predict.champion import load_champion, read_about
 from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
+from xlstm_tune.results import ResultsWriter
 from xlstm_tune.search.persistence.lock import locked
 
 
@@ -179,6 +180,20 @@ def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Pat
         champion_of(search)
     with locked(search):
         pass  # asking has left no lock
+
+
+def test_a_search_whose_trials_all_failed_is_not_said_to_go_on(folder: Path, tmp_path: Path) -> None:
+    search = Path(shutil.copytree(folder, tmp_path / "single"))
+    for gone in ("champion", "results/scores", "results/trials"):
+        shutil.rmtree(search / gone)
+    with ResultsWriter(search) as results:
+        for trial in range(2):
+            row = {"trial": trial, "name": "lstm", "status": "failed", "reason": "diverged: loss is nan"}
+            results.trial(row | {"family": "lstm", "config": {}, "params": {}})
+    with pytest.raises(
+        StorageError, match=r"because no trial could be scored \(2 failed\); its report says"
+    ):
+        champion_of(search)
 
 
 @pytest.mark.parametrize(

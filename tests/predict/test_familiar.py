@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -42,6 +44,11 @@ def notes(case: Case, table: pa.Table) -> list[str]:
     return list(forecasts(case[0], source_of(table), 0.5).notes)
 
 
+def in_autumn(days: pa.ChunkedArray) -> pa.Array:
+    """The same days 200 later, as text."""
+    return pa.array([str(np.datetime64(str(day)[:10]) + 200) for day in days.to_pylist()])
+
+
 def test_the_searchs_own_table_is_like_itself(one: Case, fields: Case) -> None:
     assert notes(one, one[1]) == [] == notes(fields, fields[1])
 
@@ -51,6 +58,19 @@ def test_a_value_far_outside_what_was_learnt_from_is_told(one: Case, fields: Cas
     assert note.startswith("column 'rain' holds ") and "standard deviations from the mean" in note
     (note,) = notes(one, changed(one[1], "y", lambda cells: pc.multiply(cells, 1000)))
     assert note.startswith("column 'y' holds ")
+
+
+def test_a_part_of_the_year_that_was_not_learnt_from_is_told_as_that(tmp_path: Path) -> None:
+    days = np.datetime64("2022-01-01") + np.arange(140)
+    values = np.sin(np.arange(140)).round(3)
+    table = tmp_path / "spring.csv"
+    table.write_text("day,y\n" + "\n".join(f"{day},{value}" for day, value in zip(days, values, strict=True)) + "\n")
+    data = {"source": str(table), "time": {"column": "day"}, "target": "y", "calendar": ["year", "week"]}
+    done = finish(tmp_path / "searches", "spring", data | {"lookback": 10, "horizon": 2})
+    case = load_champion(champion_of(done)), read_source([str(table)], {}).table
+    assert notes(case, case[1]) == []
+    later = changed(case[1], "day", in_autumn)
+    assert notes(case, later) == ["rows lie in parts of the year that the model has not learnt from"]
 
 
 def test_sequences_of_another_length_or_step_are_told(fields: Case) -> None:

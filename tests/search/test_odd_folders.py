@@ -83,6 +83,19 @@ def test_a_checkout_that_is_not_installed_is_found_where_it_lies() -> None:
     assert answer.stdout == "True\n"
 
 
+def test_what_lies_beside_somebody_elses_module_stays_in_reach(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("said = 'found'\n")
+    (tmp_path / "their").mkdir()
+    (tmp_path / "their" / "__init__.py").write_text("import xlstm_tune\n")
+    (tmp_path / "their" / "module.py").write_text("import helper\nprint(helper.said)\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for start in (["-m", "their.module"], ["-c", "import xlstm_tune, helper; print(helper.said)"]):
+        answer = subprocess.run(
+            [sys.executable, *start], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert answer.stdout == "found\n"
+
+
 def test_a_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     os.mkdir(odd)

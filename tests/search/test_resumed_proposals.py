@@ -20,8 +20,11 @@ RATES = {"model.hidden_size": {"choice": [32, 64]}, "training.learning_rate": {"
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe", "gp"])
-@pytest.mark.parametrize("killed", [3, 12])
-def test_one_after_another_the_same_configurations_come(algorithm: str, killed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("killed", "drawn"), [(3, None), (12, None), (12, 1), (12, 2)])
+def test_one_after_another_the_same_configurations_come(
+    algorithm: str, killed: int, drawn: int | None, tmp_path: Path
+) -> None:
+    """drawn: settings of the next trial that the driver has written down when it is killed; None = it trains."""
     spec = make_spec(MIXED, algorithm=algorithm, trials=15, start_with=[{"model.family": "lstm"}])  # the rest is drawn
     whole, half = tmp_path / "whole", tmp_path / "half"
     for folder in (whole, half):
@@ -35,7 +38,12 @@ def test_one_after_another_the_same_configurations_come(algorithm: str, killed: 
         epoch = 0
         while not before.step(trial_id, epoch := epoch + 1, fate(before.started[trial_id])):
             pass
-    before.ask()  # killed with one under way
+    if drawn is None:
+        before.ask()
+    else:
+        trial = before.searcher.study.ask()
+        for domain in Space.from_spec(spec).domains[:drawn]:
+            domain.suggest(trial)
     after = Bench(spec, half, resume=True)
     after.run(fate, concurrent=1)
     told = [{number: past.params for number, past in read_journal(one).trials.items()} for one in (whole, half)]

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 from tracked import give_database
 from typer.testing import CliRunner
 
+from xlstm_tune.predict.__main__ import app as predict
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app
 from xlstm_tune.training.checkpoint import load_metadata
@@ -37,7 +38,7 @@ def write_search(folder: Path, **sections: Any) -> Path:
     spec = {
         "name": "wave",
         "data": {"source": "wave.csv", "target": "y", "lookback": 12, "horizon": 3},
-        "search": {"trials": 8, "seed": 1, "scheduler": "none"},
+        "search": {"trials": 8, "seed": 3, "scheduler": "none"},
         "space": {
             "model.family": {"choice": ["lstm", "lstm_scratch", "slstm", "mlstm", "xlstm"]},
             "model.dropout": {"float": [0.0, 0.4]},
@@ -310,6 +311,23 @@ def test_resume_refuses_other_data_and_unknown_names(finished: tuple[Path, str])
     finally:
         table.write_text(text)
     assert "data of the search 'wave' have changed" in " ".join(output.split())
+
+
+def test_a_search_without_any_score_is_no_success_when_it_is_resumed_either(tmp_path: Path) -> None:
+    file = write_search(
+        tmp_path,
+        space={"training.learning_rate": {"float": [9.0, 10.0]}},
+        search={"trials": 1, "start_with": "none"},
+        training={"epochs": 3, "clip": 0, "optimiser": "sgd", "loss_weight": 1_000_000},
+        model={"family": "lstm"},
+    )
+    output = search_here(tmp_path, str(file), codes=(1,))
+    assert "No trial could be scored (1 failed)" in output
+    for more in ([], ["--refit"]):
+        output = search_here(tmp_path, "--resume", "wave", *more, codes=(1,))
+        assert "is finished" in output and "No trial could be scored" in output
+    result = CliRunner().invoke(predict, ["wave", "t.csv", "--storage", str(tmp_path / "searches")])
+    assert result.exit_code == 2 and "no trial could be scored (1 failed)" in " ".join(result.output.split())
 
 
 def test_run_stops_at_the_time_budget(tmp_path: Path) -> None:

@@ -70,5 +70,12 @@ class Embedded(NamedTuple):
         return Narrow(rows, seen), last_steps(dense, lengths) if last else dense
 
 
+def as_torch_made_it(layer: nn.Module) -> bool:
+    """Whether a linear layer does what its weights say, so that it need not be called: no hook, as pruning has, no
+    parametrisation, and nothing put in its place."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and not any(hooks)
+
+
 def _padded(features: int) -> int:
     return -(-features // LANES) * LANES

@@ -20,7 +20,7 @@ from xlstm_tune.kernels.masks import check_masks
 from xlstm_tune.kernels.shapes import expect_dtype, expect_shape
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.decomposition import TrendSkip
-from xlstm_tune.models.embedded import Embedded
+from xlstm_tune.models.embedded import Embedded, as_torch_made_it
 from xlstm_tune.models.lstm import LSTM, LSTMScratch, LSTMTorch, open_forget_gates
 from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
@@ -196,7 +196,8 @@ class Forecaster(nn.Module):
     def _pool(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """Embedding, body and pooling, [B, T, F] to [B, W]."""
         if isinstance(self.body, XLSTMStack):
-            embedded = Embedded(tokens, self.embedding.weight, self.embedding.bias)
+            layer = self.embedding
+            embedded = Embedded(tokens, layer.weight, layer.bias) if as_torch_made_it(layer) else layer(tokens)
             if self._ends:
                 return self.body.last(embedded, lengths)
             states, _ = self.body(embedded, lengths=lengths)

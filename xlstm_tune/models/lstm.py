@@ -242,7 +242,7 @@ class LSTMTorch(nn.LSTM):
         # Autocast gives torch's LSTM float16 on a GPU, whatever type was asked for: gradients would vanish in it.
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(next(self.parameters()).dtype)
-            state = None if state is None else (state[0].to(x.dtype), state[1].to(x.dtype))
+        state = None if state is None else (state[0].to(x.dtype), state[1].to(x.dtype))
         x = hide_padding(x, lengths)
         if self.direction == "reverse":
             x = flip(x, lengths)

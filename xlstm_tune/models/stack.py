@@ -54,10 +54,9 @@ class XLSTMStack(nn.Module):
         """
         x, normalised = self._enter(x, lengths)
         expect_steps("XLSTMStack", x, self.width, resets, lengths)
-        if state is not None and len(state) != len(self.blocks):
-            raise ValueError(
-                f"XLSTMStack: state must have one entry for each of {len(self.blocks)} blocks, got {len(state)}"
-            )
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != len(self.blocks)):
+            got = len(state) if isinstance(state, tuple | list) else type(state).__name__
+            raise ValueError(f"XLSTMStack: state must have one entry for each of {len(self.blocks)} blocks, got {got}")
         if state is not None:
             self._check_past(state)
         x = hide_padding(x, lengths)

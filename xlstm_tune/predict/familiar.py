@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm_tune.data.calendar import cycle_names
 from xlstm_tune.data.clock import describe_step
 from xlstm_tune.data.table import Table
 from xlstm_tune.data.windows import Prepared
@@ -88,6 +89,7 @@ def _lengths(known: dict[str, Any], table: Table) -> list[str]:
 def _far(champion: Champion, known: dict[str, Any], table: Table) -> list[str]:
     """Columns that leave the limits of training by more than these are apart."""
     notes, inputs = [], champion.scaling.inputs
+    cycles, unknown = cycle_names(champion.data.calendar), []
     for column, name in enumerate(table.features):
         if name not in known.get("limits", {}) or name not in inputs.names:
             continue
@@ -99,8 +101,13 @@ def _far(champion: Champion, known: dict[str, Any], table: Table) -> list[str]:
         room = max(high - low, std)
         if low - room <= worst <= high + room:
             continue
+        if name in cycles:
+            unknown.append(cycles[name])
+            continue
         notes.append(
             f"column '{name}' holds {worst:g}, {abs(worst - mean) / std:,.0f} standard deviations from the mean of "
             f"what the model learnt from, where it lay between {low:g} and {high:g}; is its unit the same?"
         )
+    for cycle in dict.fromkeys(unknown):
+        notes.append(f"rows lie in parts of the {cycle} that the model has not learnt from")
     return notes

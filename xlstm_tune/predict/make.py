@@ -193,6 +193,11 @@ def champion_of(folder: Path) -> Path:
             raise StorageError(
                 f"the search '{folder.name}' has no winner yet: it is still being run by {who}; wait until it ends"
             )
+        if failed := _failures(folder, spec):
+            raise StorageError(
+                f"the search '{folder.name}' has no winner, because no trial could be scored ({failed} failed); its report "
+                f"says why; give it more by {_resume(folder)} --trials N, or begin one with other settings"
+            )
         raise StorageError(
             f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
             f"{_resume(folder)}"
@@ -226,6 +231,15 @@ def champion_of(folder: Path) -> Path:
 def _resume(folder: Path) -> str:
     place = shlex.quote(str(folder.absolute().parent))
     return f"python -m xlstm_tune.search --resume {shlex.quote(folder.name)} --storage {place}"
+
+
+def _failures(folder: Path, spec: SearchSpec) -> int:
+    """How many trials a search has that have all failed; 0 where one has a score, or none has ended."""
+    if not (folder / "results").is_dir():
+        return 0
+    rows = read(folder, "trials").to_pylist()
+    failed = [row["status"] in ("failed", "duplicate") and row[spec.search.objective] is None for row in rows]
+    return len(rows) if all(failed) else 0
 
 
 def _runs(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.predictions import Model, facts, of_squares
 from xlstm_tune.report.resampling import FEWEST
 from xlstm_tune.search.finals.finalists import TEST, actual, sample_labels
-from xlstm_tune.search.placement.packing import largest_configs
+from xlstm_tune.search.placement.packing import largest_configs, rough_size
 from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import data_facts
@@ -26,6 +26,7 @@ from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.memory import estimate_trial
 from xlstm_tune.training.metrics import score_units
+from xlstm_tune.training.micro import out_of_memory
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -160,14 +161,18 @@ def too_little(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> str:
-    """What training the configuration takes that takes most, where this machine can build it to find out."""
-    found = []
-    for config in largest_configs(plan.spec, plan.space, plan.data):
-        weights = _parameters(plan, config) * 4 / 2**20
-        if weights > memory_mib() / 4:
-            return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
-        found.append((estimate_trial(config, plan.data), config))
-    memory, most = max(found, key=lambda one: one[0].total_mib)
+    """What training the configuration takes that seems to take most, where this machine has room to find out."""
+    most = largest_configs(plan.spec, plan.space, plan.data)[0]
+    if (weights := _parameters(plan, most) * 4 / 2**20) > memory_mib() / 4:
+        return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
+    if (rough := rough_size(most, plan.data) * 4 / 2**20) > memory_mib() / 4:
+        return f"roughly {rough:,.0f} MiB to train what takes most ({most.title()}), too much to measure it here"
+    try:
+        memory = estimate_trial(most, plan.data)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return f"not measured: a few steps of what takes most ({most.title()}) are too much for this process"
     of_one = ", one member" if plan.spec.population else ""
     return (
         f"about {memory.total_mib:,.0f} MiB to train what takes most ({most.title()}{of_one}): "

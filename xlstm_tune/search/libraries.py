@@ -6,10 +6,13 @@ import logging
 import os
 import warnings
 
+from xlstm_tune import WORKER
+
 
 def set_environment() -> None:
     """Set what the libraries read from the environment, as they are loaded: to be called before."""
     defaults = {
+        WORKER: "1",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # per-trial CSV, JSON and TensorBoard files: 77 ms a trial
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

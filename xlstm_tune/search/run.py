@@ -129,11 +129,11 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         )
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         print_board(plan, board, console, (plan.folder / PAGE).exists())
-        if plan.refit:
+        if plan.refit and board.winner:
             _refit_later(plan, stopping, console)
         else:
             _send_the_rest(plan, stopping, console)
-        return 0
+        return 0 if board.winner else 1
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",

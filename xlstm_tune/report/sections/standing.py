@@ -117,7 +117,8 @@ def leaderboard(record: Record) -> Section | None:
         cells = [Cell("", float("inf")), Cell("best possible"), Cell("the true mean"), _figure(best["validation"])]
         cells += [_figure(best["test"]), *[Cell("")] * (len(columns) - 5)]
         rows.append(Row(cells, "limit"))
-    lead = "Errors in the target's own units, each trial at its best epoch. "
+    scaled = ", standardised ones in its deviations" if record.metric.endswith("_standardised") else ""
+    lead = f"Errors in the target's own units{scaled}, each trial at its best epoch. "
     if any(entry.validation_error is not None for entry in board.trials):
         lead += "± is the standard error of the mean over seeds. "
     lead += "Test figures exist for the best of each family and block pattern, and for the baselines. "

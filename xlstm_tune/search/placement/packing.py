@@ -103,14 +103,16 @@ def largest_trial(spec: SearchSpec, space: Space, data: Prepared) -> Largest:
 
 
 def largest_configs(spec: SearchSpec, space: Space, data: Prepared) -> list[TrialConfig]:
-    """Of each family the configuration that looks as if it took the most memory, of those that may be trained."""
+    """Of each family that may be trained the configuration that looks as if it took the most memory, the one that
+    takes most first; at least one of all."""
     limit = spec.search.constraints.max_parameters
 
     def size(config: TrialConfig) -> float:
         too_large = limit is not None and count_parameters(config.model, shape_of(data, config)) > limit
-        return 0.0 if too_large else _size(config, data)
+        return 0.0 if too_large else rough_size(config, data)
 
-    return [spec.combine(point) for point in furthest(spec, space, size)]
+    found = sorted((spec.combine(point) for point in furthest(spec, space, size)), key=size, reverse=True)
+    return [config for config in found if size(config)] or found[:1]
 
 
 def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest:
@@ -121,7 +123,7 @@ def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest
     return Largest(config.title(), mib, process_mib(estimate, data, members + 1) - mib)
 
 
-def _size(config: TrialConfig, data: Prepared) -> float:
+def rough_size(config: TrialConfig, data: Prepared) -> float:
     """Roughly how many numbers a step keeps for its gradients, to compare configurations by.
 
     Held against `estimate_trial` on 120 configurations of three families: rank correlation 0.97.
@@ -132,7 +134,7 @@ def _size(config: TrialConfig, data: Prepared) -> float:
     feed_forward = {"gated": 3, "plain": 2, "none": 0}[model.feed_forward] * model.feed_forward_size
     # An mLSTM keeps a matrix for each head and chunk of 64 steps, torch's LSTM its gates twice.
     states = model.inner_size**2 / model.heads * math.ceil(tokens / 64) / tokens
-    widths = {"s": 13 * model.hidden_size, "m": 4 * model.inner_size + model.hidden_size + states}
+    widths = {"s": 13 * model.hidden_size, "m": 8 * model.inner_size + 2 * model.hidden_size + 2 * states}
     kept = [widths[block] + feed_forward * (block in model.feed_forward_after) for block in model.blocks]
     if kept and model.pooling == "last" and not both:  # the last block is computed for its last output alone
         kept[-1] *= 0.6 if model.blocks[-1] == "s" else 0.35
@@ -145,14 +147,14 @@ def _size(config: TrialConfig, data: Prepared) -> float:
 def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slots: int) -> int:
     """Configurations that a trial may train together so that `slots` of them take half of the memory at most.
 
-    By a rule of thumb, not to keep a search waiting for a measurement: twice the numbers that `_size` counts, of the
-    configurations that gain by it.
+    By a rule of thumb, not to keep a search waiting for a measurement: twice the numbers that `rough_size` counts, of
+    the configurations that gain by it.
     """
     if width == 1:
         return 1
     shapes = {shape_of_point(params): params for params in space.examples()}  # alike, they take the same
     configs = map(spec.combine, shapes.values())
-    sizes = [_size(config, data) for config in configs if width_for(config, data.lookback, gpu=False) > 1]
+    sizes = [rough_size(config, data) for config in configs if width_for(config, data.lookback, gpu=False) > 1]
     return _narrowed(width, max(sizes) * 2 * 4 / 2**20, memory_mib() / 2 / slots) if sizes else 1
 
 

@@ -60,6 +60,9 @@ class ThinnedStudy(Forwarding):
         """The first `most` in the order of the golden ratio."""
         self._seen: list[FrozenTrial] = []
         """By number."""
+        self.asked: int | None = None
+        """The trial that is proposed, which is not shown: one that a killed driver left half drawn would be learnt
+        from as if it ran."""
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
@@ -67,7 +70,8 @@ class ThinnedStudy(Forwarding):
         self._look()
         seen = _all_with_values(self._seen) if self._thinning.needs_values else self._seen
         ended = [trial for trial in seen if states is None or trial.state in states]
-        trials = sorted([*ended, *self._memory.still_open(states)], key=lambda trial: trial.number)
+        others = [trial for trial in self._memory.still_open(states) if trial.number != self.asked]
+        trials = sorted([*ended, *others], key=lambda trial: trial.number)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _counts(self, trial: FrozenTrial) -> bool:
@@ -206,6 +210,7 @@ class ThinnedSampler(BaseSampler):  # type: ignore[misc]
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Optuna keeps what it has read of a study for the length of a trial, so each trial has a new one."""
         self._study = self._open()
+        self._view.asked = trial.number
         self._inner.before_trial(self._study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
