@@ -190,9 +190,7 @@ def test_a_search_whose_trials_all_failed_is_not_said_to_go_on(folder: Path, tmp
         for trial in range(2):
             row = {"trial": trial, "name": "lstm", "status": "failed", "reason": "diverged: loss is nan"}
             results.trial(row | {"family": "lstm", "config": {}, "params": {}})
-    with pytest.raises(
-        StorageError, match=r"because no trial could be scored \(2 failed\); its report says"
-    ):
+    with pytest.raises(StorageError, match=r"because no trial could be scored \(2 failed\); its report says"):
         champion_of(search)
 
 

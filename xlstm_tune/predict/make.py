@@ -195,8 +195,8 @@ def champion_of(folder: Path) -> Path:
             )
         if failed := _failures(folder, spec):
             raise StorageError(
-                f"the search '{folder.name}' has no winner, because no trial could be scored ({failed} failed); its report "
-                f"says why; give it more by {_resume(folder)} --trials N, or begin one with other settings"
+                f"the search '{folder.name}' has no winner, because no trial could be scored ({failed} failed); its "
+                f"report says why; give it more by {_resume(folder)} --trials N, or begin one with other settings"
             )
         raise StorageError(
             f"the search '{folder.name}' has no winner yet, because it has not come to its end; go on with it by "
