@@ -44,7 +44,7 @@ from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.search.finals.finalists import actual
 from xlstm_tune.search.plan import sample_groups
 from xlstm_tune.training.config import TrainingConfig, TrialConfig
-from xlstm_tune.training.judge import evaluate
+from xlstm_tune.training.judge import judge
 from xlstm_tune.training.loop import begin, train
 from xlstm_tune.training.metrics import score_units
 
@@ -232,7 +232,7 @@ def test_scores(run: Trained, data: Prepared) -> dict[str, float]:
     """The metrics of a training's best weights on the test part."""
     model = begin(run.job.config, data).model
     model.load_state_dict({name: torch.from_numpy(value) for name, value in run.weights.items()})
-    return evaluate(model, Windows(data, "test", run.job.config.lookback), data.target_std, 256)
+    return judge(model, Windows(data, "test", run.job.config.lookback), data.target_std, 256).result()
 
 
 def baseline_scores(data: Prepared, groups: np.ndarray | None = None) -> dict[str, dict[str, dict[str, float]]]:

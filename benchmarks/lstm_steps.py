@@ -272,7 +272,7 @@ def main(
     said = [
         f"Speed: {LAYERS} layers, batch {BATCH} × {STEPS} steps, width {WIDTH}, {threads} "
         f"thread{'s' if threads > 1 else ''}, float32; {busy}. Differs: output and weight gradients from torch's.",
-        f"Learning: {epochs} epochs of {samples} sequences × {data.lookback} days, width 16, batch 8, Adam. Apart: "
+        f"Learning: {epochs} epochs of {samples} sequences × {data.lookback} days, width 16, batch 8, AdamW. Apart: "
         f"losses and RMSE of all epochs from torch's, relative.",
         verdict,
         *wrong,

@@ -125,7 +125,7 @@ VARIABLES = {
     "REPORT": "`off`: no report at the end of a search",
     "REGISTER": "`off`: the winner becomes no MLflow model",
     "IMPORTANCE": "`off`: the report does not say which inputs the winner leans on",
-    "CHECKPOINT_SHARE": "the most that saving takes of the training time, above 0; 0.04 unless given",
+    "CHECKPOINT_SHARE": "the most that saving takes of the training time, from 0 on; 0.04 unless given",
     "DRAIN_SECONDS": "how long a finished search waits for its MLflow server; 120 unless given",
     "MIRROR_SECONDS": "from one copy of a search to its bucket to the next; 30 unless given",
     "STORAGE_SECONDS": "how long training waits for a bucket that is away; 900 unless given",

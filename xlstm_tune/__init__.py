@@ -4,7 +4,7 @@ import os
 import sys
 
 __version__ = "0.1.0"
-WORKER = "_XLSTM_TUNE_WORKER"
+WORKER = "_XLSTM_SEARCH_WORKER"
 """Environment variable that tells Ray's workers of a search from those of others."""
 
 

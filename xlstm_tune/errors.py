@@ -23,7 +23,7 @@ class DataError(UserError):
 
 
 class StorageError(UserError):
-    """The storage folder cannot be written, or already holds a search of this name."""
+    """What a search keeps cannot be written or read, is damaged or missing, or is another's than was asked for."""
 
 
 class TrackingError(UserError):
@@ -31,7 +31,7 @@ class TrackingError(UserError):
 
 
 class ResourceError(UserError):
-    """The search asks for more processors or GPUs than there are."""
+    """The search asks for more processors or GPUs than there are, or for a cluster that cannot be had."""
 
 
 class BackendUnavailable(UserError):

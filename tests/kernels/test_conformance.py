@@ -64,7 +64,7 @@ OPS = {
     "mlstm": (mlstm_problem, mlstm_flat, 5),
 }
 """op → its random inputs, the op on them as a flat tuple, how many inputs are not states."""
-BACKENDS = [(op, backend) for op in OPS for backend in ("reference", *KERNELS[op])]
+BACKENDS = [(op, backend) for op in OPS for backend in ("reference", *KERNELS)]
 BACKENDS += [("mlstm", "triton parallel")]
 FASTER = [(op, backend) for op, backend in BACKENDS if backend != "reference"]
 

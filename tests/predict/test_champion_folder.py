@@ -21,6 +21,7 @@ from xlstm_tune.predict.intervals import conformal
 from xlstm_tune.predict.make import champion_of
 from xlstm_tune.results import ResultsWriter
 from xlstm_tune.search.persistence.lock import locked
+from xlstm_tune.storage.copy import KEPT_AT
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,9 @@ def test_a_search_that_has_not_ended_has_no_champion(folder: Path, tmp_path: Pat
     with pytest.raises(StorageError, match="has no winner yet, because it has not come to its end") as caught:
         champion_of(search)
     assert str(caught.value).endswith(f"--resume {search.name} --storage {search.parent}")
+    (search / KEPT_AT).write_text(json.dumps({"storage": "s3://bucket/searches"}))
+    with pytest.raises(StorageError, match=rf"--resume {search.name} --storage s3://bucket/searches$"):
+        champion_of(search)
     running = rf"is still being run by process {os.getpid()} on \S+ since .*; wait until it ends$"
     with locked(search), pytest.raises(StorageError, match=running):
         champion_of(search)

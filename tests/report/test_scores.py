@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xlstm_tune.report.scores import METRICS, by_group, by_step, by_target, metrics
+from xlstm_tune.report.scores import METRICS, by_group, by_target, metrics
 from xlstm_tune.training.metrics import score_units
 
 ACTUAL = np.array([[[1.0], [2.0]], [[3.0], [4.0]]])  # [n=2, H=2, K=1]
@@ -80,8 +80,7 @@ def test_mase_and_r2_are_means_over_targets() -> None:
     assert found["r2"] == pytest.approx((1 - 2.25 / 1.25 + 1) / 2)
 
 
-def test_by_step_group_and_target() -> None:
-    assert by_step(PREDICTED, ACTUAL) == pytest.approx([np.sqrt((1 + 4) / 2), np.sqrt(2)])
+def test_by_group_and_target() -> None:
     assert by_group(PREDICTED, ACTUAL, ["a", "b"]) == {}  # each sample a group of its own
     twice = [np.concatenate([array, array]) for array in (PREDICTED, ACTUAL)]
     found = by_group(*twice, ["b", "a", "b", "a"])

@@ -13,7 +13,7 @@ import torch
 from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.config import FAMILIES
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.judge import evaluate, predict
+from xlstm_tune.training.judge import judge, predict
 from xlstm_tune.training.loop import (
     Diverged,
     EpochResult,
@@ -116,7 +116,7 @@ def test_train_uses_the_last_smaller_batch(make_forecast: Maker, make_config: Ma
     assert len(data.parts["train"]) % 64
     # With weights that do not move, the mean over the batches is the mean over the samples.
     result = run(config, data)[0]
-    whole = evaluate(result.state.model, Windows(data, "train"), data.target_std, 1000)
+    whole = judge(result.state.model, Windows(data, "train"), data.target_std, 1000).result()
     assert result.train_loss == pytest.approx(whole["mse_standardised"], rel=1e-5)
 
 
@@ -177,7 +177,9 @@ def test_train_keeps_the_best_epochs_weights(make_forecast: Maker, make_config: 
     assert state.best_epoch == best + 1 and state.best_validation == results[best].validation
     model = begin(config, data).model
     model.load_state_dict(state.best_weights)
-    assert evaluate(model, Windows(data, "validation"), data.target_std, 1000)["rmse"] == pytest.approx(errors[best])
+    assert judge(model, Windows(data, "validation"), data.target_std, 1000).result()["rmse"] == pytest.approx(
+        errors[best]
+    )
 
 
 def test_train_by_another_objective(make_regression: Maker, make_config: Maker) -> None:
@@ -267,7 +269,7 @@ def test_train_on_sequences_of_several_lengths_with_static_inputs_learns(
     assert results[-1].train_loss < 0.6 * results[0].train_loss
     state = results[-1].state
     assert predict(state.model, Windows(data, "test")).shape == (10, 1, 2)
-    assert evaluate(state.model, Windows(data, "validation"), data.target_std, 3) == pytest.approx(
+    assert judge(state.model, Windows(data, "validation"), data.target_std, 3).result() == pytest.approx(
         results[-1].validation
     )
 

@@ -18,7 +18,7 @@ from xlstm_tune.data.windows import Windows
 from xlstm_tune.models.forecaster import Forecaster
 from xlstm_tune.training.checkpoint import STATE, load, save
 from xlstm_tune.training.config import TrialConfig
-from xlstm_tune.training.judge import evaluate, predict
+from xlstm_tune.training.judge import judge, predict
 from xlstm_tune.training.loop import EpochResult, begin, train
 from xlstm_tune.training.micro import backward, fitting, out_of_memory
 
@@ -238,11 +238,11 @@ def test_load_of_a_checkpoint_without_a_micro_batch(tmp_path: Path, make_forecas
 def test_evaluate_and_predict_out_of_memory_halve_their_batch(make_forecast: Maker, make_config: Maker) -> None:
     data = make_forecast()
     model, windows = begin(make_config(model={"family": "xlstm"}), data).model, Windows(data, "train")
-    expected, scored = predict(model, windows), evaluate(model, windows, data.target_std, 256)
+    expected, scored = predict(model, windows), judge(model, windows, data.target_std, 256).result()
     with holding(30) as full:
         torch.testing.assert_close(predict(model, windows), expected)
         assert full.seen[:3] == [len(windows), -(-len(windows) // 2), 26] and set(full.seen[3:-1]) == {26}
-        assert evaluate(model, windows, data.target_std, 40) == pytest.approx(scored, rel=1e-6)
+        assert judge(model, windows, data.target_std, 40).result() == pytest.approx(scored, rel=1e-6)
     with holding(0), pytest.raises(torch.OutOfMemoryError):
         predict(model, windows)
 

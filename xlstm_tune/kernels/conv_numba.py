@@ -227,7 +227,7 @@ _in_layout = register(
 def conv_numba(
     x: Tensor, weight: Tensor, bias: Tensor, past: Tensor | None = None, resets: Tensor | None = None
 ) -> Tensor:
-    """`conv_reference` for float32 on a CPU: the same arguments and result."""
+    """`around.causal_conv` for float32 on a CPU: the same arguments and result."""
     width = x.shape[2]
     if past is None:
         past = x.new_zeros(x.shape[0], len(weight) - 1, width)

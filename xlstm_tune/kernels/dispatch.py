@@ -16,7 +16,8 @@ from xlstm_tune.kernels.library import constant_when_compiled
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "reference", "numba", "triton")
-KERNELS: dict[str, tuple[str, ...]] = dict.fromkeys(("lstm", "slstm", "mlstm"), ("numba", "triton"))
+OPS = ("lstm", "slstm", "mlstm")
+KERNELS = ("numba", "triton")
 """The backends that each op has besides the reference, the one to be preferred first."""
 WIDEST_MLSTM = 512
 """The widest head, of keys or values, that mLSTM's Triton kernels take."""
@@ -53,8 +54,6 @@ def refusal(
     width: int = 0,
 ) -> str | None:
     """Why `backend` cannot run `op` on tensors of a device type and dtype; None when it can. As for `resolve`."""
-    if backend not in KERNELS[op]:
-        return f"this version has no {backend.capitalize()} kernel for {op}"
     if backend == "triton" and (reason := triton_refusal(device, dtype)):
         return reason
     if backend == "triton" and op == "mlstm" and width > WIDEST_MLSTM:
@@ -103,10 +102,10 @@ def resolve(
     width: of a head, the larger one of keys and values; 0 = not said.
 
     `auto` takes the fastest that can run them. Raises BackendUnavailable when a backend that was asked for by name
-    cannot, ValueError for a name that is none of `BACKENDS` or `KERNELS`.
+    cannot, ValueError for a name that is none of `BACKENDS` or `OPS`.
     """
-    if op not in KERNELS:
-        raise ValueError(f"op must be one of {', '.join(KERNELS)}, got {op!r}")
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "reference":
@@ -117,7 +116,7 @@ def resolve(
             raise BackendUnavailable(f"backend '{requested}' was asked for, but {reason}; use 'auto' or 'reference'")
         return Choice(op, requested, "asked for by name" + _design(op, requested, width))
     what = f"{dtype} on '{device}'".replace("torch.", "") + (" with a projection" if projected else "")
-    for backend in KERNELS[op]:
+    for backend in KERNELS:
         if refusal(op, backend, device, dtype, projected, width) is None:
             return Choice(op, backend, f"the fastest for {what}" + _design(op, backend, width))
     if device == "cuda" and dtype != torch.float64 and (reason := triton_refusal(device, dtype)):

@@ -1,8 +1,8 @@
 """The sLSTM cell on a GPU: one kernel for many steps where a head's recurrent weights fit on chip, else two a step.
 
 Legend as in `slstm_reference`, whose equations these are; S steps of a piece, which is all T or some of them (see
-`gated_triton`). A program of the kernels for many steps has one head and 16 samples; its four recurrent matrices and
-its states stay on chip from the first step to the last. Wider heads take a matrix product and a fused kernel of
+`gated_triton`). A program of the kernels for many steps has one head and 4 to 16 samples; its four recurrent matrices
+and its states stay on chip from the first step to the last. Wider heads take a matrix product and a fused kernel of
 everything else at each step. Products have the inputs' dtype and are summed in float32, states are float32. The
 gradient of the recurrent weights is one product over all steps after the loop.
 """

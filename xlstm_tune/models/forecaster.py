@@ -26,6 +26,7 @@ from xlstm_tune.models.patching import cut_patches
 from xlstm_tune.models.pooling import Pooling
 from xlstm_tune.models.stack import XLSTMStack
 from xlstm_tune.models.static import StaticJoin
+from xlstm_tune.models.steps import hide_padding
 from xlstm_tune.models.window_norm import window_statistics
 
 
@@ -157,8 +158,7 @@ class Forecaster(nn.Module):
         batch = x.shape[0]
         if lengths is not None:
             lengths = lengths.long()
-            padding = torch.arange(x.shape[1], device=x.device) >= lengths.unsqueeze(1)
-            x = x.masked_fill(padding.unsqueeze(2), 0.0)
+            x = hide_padding(x, lengths)
         if self.config.channels == "independent":
             x, lengths, static = self._split_channels(x, lengths, static)
         centre, scale = window_statistics(self.config.instance_norm, x, lengths)

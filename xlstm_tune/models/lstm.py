@@ -51,7 +51,7 @@ class _Layers(nn.Module, ABC):
         super().__init__()
         _check_projection(projection, hidden_size)
         self.input_size, self.hidden_size, self.layers, self.bias = input_size, hidden_size, layers, bias
-        self.projection, self.direction = projection, direction
+        self.projection, self.direction, self.backend = projection, direction, backend
         self.state_size = projection or hidden_size
         self.output_size = self.state_size * len(SUFFIXES[direction])
         self.dropouts = nn.ModuleList(Dropout(dropout, backend) for _ in range(layers - 1))
@@ -128,20 +128,6 @@ class _Layers(nn.Module, ABC):
 
 class LSTM(_Layers):
     """The LSTM on the fused op: the input's share of all gates in one product, the steps as one operator."""
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        layers: int = 1,
-        bias: bool = True,
-        dropout: float = 0.0,
-        projection: int = 0,
-        direction: Direction = "forward",
-        backend: str = "auto",
-    ):
-        super().__init__(input_size, hidden_size, layers, bias, dropout, projection, direction, backend)
-        self.backend = backend
 
     def _run_layer(
         self, name: str, x: Tensor, state: LSTMState | None, resets: Tensor | None, lengths: Tensor | None

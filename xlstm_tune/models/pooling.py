@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from xlstm_tune.kernels.masks import at_end, blank_padding, padding
+
 
 class Pooling(nn.Module):
     """States [B, T, W] to one vector [B, `width`] a sample; steps beyond a sample's length count for nothing.
@@ -31,13 +33,13 @@ class Pooling(nn.Module):
             case "mean":
                 if lengths is None:
                     return states.mean(1)
-                return states.masked_fill(_padding(states, lengths), 0.0).sum(1) / lengths.unsqueeze(1)
+                return blank_padding(states, lengths).sum(1) / lengths.unsqueeze(1)
             case "attention":
                 assert self.score is not None
                 scores = (states @ self.score).unsqueeze(2)  # [B, T, 1]
                 if lengths is not None:
-                    padding = _padding(states, lengths)
-                    scores, states = scores.masked_fill(padding, -torch.inf), states.masked_fill(padding, 0.0)
+                    beyond = padding(lengths, states.shape[1]).unsqueeze(2)
+                    scores, states = scores.masked_fill(beyond, -torch.inf), states.masked_fill(beyond, 0.0)
                 return (scores.softmax(1) * states).sum(1)
             case _:
                 if lengths is not None or states.shape[1] != self.steps:
@@ -49,17 +51,9 @@ class Pooling(nn.Module):
         first = states[:, 0]
         if self.direction == "reverse":
             return first
-        if lengths is None:
-            last = states[:, -1]
-        else:
-            last = states.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, -1, states.shape[2])).squeeze(1)
+        last = states[:, -1] if lengths is None else at_end(states, lengths)
         if self.direction == "forward":
             return last
         if self.halves:
             return torch.cat([last.chunk(2, -1)[0], first.chunk(2, -1)[1]], -1)
         return (last + first) / 2
-
-
-def _padding(states: Tensor, lengths: Tensor) -> Tensor:
-    """bool [B, T, 1]: True beyond a sample's last step."""
-    return (torch.arange(states.shape[1], device=states.device) >= lengths.unsqueeze(1)).unsqueeze(2)

@@ -248,11 +248,6 @@ def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 that tells one champion from another: of `champion.json`, which holds those of the other files."""
-    return hashlib.sha256((folder / ABOUT).read_bytes()).hexdigest()
-
-
 def _columns(columns: Columns) -> dict[str, Any]:
     told = {"names": list(columns.names), "mean": columns.mean.tolist(), "std": columns.std.tolist()}
     return told | ({"exact": list(columns.exact)} if columns.exact else {})

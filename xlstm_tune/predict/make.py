@@ -30,6 +30,7 @@ from xlstm_tune.predict.intervals import Residuals, changes, positive
 from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
+from xlstm_tune.storage.copy import kept_at
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.metrics import METRICS
@@ -229,7 +230,7 @@ def champion_of(folder: Path) -> Path:
 
 
 def _resume(folder: Path) -> str:
-    place = shlex.quote(str(folder.absolute().parent))
+    place = shlex.quote(kept_at(folder) or str(folder.absolute().parent))
     return f"python -m xlstm_tune.search --resume {shlex.quote(folder.name)} --storage {place}"
 
 

@@ -43,8 +43,6 @@ class Evidence:
     """By the objective on validation."""
     metrics: dict[Model, dict[str, float | None]]
     """Figures of scores.METRICS."""
-    by_step: dict[Model, list[float]]
-    """RMSE of each step of the horizon."""
     by_group: dict[Model, dict[str, float]]
     """RMSE of the first target in each series, or each group of a regression's sequences; {} where there is one."""
     by_target: dict[Model, dict[str, dict[str, float]]]
@@ -126,7 +124,6 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
         winner=winner,
         best_baseline=best,
         metrics=figures,
-        by_step={model: scores.by_step(values, judged.actual) for model, values in judged.predicted.items()},
         by_group={
             model: scores.by_group(values[..., :1], judged.actual[..., :1], groups)
             for model, values in judged.predicted.items()

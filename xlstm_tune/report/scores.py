@@ -104,11 +104,6 @@ def _r2(squares: Array, truth: Array) -> float | None:
     return float((1 - squares / variance).mean())
 
 
-def by_step(predicted: Array, actual: Array) -> list[float]:
-    """RMSE of each of the H steps, in the target's own units."""
-    return [float(value) for value in np.sqrt(np.square(predicted - actual).mean((0, 2)))]
-
-
 def by_group(predicted: Array, actual: Array, groups: Sequence[str]) -> dict[str, float]:
     """RMSE of each group of samples, by name in order of first appearance; {} where there is one group, or as many
     groups as samples. groups: n names, such as the series."""

@@ -65,7 +65,7 @@ class Outcome:
     data: Any
     """Ray's reference to the data."""
     cut: str | None
-    """Why trials were left out: one of `driver.CUTS`; None when none was."""
+    """Why trials were left out: one of `stopping.CUTS`; None when none was."""
     exhausted: str | None
     """Why there was nothing new to try; None when there was."""
     separated: list[str]
@@ -75,7 +75,8 @@ class Outcome:
 def run(plan: Plan, console: Console) -> int:
     """Run a search to its end and print who won.
 
-    Returns the exit code: 0; 1 when no trial could be scored or the disk is full; 130 after Ctrl-C, 143 after SIGTERM.
+    Returns the exit code: 0; 1 when no trial could be scored, or the disk or the storage gave way; after a signal 128
+    and its number, such as 130 after Ctrl-C.
     """
     if not plan.resume:
         create_folder(plan.folder, plan.spec, plan.data.fingerprint)

@@ -4,7 +4,7 @@ The search appends events to a spool file (`Spool`); a process of its own (`Writ
 to MLflow in batches, retrying for as long as the server is away. What is left when a search ends or dies is
 sent by `python -m xlstm_tune.tracking sync NAME`, as often as one likes: nothing arrives twice.
 
-MLflow is imported by the writer process alone (`sender.py`); importing this package costs nothing.
+MLflow is imported by what sends, the writer process and `sync`; importing this package costs nothing.
 """
 
 from xlstm_tune.tracking.events import VALIDATION_END

@@ -44,17 +44,6 @@ def judge(
     return sums
 
 
-def evaluate(
-    model: Forecaster,
-    windows: Samples,
-    target_std: np.ndarray,
-    batch_size: int,
-    dtype: torch.dtype | None = None,
-) -> dict[str, float]:
-    """The metrics of `judge`."""
-    return judge(model, windows, target_std, batch_size, dtype).result()
-
-
 def predict(
     model: Forecaster,
     windows: Samples,

@@ -14,8 +14,6 @@ from torch import Tensor
 
 METRICS: tuple[str, ...] = ("rmse", "mae", "mse_standardised", "mae_standardised")
 """What `score` returns; all are better when smaller."""
-VALIDATION_METRICS: tuple[str, ...] = tuple(f"val_{name}" for name in METRICS)
-"""The same on the validation part, by the names that a search file's objective uses."""
 
 Floats = npt.NDArray[np.float64]
 Array = Tensor | npt.NDArray[np.floating]

@@ -9,16 +9,19 @@ from typing import Any
 
 from xlstm_tune.report.blocks import Block, Cell, Code, Column, Row, Section, Table
 from xlstm_tune.report.record import Record
+from xlstm_tune.storage.copy import kept_at
 
 
 def repeat(record: Record) -> Section:
     """What a stranger needs."""
     storage = str(record.folder.parent)
+    kept = kept_at(record.folder) or storage  # a bucket, which checkpoints lie in
+    database = "sqlite:///" + f"{storage}/mlflow.db".replace("%", "%25").replace("?", "%3F")
     commands = [
         "# go on with it, or give it more trials",
-        f"python -m xlstm_tune.search --resume {shlex.quote(record.folder.name)} --storage {shlex.quote(storage)}",
+        f"python -m xlstm_tune.search --resume {shlex.quote(record.folder.name)} --storage {shlex.quote(kept)}",
         "# its runs in MLflow, where the search used the database of its storage folder",
-        f"python -m mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{storage}/mlflow.db')} --workers 1",
+        f"python -m mlflow ui --backend-store-uri {shlex.quote(database)} --workers 1",
         "# this page again",
         f"python -m xlstm_tune.report {shlex.quote(record.folder.name)} --storage {shlex.quote(storage)}",
     ]

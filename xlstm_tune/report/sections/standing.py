@@ -35,7 +35,7 @@ def summary(record: Record) -> Section:
 def not_known_yet(record: Record) -> list[str]:
     """What a search that has not ended, or was interrupted, leaves open."""
     texts = []
-    waiting = [part for part in ("test",) if not (record.board.winner and record.board.winner.test)]
+    waiting = not (record.board.winner and record.board.winner.test)
     if record.running:
         of = f" of {record.planned:,}" if record.planned else ""
         no_end = ("duplicate", UNFINISHED, REFUSED)

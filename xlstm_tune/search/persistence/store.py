@@ -26,6 +26,7 @@ from xlstm_tune.layout import CHECKPOINTS, SUMS
 from xlstm_tune.search.persistence.folder import HUNG, STOPPED, disk_full
 from xlstm_tune.search.trials.scratch import scratch_folder
 from xlstm_tune.search.variables import number
+from xlstm_tune.storage.copy import STOPPED as STOPPED_AT
 from xlstm_tune.storage.copy import check_there, is_checkpoint, other_owner, taken_over
 from xlstm_tune.storage.objects import Objects, at_once, is_uri
 
@@ -147,7 +148,7 @@ class Remote(Shared):
             place.mkdir(parents=True, exist_ok=True)
         names = self._listed([self._name(place) for place in places])
         at_once(self._fetch, names)
-        marks = set(self._steadily(lambda: self.objects.names(STOPPED)))
+        marks = set(self._steadily(lambda: self.objects.names(STOPPED_AT)))
         self._steadily(lambda: self.objects.remove({self._mark(place) for place in places} & marks))
 
     def push(self, place: Path, checkpoints: bool = False) -> None:
@@ -198,7 +199,7 @@ class Remote(Shared):
 
     def marked(self, places: Iterable[Path]) -> set[Path]:
         """One request for all."""
-        marks = self._steadily(lambda: self.objects.names(STOPPED))
+        marks = self._steadily(lambda: self.objects.names(STOPPED_AT))
         return {place for place in places if self._mark(place) in marks}
 
     def ended(self, place: Path, then: Callable[[], None]) -> None:
@@ -236,7 +237,7 @@ class Remote(Shared):
         return place.relative_to(self.folder).as_posix()
 
     def _mark(self, place: Path) -> str:
-        return f"{STOPPED}/{place.name}"
+        return f"{STOPPED_AT}/{place.name}"
 
     def _files(self, place: Path, checkpoints: bool) -> Iterable[tuple[str, tuple[int, ...]]]:
         """What there is to be handed over of a folder: names, and what tells a new file from the one before."""

@@ -125,15 +125,15 @@ def nodes_now() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def wait_for_node(trial: Bundle, growth: Growth, where: str, say: Callable[[str], None]) -> bool:
-    """Wait until a node of the cluster can take a trial, and say so before and after. False when one was there.
+def wait_for_node(trial: Bundle, growth: Growth, where: str, say: Callable[[str], None]) -> None:
+    """Wait until a node of the cluster can take a trial, and say so before and after where none is there.
 
     Raises ResourceError where none can come.
     """
     import ray
 
     if slots_on(nodes_now(), trial):
-        return False
+        return
     if not growth.may_bring(trial):
         raise ResourceError(
             f"no node of {where} has {trial.describe()}, which each trial asks for, and none will come; change "
@@ -154,7 +154,6 @@ def wait_for_node(trial: Bundle, growth: Growth, where: str, say: Callable[[str]
         if not ray.wait([asked], timeout=patience)[0]:
             ray.cancel(asked)
     say(f"a node with {trial.describe()} has come, after {time.monotonic() - began:.0f} s")
-    return True
 
 
 def _nothing() -> None:

@@ -132,13 +132,13 @@ def rough_size(config: TrialConfig, data: Prepared) -> float:
     tokens = model.tokens(config.lookback or data.lookback)
     both = model.direction == "both"
     feed_forward = {"gated": 3, "plain": 2, "none": 0}[model.feed_forward] * model.feed_forward_size
-    # An mLSTM keeps a matrix for each head and chunk of 64 steps, torch's LSTM its gates twice.
+    # An mLSTM keeps a matrix for each head and chunk of 64 steps.
     states = model.inner_size**2 / model.heads * math.ceil(tokens / 64) / tokens
     widths = {"s": 13 * model.hidden_size, "m": 8 * model.inner_size + 2 * model.hidden_size + 2 * states}
     kept = [widths[block] + feed_forward * (block in model.feed_forward_after) for block in model.blocks]
     if kept and model.pooling == "last" and not both:  # the last block is computed for its last output alone
         kept[-1] *= 0.6 if model.blocks[-1] == "s" else 0.35
-    each = sum(kept) or (17 if model.family == "lstm_torch" else 7) * model.hidden_size * model.layers
+    each = sum(kept) or {"lstm_torch": 17, "lstm_scratch": 25}.get(model.family, 7) * model.hidden_size * model.layers
     channels = len(data.target_names) if model.channels == "independent" else 1
     batch = min(config.training.batch_size, len(data.parts["train"]))
     return float(batch * channels * tokens * each * (2 if both else 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,10 +81,6 @@ class Ledger:
     def __len__(self) -> int:
         """Distinct configurations started."""
         return len(self._known)
-
-    def __iter__(self) -> Iterator[str]:
-        """The keys."""
-        return iter(self._known)
 
     def __contains__(self, key: object) -> bool:
         """Whether it needs no other try: it was started, or refused."""

@@ -54,7 +54,6 @@ class Proposals:
 
     study, ledger: what is known; both are the searcher's.
     take: begins a trial of the study; None when its configuration is known or no model, which ends it at once.
-    most: distinct configurations to start; None = `search.trials`, without that every point of a grid, 32 otherwise.
     """
 
     def __init__(
@@ -64,12 +63,11 @@ class Proposals:
         study: optuna.Study,
         ledger: Ledger,
         take: Callable[[optuna.Trial], Live | None],
-        most: int | None,
         fusion: Fusion,
     ) -> None:
         self._spec, self._space, self._study, self._ledger, self._take = spec, space, study, ledger, take
         self._grid = spec.search.algorithm == "grid"
-        self._limit = most or spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
+        self._limit = spec.search.trials or (None if self._grid else DEFAULT_TRIALS)
         trials = study.get_trials(deepcopy=False)
         self._fusion = fusion
         self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"

@@ -70,8 +70,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     spec, space: the search and its checked space.
     folder: the search folder; the study's journal lies there unless `search.storage` names an Optuna URL.
     journal: of the search; what it holds of an earlier driver is gone on with.
-    max_trials: distinct configurations to start; None = `search.trials`, and without that every point of a grid, 32
-        otherwise. Duplicates do not count.
     resume: open the study again: finished trials stay known, open ones are gone on with first, under their numbers.
     on_end: called once per ended Optuna trial, duplicates and refused combinations included. It must not raise: an
         exception here ends the search.
@@ -97,7 +95,6 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         folder: Path,
         journal: Journal,
         *,
-        max_trials: int | None = None,
         resume: bool = False,
         on_end: Callable[[TrialEnd], None] | None = None,
         fusion: Fusion = NO_FUSION,
@@ -123,7 +120,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self.separated: list[str] = []
         """Why configurations that were trained together were begun again one by one, for each time that happened."""
         self._read_study(storage)
-        self._proposals = Proposals(spec, space, self._study, self._ledger, self._take, max_trials, fusion)
+        self._proposals = Proposals(spec, space, self._study, self._ledger, self._take, fusion)
 
     @property
     def study(self) -> optuna.Study:
