@@ -43,9 +43,10 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "layout": set(),
     "addresses": set(),
+    "ranking": set(),
     "__init__": set(),
 }
-FREE = {"errors", "strict", "lines", "layout", "addresses", "__init__"}
+FREE = {"errors", "strict", "lines", "layout", "addresses", "ranking", "__init__"}
 HEAVY: dict[str, tuple[str, ...]] = {
     "ray": ("search/",),
     "optuna": ("search/", "report/"),

@@ -73,7 +73,7 @@ def test_one_that_only_looked_does_not_keep_another_from_a_name_that_has_grown_o
     ages: list[float] = []
     looks = before_the_first_look(monkeypatch, lambda: ages.append(other._age(0.01)))
     owner.claim()
-    assert len(ages) == 1 and 0.1 <= ages[0] < 60
+    assert len(ages) == 1 and 0.05 <= ages[0] < 60  # file systems count in ticks of some milliseconds
     assert looks[0] == 2 and owner.lost() is None and set(objects.names()) == {OWNER}
 
 

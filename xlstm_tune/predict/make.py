@@ -27,6 +27,7 @@ from xlstm_tune.predict.champion import save_champion
 from xlstm_tune.predict.columns import output_columns
 from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
+from xlstm_tune.ranking import scored
 from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
@@ -85,10 +86,10 @@ class Winner:
 def find_winner(folder: Path, objective: str) -> Winner | None:
     """The trial that the leaderboard has first; None when none was scored. Raises StorageError without results."""
     rows = read(folder, "trials").to_pylist()
-    scored = [row for row in rows if row["status"] in ("completed", "pruned") and row[objective] is not None]
-    if not scored:
+    ranked = scored(rows, objective)
+    if not ranked:
         return None
-    best = min(scored, key=lambda row: (row[objective], row["trial"]))
+    best = ranked[0]
     members = [
         row
         for row in read(folder, "members").to_pylist()

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xlstm_tune.ranking import has_score
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 1000
@@ -92,7 +94,7 @@ def equal_budget(rows: Iterable[Mapping[str, Any]], objective: str) -> list[Fami
     values: dict[str, list[float]] = {}
     for row in rows:
         value = row[objective]
-        if row["status"] in ("completed", "pruned") and value is not None:
+        if has_score(row, objective):
             values.setdefault(row["family"], []).append(float(value))
         elif how_ended(row) == "failed" and not never_begun(row):
             values.setdefault(row["family"], []).append(math.inf)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
+from xlstm_tune.ranking import scored
 from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, early_end
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
@@ -173,8 +174,8 @@ def _why(first: Mapping[str, Any], second: Mapping[str, Any], one: str, other: s
 
 def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective: str) -> Searched:
     trials = read(folder, "trials").to_pylist()
-    scored = [t for t in trials if t["status"] in ("completed", "pruned") and t[objective] is not None]
-    best = min(scored, key=lambda trial: (trial[objective], trial["trial"]), default=None)
+    ranked = scored(trials, objective)
+    best = ranked[0] if ranked else None
     test: dict[str, float | None] = {}
     test_error = None
     for score in read(folder, "scores").to_pylist():
@@ -210,9 +211,9 @@ def _together(
             notes.append(f"{one.name} has no test predictions of its best trial yet.")
             continue
         (values,) = own.predicted.values()
-        scored = seed_scores(one.folder, objective)
-        if model.trial in scored:
-            seeds[model] = scored[model.trial]
+        of_seeds = seed_scores(one.folder, objective)
+        if model.trial in of_seeds:
+            seeds[model] = of_seeds[model.trial]
         if whole is None:
             whole = replace(own, predicted={model: values})
         elif (whole.series, whole.time, whole.targets) != (own.series, own.time, own.targets):

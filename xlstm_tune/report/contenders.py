@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from xlstm_tune.ranking import scored
+
 MOST = 12
 """More would each cost a pass over the test part, and every comparison asks the others for more evidence."""
 
@@ -16,16 +18,15 @@ def contenders(rows: Iterable[dict[str, Any]], objective: str) -> list[dict[str,
     rows: of the trials table, `params` as JSON or a dict. objective: with its `val_`. Pruned trials may stand for
     theirs: their best epoch counts as any other's. At most MOST, and the best of each family in any case.
     """
-    scored = [row for row in rows if row["status"] in ("completed", "pruned") and row[objective] is not None]
-    scored.sort(key=lambda row: (row[objective], row["trial"]))
+    ranked = scored(rows, objective)
     families: dict[str, int] = {}
     patterns: dict[tuple[str, str | None], int] = {}
-    for place, row in enumerate(scored):
+    for place, row in enumerate(ranked):
         families.setdefault(row["family"], place)
         patterns.setdefault((row["family"], _pattern(row)), place)
     first = set(families.values())
     others = sorted(set(patterns.values()) - first)
-    return [scored[place] for place in sorted(first | set(others[: max(0, MOST - len(first))]))]
+    return [ranked[place] for place in sorted(first | set(others[: max(0, MOST - len(first))]))]
 
 
 def _pattern(row: dict[str, Any]) -> str | None:

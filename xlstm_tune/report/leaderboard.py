@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from xlstm_tune.ranking import scored
 from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED, counted_as, early_end, early_ends, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
@@ -146,25 +147,24 @@ def build_leaderboard(folder: Path, objective: str) -> Leaderboard:
     for row in rows:
         end = counted_as(row)
         counts[end] = counts.get(end, 0) + 1
-        if row["status"] in ("completed", "pruned") and row[objective] is not None:
-            test = tested.get(row["trial"])
-            trials.append(
-                Entry(
-                    model=row["name"],
-                    family=row["family"],
-                    trial=row["trial"],
-                    status=row["status"],
-                    validation=_figures(row, "val_"),
-                    test=_figures(test) if test else {},
-                    parameters=row["parameters"],
-                    seconds=row["seconds"],
-                    epochs=row["epochs"],
-                    validation_error=row["std_error"],
-                    test_error=test[f"{metric}_std_error"] if test else None,
-                    early=early_end(row),
-                )
+    for row in scored(rows, objective):
+        test = tested.get(row["trial"])
+        trials.append(
+            Entry(
+                model=row["name"],
+                family=row["family"],
+                trial=row["trial"],
+                status=row["status"],
+                validation=_figures(row, "val_"),
+                test=_figures(test) if test else {},
+                parameters=row["parameters"],
+                seconds=row["seconds"],
+                epochs=row["epochs"],
+                validation_error=row["std_error"],
+                test_error=test[f"{metric}_std_error"] if test else None,
+                early=early_end(row),
             )
-    trials.sort(key=lambda entry: (entry.validation[metric], entry.trial))
+        )
     costs = cost(rows, search_row(folder))
     baselines = _baselines(folder, metric)
     return Leaderboard(metric, trials, baselines, counts, gather(folder, objective), costs, shared_reason(rows))

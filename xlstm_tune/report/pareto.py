@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SCORED = ("completed", "pruned")
+from xlstm_tune.ranking import SCORED
 
 
 def pareto_front(rows: Sequence[Mapping[str, Any]], goals: Sequence[str]) -> list[int]:

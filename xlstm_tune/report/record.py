@@ -18,6 +18,7 @@ import yaml
 
 from xlstm_tune.errors import StorageError, joined_lines
 from xlstm_tune.layout import ENVIRONMENT, SPEC
+from xlstm_tune.ranking import has_score
 from xlstm_tune.report.budget import FamilyBudget, counted_as, equal_budget, how_ended
 from xlstm_tune.report.evidence import Evidence
 from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboard
@@ -80,7 +81,7 @@ class Record:
     @property
     def scored(self) -> list[dict[str, Any]]:
         """Trials with a value of the objective, best epoch each; duplicates are left out."""
-        return [row for row in self.trials if row["status"] in ("completed", "pruned") and finite(row[self.objective])]
+        return [row for row in self.trials if has_score(row, self.objective) and finite(row[self.objective])]
 
     @property
     def counts(self) -> Counter[str]:

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from xlstm_tune.ranking import SCORED
 from xlstm_tune.report.record import Record, finite, section
 
 LOG_FROM = 100.0
@@ -63,7 +64,7 @@ def rebuild(record: Record, pruned_count: bool = True) -> Rebuilt:
     for row in rows:
         value = row[record.objective] if finite(row[record.objective]) else None
         state = TrialState.COMPLETE if row["status"] == "completed" or pruned_count else TrialState.PRUNED
-        if row["status"] not in ("completed", "pruned") or value is None:
+        if row["status"] not in SCORED or value is None:
             state, value = TrialState.FAIL, None
         params = {key: one for key, one in row["params"].items() if key in distributions}
         trials.append(

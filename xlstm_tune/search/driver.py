@@ -16,6 +16,7 @@ import pyarrow as pa
 from ray import tune
 
 from xlstm_tune.errors import SpecError
+from xlstm_tune.ranking import has_score
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.persistence.folder import CONFIG, HUNG, WEIGHTS, trial_folder
 from xlstm_tune.search.persistence.journal import History, Journal
@@ -113,7 +114,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             if row["reason"] in CUTS:
                 self._cut[row["trial"]] = row
             value = row[self._spec.search.objective]
-            if row["status"] in ("completed", "pruned") and value is not None:
+            if has_score(row, self._spec.search.objective):
                 self._progress.scored(row["trial"], row["name"], value, row["std_error"])
         keys = _keys(read(self._folder, "scores"), "model", "trial", "part")
         self._judged = [dict(zip(("model", "trial", "part"), key, strict=True)) for key in keys]
