@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from xlstm_tune.kernels.around import NORM_EPSILON
+from xlstm_tune.kernels.masks import at_end, padding
 
 
 def window_statistics(kind: str, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -19,12 +20,12 @@ def window_statistics(kind: str, x: Tensor, lengths: Tensor | None = None) -> tu
         case "last":
             if lengths is None:
                 return x[:, -1:], None
-            return x.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, -1, x.shape[2])), None
+            return at_end(x, lengths).unsqueeze(1), None
         case _:
             if lengths is None:
                 variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
             else:
-                real = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(2)
+                real = ~padding(lengths, x.shape[1]).unsqueeze(2)
                 count = lengths.view(-1, 1, 1)
                 mean = (x * real).sum(1, keepdim=True) / count
                 variance = ((x - mean) * real).square().sum(1, keepdim=True) / count

@@ -113,9 +113,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
             self.rows[row["trial"]] = {**row, "params": json.loads(row["params"]), "setting": setting}
             if row["reason"] in CUTS:
                 self._cut[row["trial"]] = row
-            value = row[self._spec.search.objective]
-            if has_score(row, self._spec.search.objective):
-                self._progress.scored(row["trial"], row["name"], value, row["std_error"])
+            if has_score(row, objective := self._spec.search.objective):
+                self._progress.scored(row["trial"], row["name"], row[objective], row["std_error"])
         keys = _keys(read(self._folder, "scores"), "model", "trial", "part")
         self._judged = [dict(zip(("model", "trial", "part"), key, strict=True)) for key in keys]
         for number, past in history.trials.items():

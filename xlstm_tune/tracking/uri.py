@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from xlstm_tune.addresses import sqlite_address
 from xlstm_tune.errors import TrackingError, reaching
 from xlstm_tune.strict import did_you_mean
 
@@ -45,8 +46,7 @@ _PORTS = {"http": 80, "https": 443}
 
 def default_uri(storage: Path) -> str:
     """The URI of the SQLite database in the storage folder; its artifacts lie beside it in `mlflow-artifacts`."""
-    path = str(storage.absolute() / "mlflow.db")
-    return "sqlite:///" + path.replace("%", "%25").replace("?", "%3F")
+    return sqlite_address(str(storage.absolute() / "mlflow.db"))
 
 
 def artifact_location(uri: str, storage: Path) -> str | None:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from xlstm_tune.addresses import sqlite_address
 from xlstm_tune.report.blocks import Block, Cell, Code, Column, Row, Section, Table
 from xlstm_tune.report.record import Record
 from xlstm_tune.storage.copy import kept_at
@@ -16,7 +17,7 @@ def repeat(record: Record) -> Section:
     """What a stranger needs."""
     storage = str(record.folder.parent)
     kept = kept_at(record.folder) or storage  # a bucket, which checkpoints lie in
-    database = "sqlite:///" + f"{storage}/mlflow.db".replace("%", "%25").replace("?", "%3F")
+    database = sqlite_address(f"{storage}/mlflow.db")
     commands = [
         "# go on with it, or give it more trials",
         f"python -m xlstm_tune.search --resume {shlex.quote(record.folder.name)} --storage {shlex.quote(kept)}",

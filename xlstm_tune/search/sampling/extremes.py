@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.drawn import drawn
@@ -59,16 +59,13 @@ def _climbed(
 
 def _with(space: Space, point: Params, key: str, value: Scalar) -> Params:
     """The point with another value there; what exists beside it only now takes its first value."""
-    changed: Params = {}
-    for domain in space.domains:
-        if domain.exists(changed):
-            changed[domain.key] = value if domain.key == key else point.get(domain.key, _ends(domain)[0])
-    return changed
+    others = {**point, key: value}
+    return space.point(lambda domain: others[domain.key] if domain.key in others else _ends(domain)[0])
 
 
 def _ends(domain: Domain) -> list[Scalar]:
     if domain.kind != "choice":
         return [domain.canonical(domain.low), domain.canonical(domain.high)]
-    values: Iterable[Scalar] = dict.fromkeys(domain.listed)
+    values = domain.values or ()
     numbers = [value for value in values if not isinstance(value, str)]
     return [min(numbers), max(numbers)] if len(numbers) > MOST else list(values)

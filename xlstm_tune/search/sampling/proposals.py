@@ -72,7 +72,8 @@ class Proposals:
         self._fusion = fusion
         self._draws_ahead = fusion.width > 1 and fuses(spec) and spec.search.algorithm == "random"
         # The numbers that trials have, or would have had if each had been drawn when its turn came.
-        drawn = {trial.user_attrs.get(DRAW, trial.number) for trial in trials} | set(range(len(space.starts())))
+        starts = space.starts()
+        drawn = {trial.user_attrs.get(DRAW, trial.number) for trial in trials} | set(range(len(starts)))
         self._draws = itertools.filterfalse(drawn.__contains__, itertools.count())
         points = space.points
         self._unknown = None if points is None else {k: p for k, p in points.items() if k not in ledger}
@@ -82,7 +83,7 @@ class Proposals:
         """Why there is nothing new to try although the number of trials is not reached; None until then."""
         begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs}
         if not (self._grid and spec.search.start_with == "defaults"):  # a grid's order is the file's
-            for index, point in enumerate(space.starts()):
+            for index, point in enumerate(starts):
                 if index not in begun:
                     self._waiting.add_start(point, {START: index})
         self._later: Iterator[Params] = iter(())

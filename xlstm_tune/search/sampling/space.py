@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -86,18 +86,18 @@ class Space:
 
     def suggest(self, trial: BaseTrial) -> Params:
         """A point proposed by Optuna."""
-        params: Params = {}
-        for domain in self.domains:
-            if domain.exists(params):
-                params[domain.key] = domain.suggest(trial)
-        return params
+        return self.point(lambda domain: domain.suggest(trial))
 
     def draw(self, rng: random.Random) -> Params:
         """A random point, without Optuna."""
+        return self.point(lambda domain: domain.draw(rng))
+
+    def point(self, value_of: Callable[[Domain], Scalar]) -> Params:
+        """The point with these values, which are asked for in order, of the settings that exist beside those before."""
         params: Params = {}
         for domain in self.domains:
             if domain.exists(params):
-                params[domain.key] = domain.draw(rng)
+                params[domain.key] = value_of(domain)
         return params
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
