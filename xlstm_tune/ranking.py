@@ -1,4 +1,4 @@
-"""Which trials of a search have a score, and which is best: one rule for the board, the report and the champion."""
+"""What trials are scored by, which of them have a score, and which is best: for training, tables and reports alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
+METRICS: tuple[str, ...] = ("rmse", "mae", "mse_standardised", "mae_standardised")
+"""Of each part of the data, as `training.metrics` has them; all are better when smaller."""
 SCORED = ("completed", "pruned")
 """How trials end whose best epoch counts. Duplicates have the score of another; what failed has none."""
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from xlstm_tune.ranking import METRICS
 from xlstm_tune.strict import did_you_mean
 
 VERSION = 1
 VERSION_KEY = b"xlstm_tune.results"
 _INT, _REAL, _TEXT, _TIME = pa.int64(), pa.float64(), pa.string(), pa.timestamp("ms", tz="UTC")
-_METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
 
 
 def _metrics(prefix: str = "") -> dict[str, pa.DataType]:
-    return {prefix + name: _REAL for name in _METRICS}
+    return {prefix + name: _REAL for name in METRICS}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ KINDS = {
             "part": _TEXT,
             **_metrics(),  # of a population, the mean over the seeds of its best setting
             "seeds": _INT,  # null where a trial is one model
-            **{f"{name}_std_error": _REAL for name in _METRICS},
+            **{f"{name}_std_error": _REAL for name in METRICS},
         },
         key=("model", "trial", "part"),
     ),

@@ -11,7 +11,7 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.placement import packing
-from xlstm_tune.search.placement.packing import Largest, Packing, largest_trial, pack, room_on_cpu
+from xlstm_tune.search.placement.packing import Largest, Packing, largest_trial, pack, room_on_cpu, rough_size
 from xlstm_tune.search.placement.resources import Placement, packable, place
 from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import PopulationConfig, ResourceConfig, SearchSpec
@@ -135,3 +135,23 @@ def test_room_on_cpu_is_for_what_gains_by_it(problem: tuple[SearchSpec, Space, P
     large = {"model.family": {"choice": ["slstm"]}, "model.hidden_size": {"choice": [2048]}}
     space = Space.from_spec(SearchSpec.parse(spec.model_dump(by_alias=True) | {"space": large}))
     assert room_on_cpu(spec, space, data, width=8, slots=1) == 1, "alone is as fast"
+
+
+def test_room_on_cpu_is_for_the_largest_of_a_space_of_many_points(
+    problem: tuple[SearchSpec, Space, Prepared], monkeypatch: Any
+) -> None:
+    """The largest is one that some hundred drawn points do not show."""
+    spec, _, data = problem
+    widths = {
+        "model.family": {"choice": ["slstm"]},
+        "model.hidden_size": {"int": [8, 64], "step": 4},
+        "model.layers": {"int": [1, 16]},
+        "training.batch_size": {"int": [8, 64]},
+    }
+    spec = SearchSpec.parse(spec.model_dump(by_alias=True) | {"space": widths})
+    largest = spec.resolve(
+        {"model.family": "slstm", "model.hidden_size": 64, "model.layers": 16, "training.batch_size": 64}
+    )
+    each = rough_size(largest, data) * 2 * 4 / 2**20
+    monkeypatch.setattr(packing, "memory_mib", lambda: 2 * each * 90.5)
+    assert room_on_cpu(spec, Space.from_spec(spec), data, width=100, slots=1) == 90

@@ -14,10 +14,11 @@ import pytest
 from tracked import ROOT, check_search, count_runs, free_port, say_search, say_trial, sent_bytes, stored, until
 
 from xlstm_tune.errors import TrackingError
+from xlstm_tune.layout import TRACKING_URI
 from xlstm_tune.tracking import Spool, Writer, default_uri, sync
 from xlstm_tune.tracking.__main__ import main
 from xlstm_tune.tracking.uri import python_command
-from xlstm_tune.tracking.writer import _ENVIRONMENT, URI_VARIABLE, Unsent, find_search, remembered_uri, unsent
+from xlstm_tune.tracking.writer import _ENVIRONMENT, Unsent, find_search, remembered_uri, unsent
 
 
 @pytest.mark.slow
@@ -112,7 +113,7 @@ from xlstm_tune.tracking import writer
 writer._ORPHAN_SECONDS = 0.5
 raise SystemExit(writer.follow(Path({str(folder)!r}), parent=0))
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), URI_VARIABLE: uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), TRACKING_URI: uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = subprocess.run([sys.executable, "-c", program], input=b".", env=environment, timeout=60, check=False)
     assert done.returncode == 1
     left = unsent(folder)

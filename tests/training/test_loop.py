@@ -12,6 +12,7 @@ import torch
 
 from xlstm_tune.data.windows import Batch, Prepared, Windows
 from xlstm_tune.models.config import FAMILIES
+from xlstm_tune.ranking import METRICS
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.judge import judge, predict
 from xlstm_tune.training.loop import (
@@ -22,7 +23,7 @@ from xlstm_tune.training.loop import (
     shape_of,
     train,
 )
-from xlstm_tune.training.metrics import METRICS, score
+from xlstm_tune.training.metrics import score
 
 Maker = Callable[..., Any]
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlstm_tune.training.metrics import METRICS, ErrorSums, score, score_units
+from xlstm_tune.ranking import METRICS
+from xlstm_tune.training.metrics import ErrorSums, score, score_units
 
 STD = np.array([2.0, 10.0])
 

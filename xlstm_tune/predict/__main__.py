@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, print_any_letter, reaching
-from xlstm_tune.layout import ABOUT, SPEC, STORAGE
+from xlstm_tune.layout import ABOUT, SEARCHES, SPEC, STORAGE
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
 
@@ -34,7 +34,7 @@ def predict(
     ],
     storage: Annotated[
         str, typer.Option(metavar="FOLDER", envvar=STORAGE, help="Folder or URI that holds searches.")
-    ] = "searches",
+    ] = SEARCHES,
     output: Annotated[
         str, typer.Option(metavar="FILE", help="Where the forecasts go: .parquet or .csv.")
     ] = "forecasts.parquet",

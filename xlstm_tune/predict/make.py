@@ -27,14 +27,13 @@ from xlstm_tune.predict.champion import save_champion
 from xlstm_tune.predict.columns import output_columns
 from xlstm_tune.predict.familiar import learnt
 from xlstm_tune.predict.intervals import Residuals, changes, positive
-from xlstm_tune.ranking import scored
+from xlstm_tune.ranking import METRICS, scored
 from xlstm_tune.results import read
 from xlstm_tune.search_file import load_spec
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.storage.copy import kept_at
 from xlstm_tune.training.checkpoint import load_weights
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.metrics import METRICS
 
 PACKAGES = ("torch", "numpy", "numba", "pyarrow", "safetensors", "pydantic", "PyYAML", "epiweeks", "pandas", "mlflow")
 """What predicting needs besides this package, pinned for whoever serves the model."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from xlstm_tune.errors import StorageError, UserError, check_working_folder, print_any_letter
-from xlstm_tune.layout import STORAGE
+from xlstm_tune.layout import SEARCHES, STORAGE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--storage",
         metavar="FOLDER",
-        default=os.environ.get(STORAGE) or "searches",
+        default=os.environ.get(STORAGE) or SEARCHES,
         help=f"folder or URI that holds searches ({STORAGE}, else searches)",
     )
     parser.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.ranking import scored
+from xlstm_tune.ranking import METRICS, scored
 from xlstm_tune.report.budget import REFUSED, UNFINISHED, counted_as, early_end
 from xlstm_tune.report.differences import Compared, Difference, compare_pairs
 from xlstm_tune.report.evidence import objective_of, search_row
@@ -19,7 +19,6 @@ from xlstm_tune.report.predictions import Judged, Model, facts, of_all_samples, 
 from xlstm_tune.results import read
 
 ENVIRONMENT = "environment.json"
-_METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
 
 
 @dataclass(frozen=True)
@@ -180,13 +179,13 @@ def _searched(name: str, folder: Path, row: Mapping[str, Any] | None, objective:
     test_error = None
     for score in read(folder, "scores").to_pylist():
         if best and score["trial"] == best["trial"] and score["part"] == "test":
-            test = {metric: score[metric] for metric in _METRICS}
+            test = {metric: score[metric] for metric in METRICS}
             test_error = score[f"{objective.removeprefix('val_')}_std_error"]
     return Searched(
         name,
         folder,
         winner=Model(best["name"], best["family"], best["trial"], early_end(best)) if best else None,
-        validation={metric: best[f"val_{metric}"] for metric in _METRICS} if best else {},
+        validation={metric: best[f"val_{metric}"] for metric in METRICS} if best else {},
         test=test,
         errors=(best["std_error"] if best else None, test_error),
         trials=sum(counted_as(trial) not in ("duplicate", UNFINISHED, REFUSED) for trial in trials),

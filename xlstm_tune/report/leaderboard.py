@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from xlstm_tune.ranking import scored
+from xlstm_tune.ranking import METRICS, scored
 from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED, counted_as, early_end, early_ends, how_ended
 from xlstm_tune.report.cost import cost
 from xlstm_tune.report.differences import Difference
@@ -27,7 +27,6 @@ SHOWN = 10
 """Trials on the terminal, besides those with test figures; the tables hold all."""
 
 
-METRICS = ("rmse", "mae", "mse_standardised", "mae_standardised")
 WIDE = 110
 """Columns of a terminal from which there is room for all of FURTHER, unless figures are long."""
 PARAMETERS = "param-\neters"

@@ -18,10 +18,10 @@ import yaml
 
 from xlstm_tune.errors import StorageError, joined_lines
 from xlstm_tune.layout import ENVIRONMENT, SPEC
-from xlstm_tune.ranking import has_score
+from xlstm_tune.ranking import METRICS, has_score
 from xlstm_tune.report.budget import FamilyBudget, counted_as, equal_budget, how_ended
 from xlstm_tune.report.evidence import Evidence
-from xlstm_tune.report.leaderboard import METRICS, Leaderboard, build_leaderboard
+from xlstm_tune.report.leaderboard import Leaderboard, build_leaderboard
 from xlstm_tune.report.style import Palette
 from xlstm_tune.results import read
 from xlstm_tune.strict import did_you_mean

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, check_is_text, check_working_folder, one_line
-from xlstm_tune.layout import STORAGE
+from xlstm_tune.layout import SEARCHES, STORAGE, TRACKING_URI
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
 from xlstm_tune.search.remote.watch import check_not_a_copy
@@ -61,12 +61,12 @@ def search(
             envvar=STORAGE,
             help="Folder that holds searches, or a URI: s3://, gs://, abfs://.",
         ),
-    ] = "searches",
+    ] = SEARCHES,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
             metavar="URI",
-            envvar="XLSTM_TUNE_TRACKING_URI",
+            envvar=TRACKING_URI,
             help="MLflow server or database. None: MLFLOW_TRACKING_URI, else sqlite in the storage folder.",
         ),
     ] = None,
@@ -154,7 +154,7 @@ def check_options(
     name: str | None,
     address: str | None,
     dry_run: bool = False,
-    storage: str = "searches",
+    storage: str = SEARCHES,
 ) -> None:
     """Raise SpecError for options that do not go together."""
     if resume is not None and name is not None:

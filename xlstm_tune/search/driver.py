@@ -16,7 +16,7 @@ import pyarrow as pa
 from ray import tune
 
 from xlstm_tune.errors import SpecError
-from xlstm_tune.ranking import has_score
+from xlstm_tune.ranking import METRICS, has_score
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.persistence.folder import CONFIG, HUNG, WEIGHTS, trial_folder
 from xlstm_tune.search.persistence.journal import History, Journal
@@ -36,7 +36,6 @@ from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.members import Member
-from xlstm_tune.training.metrics import METRICS
 
 CURVES = ("train_loss", *(f"val_{name}" for name in METRICS), "learning_rate", "sequences_per_s")
 """Figures of an epoch that are drawn as curves."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xlstm_tune.ranking import METRICS
 from xlstm_tune.search.sampling.population import population_params, trial_members
 from xlstm_tune.spec import Scalar, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.members import Member
-from xlstm_tune.training.metrics import METRICS
 
 
 def trial_title(spec: SearchSpec, config: TrialConfig) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from xlstm_tune import WORKER
 from xlstm_tune.errors import ResourceError
-from xlstm_tune.layout import STORAGE
+from xlstm_tune.layout import STORAGE, TRACKING_URI
 from xlstm_tune.search import local_ray
 from xlstm_tune.search.placement.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.placement.resources import Placement, local_resources
@@ -27,7 +27,7 @@ from xlstm_tune.tracking import Spool, Writer
 PASSED_ON = ("XLSTM_TUNE_", "OMP_", "MKL_", "NUMBA_", "TRITON_", "TORCH", "PYTORCH_", "CUBLAS_", "CUDA_LAUNCH_")
 """Beginnings of the environment variables that workers get."""
 PASSED_ON_WHOLE = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "TZ", WORKER)
-KEPT_BACK = ("XLSTM_TUNE_TRACKING_URI", STORAGE)
+KEPT_BACK = (TRACKING_URI, STORAGE)
 """These may hold a password."""
 NEEDED = ("gcs_server", "raylet")
 """Ray's names of the processes that it cannot do without."""

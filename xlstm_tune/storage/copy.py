@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from xlstm_tune.errors import StorageError
-from xlstm_tune.layout import CHECKPOINTS, ENVIRONMENT, OPTUNA_JOURNAL, SEARCH_JOURNAL, SPEC
+from xlstm_tune.layout import CHECKPOINTS, ENVIRONMENT, OPTUNA_JOURNAL, SEARCH_JOURNAL, SEARCHES, SPEC
 from xlstm_tune.lines import sync
 from xlstm_tune.storage.objects import Objects, at_once, is_uri, without_secrets
 from xlstm_tune.strict import did_you_mean
@@ -40,8 +40,6 @@ KEPT_AT = "storage.json"
 JOURNALS = (OPTUNA_JOURNAL, SEARCH_JOURNAL)
 RESULTS = "results"
 """In the folder: the tables."""
-LOCAL = "searches"
-"""Below the current folder: where searches that are kept at a URI work."""
 VERSION = 2
 """Of copies whose journals have other names; of all others, which earlier programs can read, it is 1."""
 
@@ -67,7 +65,7 @@ class Copy(NamedTuple):
 
 def local_root() -> Path:
     """Where the folder of a search lies while it runs that is kept at a URI."""
-    return Path(LOCAL).absolute()
+    return Path(SEARCHES).absolute()
 
 
 def local_storage(storage: str, *names: str) -> str:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from xlstm_tune.errors import StorageError, TrackingError
+from xlstm_tune.layout import SPOOL
 from xlstm_tune.lines import cut_torn_line
 from xlstm_tune.tracking.events import STATUSES, KnownRun, known_runs
 from xlstm_tune.tracking.uri import default_uri, hide_credentials
@@ -190,7 +191,7 @@ class Spool:
 
 
 def spool_path(folder: Path) -> Path:
-    return folder / "mlflow" / "spool.jsonl"
+    return folder / SPOOL
 
 
 def address_path(folder: Path) -> Path:

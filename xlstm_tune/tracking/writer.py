@@ -16,6 +16,7 @@ from typing import IO, Self
 
 import xlstm_tune
 from xlstm_tune.errors import TrackingError, first_line, reaching
+from xlstm_tune.layout import SEARCHES, TRACKING_URI
 from xlstm_tune.strict import did_you_mean
 from xlstm_tune.tracking.logs import also_in, ignore_warnings, log
 from xlstm_tune.tracking.spool import address_path, read_address, search_lives, spool_path, try_lock
@@ -29,7 +30,6 @@ from xlstm_tune.tracking.uri import (
     written_down,
 )
 
-URI_VARIABLE = "XLSTM_TUNE_TRACKING_URI"  # a command line would show a password to everyone on the machine
 _GATHER_SECONDS = 1.0  # events of short trials meet in one gather, and end in few calls
 _LONGEST_WAIT = 30.0  # seconds between attempts while the server is away
 _RELAUNCH_SECONDS = 2.0  # before a writer that died is replaced; doubled each time, up to _LONGEST_WAIT
@@ -146,7 +146,7 @@ class Writer:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS}
-        environment |= _ENVIRONMENT | {URI_VARIABLE: self._uri, "CUDA_VISIBLE_DEVICES": ""}
+        environment |= _ENVIRONMENT | {TRACKING_URI: self._uri, "CUDA_VISIBLE_DEVICES": ""}
         environment.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         root = str(Path(xlstm_tune.__file__).parent.parent)
         if not root.endswith(("site-packages", "dist-packages")):  # a checkout that may not be installed
@@ -208,7 +208,7 @@ def follow(folder: Path, parent: int | None = None) -> int:
         ignore_warnings()
         from xlstm_tune.tracking.sender import Sender  # takes seconds, so not before there is something to do
 
-        sender = Sender(folder, os.environ[URI_VARIABLE])
+        sender = Sender(folder, os.environ[TRACKING_URI])
         failures, failing_since = 0, 0.0
         while True:
             more = False
@@ -315,7 +315,7 @@ def find_search(search: str, storage: str | None = None) -> Path:
 
     `storage`: None for `searches`, or else the path. Raises TrackingError when there is none.
     """
-    root = Path(storage or "searches").expanduser().absolute()
+    root = Path(storage or SEARCHES).expanduser().absolute()
     places = [root / search] if storage else [root / search, Path(search).expanduser().absolute()]
     for folder in places:
         with reaching(folder, TrackingError):

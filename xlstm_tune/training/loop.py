@@ -23,12 +23,12 @@ from xlstm_tune.data.windows import Prepared, Windows
 from xlstm_tune.errors import BackendUnavailable
 from xlstm_tune.models.draws import count_draws, draws, new_seeds
 from xlstm_tune.models.forecaster import Forecaster, Shape, build_model
+from xlstm_tune.ranking import METRICS
 from xlstm_tune.training import capture
 from xlstm_tune.training.clock import clock
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.judge import eval_batch, judge
 from xlstm_tune.training.losses import loss_of
-from xlstm_tune.training.metrics import METRICS
 from xlstm_tune.training.micro import backward, in_pieces
 from xlstm_tune.training.optimiser import build_optimiser, clip_gradients, learning_rate_at
 from xlstm_tune.training.seeding import seeded
@@ -86,7 +86,7 @@ class EpochResult:
     train_loss: float
     """Mean over the epoch's samples, as they were trained, on standardised targets; without `training.loss_weight`."""
     validation: dict[str, float]
-    """Every metric of `metrics.METRICS` on every validation sample."""
+    """Every metric of `ranking.METRICS` on every validation sample."""
     seconds: float
     """Training and validation, without compiling kernels."""
     sequences_per_s: float
@@ -128,7 +128,7 @@ def train(
     data: its training and validation parts are used, the test part is not touched.
     resume: a state that an earlier run of the same config on the same data yielded, or that a checkpoint held.
     device: None = the GPU where there is one, else the CPU.
-    objective: the metric of `metrics.METRICS` that decides the best epoch and patience.
+    objective: the metric of `ranking.METRICS` that decides the best epoch and patience.
     Raises Diverged when a loss, a gradient or a prediction is not finite or the loss explodes, ValueError for an
     unknown objective or a state of another run, BackendUnavailable when the precision asked for does not exist here,
     and the error as it came when a single sample runs out of memory.

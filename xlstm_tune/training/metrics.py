@@ -12,15 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-METRICS: tuple[str, ...] = ("rmse", "mae", "mse_standardised", "mae_standardised")
-"""What `score` returns; all are better when smaller."""
-
 Floats = npt.NDArray[np.float64]
 Array = Tensor | npt.NDArray[np.floating]
 
 
 def score(predicted: Array, actual: Array, target_std: npt.NDArray[np.floating]) -> dict[str, float]:
-    """The metrics of standardised arrays.
+    """Those of `ranking.METRICS`, of standardised arrays.
 
     predicted, actual: [n, H, K] (or any [..., K]), numpy or torch, standardised by the training part.
     target_std: [K], deviation of the training part in the target's own units.

@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 import pyarrow as pa
 
 from xlstm_tune.errors import StorageError, UserError
-from xlstm_tune.layout import CHECKPOINTS, SEARCH_JOURNAL, SPEC, trial_folder
+from xlstm_tune.layout import CHECKPOINTS, SEARCH_JOURNAL, SPEC, SPOOL, trial_folder
 from xlstm_tune.results import read
 from xlstm_tune.search.persistence.journal_sizes import journal_sizes
 from xlstm_tune.search.persistence.owner import Owner, TakenOver
@@ -67,8 +67,7 @@ _TRIALS = "results/trials/"
 _NOT_COPIED = (OWNER, CUT, STOPPED, "trials", "mlflow/writer.log", KEPT_AT)
 """Of the folder: of this machine alone, or written there by others."""
 
-_SPOOL = "mlflow/spool.jsonl"
-_GROWING = (*JOURNALS, _SPOOL)
+_GROWING = (*JOURNALS, SPOOL)
 
 
 class Mirror:
@@ -231,7 +230,7 @@ class Mirror:
         self._check_here(journal_sizes(self._folder))
         dropped, self._store.dropped = self._store.dropped, []
         try:
-            spool = size_of(self._folder / _SPOOL)
+            spool = size_of(self._folder / SPOOL)
             trials = self._taken("results/trials")
             others = self._taken("")
             sizes = journal_sizes(self._folder)
@@ -245,7 +244,7 @@ class Mirror:
             dropped = []
             self._put_all([name for name in others if not name.startswith(_TRIALS)], others)
             self._put_all(list(trials), trials)
-            self._put_growing(_SPOOL, spool)
+            self._put_growing(SPOOL, spool)
             self._put_cut(sizes)
         finally:
             self._store.dropped += dropped

@@ -15,7 +15,6 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.sampling.extremes import furthest
-from xlstm_tune.search.sampling.fusion import shape_of_point
 from xlstm_tune.search.sampling.population import trial_members
 from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import ResourceConfig, SearchSpec
@@ -152,10 +151,12 @@ def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slot
     """
     if width == 1:
         return 1
-    shapes = {shape_of_point(params): params for params in space.examples()}  # alike, they take the same
-    configs = map(spec.combine, shapes.values())
-    sizes = [rough_size(config, data) for config in configs if width_for(config, data.lookback, gpu=False) > 1]
-    return _narrowed(width, max(sizes) * 2 * 4 / 2**20, memory_mib() / 2 / slots) if sizes else 1
+
+    def size(config: TrialConfig) -> float:
+        return rough_size(config, data) if width_for(config, data.lookback, gpu=False) > 1 else 0.0
+
+    largest = max(size(spec.combine(point)) for point in furthest(spec, space, size))
+    return _narrowed(width, largest * 2 * 4 / 2**20, memory_mib() / 2 / slots) if largest else 1
 
 
 def _narrowed(width: int, each_mib: float, room_mib: float) -> int:

@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 
 from xlstm_tune.errors import ResourceError, StorageError
-from xlstm_tune.layout import PAGE, SPEC
+from xlstm_tune.layout import PAGE, SEARCHES, SPEC, STORAGE, TRACKING_URI
 from xlstm_tune.search.persistence.resume import check_same_search
-from xlstm_tune.search.remote.head import STORAGE, code_digest
+from xlstm_tune.search.remote.head import code_digest
 from xlstm_tune.search.remote.inputs import Input, check_storage, find_inputs, moved, send_inputs
 from xlstm_tune.search.remote.reach import Head, Unreachable, find_head
 from xlstm_tune.search.remote.watch import check_copy, fetch, watch
@@ -28,8 +28,6 @@ from xlstm_tune.spec import SearchSpec
 from xlstm_tune.storage.objects import is_uri, without_secrets
 from xlstm_tune.tracking import hide_credentials, python_command
 
-TRACKING_URI = "XLSTM_TUNE_TRACKING_URI"
-"""Environment variable: as --tracking-uri, for a URI that holds a password, which other users must not see."""
 _ENDED = {
     0: "has ended",
     1: "did not end in order; its last words above say why",
@@ -53,14 +51,14 @@ class Asked:
     """None: the search file that the head has."""
     overrides: Sequence[str] = ()
     trials: int | None = None
-    storage: str = "searches"
+    storage: str = SEARCHES
     tracking_uri: str | None = None
     refit: bool = False
 
     @property
     def folder(self) -> Path:
         """Where the copy of the results lies. An address means where the search itself keeps its files."""
-        here = "searches" if is_uri(self.storage) else self.storage
+        here = SEARCHES if is_uri(self.storage) else self.storage
         return Path(os.path.expanduser(here)).absolute() / self.name
 
     def command(self, option: str, given: bool = False) -> str:

@@ -34,7 +34,7 @@ class Fused:
 class FusedTrial:
     """Trains configurations that differ in `members.SHAPE_PRESERVING` alone, an epoch of all a step.
 
-    objective: of `metrics.METRICS`. store: as for `SingleTrial`; it tells too which of them the scheduler has stopped.
+    objective: of `ranking.METRICS`. store: as for `SingleTrial`; it tells too which of them the scheduler has stopped.
     rungs: epochs after which it may stop some (`schedulers.rungs`).
 
     Whoever goes on when others end trains in another company from there on, which shows in the last bits of its

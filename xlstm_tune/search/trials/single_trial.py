@@ -23,7 +23,7 @@ class SingleTrial:
     """Trains one configuration; keeps its best weights and its checkpoints in the trial's folder.
 
     state: after the last epoch; None before the first.
-    objective: of `metrics.METRICS`. known: epochs that the driver knows of an earlier worker; those that only the
+    objective: of `ranking.METRICS`. known: epochs that the driver knows of an earlier worker; those that only the
     folder knows are told by the first step. store: where other workers find the checkpoints.
     """
 
