@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 
@@ -15,8 +16,16 @@ from xlstm_tune.report.leaderboard import Leaderboard, print_front, print_leader
 from xlstm_tune.results import read
 from xlstm_tune.search.finals.refit import asked_for_refit
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.stopping import DISK_FAILED, DISK_FULL
+from xlstm_tune.search.sampling.duplicates import never_begun
+from xlstm_tune.search.stopping import CUTS, DISK_FAILED, DISK_FULL
 from xlstm_tune.tracking import python_command
+
+
+def ended_by_themselves(rows: Iterable[Mapping[str, Any]]) -> int:
+    """Trained configurations of these rows of the trials table that the search's own end did not cut short."""
+    return sum(
+        row["status"] != "duplicate" and row["reason"] not in CUTS and not never_begun(row["reason"]) for row in rows
+    )
 
 
 def print_board(plan: Plan, board: Leaderboard, console: Console, reported: bool) -> None:

@@ -6,9 +6,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -16,9 +16,9 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import last_line
 from xlstm_tune.layout import PAGE
 from xlstm_tune.report.contenders import contenders
-from xlstm_tune.report.leaderboard import Leaderboard, best_baseline, build_leaderboard
+from xlstm_tune.report.leaderboard import Leaderboard, build_leaderboard
 from xlstm_tune.results import ResultsWriter, read
-from xlstm_tune.search.endings import print_board, resume_words, what_there_is
+from xlstm_tune.search.endings import ended_by_themselves, print_board, resume_words, what_there_is
 from xlstm_tune.search.finals.champion import keep_champion
 from xlstm_tune.search.finals.finalists import Judge
 from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
@@ -32,44 +32,15 @@ from xlstm_tune.search.persistence.resume import keep_spec
 from xlstm_tune.search.persistence.store import StorageAway
 from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
-from xlstm_tune.search.progress import Progress, ProgressView
 from xlstm_tune.search.record import SearchRecord
 from xlstm_tune.search.recording import record_coverage, record_end, record_importance, record_start, score_finalists
 from xlstm_tune.search.sampling.duplicates import never_begun
-from xlstm_tune.search.sampling.fusion import Fusion
 from xlstm_tune.search.session import ray_session, tracked
-from xlstm_tune.search.stopping import (
-    CUTS,
-    DISK_FAILED,
-    DISK_FULL,
-    INTERRUPTED,
-    KILLED,
-    STOPS,
-    STORAGE_AWAY,
-    TIME_BUDGET,
-    Stopping,
-)
+from xlstm_tune.search.stopping import INTERRUPTED, KILLED, STOPS, STORAGE_AWAY, Stopping
 from xlstm_tune.tracking import Spool, ended_in_order, ui_command, unsent
-from xlstm_tune.training.clock import nothing_compiled
 
-ANY = 1_000_000
-"""Trials at a time: more than there will ever be."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the trials brought."""
-
-    rows: list[dict[str, Any]]
-    """Of the trials table; `params` as a dict."""
-    data: Any
-    """Ray's reference to the data."""
-    cut: str | None
-    """Why trials were left out: one of `stopping.CUTS`; None when none was."""
-    exhausted: str | None
-    """Why there was nothing new to try; None when there was."""
-    separated: list[str]
-    """Why configurations that were trained together were begun again one by one."""
+if TYPE_CHECKING:
+    from xlstm_tune.search.tuning import Outcome
 
 
 def run(plan: Plan, console: Console) -> int:
@@ -220,7 +191,9 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
             try:
                 judge = Judge(plan.table, plan.data)
                 record_start(plan, judge, spool, results)
-                outcome = _search(plan, placement, journal, spool, results, stopping, console)
+                from xlstm_tune.search.tuning import all_trials  # loads Ray, which is up by now
+
+                outcome = all_trials(plan, placement, journal, spool, results, stopping, console)
                 if outcome.cut not in STOPS:  # the one look at the test part is for the end
                     with console.status("testing the best of each family and pattern"):
                         best = score_finalists(
@@ -252,121 +225,4 @@ def _finished(plan: Plan) -> bool:
     refused = {row["config"] for row in rows} - began if plan.exhausted else set()
     judged = read(plan.folder, "scores")["trial"].to_pylist()
     best = contenders(rows, plan.spec.search.objective)[:1]
-    return _ended_by_themselves(rows) + len(refused) >= plan.trials and all(row["trial"] in judged for row in best)
-
-
-def _ended_by_themselves(rows: list[dict[str, Any]]) -> int:
-    """Trained configurations of these rows of the trials table that the search's own end did not cut short."""
-    return sum(
-        row["status"] != "duplicate" and row["reason"] not in CUTS and not never_begun(row["reason"]) for row in rows
-    )
-
-
-def _search(
-    plan: Plan,
-    placement: Placement,
-    journal: Journal,
-    spool: Spool,
-    results: ResultsWriter,
-    stopping: Stopping,
-    console: Console,
-) -> Outcome:
-    """Run all trials."""
-    import ray
-    from ray import tune
-
-    from xlstm_tune.search.driver import Driver
-    from xlstm_tune.search.sampling.goals import Goals
-    from xlstm_tune.search.sampling.searcher import OptunaSearcher
-    from xlstm_tune.search.scheduling.losses import COMPILING, FIRST_EPOCH, Losses, Watch, every_loss_told
-    from xlstm_tune.search.scheduling.referee import Referee
-    from xlstm_tune.search.scheduling.schedulers import make_scheduler
-    from xlstm_tune.search.trials.trainable import SearchTrial
-
-    spec = plan.spec
-    objective = spec.search.objective
-    progress = Progress(plan.trials, objective, best_baseline(plan.folder, objective))
-    if not plan.address and not placement.gpus and nothing_compiled():
-        progress.waits = "compiling the kernels for this processor, which takes a minute, once"
-    store = plan.store
-    driver = Driver(spec, store, results, spool, progress, journal)
-    if plan.resume:
-        driver.recall(journal.history)
-        for left in plan.folder.glob("ray-*"):  # of a driver that was killed
-            shutil.rmtree(left, ignore_errors=True)
-    fusion = Fusion(placement.width, placement.gpus > 0, placement.concurrent, plan.data.lookback, placement.room)
-    timeout = spec.resources.trial_timeout
-    # Nobody knows here what the machines of a cluster have compiled.
-    first = COMPILING if plan.address or nothing_compiled() else FIRST_EPOCH
-    watch = Watch(timeout, plan.folder, first) if isinstance(timeout, float) else None
-    silent = watch.silent if watch and plan.kept else lambda trial_id: False
-    losses = Losses(plan.folder, silent, stopping.out_of_time)
-    referee = Referee(make_scheduler(spec.search, spec.max_epochs()), store, journal, stopping)
-    searcher = OptunaSearcher(
-        spec,
-        plan.space,
-        plan.folder,
-        journal,
-        resume=plan.resume,
-        on_end=driver.on_end,
-        fusion=fusion,
-        why_lost=losses.why,
-        goals=Goals(spec.search, plan.data),
-        room=placement.room,
-        none_begins=stopping.none_begins,
-    )
-    data = ray.put(plan.data)
-    scratch = plan.folder / f"ray-{os.getpid()}"
-    trainable = tune.with_resources(
-        # A reference inside a list is passed on as it is: the data stay in the object store, once per node.
-        tune.with_parameters(SearchTrial, data=[data], spec=spec.model_dump(by_alias=True), store=store),
-        tune.PlacementGroupFactory([{"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})]),
-    )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=losses,
-            num_samples=-1,  # the searcher says when it has no more
-            # Where nodes may come the searcher keeps to the room that there is, and this is no limit.
-            max_concurrent_trials=ANY if placement.room else placement.concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=scratch.name,
-            storage_path=str(plan.folder),
-            stop=referee,
-            callbacks=[driver, *([watch] if watch else [])],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-        ),
-    )
-    with ProgressView(console, progress):
-        budget = spec.search.time_budget
-        stopping.allow(budget if isinstance(budget, float) else None)
-        try:
-            with stopping.searching(), every_loss_told():
-                tuner.fit()
-        except KeyboardInterrupt:
-            pass  # stop at once, and write down what there is
-        except (OSError, tune.TuneError) as error:
-            if (why := disk_stop(error)) is None:
-                raise
-            stopping.request(why, last_line(error))
-        finally:
-            # Before the budget is used up it is an interruption.
-            reason = stopping.reason or (TIME_BUDGET if stopping.out_of_time() else INTERRUPTED)
-            shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; the search's record is ours
-            if reason != DISK_FULL:  # else there is no room to write it down; a resume does
-                searcher.close(reason)
-                if not driver.close():
-                    stopping.request(STORAGE_AWAY)
-                    reason = STORAGE_AWAY
-    rows = list(driver.rows.values())
-    left_out = _ended_by_themselves(rows) < plan.trials or reason == STORAGE_AWAY
-    # A searcher that has nothing more to give says nothing of the trials that were under way.
-    unfinished = reason in (STORAGE_AWAY, DISK_FULL, DISK_FAILED) or any(row["reason"] in CUTS for row in rows)
-    cut = reason if left_out and (unfinished or not searcher.exhausted) else None
-    exhausted = searcher.exhausted if left_out and cut is None else None
-    return Outcome(rows, data, cut, exhausted, searcher.separated)
+    return ended_by_themselves(rows) + len(refused) >= plan.trials and all(row["trial"] in judged for row in best)
