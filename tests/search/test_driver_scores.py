@@ -29,7 +29,7 @@ def test_resume_of_a_judged_trial_keeps_its_scores_only_where_it_got_no_better(
 ) -> None:
     spec = make_spec(SMALL, trials=4)
     params = {"model.hidden_size": 32}
-    past = Past(0, params, 100.0, [0])
+    past = Past(0, params, 100.0, together=[0])
     labels, actual = forecast_labels(5), np.ones((5, 1, 1))
     for epoch, best in enumerate((2.0, after), 1):
         row = epoch_row(0, epoch=epoch, done=False) | {f"best_val_{name}": best for name in FIGURES}

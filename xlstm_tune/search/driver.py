@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +32,7 @@ from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.sampling.duplicates import TrialEnd, never_begun
 from xlstm_tune.search.sampling.population import trial_members
 from xlstm_tune.search.stopping import CUTS
+from xlstm_tune.search.worker_time import WorkerTime, count
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig
@@ -75,17 +76,13 @@ class Driver(tune.Callback):  # type: ignore[misc]
         self._last: dict[int, dict[str, Any]] = {}
         self._begun: set[int] = set()
         """Those that this driver has given to a worker, and that have not ended."""
-        self._since: dict[int, float] = {}
-        """Until when its seconds are counted, where a worker has it; since 1970."""
+        self._times: dict[int, WorkerTime] = {}
+        """Of those that a worker was given and whose row is not written."""
         self._first: dict[int, float] = {}
         """When it was first given to one, by whatever driver."""
-        self._spent: dict[int, float] = {}
-        """Its share of the seconds for which workers had it, as far as they are counted."""
         self._compiled: dict[int, float] = {}
         """Seconds that its worker has spent on compiling kernels, which is done once and no cost of the trial."""
         self._members: dict[int, list[Member]] = {}
-        self._together: dict[int, list[int]] = {}
-        """The configurations that the Ray trial of each began with."""
         self._cut: dict[int, dict[str, Any]] = {}
         """Rows of those that an earlier driver wrote down as cut short."""
         self._told: set[int] = set()
@@ -122,7 +119,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
                 continue
             if past.together:  # a worker was given it, which only a model is
                 config = self._spec.resolve(past.params)
-                self._first[number], self._together[number] = past.began, past.together
+                self._first[number] = past.began
+                self._times[number] = WorkerTime(together=past.together, spent=past.spent)
                 self._members[number] = trial_members(self._spec, config)
                 if run is None or not run.started:
                     self._begin_run(number, config)
@@ -136,7 +134,6 @@ class Driver(tune.Callback):  # type: ignore[misc]
                     self._write_epoch(number, row, when)
                 if run is None or row["epoch"] > run.step:
                     self._spool_epoch(number, row, when)
-            self._spent[number] = past.spent
             if past.end is not None:
                 self.rows.pop(number, None)
                 self._write(past.end, past.ended)
@@ -152,14 +149,14 @@ class Driver(tune.Callback):  # type: ignore[misc]
         if self._journal is not None:
             self._journal.took(_numbers(trial))
         for one in trial.config["trials"]:
-            self._together[one["number"]] = _numbers(trial)
-            self._since[one["number"]] = time.time()
+            mine = self._times.setdefault(one["number"], WorkerTime())
+            mine.together, mine.since = _numbers(trial), time.time()
             if one["number"] not in self._begun:  # else it goes on with another worker
+                self._first.setdefault(one["number"], mine.since)
                 self._start(one["number"], self._spec.resolve(one["params"]))
 
     def _start(self, number: int, config: TrialConfig) -> None:
         self._begun.add(number)
-        self._first.setdefault(number, self._since[number])
         self._members[number] = trial_members(self._spec, config)
         runs = [member.config for member in self._members[number]] or [config]
         epochs = max(run.training.epochs for run in runs)
@@ -171,15 +168,15 @@ class Driver(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         now, rows = time.time(), result["rows"]
-        for number in self._spend(_numbers(trial), now - max((_compiling(row) for row in rows), default=0.0)):
-            self._since[number] = now
+        self._count(_numbers(trial), now - max((_compiling(row) for row in rows), default=0.0), now)
         for row in rows:
             number = row["number"]
             self._compiled[number] = self._compiled.get(number, 0.0) + _compiling(row)
             self._progress.compiled(self._compiled[number])
             self._epoch(number, row)
             if row["done"]:
-                self._since.pop(number, None)
+                if number in self._times:
+                    self._times[number].since = None
                 self._finish(number)
 
     def _epoch(self, number: int, result: dict[str, Any]) -> None:
@@ -217,19 +214,14 @@ class Driver(tune.Callback):  # type: ignore[misc]
         """A trial's worker died."""
         self.on_trial_complete(iteration, trials, trial)
 
-    def _spend(self, numbers: Iterable[int], until: float) -> list[int]:
-        """Count the seconds of those of these that a worker has, shared by all that it still has. Returns them."""
-        going = [number for number in numbers if number in self._since]
-        for number in going:
-            sharing = sum(other in self._since for other in self._together[number])
-            share = max(0.0, until - self._since[number]) / sharing
-            self._spent[number] = self._spent.get(number, 0.0) + share
-        return going
+    def _count(self, numbers: Iterable[int], until: float, then: float | None) -> None:
+        """`worker_time.count` of those of these that have not ended."""
+        count(self._times, [number for number in numbers if number in self._times], until, then)
 
-    def _pause(self, numbers: Iterable[int], now: float) -> None:
+    def _pause(self, numbers: Sequence[int], now: float) -> None:
         """Nobody has these from now on."""
-        for number in self._spend(numbers, now):
-            self._since.pop(number)
+        self._count(numbers, now, None)
+        for number in numbers:
             self._compiled.pop(number, None)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -253,7 +245,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
 
         Returns whether the files of all trials are here.
         """
-        self._pause(list(self._since), time.time())
+        self._pause(list(self._times), time.time())
         for number in sorted(self._ends):
             self._finish(number)
         return self._store.settle(SETTLE_SECONDS)
@@ -277,8 +269,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
         now = ended or time.time()
         last, first = self._last.pop(number, {}), self._first.pop(number, None)
         self._begun.discard(number)
-        spent = self._spent.pop(number, 0.0)
-        together = len(self._together.pop(number, []))
+        times = self._times.pop(number, WorkerTime())
+        together = len(times.together)
         members = self._members.pop(number, None) or (trial_members(self._spec, config) if config else [])
         winner = members[last["winner"]] if "winner" in last and end.status != "failed" else None
         metrics = {f"val_{name}": _finite(last.get(f"best_val_{name}")) for name in METRICS}
@@ -297,7 +289,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
             "fused": together if together > 1 else None,
             "setting": None,
             **{name: last.get(name) for name in LAST},
-            "seconds": spent,
+            "seconds": times.spent,
             "duplicate_of": end.duplicate_of,
             "started": _moment(first or now),
             "ended": _moment(now),

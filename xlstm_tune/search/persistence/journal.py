@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,27 +31,23 @@ from xlstm_tune.layout import SEARCH_JOURNAL as JOURNAL
 from xlstm_tune.lines import append_line, cut_torn_line
 from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.search.sampling.space import Params
+from xlstm_tune.search.worker_time import WorkerTime, count
 
 SCHEMA = 1
 
 
 @dataclass
-class Past:
+class Past(WorkerTime):
     """What the journal knows of one configuration."""
 
     number: int
     params: Params
     began: float
     """Seconds since 1970; when it ended where no worker was given it."""
-    together: list[int] = field(default_factory=list)
-    """The configurations that it was last trained with, itself included; none where no worker was given it."""
     rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """When each epoch's row came, and the row."""
     end: TrialEnd | None = None
     ended: float | None = None
-    spent: float = 0.0
-    """Its share of the seconds for which workers had it, without those of compiling kernels."""
-    _since: float | None = None
 
     @property
     def epoch(self) -> int:
@@ -78,20 +74,20 @@ class History:
         match event["e"]:
             case "search":
                 for past in self.trials.values():  # of a driver that was killed; nobody knows when after its last word
-                    past._since = None
+                    past.since = None
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
                     self.trials.setdefault(number, Past(number, params, now))
-                self._pause(event["numbers"], now)
+                count(self.trials, event["numbers"], now, None)
                 for number in event["numbers"]:
                     past = self.trials[number]
-                    past.together, past._since = list(event["numbers"]), now
+                    past.together, past.since = list(event["numbers"]), now
             case "took":
                 for number in event["numbers"]:
                     past = self.trials[number]
-                    if past._since is not None:  # seconds in which it was waited for are nobody's
+                    if past.since is not None:  # seconds in which it was waited for are nobody's
                         past.began = past.began if past.rows or past.spent else now
-                        past._since = now
+                        past.since = now
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
@@ -102,31 +98,17 @@ class History:
                 past.rows.append((now, row))
                 self.rows.append((event["row"], bool(event.get("stop"))))
                 # The first line of a result counts for all that the result is of.
-                for one in self._spend(past.together, now - row.get("compile_seconds", 0.0)):
-                    one._since = now
+                count(self.trials, past.together, now - row.get("compile_seconds", 0.0), now)
                 if row["done"]:
-                    past._since = None
+                    past.since = None
             case "ended":
                 end = TrialEnd(**event["end"])
                 past = self.trials.setdefault(end.number, Past(end.number, end.params, now))
                 past.end, past.ended = end, now
             case "died":
-                self._pause(event["numbers"], now)
+                count(self.trials, event["numbers"], now, None)
             case "closed":
-                self._pause(self.trials, now)
-
-    def _pause(self, numbers: Iterable[int], now: float) -> None:
-        """Nobody has these from now on."""
-        for past in self._spend(numbers, now):
-            past._since = None
-
-    def _spend(self, numbers: Iterable[int], until: float) -> list[Past]:
-        """Count the seconds of those of these that a worker has, shared by all that it still has. Returns them."""
-        going = [past for number in numbers if (past := self.trials[number])._since is not None]
-        for past in going:
-            sharing = sum(self.trials[number]._since is not None for number in past.together)
-            past.spent += max(0.0, until - (past._since or 0.0)) / sharing
-        return going
+                count(self.trials, self.trials, now, None)
 
 
 class Journal:
