@@ -70,7 +70,8 @@ def test_check_refuses_addresses_that_mlflow_would_take_for_others() -> None:
 
 @pytest.mark.parametrize("uri", ["./mlruns", "/tmp/mlruns", "file:/tmp/mlruns", "file:///tmp/mlruns", ""])
 def test_check_refuses_folders_and_says_sqlite(uri: str) -> None:
-    assert "keeps runs in files no longer; use sqlite:////" in refusal(uri)
+    folder = "/tmp/mlruns" if "tmp" in uri else str(Path(uri or ".").absolute())
+    assert refusal(uri).endswith(f"keeps runs in files no longer; use sqlite:///{folder}/mlflow.db")
 
 
 def test_check_names_the_nearest_scheme() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(names: list[str], storage: str, output: Path | None) -> Path:
+    # matplotlib, which Optuna loads, tells where it keeps its cache when the home folder takes none.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Imported here: help and wrong arguments do not wait for Optuna.
     from xlstm_tune.report.page import write_page
     from xlstm_tune.report.record import find_search

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xlstm_tune.errors import ResourceError, last_line
@@ -27,6 +27,56 @@ _BESIDE_MIB = 4096
 """Address space that the largest process takes beside that, and some to spare: a worker with torch, or the raylet."""
 _LEAST_MIB = 256
 """Of the object store, which the raylet maps twice."""
+_THREADS, _TRIAL_THREADS = 190, 25
+"""That Ray, MLflow's writer and the driver have with two processors, and that each trial at a time has; measured: with
+fewer to be had Ray's start waits for ever, or libraries end its processes. More processors take more."""
+_PIDS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids/pids")
+"""How the files begin that tell what a container allows, and has."""
+
+
+def check_room(here: Mapping[str, float]) -> None:
+    """Raise ResourceError where Ray could not start: its folder takes no files, or threads or address space are short.
+
+    here: the machine's `CPU`.
+    """
+    _object_store()
+    folder = _folder()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        why = "where nothing can be written" if os.path.isdir(there) else "which is no folder"
+        below = "" if there == folder else f"below {there}, "
+        raise ResourceError(
+            f"Ray keeps its files in {folder}, {below}{why}; set RAY_TMPDIR to a folder that takes them"
+        )
+    need = _THREADS + _TRIAL_THREADS * min(2, int(here["CPU"]))
+    for limit, used, where in _thread_limits():
+        if limit - used < need:
+            raise ResourceError(
+                f"{where} allows {limit:,} processes and threads, of which {used:,} are taken, and a search needs "
+                f"{need:,} more, on many processors some hundred more than that; raise the limit"
+            )
+
+
+def _thread_limits() -> Iterator[tuple[int, int, str]]:
+    """Most processes and threads, those that there are, and who says so."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if most != resource.RLIM_INFINITY and os.geteuid() != 0:  # root may have any number
+        yield most, sum(_threads_of(os.getuid())), "this user's limit (ulimit -u)"
+    for begins in _PIDS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            yield int(_read(f"{begins}.max")), int(_read(f"{begins}.current")), f"the container's limit ({begins}.max)"
+
+
+def _threads_of(user: int) -> Iterator[int]:
+    """Threads of each process of a user, as far as they can be seen."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):  # it has ended
+            if process.stat().st_uid == user:
+                yield sum(1 for _ in (process / "task").iterdir())
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text().strip()
 
 
 @contextmanager
@@ -81,10 +131,15 @@ def _see_to_a_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def _folder() -> Path:
+    """Where Ray keeps its files; it makes what is not there."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+
+
 @contextmanager
 def _short_folder() -> Iterator[str | None]:
     """Inside, a short name of the folder for Ray's files, where its own name is too long for sockets; else None."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    folder = _folder()
     if len(os.fsencode(folder)) + _BELOW <= _LONGEST_SOCKET:
         yield None
         return

@@ -126,7 +126,7 @@ def check_tracking_uri(uri: str) -> None:
     elif scheme in _DATABASES:
         _check_database(uri, scheme, shown)
     elif scheme in {"", "file"}:
-        folder = uri.removeprefix("file:").replace("//", "/", 1) if scheme else uri
+        folder = urlsplit(uri).path if scheme else uri
         instead = f"sqlite:///{Path(folder or '.').absolute() / 'mlflow.db'}"
         raise TrackingError(
             f"the tracking URI '{shown}' names a folder, and MLflow keeps runs in files no longer; use {instead}"
