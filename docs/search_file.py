@@ -37,7 +37,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel], str], ...] = (
         "population",
         spec.PopulationConfig,
         "Trained together inside each trial: every combination of the listed values with every seed. Beside `seeds`, "
-        "any key with † below with a list of its values, such as `training.learning_rate: [1e-3, 3e-3]`.",
+        "any key with † below but `training.seed`, which `seeds` counts up, with a list of its values, such as "
+        "`training.learning_rate: [1e-3, 3e-3]`.",
     ),
     ("model", ModelSettings, "The values that every model has where `space` and `population` say nothing."),
     ("training", TrainingConfig, "The same of how each is trained."),

@@ -120,6 +120,11 @@ def test_load_spec_sets_nested_keys_and_keys_of_the_space(tmp_path: Path) -> Non
     assert spec.data.split.by == ["time", "y"]
 
 
+def test_load_spec_sets_more_of_a_time_that_is_its_column(tmp_path: Path) -> None:
+    time = load(tmp_path, BASE, "data.time=date", "data.time.format=iso").data.time
+    assert time is not None and (time.column, time.format) == ("date", "iso")
+
+
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "training.epochs=[", "name.x=3"])
 def test_load_spec_refuses_a_bad_override(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match="--set"):

@@ -225,21 +225,28 @@ def _yaml_value(value: str, text: str) -> Any:
         raise SpecError(f"--set {text}: the value cannot be read as YAML: {_yaml_problem(error)}") from None
 
 
-def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
-    """Set a dotted key; keys of `space` and `population` keep their dots (space.model.dropout)."""
+def _assign(raw: dict[Any, Any], key: str, value: Any, above: str = "") -> None:
+    """Set a dotted key; keys of `space` and `population` keep their dots (space.model.dropout).
+
+    above: where `raw` lies, with a dot behind; empty for the whole file.
+    """
     head, _, rest = key.partition(".")
     if not rest:
         raw[head] = value
         return
     if (section := raw.setdefault(head, {})) is None:  # a heading with nothing below it
         section = raw[head] = {}
+    if f"{above}{head}" == "data.time" and isinstance(section, str):  # as much as its `column`
+        section = raw[head] = {"column": section}
     if not isinstance(section, dict):
-        raise SpecError(f"--set {key}: '{head}' holds a value, not a mapping, so nothing can be set below it")
+        raise SpecError(
+            f"--set {above}{key}: '{above}{head}' holds a value, not a mapping, so nothing can be set below it"
+        )
     if head == "population":
         section[rest] = value
         return
     if head != "space":
-        _assign(section, rest, value)
+        _assign(section, rest, value, f"{above}{head}.")
         return
     parts = rest.split(".")
     name = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in section), ".".join(parts[:2]))
@@ -248,7 +255,7 @@ def _assign(raw: dict[Any, Any], key: str, value: Any) -> None:
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             raise SpecError(f"--set {key}: 'space.{name}' holds a value, not a mapping, so nothing can be set below it")
-        _assign(section, below, value)
+        _assign(section, below, value, f"space.{name}.")
     else:
         section[name] = value
 

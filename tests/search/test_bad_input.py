@@ -307,6 +307,7 @@ def test_search_refuses_yaml_that_python_could_not_hold(text: str, words: str, t
     ("override", "words"),
     [
         ("space.model.layers.choice=[1]", "'space.model.layers' holds a value"),
+        ("data.lookback.x=1", "--set data.lookback.x: 'data.lookback' holds a value"),
         ("a=" + "[" * 3000, "cannot be read as YAML"),
         (".".join("a" * 2000) + "=1", "2000 parts"),
         ("search.trials=" + "x" * 5000, "search.trials"),

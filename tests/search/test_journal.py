@@ -94,6 +94,24 @@ def test_seconds_count_from_when_the_worker_is_there(tmp_path: Path, monkeypatch
     assert spent(60.0, told=False) == (35.0, 1000.0)
 
 
+@pytest.mark.parametrize(
+    "end", [{"e": "closed", "reason": "time budget"}, {"e": "died", "numbers": [0], "why": "lost"}]
+)
+def test_a_worker_that_never_came_costs_nothing(end: dict[str, Any]) -> None:
+    """The driver was stopped, or the node lost, while nodes were waited for."""
+    history = History()
+    for when, event in (
+        (1.0, {"e": "began", "numbers": [0], "params": [{}]}),
+        (601.0, end),
+        (90_000.0, {"e": "search", "schema": SCHEMA, "program": "x"}),
+        (90_001.0, {"e": "began", "numbers": [0], "params": [{}]}),
+        (90_002.0, {"e": "took", "numbers": [0]}),
+        (90_012.0, {"e": "epoch", "row": row(0, 1, done=True)}),
+    ):
+        history.add({"t": when} | event)
+    assert (history.trials[0].spent, history.trials[0].began) == (10.0, 90_002.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(value=st.floats(), text=st.text())
 def test_any_number_and_any_text_comes_back(value: float, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -186,6 +204,32 @@ def test_a_damaged_line_is_named_by_its_number(damaged: bytes, tmp_path: Path) -
     assert path.read_bytes() == b"".join(lines)
 
 
+def test_what_goes_on_from_a_damaged_line_is_named_with_it(tmp_path: Path) -> None:
+    write(tmp_path).close()
+    path = tmp_path / JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"began", b"bega\x00")
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(
+        StorageError, match=r"lines 2, [\d, ]+ of .*the first: JSONDecodeError.*; remove those lines"
+    ) as caught:
+        read_journal(tmp_path)
+    named = {int(place) for place in str(caught.value).split(" of ")[0].removeprefix("lines ").split(", ")}
+    path.write_bytes(b"".join(line for place, line in enumerate(lines, 1) if place not in named))
+    read_journal(tmp_path)
+
+
+def test_a_return_within_a_line_is_damage_and_no_end(tmp_path: Path) -> None:
+    """A flipped bit makes one of a minus, as Python's lines end at both."""
+    write(tmp_path).close()
+    path = tmp_path / JOURNAL
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2][:30] + b"\r" + lines[2][31:]
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(StorageError, match=r"line(s 3,| 3 of) .*damaged"):
+        read_journal(tmp_path)
+
+
 def test_a_separator_of_text_within_a_line_does_not_end_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     params: Params = {"key": "a\u2028b\x0bc\x0cd\x1ce\x85f\r"}
@@ -233,6 +277,7 @@ def test_spent_time_is_the_workers_own(tmp_path: Path) -> None:
         (110.0, {"e": "epoch", "row": row(0, 1)}),
         (120.0, {"e": "died", "numbers": [0, 1], "why": "worker died"}),
         (150.0, {"e": "began", "numbers": [0], "params": [{}]}),
+        (150.0, {"e": "took", "numbers": [0]}),
         (155.0, {"e": "closed", "reason": "interrupted"}),
         (156.0, {"e": "closed", "reason": "twice"}),
         (1000.0, {"e": "began", "numbers": [0], "params": [{}]}),
@@ -240,7 +285,7 @@ def test_spent_time_is_the_workers_own(tmp_path: Path) -> None:
         (1009.0, {"e": "ended", "end": vars(TrialEnd(0, "t", "completed", None, 1.0, {}))}),
         (1100.0, {"e": "closed", "reason": "time budget"}),
     ]
-    spent = {2: (10.0, 10.0), 5: (15.0, 10.0), 7: (16.0, 10.0), 9: (16.0, 10.0)}  # two shared the first 20
+    spent = {2: (10.0, 10.0), 6: (15.0, 10.0), 8: (16.0, 10.0), 10: (16.0, 10.0)}  # two shared the first 20
     history = History()
     for place, (when, event) in enumerate(events):
         history.add({"t": when} | event)

@@ -12,13 +12,13 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.models.forecaster import count_parameters
-from xlstm_tune.search.placement.packing import largest_configs, rough_size
+from xlstm_tune.search.placement.packing import largest_configs
 from xlstm_tune.search.sampling.extremes import furthest
 from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import estimate_trial
+from xlstm_tune.training.memory import estimate_trial, rough_size
 
 WIDE: dict[str, Any] = {
     "model.family": {"choice": ["lstm", "slstm", "xlstm"]},
@@ -101,3 +101,19 @@ def test_what_is_too_large_to_be_trained_takes_no_memory(table: Path) -> None:
     assert {config.model.family for config in largest_configs(spec, space, data)} == {"lstm"}
     spec, space, data = problem(table, WIDE, constraints={"max_parameters": 1})
     assert len(largest_configs(spec, space, data)) == 1
+
+
+def test_what_takes_most_is_found_where_narrow_heads_take_more_than_wide_ones(table: Path) -> None:
+    """An mLSTM block of heads of 16 numbers is one pass that keeps little; one of 8 is not."""
+    heads = {
+        "model.family": {"choice": ["xlstm"]},
+        "model.pattern": {"choice": ["ms"]},
+        "model.hidden_size": {"choice": [32, 64]},
+        "model.heads": {"choice": [1, 2, 4, 8, 16]},
+        "data.lookback": {"choice": [48]},
+    }
+    spec, space, data = problem(table, heads)
+    configs = [spec.resolve(point) for point in space.examples()]
+    estimates = [estimate_trial(config, data).total_mib for config in configs]
+    (found,) = largest_configs(spec, space, data)
+    assert estimate_trial(found, data).total_mib == max(estimates) and found.model.heads == 16

@@ -82,9 +82,6 @@ def test_a_folder_that_cannot_be_made_is_told_of(monkeypatch: pytest.MonkeyPatch
         pass
 
 
-HERE = {"CPU": 2.0, "GPU": 0.0}
-
-
 def test_a_folder_that_takes_no_files_is_told_of_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,17 +89,17 @@ def test_a_folder_that_takes_no_files_is_told_of_before_anything_starts(
     taken.touch()
     monkeypatch.setenv("TMPDIR", str(taken))  # which RAY_TMPDIR goes before
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "there" / "will be"))
-    local_ray.check_room(HERE)
+    local_ray.check_room(2)
     assert not (tmp_path / "there").exists(), "Ray makes it, not the check"
     for wanted in (taken, taken / "below"):
         monkeypatch.setenv("RAY_TMPDIR", str(wanted))
         with pytest.raises(ResourceError, match=rf"in {wanted}/ray, below {taken}, which is no folder; set RAY_TMPDIR"):
-            local_ray.check_room(HERE)
+            local_ray.check_room(2)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 def test_a_read_only_folder_is_told_of(tmp_path: Path) -> None:
-    program = f"from xlstm_tune.search import local_ray; local_ray.check_room({HERE})"
+    program = "from xlstm_tune.search import local_ray; local_ray.check_room(2)"
     mounted = f'mount -t tmpfs -o ro none {tmp_path} && exec {sys.executable} -c "{program}"'
     environment = os.environ | {"RAY_TMPDIR": str(tmp_path)}
     made = subprocess.run(["unshare", "-m", "bash", "-c", mounted], capture_output=True, text=True, env=environment)
@@ -117,15 +114,17 @@ def test_too_few_threads_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "pids.current").write_text("100\n")
     for most in ("max\n", "340\n"):
         (tmp_path / "pids.max").write_text(most)
-        local_ray.check_room(HERE)
+        local_ray.check_room(2)
     (tmp_path / "pids.max").write_text("339\n")
-    with pytest.raises(ResourceError, match=r"allows 339 processes and threads, of which 100 are taken, .* 240 more"):
-        local_ray.check_room(HERE)
+    with pytest.raises(
+        ResourceError, match=r"allows 339 processes and threads, of which 100 are taken, .* 240 more for 2 trials"
+    ):
+        local_ray.check_room(2)
     program = (
         "import os, resource; from xlstm_tune.search import local_ray\n"
         "resource.setrlimit(resource.RLIMIT_NPROC, (60, 60))\n"
         "os.geteuid = lambda: 1000  # root is not limited\n"
-        f"local_ray.check_room({HERE})"
+        "local_ray.check_room(2)"
     )
     made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "this user's limit (ulimit -u) allows 60 processes and threads, of which " in made.stderr

@@ -11,12 +11,20 @@ from xlstm_tune.data.prepare import prepare
 from xlstm_tune.data.table import load_table
 from xlstm_tune.data.windows import Prepared
 from xlstm_tune.search.placement import packing
-from xlstm_tune.search.placement.packing import Largest, Packing, largest_trial, pack, room_on_cpu, rough_size
+from xlstm_tune.search.placement.packing import Largest, Packing, largest_trial, pack, room_on_cpu
 from xlstm_tune.search.placement.resources import Placement, packable, place
 from xlstm_tune.search.sampling.space import Space
 from xlstm_tune.spec import PopulationConfig, ResourceConfig, SearchSpec
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import CONTEXT_MIB, EVALUATION_MIB, SAFETY, data_mib, estimate_memory, process_mib
+from xlstm_tune.training.memory import (
+    CONTEXT_MIB,
+    EVALUATION_MIB,
+    SAFETY,
+    data_mib,
+    estimate_memory,
+    process_mib,
+    rough_size,
+)
 
 
 @pytest.mark.parametrize(

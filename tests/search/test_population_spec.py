@@ -65,7 +65,10 @@ def test_members_are_settings_times_seeds() -> None:
     assert members[2].setting == {RATE: 1.0, "model.dropout": 0.2} and members[2].config.model.dropout == 0.2
     assert members[0].title == "learning_rate 1.0 dropout 0.0 seed 5"
     assert members[0].config.training.learning_rate == 1.0 and config.training.learning_rate == 1e-3
-    assert describe_population(spec.population).startswith("8 members a trial: 4 settings × 2 seeds")  # type: ignore[arg-type]
+    said = describe_population(spec.population, {8})  # type: ignore[arg-type]
+    assert said.startswith("8 members a trial: 4 settings × 2 seeds (")
+    said = describe_population(spec.population, {4, 8})  # type: ignore[arg-type]
+    assert said.startswith("4 to 8 members a trial: 4 settings × 2 seeds, without those that make no difference")
     check_one_shape([member.config for member in members])
     with pytest.raises(ValueError, match=r"must not differ in model\.hidden_size"):
         check_one_shape([config, spec.resolve({"model.hidden_size": 8})])

@@ -193,14 +193,19 @@ _in_layout = register(
 
 def mlstm_layer_fits(x: Tensor, weights: MLSTMLayerWeights) -> bool:
     """Whether the sizes suit `mlstm_layer_numba` and `mlstm_last_layer_numba`; of heads, a multiple of LANES."""
-    outputs, width = weights.down.shape
-    heads = len(weights.gate_bias) // 2
+    heads, (outputs, width) = len(weights.gate_bias) // 2, weights.down.shape
+    return mlstm_layer_sizes_fit(
+        x.shape[1], max(x.shape[2], outputs), width, heads, len(weights.taps), weights.q.shape[2]
+    ) and not any(size % LANES for size in (x.shape[2], outputs))
+
+
+def mlstm_layer_sizes_fit(steps: int, hidden: int, inner: int, heads: int, taps: int, block: int) -> bool:
+    """The same of a block that is yet to be made. taps: of the convolution. block: of the maps to q, k and v."""
     return (
-        x.shape[1] >= LEAST_STEPS
-        and len(weights.taps) == TAPS
-        and weights.q.shape[2] == BLOCK
-        and not any(size % LANES for size in (x.shape[2], width // heads, outputs))
-        and width * max(x.shape[2], outputs) <= LARGEST_WEIGHT
+        steps >= LEAST_STEPS
+        and (taps, block) == (TAPS, BLOCK)
+        and not any(size % LANES for size in (hidden, inner // heads))
+        and inner * hidden <= LARGEST_WEIGHT
     )
 
 

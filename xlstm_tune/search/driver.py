@@ -119,7 +119,8 @@ class Driver(tune.Callback):  # type: ignore[misc]
                 continue
             if past.together:  # a worker was given it, which only a model is
                 config = self._spec.resolve(past.params)
-                self._first[number] = past.began
+                if past.rows or past.spent or past.end:  # else it was waited for
+                    self._first[number] = past.began
                 self._times[number] = WorkerTime(together=past.together, spent=past.spent)
                 self._members[number] = trial_members(self._spec, config)
                 if run is None or not run.started:

@@ -10,23 +10,28 @@ from rich.table import Table as Grid
 from xlstm_tune.data.cut import PARTS
 from xlstm_tune.data.words import count, listing
 from xlstm_tune.models.baselines import JUDGED
+from xlstm_tune.models.drawn import drawn
 from xlstm_tune.models.forecaster import count_parameters
 from xlstm_tune.report.differences import compare_pairs
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.predictions import Model, facts, of_squares
 from xlstm_tune.report.resampling import FEWEST
 from xlstm_tune.search.finals.finalists import TEST, actual, sample_labels
-from xlstm_tune.search.placement.packing import largest_configs, rough_size
+from xlstm_tune.search.placement.packing import largest_configs
 from xlstm_tune.search.placement.resources import memory_mib
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import data_facts
 from xlstm_tune.search.sampling.extremes import furthest
-from xlstm_tune.search.sampling.population import describe_population
+from xlstm_tune.search.sampling.population import describe_population, trial_members
+from xlstm_tune.spec import PopulationConfig
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import estimate_trial
+from xlstm_tune.training.memory import estimate_trial, rough_size
 from xlstm_tune.training.metrics import score_units
 from xlstm_tune.training.micro import out_of_memory
+
+EXAMPLES = 400
+"""Points of a space that are looked at for the members of their populations."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -101,8 +106,14 @@ def space_lines(plan: Plan) -> list[tuple[str, str]]:
     trials = f"{count(plan.trials, 'trial')} of {count(plan.spec.max_epochs(), 'epoch')}"
     lines.append(("search", f"{search.algorithm}, {trials}, {scheduler}"))
     if plan.spec.population:
-        lines.append(("population", describe_population(plan.spec.population)))
+        lines.append(("population", _population(plan, plan.spec.population)))
     return lines
+
+
+def _population(plan: Plan, population: PopulationConfig) -> str:
+    examples = plan.space.examples()
+    points = (examples[place] for place in drawn(len(examples), EXAMPLES))
+    return describe_population(population, {len(trial_members(plan.spec, plan.spec.combine(one))) for one in points})
 
 
 def model_lines(plan: Plan, ends: tuple[TrialConfig, TrialConfig]) -> list[tuple[str, str]]:
@@ -130,14 +141,25 @@ def _ends(plan: Plan) -> tuple[TrialConfig, TrialConfig]:
 
 
 def _out_of_reach(plan: Plan, least: int) -> list[str]:
-    """A note where no model looked at is within the limit of parameters. least: those of the smallest."""
-    limit = plan.spec.search.constraints.max_parameters
-    if limit is None or least <= limit:
+    """A note where no model looked at is within the limits of size. least: parameters of the smallest."""
+    limits = plan.spec.search.constraints
+    if limits.max_parameters is not None and least > limits.max_parameters:
+        why = f"max_parameters is {limits.max_parameters:,}, and the smallest model has {least:,} parameters"
+    elif limits.max_memory_gib is not None and (gib := _least_memory(plan)) > limits.max_memory_gib:
+        why = f"max_memory_gib is {limits.max_memory_gib:g}, and what takes least an estimated {gib:.3g} GiB"
+    else:
         return []
-    return [
-        f"search.constraints.max_parameters is {limit:,}, and the smallest model has {least:,} parameters: no trial "
-        "would be trained; raise the limit, or search smaller models"
-    ]
+    return [f"search.constraints.{why}: no trial would be trained; raise the limit, or search smaller models"]
+
+
+def _least_memory(plan: Plan) -> float:
+    """GiB to train the configuration that seems to take least."""
+
+    def size(config: TrialConfig) -> float:
+        return rough_size(config, plan.data)
+
+    points = furthest(plan.spec, plan.space, lambda config: -size(config))
+    return estimate_trial(min(map(plan.spec.resolve, points), key=size), plan.data).total_mib / 1024
 
 
 def too_little(plan: Plan) -> list[str]:
@@ -162,13 +184,14 @@ def too_little(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> str:
     """What training the configuration takes that seems to take most, where this machine has room to find out."""
-    most = largest_configs(plan.spec, plan.space, plan.data)[0]
+    most, *others = largest_configs(plan.spec, plan.space, plan.data)
     if (weights := _parameters(plan, most) * 4 / 2**20) > memory_mib() / 4:
         return f"not measured: the weights alone of the largest take {weights:,.0f} MiB, too much for this machine"
     if (rough := rough_size(most, plan.data) * 4 / 2**20) > memory_mib() / 4:
         return f"roughly {rough:,.0f} MiB to train what takes most ({most.title()}), too much to measure it here"
     try:
-        memory = estimate_trial(most, plan.data)
+        estimates = [(estimate_trial(one, plan.data), one) for one in (most, *others)]
+        memory, most = max(estimates, key=lambda one: one[0].total_mib)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -59,6 +59,7 @@ def resume_words(plan: Plan, why: str, detail: str = "") -> str:
     """Why the search stopped, and the command that goes on with it. detail: what was said of a disk that failed."""
     storage = shlex.quote(plan.storage or str(plan.folder.parent))
     command = f"{python_command()} -m xlstm_tune.search --resume {plan.spec.name} --storage {storage}"
+    command += f" --address {shlex.quote(plan.address)}" if plan.address else ""
     command += " --refit" if plan.refit and not asked_for_refit(plan.folder) else ""  # else the folder says so
     if why == DISK_FULL:
         return f"Stopped: the disk of {plan.folder} is full. Nothing is lost; make room, then go on with: {command}"

@@ -29,15 +29,15 @@ _LEAST_MIB = 256
 """Of the object store, which the raylet maps twice."""
 _THREADS, _TRIAL_THREADS = 190, 25
 """That Ray, MLflow's writer and the driver have with two processors, and that each trial at a time has; measured: with
-fewer to be had Ray's start waits for ever, or libraries end its processes. More processors take more."""
+fewer to be had Ray's start waits for ever, or libraries end its processes. More processors take some more."""
 _PIDS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids/pids")
 """How the files begin that tell what a container allows, and has."""
 
 
-def check_room(here: Mapping[str, float]) -> None:
+def check_room(concurrent: int) -> None:
     """Raise ResourceError where Ray could not start: its folder takes no files, or threads or address space are short.
 
-    here: the machine's `CPU`.
+    concurrent: trials at a time.
     """
     _object_store()
     folder = _folder()
@@ -48,12 +48,13 @@ def check_room(here: Mapping[str, float]) -> None:
         raise ResourceError(
             f"Ray keeps its files in {folder}, {below}{why}; set RAY_TMPDIR to a folder that takes them"
         )
-    need = _THREADS + _TRIAL_THREADS * min(2, int(here["CPU"]))
+    need = _THREADS + _TRIAL_THREADS * concurrent
     for limit, used, where in _thread_limits():
         if limit - used < need:
             raise ResourceError(
                 f"{where} allows {limit:,} processes and threads, of which {used:,} are taken, and a search needs "
-                f"{need:,} more, on many processors some hundred more than that; raise the limit"
+                f"{need:,} more for {concurrent:,} trial{'' if concurrent == 1 else 's'} at a time, and on many "
+                "processors some hundred besides; raise the limit, or lower resources.max_concurrent"
             )
 
 

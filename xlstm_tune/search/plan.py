@@ -20,7 +20,6 @@ from xlstm_tune.data.windows import Prepared
 from xlstm_tune.data.words import count, listing
 from xlstm_tune.errors import StorageError, reaching
 from xlstm_tune.models.baselines import JUDGED, Baseline, baselines, best_possible
-from xlstm_tune.search.local_ray import check_room
 from xlstm_tune.search.persistence.folder import check_folder, check_password, check_same_data, find_folder
 from xlstm_tune.search.persistence.resume import check_enough_trials, check_same_search
 from xlstm_tune.search.persistence.store import Remote, Shared, make_store
@@ -119,8 +118,6 @@ def make_plan(
         check_cluster(address)
     here = local_resources()
     placement = None if address or elsewhere else place(spec.resources, here)
-    if placement:
-        check_room(here)
     folder = find_folder(storage, spec.name) if resume else check_folder(storage, spec.name, may_be_taken=dry)
     if resume:
         check_same_search(folder, spec)

@@ -24,6 +24,7 @@ from xlstm_tune.search.finals.finalists import Judge
 from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
 from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
+from xlstm_tune.search.local_ray import check_room
 from xlstm_tune.search.persistence.folder import create_folder, disk_stop
 from xlstm_tune.search.persistence.journal import Journal, read_journal
 from xlstm_tune.search.persistence.lock import locked
@@ -96,7 +97,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if finished:
         more = "Its space holds no other configuration." if plan.exhausted else "Give it more with --trials."
         console.print(
-            f"Search [bold]{plan.spec.name}[/] is finished: all {plan.trials:,} trials have ended. {more}",
+            f"Search [bold]{plan.spec.name}[/] is finished: {_all_have_ended(plan)}. {more}",
             highlight=False,
         )
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
@@ -106,6 +107,8 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         else:
             _send_the_rest(plan, stopping, console)
         return 0 if board.winner else 1
+    if plan.placement and not plan.address:
+        check_room(plan.placement.concurrent)
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",
@@ -142,6 +145,10 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     if outcome.cut == INTERRUPTED:
         return stopping.exit_code
     return 0 if board.winner and outcome.cut not in STOPS else 1
+
+
+def _all_have_ended(plan: Plan) -> str:
+    return f"all {plan.trials:,} trials have ended" if plan.trials > 1 else "its trial has ended"
 
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from xlstm_tune.search.sampling.space import Params
 from xlstm_tune.search.worker_time import WorkerTime, count
 
 SCHEMA = 1
+MOST_NAMED = 200
+"""Damaged lines."""
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Past(WorkerTime):
     number: int
     params: Params
     began: float
-    """Seconds since 1970; when it ended where no worker was given it."""
+    """Seconds since 1970; when a worker was asked for until one is there, and when it ended where none was."""
+    asked: float | None = None
+    """Since when a worker is waited for; seconds that are nobody's."""
     rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """When each epoch's row came, and the row."""
     end: TrialEnd | None = None
@@ -74,20 +78,20 @@ class History:
         match event["e"]:
             case "search":
                 for past in self.trials.values():  # of a driver that was killed; nobody knows when after its last word
-                    past.since = None
+                    past.since = past.asked = None
             case "began":
                 for number, params in zip(event["numbers"], event["params"], strict=True):
                     self.trials.setdefault(number, Past(number, params, now))
                 count(self.trials, event["numbers"], now, None)
                 for number in event["numbers"]:
                     past = self.trials[number]
-                    past.together, past.since = list(event["numbers"]), now
+                    past.together, past.asked = list(event["numbers"]), now
             case "took":
                 for number in event["numbers"]:
                     past = self.trials[number]
-                    if past.since is not None:  # seconds in which it was waited for are nobody's
+                    if past.asked is not None:
                         past.began = past.began if past.rows or past.spent else now
-                        past.since = now
+                        past.since, past.asked = now, None
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
@@ -97,6 +101,9 @@ class History:
                     row["done"] = True
                 past.rows.append((now, row))
                 self.rows.append((event["row"], bool(event.get("stop"))))
+                for one in map(self.trials.__getitem__, past.together):
+                    if one.asked is not None:  # earlier programs did not tell when the worker was there
+                        one.since, one.asked = one.asked, None
                 # The first line of a result counts for all that the result is of.
                 count(self.trials, past.together, now - row.get("compile_seconds", 0.0), now)
                 if row["done"]:
@@ -106,9 +113,15 @@ class History:
                 past = self.trials.setdefault(end.number, Past(end.number, end.params, now))
                 past.end, past.ended = end, now
             case "died":
-                count(self.trials, event["numbers"], now, None)
+                self._leave(event["numbers"], now)
             case "closed":
-                count(self.trials, self.trials, now, None)
+                self._leave(self.trials, now)
+
+    def _leave(self, numbers: Iterable[int], now: float) -> None:
+        """Nobody has these from now on, and nobody waits for a worker."""
+        count(self.trials, numbers, now, None)
+        for number in numbers:
+            self.trials[number].asked = None
 
 
 class Journal:
@@ -174,10 +187,9 @@ def read_journal(folder: Path) -> History:
     with reaching(path, StorageError):
         if not path.exists():
             return history
-        lines = path.read_bytes().splitlines(keepends=True)
+        *lines, _ = path.read_bytes().split(b"\n")  # behind the last one stands nothing, or half a line
+    damaged, why = [], ""
     for place, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break
         try:
             event = json.loads(line)
             if event["e"] == "search" and event["schema"] > SCHEMA:
@@ -189,10 +201,18 @@ def read_journal(folder: Path) -> History:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, StorageError):
                 raise
-            raise StorageError(
-                f"line {place} of {path} is damaged ({type(error).__name__}: {error}); remove that line to go on "
-                "without what it says"
-            ) from None
+            damaged.append(f"{place}")
+            why = why or f"{type(error).__name__}: {error}"
+    if len(damaged) == 1:
+        raise StorageError(
+            f"line {damaged[0]} of {path} is damaged ({why}); remove that line to go on without what it says"
+        )
+    if damaged:  # what stands on a damaged line is missed by those that go on from there
+        others = f" and {len(damaged) - MOST_NAMED:,} more" if len(damaged) > MOST_NAMED else ""
+        raise StorageError(
+            f"lines {', '.join(damaged[:MOST_NAMED])}{others} of {path} are damaged, or go on from one that is (the "
+            f"first: {why}); remove those lines to go on without what they say"
+        )
     return history
 
 

@@ -21,7 +21,7 @@ from xlstm_tune.spec import ResourceConfig, SearchSpec
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
 from xlstm_tune.training.members import width_for
-from xlstm_tune.training.memory import estimate_trial, process_mib
+from xlstm_tune.training.memory import estimate_trial, process_mib, rough_size
 
 MOST = 8
 """Trials on one GPU. Not measured yet: more of them seldom compute at the same time."""
@@ -120,27 +120,6 @@ def _estimated(spec: SearchSpec, config: TrialConfig, data: Prepared) -> Largest
     estimate = estimate_trial(config, data)
     mib = process_mib(estimate, data, members)
     return Largest(config.title(), mib, process_mib(estimate, data, members + 1) - mib)
-
-
-def rough_size(config: TrialConfig, data: Prepared) -> float:
-    """Roughly how many numbers a step keeps for its gradients, to compare configurations by.
-
-    Held against `estimate_trial` on 120 configurations of three families: rank correlation 0.98.
-    """
-    model = config.model
-    tokens = model.tokens(config.lookback or data.lookback)
-    both = model.direction == "both"
-    feed_forward = {"gated": 3, "plain": 2, "none": 0}[model.feed_forward] * model.feed_forward_size
-    # An mLSTM keeps a matrix for each head and chunk of 64 steps.
-    states = model.inner_size**2 / model.heads * math.ceil(tokens / 64) / tokens
-    widths = {"s": 13 * model.hidden_size, "m": 8 * model.inner_size + 2 * model.hidden_size + 2 * states}
-    kept = [widths[block] + feed_forward * (block in model.feed_forward_after) for block in model.blocks]
-    if kept and model.pooling == "last" and not both:  # the last block is computed for its last output alone
-        kept[-1] *= 0.6 if model.blocks[-1] == "s" else 0.35
-    each = sum(kept) or {"lstm_torch": 17, "lstm_scratch": 25}.get(model.family, 7) * model.hidden_size * model.layers
-    channels = len(data.target_names) if model.channels == "independent" else 1
-    batch = min(config.training.batch_size, len(data.parts["train"]))
-    return float(batch * channels * tokens * each * (2 if both else 1))
 
 
 def room_on_cpu(spec: SearchSpec, space: Space, data: Prepared, width: int, slots: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import SpecError
@@ -61,11 +61,17 @@ def trial_members(spec: SearchSpec, config: TrialConfig) -> list[Member]:
     return members_of(config, spec.population.seeds, spec.population.settings)
 
 
-def describe_population(population: PopulationConfig) -> str:
-    """`9 members a trial: 3 settings × 3 seeds (training.learning_rate 0.0003, 0.001, 0.003)`."""
+def describe_population(population: PopulationConfig, members: Collection[int]) -> str:
+    """`9 members a trial: 3 settings × 3 seeds (training.learning_rate 0.0003, 0.001, 0.003)`.
+
+    members: how many trials have; fewer than there are combinations where some make no difference to a model.
+    """
     settings = math.prod(map(len, population.settings.values()))
-    text = f"{count(settings * population.seeds, 'member')} a trial: "
+    least, most = min(members), max(members)
+    text = f"{count(most, 'member')} a trial: " if least == most else f"{least:,} to {most:,} members a trial: "
     text += f"{count(settings, 'setting')} × {count(population.seeds, 'seed')}"
+    if least < settings * population.seeds:
+        text += ", without those that make no difference to a model"
     listed = [f"{key} {', '.join(map(str, values))}" for key, values in population.settings.items()]
     return f"{text} ({'; '.join(listed)})" if listed else text
 
