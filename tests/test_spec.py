@@ -120,6 +120,11 @@ def test_load_spec_sets_nested_keys_and_keys_of_the_space(tmp_path: Path) -> Non
     assert spec.data.split.by == ["time", "y"]
 
 
+def test_load_spec_sets_a_condition(tmp_path: Path) -> None:
+    changes = ("space.model.pattern.choice=[ms, sm]", "space.model.pattern.when.model.family=[xlstm]")
+    assert load(tmp_path, BASE, *changes).space["model.pattern"].when == {"model.family": ["xlstm"]}
+
+
 def test_load_spec_sets_more_of_a_time_that_is_its_column(tmp_path: Path) -> None:
     time = load(tmp_path, BASE, "data.time=date", "data.time.format=iso").data.time
     assert time is not None and (time.column, time.format) == ("date", "iso")

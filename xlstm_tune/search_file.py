@@ -226,7 +226,7 @@ def _yaml_value(value: str, text: str) -> Any:
 
 
 def _assign(raw: dict[Any, Any], key: str, value: Any, above: str = "") -> None:
-    """Set a dotted key; keys of `space` and `population` keep their dots (space.model.dropout).
+    """Set a dotted key; keys of `space`, `population` and `when` keep their dots (space.model.dropout).
 
     above: where `raw` lies, with a dot behind; empty for the whole file.
     """
@@ -242,7 +242,7 @@ def _assign(raw: dict[Any, Any], key: str, value: Any, above: str = "") -> None:
         raise SpecError(
             f"--set {above}{key}: '{above}{head}' holds a value, not a mapping, so nothing can be set below it"
         )
-    if head == "population":
+    if head in ("population", "when"):
         section[rest] = value
         return
     if head != "space":

@@ -319,6 +319,13 @@ def test_search_refuses_an_override_that_cannot_be(override: str, words: str, tm
     assert words in error and len(error) < 4000
 
 
+def test_search_refuses_a_folder_that_takes_none_of_rays_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, table())
+    monkeypatch.setenv("RAY_TMPDIR", str(file))
+    assert "set RAY_TMPDIR to a folder that takes them" in sentence([str(file), "--storage", str(tmp_path / "kept")])
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_dir()], "no name is taken"
+
+
 @pytest.mark.slow
 def test_dry_run_of_a_model_larger_than_this_machine(tmp_path: Path) -> None:
     changes = {"space": {"model.hidden_size": {"choice": [4, 16384]}}, "model": {"family": "lstm", "layers": 64}}

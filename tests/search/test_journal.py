@@ -112,6 +112,20 @@ def test_a_worker_that_never_came_costs_nothing(end: dict[str, Any]) -> None:
     assert (history.trials[0].spent, history.trials[0].began) == (10.0, 90_002.0)
 
 
+def test_a_trial_began_with_its_first_worker_though_that_told_no_epoch() -> None:
+    history = History()
+    for when, event in (
+        (1.0, {"e": "began", "numbers": [0], "params": [{}]}),
+        (2.0, {"e": "took", "numbers": [0]}),
+        (50.0, {"e": "search", "schema": SCHEMA, "program": "x"}),
+        (51.0, {"e": "began", "numbers": [0], "params": [{}]}),
+        (60.0, {"e": "took", "numbers": [0]}),
+        (70.0, {"e": "epoch", "row": row(0, 1, done=True)}),
+    ):
+        history.add({"t": when} | event)
+    assert (history.trials[0].spent, history.trials[0].began) == (10.0, 2.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(value=st.floats(), text=st.text())
 def test_any_number_and_any_text_comes_back(value: float, text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -176,6 +190,7 @@ def test_one_of_a_newer_program_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     "damaged",
     [
         b'{"e": "epo\n',
+        b'{"e": "endee", "t": 1.0, "end": {}}\n',
         b"\x00" * 40 + b"\n",
         b"\xff\xfe\n",
         b"null\n",

@@ -103,11 +103,15 @@ def test_what_is_too_large_to_be_trained_takes_no_memory(table: Path) -> None:
     assert len(largest_configs(spec, space, data)) == 1
 
 
-def test_what_takes_most_is_found_where_narrow_heads_take_more_than_wide_ones(table: Path) -> None:
-    """An mLSTM block of heads of 16 numbers is one pass that keeps little; one of 8 is not."""
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 16), ("bf16", 1)])
+def test_what_takes_most_is_found_where_narrow_heads_take_more_than_wide_ones(
+    precision: str, most: int, table: Path
+) -> None:
+    """An mLSTM block of heads of 16 numbers is one pass that keeps little; one of 8 is not, nor any in 16 bits."""
     heads = {
         "model.family": {"choice": ["xlstm"]},
         "model.pattern": {"choice": ["ms"]},
+        "training.precision": {"choice": [precision]},
         "model.hidden_size": {"choice": [32, 64]},
         "model.heads": {"choice": [1, 2, 4, 8, 16]},
         "data.lookback": {"choice": [48]},
@@ -116,4 +120,4 @@ def test_what_takes_most_is_found_where_narrow_heads_take_more_than_wide_ones(ta
     configs = [spec.resolve(point) for point in space.examples()]
     estimates = [estimate_trial(config, data).total_mib for config in configs]
     (found,) = largest_configs(spec, space, data)
-    assert estimate_trial(found, data).total_mib == max(estimates) and found.model.heads == 16
+    assert estimate_trial(found, data).total_mib == max(estimates) and found.model.heads == most

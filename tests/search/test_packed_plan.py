@@ -124,6 +124,6 @@ def test_dry_run_notes_a_limit_that_no_model_keeps(tmp_path: Path) -> None:
     def memory(gib: float) -> str:
         return printed(spec_of(tmp_path, search={"constraints": {"max_memory_gib": gib}}), tmp_path)
 
-    words = "note: search.constraints.max_memory_gib is 1e-06, and what takes least an estimated 0.0"
+    words = "note: search.constraints.max_memory_gib is 1e-06, and what seems to take least 0.0"
     assert words in memory(1e-6) and "no trial would be trained" in memory(1e-6)
     assert "max_memory_gib" not in memory(1.0)

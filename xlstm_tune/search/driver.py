@@ -119,7 +119,7 @@ class Driver(tune.Callback):  # type: ignore[misc]
                 continue
             if past.together:  # a worker was given it, which only a model is
                 config = self._spec.resolve(past.params)
-                if past.rows or past.spent or past.end:  # else it was waited for
+                if past.taken or past.end:  # else it was waited for
                     self._first[number] = past.began
                 self._times[number] = WorkerTime(together=past.together, spent=past.spent)
                 self._members[number] = trial_members(self._spec, config)

@@ -26,11 +26,11 @@ from xlstm_tune.search.sampling.population import describe_population, trial_mem
 from xlstm_tune.spec import PopulationConfig
 from xlstm_tune.training.config import TrialConfig
 from xlstm_tune.training.loop import shape_of
-from xlstm_tune.training.memory import estimate_trial, rough_size
+from xlstm_tune.training.memory import estimate_trial, kept_weights, rough_size
 from xlstm_tune.training.metrics import score_units
 from xlstm_tune.training.micro import out_of_memory
 
-EXAMPLES = 400
+EXAMPLES = 20
 """Points of a space that are looked at for the members of their populations."""
 
 
@@ -145,21 +145,28 @@ def _out_of_reach(plan: Plan, least: int) -> list[str]:
     limits = plan.spec.search.constraints
     if limits.max_parameters is not None and least > limits.max_parameters:
         why = f"max_parameters is {limits.max_parameters:,}, and the smallest model has {least:,} parameters"
-    elif limits.max_memory_gib is not None and (gib := _least_memory(plan)) > limits.max_memory_gib:
-        why = f"max_memory_gib is {limits.max_memory_gib:g}, and what takes least an estimated {gib:.3g} GiB"
+    elif limits.max_memory_gib is not None and (gib := _least_gib(plan)) > limits.max_memory_gib:
+        why = f"max_memory_gib is {limits.max_memory_gib:g}, and what seems to take least {gib:.3g} GiB by an estimate"
     else:
         return []
     return [f"search.constraints.{why}: no trial would be trained; raise the limit, or search smaller models"]
 
 
-def _least_memory(plan: Plan) -> float:
-    """GiB to train the configuration that seems to take least."""
+def _least_gib(plan: Plan) -> float:
+    """To train what seems to take least; of each family the one that the formula says so of is measured."""
 
     def size(config: TrialConfig) -> float:
-        return rough_size(config, plan.data)
+        return rough_size(config, plan.data) + kept_weights(config, plan.data)
 
-    points = furthest(plan.spec, plan.space, lambda config: -size(config))
-    return estimate_trial(min(map(plan.spec.resolve, points), key=size), plan.data).total_mib / 1024
+    found = [plan.spec.resolve(point) for point in furthest(plan.spec, plan.space, lambda config: -size(config))]
+    small = [config for config in found if size(config) * 4 / 2**20 <= memory_mib() / 4]  # enough to be measured here
+    try:
+        mib = min((estimate_trial(config, plan.data).total_mib for config in small), default=None)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        mib = None
+    return (min(map(size, found)) * 4 / 2**20 if mib is None else mib) / 1024
 
 
 def too_little(plan: Plan) -> list[str]:

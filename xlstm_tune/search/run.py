@@ -107,8 +107,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         else:
             _send_the_rest(plan, stopping, console)
         return 0 if board.winner else 1
-    if plan.placement and not plan.address:
-        check_room(plan.placement.concurrent)
+    _check_room(plan)
     console.print(
         f"{'Resuming' if plan.resume else 'Search'} [bold]{plan.spec.name}[/]: {count(plan.trials, 'trial')} out of "
         f"{plan.size()}. Results: {plan.folder}",
@@ -147,12 +146,19 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
     return 0 if board.winner and outcome.cut not in STOPS else 1
 
 
+def _check_room(plan: Plan) -> None:
+    """Raise ResourceError where Ray could not start on this machine; a cluster's has been started."""
+    if plan.placement:
+        check_room(min(plan.placement.concurrent, plan.trials))
+
+
 def _all_have_ended(plan: Plan) -> str:
     return f"all {plan.trials:,} trials have ended" if plan.trials > 1 else "its trial has ended"
 
 
 def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again, unless that has been done."""
+    _check_room(plan)
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, stopping, console, ended=True):
         ray = _ray(plan, stopping, console)
         keep_champion(plan, Judge(plan.table, plan.data), ray, spool, console)

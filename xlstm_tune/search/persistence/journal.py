@@ -47,7 +47,10 @@ class Past(WorkerTime):
     began: float
     """Seconds since 1970; when a worker was asked for until one is there, and when it ended where none was."""
     asked: float | None = None
-    """Since when a worker is waited for; seconds that are nobody's."""
+    """Since when a worker is waited for. Nobody's seconds, unless an epoch comes without word that one is there:
+    earlier programs did not tell."""
+    taken: bool = False
+    """Whether a worker has had it."""
     rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """When each epoch's row came, and the row."""
     end: TrialEnd | None = None
@@ -90,8 +93,8 @@ class History:
                 for number in event["numbers"]:
                     past = self.trials[number]
                     if past.asked is not None:
-                        past.began = past.began if past.rows or past.spent else now
-                        past.since, past.asked = now, None
+                        past.began = past.began if past.taken else now
+                        past.since, past.asked, past.taken = now, None, True
             case "epoch":
                 row = dict(event["row"])
                 past = self.trials[row["number"]]
@@ -102,8 +105,8 @@ class History:
                 past.rows.append((now, row))
                 self.rows.append((event["row"], bool(event.get("stop"))))
                 for one in map(self.trials.__getitem__, past.together):
-                    if one.asked is not None:  # earlier programs did not tell when the worker was there
-                        one.since, one.asked = one.asked, None
+                    if one.asked is not None:
+                        one.since, one.asked, one.taken = one.asked, None, True
                 # The first line of a result counts for all that the result is of.
                 count(self.trials, past.together, now - row.get("compile_seconds", 0.0), now)
                 if row["done"]:
@@ -116,6 +119,8 @@ class History:
                 self._leave(event["numbers"], now)
             case "closed":
                 self._leave(self.trials, now)
+            case unknown:
+                raise ValueError(f"no line is called {unknown!r}")
 
     def _leave(self, numbers: Iterable[int], now: float) -> None:
         """Nobody has these from now on, and nobody waits for a worker."""
