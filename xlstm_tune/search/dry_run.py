@@ -197,7 +197,9 @@ def _memory(plan: Plan) -> str:
     if (rough := rough_size(most, plan.data) * 4 / 2**20) > memory_mib() / 4:
         return f"roughly {rough:,.0f} MiB to train what takes most ({most.title()}), too much to measure it here"
     try:
-        estimates = [(estimate_trial(one, plan.data), one) for one in (most, *others)]
+        room = memory_mib() / 4  # of other families weights alone may be too much
+        small = [one for one in others if _parameters(plan, one) * 4 / 2**20 <= room]
+        estimates = [(estimate_trial(one, plan.data), one) for one in (most, *small)]
         memory, most = max(estimates, key=lambda one: one[0].total_mib)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
