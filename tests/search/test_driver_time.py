@@ -110,6 +110,20 @@ def test_a_group_that_fails_as_a_whole_has_spent_what_it_took(tmp_path: Path, cl
     assert [driver.rows[number]["seconds"] for number in range(2)] == pytest.approx([310, 310])
 
 
+def test_compiling_while_epochs_are_repeated_costs_the_trial_nothing(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """The referee leaves no row of them, and adds what compiling took to the next."""
+    with driving(tmp_path) as driver:
+        trial = SimpleNamespace(config={"trials": [{"number": 0, "params": {"model.hidden_size": 32}}]}, trial_id="a")
+        driver.on_trial_start(0, [], trial)
+        clock.now += 50
+        driver.on_trial_result(0, [], trial, {"rows": []})
+        clock.now += 7
+        driver.on_trial_result(0, [], trial, {"rows": [epoch_row(0, done=False, compile_seconds=40.0)]})
+        driver.on_end(TrialEnd(0, "a", "completed", None, 1.0, {"model.hidden_size": 32}))
+        driver.on_trial_complete(0, [], trial)
+    assert driver.rows[0]["seconds"] == pytest.approx(17)
+
+
 def test_a_result_with_several_epochs_of_one_configuration_counts_once(tmp_path: Path, clock: SimpleNamespace) -> None:
     """As after a resume, when a worker tells what nobody had heard."""
     with driving(tmp_path) as driver:

@@ -177,6 +177,17 @@ def test_known_rows_are_shown_to_nobody_again(tmp_path: Path) -> None:
     assert before
 
 
+def test_what_compiling_took_in_repeated_epochs_is_told_with_the_next(tmp_path: Path) -> None:
+    """No row of a repeated epoch is written, and the cost of a trial leaves out what its worker compiled."""
+    game = Game(tmp_path)
+    game.show(row(0, 1, 1.0), row(1, 1, 1.0))
+    assert game.show(row(0, 1, 1.0, compile_seconds=40.0), row(1, 1, 1.0, compile_seconds=40.0)) == (False, [])
+    _, new = game.show(row(0, 2, 1.0, compile_seconds=2.0), row(1, 2, 1.0, compile_seconds=2.0))
+    assert [one["compile_seconds"] for one in new] == [42.0, 42.0]
+    assert [one["compile_seconds"] for one, _ in read_journal(tmp_path).rows[2:]] == [42.0, 42.0]
+    assert game.show(row(0, 3, 1.0, compile_seconds=0.0))[1][0]["compile_seconds"] == 0.0, "told once"
+
+
 def test_what_is_over_stays_over(tmp_path: Path) -> None:
     game = Game(tmp_path)
     game.show(row(0, 2, 1.0))

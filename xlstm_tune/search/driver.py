@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ from xlstm_tune.search.progress import Progress
 from xlstm_tune.search.sampling.duplicates import TrialEnd, never_begun
 from xlstm_tune.search.sampling.population import trial_members
 from xlstm_tune.search.stopping import CUTS
-from xlstm_tune.search.worker_time import WorkerTime, count
+from xlstm_tune.search.worker_time import WorkerTime, compiling, count
 from xlstm_tune.spec import SearchSpec
 from xlstm_tune.tracking import VALIDATION_END, Spool
 from xlstm_tune.training.config import TrialConfig
@@ -169,10 +169,12 @@ class Driver(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """A trial finished an epoch, or says why it cannot."""
         now, rows = time.time(), result["rows"]
-        self._count(_numbers(trial), now - max((_compiling(row) for row in rows), default=0.0), now)
+        if not rows:  # repeated, which is not written; the next ones tell what of their seconds was compiling
+            return
+        self._count(_numbers(trial), now - max(map(compiling, rows)), now)
         for row in rows:
             number = row["number"]
-            self._compiled[number] = self._compiled.get(number, 0.0) + _compiling(row)
+            self._compiled[number] = self._compiled.get(number, 0.0) + compiling(row)
             self._progress.compiled(self._compiled[number])
             self._epoch(number, row)
             if row["done"]:
@@ -361,11 +363,6 @@ def _counted(status: str, reason: str | None) -> str:
 def _numbers(trial: Any) -> list[int]:
     """The configurations of a Ray trial."""
     return [one["number"] for one in trial.config["trials"]]
-
-
-def _compiling(row: Mapping[str, Any]) -> float:
-    """Seconds of a result that went to compiling kernels, the same in all of its rows."""
-    return float(row.get("compile_seconds", 0.0))
 
 
 def _keys(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(kw_only=True)
@@ -16,6 +17,11 @@ class WorkerTime:
     """Until when its seconds are counted, where a worker has it; since 1970."""
     spent: float = 0.0
     """Its share of the seconds for which workers had it, as far as they are counted, without compiling kernels."""
+
+
+def compiling(row: Mapping[str, Any]) -> float:
+    """Seconds of a result that went to compiling kernels, the same in all of its rows."""
+    return float(row.get("compile_seconds", 0.0))
 
 
 def count(times: Mapping[int, WorkerTime], numbers: Iterable[int], until: float, then: float | None) -> None:

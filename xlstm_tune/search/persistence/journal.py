@@ -31,7 +31,7 @@ from xlstm_tune.layout import SEARCH_JOURNAL as JOURNAL
 from xlstm_tune.lines import append_line, cut_torn_line
 from xlstm_tune.search.sampling.duplicates import TrialEnd
 from xlstm_tune.search.sampling.space import Params
-from xlstm_tune.search.worker_time import WorkerTime, count
+from xlstm_tune.search.worker_time import WorkerTime, compiling, count
 
 SCHEMA = 1
 MOST_NAMED = 200
@@ -108,7 +108,7 @@ class History:
                     if one.asked is not None:
                         one.since, one.asked, one.taken = one.asked, None, True
                 # The first line of a result counts for all that the result is of.
-                count(self.trials, past.together, now - row.get("compile_seconds", 0.0), now)
+                count(self.trials, past.together, now - compiling(row), now)
                 if row["done"]:
                     past.since = None
             case "ended":

@@ -20,6 +20,7 @@ from xlstm_tune.search.persistence.folder import disk_stop, trial_folder
 from xlstm_tune.search.persistence.journal import Journal
 from xlstm_tune.search.persistence.store import Shared
 from xlstm_tune.search.stopping import STORAGE_AWAY, Stopping
+from xlstm_tune.search.worker_time import compiling
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         self._known: dict[int, int] = {}
         """The last epoch of each configuration."""
         self._over: set[int] = set()
+        self._compiled: dict[str, float] = {}
+        """Seconds of compiling kernels in what a Ray trial's worker has repeated; its next row is told them."""
         for row, stopped in journal.history.rows:
             self._show(row)
             if row["done"] or stopped:
@@ -57,11 +60,14 @@ class Referee(tune.Stopper):  # type: ignore[misc]
         if "storage_away" in result:
             self._stopping.request(STORAGE_AWAY)
         rows: list[dict[str, Any]] = result["rows"]
+        compiled = self._compiled.pop(trial_id, 0.0) + max(map(compiling, rows), default=0.0)
         new, stopped = [], []
         for row, newest in _newest(rows):
             if row["number"] in self._over or not self._is_new(row):
                 continue
             stop = self._judge(row, newest)
+            if compiled:
+                row["compile_seconds"] = compiled
             try:
                 self._journal.epoch(row, stop)
             except OSError as error:
@@ -74,6 +80,8 @@ class Referee(tune.Stopper):  # type: ignore[misc]
                 stopped.append(trial_folder(self._store.folder, row["number"]))
             new.append(row)
         rows[:] = new
+        if not new:
+            self._compiled[trial_id] = compiled
         over = all(number in self._over for number in result["numbers"])
         if not over:  # else Ray ends it
             self._store.mark(stopped)
