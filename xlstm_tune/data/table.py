@@ -14,17 +14,16 @@ import pyarrow as pa
 
 from xlstm_tune.data.calendar import cycle_columns
 from xlstm_tune.data.clock import Kind, cell, check_weeks, early_note, parse_time, plain
-from xlstm_tune.data.columns import Columns, numbers
 from xlstm_tune.data.config import DataConfig
 from xlstm_tune.data.gaps import gaps_note, sequence_gaps_note
-from xlstm_tune.data.missing import fill, without_blank_end
 from xlstm_tune.data.read import Source, read_source, without_views
 from xlstm_tune.data.roles import Roles, assign_roles
-from xlstm_tune.data.rows import Rows, arrange, series_name
+from xlstm_tune.data.rows import arrange, series_name
 from xlstm_tune.data.static import Static, read_static
 from xlstm_tune.data.steps import months_of, stepping, usual_step
+from xlstm_tune.data.targets import read_forecast, read_regression
 from xlstm_tune.data.weeks import WEEKS
-from xlstm_tune.data.words import count, listing
+from xlstm_tune.data.words import listing
 from xlstm_tune.data.zones import on_clocks
 from xlstm_tune.errors import DataError
 
@@ -129,29 +128,9 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
     elif config.task == "forecast" and len(source.files) > 1 and not config.series:
         notes.append(_one_series_note(source, judged))
     rows = arrange(source, roles, config.task == "forecast", stamps, notes)
-    oracle: np.ndarray | None = None
-    if config.task == "regression" and not judged:
-        targets = np.zeros((len(rows.keys), len(roles.targets)))
-        observed = np.zeros(targets.shape, dtype=bool)
-    elif config.task == "regression":
-        targets, rows = _sequence_targets(rows, roles, config.missing, notes)
-        observed = np.ones(targets.shape, dtype=bool)
-        if source.oracle and all(name in source.oracle for name in roles.targets):
-            first = rows.order[rows.offsets[:-1]]
-            oracle = np.stack([numbers(source, source.oracle[name], True)[first] for name in roles.targets], axis=1)
-    columns = Columns.read(source, rows.order, roles)
-    if config.task == "forecast" and not judged:
-        columns, rows = without_blank_end(columns, rows, roles.targets, notes)
-    filled = fill(columns, rows, config.missing, roles.targets, notes)
-    rows = filled.rows
-    end = int(rows.offsets[1])
-    if config.task == "forecast":
-        targets = np.stack([filled.columns.cells[name] for name in roles.targets], axis=1)
-        observed = np.stack([~filled.blank[name] for name in roles.targets], axis=1)
-        end = int(np.flatnonzero(observed[:end].any(axis=1))[-1]) + 1
-    elif len(rows.offsets) - 1 < len(targets):
-        targets, observed = targets[rows.kept], observed[rows.kept]
-        oracle = oracle[rows.kept] if oracle is not None else None
+    read = read_forecast if config.task == "forecast" else read_regression
+    cleaned = read(rows, roles, config.missing, judged, notes)
+    filled, rows, end = cleaned.filled, cleaned.filled.rows, cleaned.end
     values, features, one_hot = filled.columns.matrix(roles)
 
     time = stamps[rows.order]
@@ -170,9 +149,9 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
         features=features,
         one_hot=one_hot,
         static=read_static(rows, roles),
-        targets=targets,
+        targets=cleaned.targets,
         target_names=roles.targets,
-        observed=observed,
+        observed=cleaned.observed,
         peeks=filled.peeks,
         offsets=rows.offsets,
         keys=rows.keys,
@@ -184,7 +163,7 @@ def make_table(source: Source, config: DataConfig, judged: bool = True, exact: C
         months=months_of(clock, rows.offsets, kind),
         labels=labels,
         file_rows=rows.order,
-        oracle=oracle,
+        oracle=cleaned.oracle,
         notes=(),
         fingerprint="",
         rounded=None,
@@ -208,59 +187,10 @@ def _one_series_note(source: Source, judged: bool) -> str:
     return f"the rows of {len(source.files)} files follow each other as one series, in the order {order}{remedy}"
 
 
-def _apart(one: float, other: float) -> tuple[str, str]:
-    """Two numbers that differ as texts that do."""
-    short = f"{one:g}", f"{other:g}"
-    return short if short[0] != short[1] else (repr(float(one)), repr(float(other)))
-
-
 def _sample(source: Source, rows: np.ndarray, roles: Roles) -> pa.Table:
     """Rows of the file, every column that was used."""
     used = [*([] if roles.time is None else [roles.time]), *roles.keys, *roles.features, *roles.static]
     return source.table.select(list(dict.fromkeys(used))).take(pa.array(rows))
-
-
-def _sequence_targets(rows: Rows, roles: Roles, policy: str, notes: list[str]) -> tuple[np.ndarray, Rows]:
-    """[S, K] the one value of each target in each sequence; sequences without one go, unless the policy is `error`."""
-    targets = np.empty((len(rows.keys), len(roles.targets)))
-    for column, name in enumerate(roles.targets):
-        cells = numbers(rows.source, name, True)[rows.order]
-        low = np.fmin.reduceat(cells, rows.offsets[:-1])
-        high = np.fmax.reduceat(cells, rows.offsets[:-1])
-        varied = np.flatnonzero(low < high)
-        if len(varied):
-            start, end = int(rows.offsets[varied[0]]), int(rows.offsets[varied[0] + 1])
-            known = start + np.flatnonzero(~np.isnan(cells[start:end]))
-            other = int(known[np.flatnonzero(cells[known] != cells[known[0]])[0]])
-            one, two = _apart(cells[known[0]], cells[other])
-            raise DataError(
-                f"the target '{name}' changes within the sequence "
-                f"{series_name(rows.key_names, rows.keys[int(varied[0])])} ({one} in "
-                f"{rows.where(int(known[0]))}, {two} in {rows.where(other)}); "
-                f"a regression has one target per sequence"
-            )
-        targets[:, column] = low
-        partly = np.add.reduceat(np.isnan(cells), rows.offsets[:-1], dtype=np.int64)[~np.isnan(low)] > 0
-        if partly.any():
-            notes.append(
-                f"{partly.sum()} of {len(low)} sequences have the target '{name}' on some of their rows only; it "
-                f"counts for all of them"
-            )
-    blank = np.asarray(np.isnan(targets).any(axis=1))
-    if not blank.any():
-        return targets, rows
-    if policy == "error":
-        first = int(np.flatnonzero(blank)[0])
-        name = roles.targets[int(np.flatnonzero(np.isnan(targets[first]))[0])]
-        raise DataError(
-            f"the target '{name}' is blank in {count(int(blank.sum()), 'sequence')}, first in "
-            f"{series_name(rows.key_names, rows.keys[first])} ({rows.where(int(rows.offsets[first]))}); "
-            f"set data.missing: drop to leave them out"
-        )
-    if blank.all():
-        raise DataError("every sequence lacks a target; give at least some of them one")
-    notes.append(f"{blank.sum()} of {len(blank)} sequences have no target and were left out")
-    return targets[~blank], rows.keep(np.repeat(~blank, np.diff(rows.offsets)))
 
 
 def _fingerprints(table: Table) -> tuple[str, str | None]:
