@@ -44,9 +44,10 @@ ROOMS: dict[str, set[str]] = {
     "layout": set(),
     "addresses": set(),
     "ranking": set(),
+    "output": set(),
     "__init__": set(),
 }
-FREE = {"errors", "strict", "lines", "layout", "addresses", "ranking", "__init__"}
+FREE = {"errors", "strict", "lines", "layout", "addresses", "ranking", "output", "__init__"}
 HEAVY: dict[str, tuple[str, ...]] = {
     "ray": ("search/",),
     "optuna": ("search/", "report/"),

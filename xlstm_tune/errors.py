@@ -3,9 +3,7 @@
 The command line turns any of these into that sentence and exit code 2; none is ever a traceback.
 """
 
-import io
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -98,10 +96,3 @@ def check_is_text(path: str, what: str) -> None:
         raise SpecError(
             f"{what} has a name that is no text here, {path!a}; rename it, or set LC_ALL=C.UTF-8 if it looks right"
         ) from None
-
-
-def print_any_letter() -> None:
-    """Let standard output and error write ? for what the locale has no letter for, such as the × of a model's name."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")

@@ -16,7 +16,7 @@ PROGRAM = """
 import os, signal, time
 import ray
 from xlstm_tune.search import local_ray
-from xlstm_tune.search.terminal import children_outlive_signals, put_handlers_back
+from xlstm_tune.search.signals import children_outlive_signals, put_handlers_back
 
 came = []
 signal.signal(signal.SIGTERM, lambda *_: came.append("handled"))

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, print_any_letter, reaching
+from xlstm_tune.errors import StorageError, UserError, check_working_folder, one_line, reaching
 from xlstm_tune.layout import ABOUT, SEARCHES, SPEC, STORAGE
+from xlstm_tune.output import outliving_terminal
 from xlstm_tune.spec import NAME
 from xlstm_tune.strict import did_you_mean
 
@@ -119,8 +120,8 @@ def _go(folder: Path, table: str, place: Path, level: float, every: bool, consol
 
 def main() -> None:
     """Entry point of `python -m xlstm_tune.predict`."""
-    print_any_letter()
-    app(prog_name="python -m xlstm_tune.predict" if sys.argv[0].endswith("__main__.py") else None)
+    with outliving_terminal():
+        app(prog_name="python -m xlstm_tune.predict" if sys.argv[0].endswith("__main__.py") else None)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from xlstm_tune.errors import StorageError, UserError, check_working_folder, print_any_letter
+from xlstm_tune.errors import StorageError, UserError, check_working_folder
 from xlstm_tune.layout import SEARCHES, STORAGE
+from xlstm_tune.output import outliving_terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", metavar="FILE", type=Path, help="where the page goes (report.html in the search's folder)"
     )
     options = parser.parse_args(arguments)
-    print_any_letter()
     try:
         check_working_folder()
         path = _write(options.searches, options.storage, options.output)
@@ -62,4 +62,5 @@ def _write(names: list[str], storage: str, output: Path | None) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with outliving_terminal():
+        sys.exit(main())

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from xlstm_tune.errors import SpecError, UserError, check_is_text, check_working_folder, one_line
 from xlstm_tune.layout import SEARCHES, STORAGE, TRACKING_URI
+from xlstm_tune.output import outliving_terminal
 from xlstm_tune.search.libraries import set_environment
 from xlstm_tune.search.persistence.folder import SPEC, find_folder
 from xlstm_tune.search.remote.watch import check_not_a_copy
-from xlstm_tune.search.terminal import outliving_terminal
 from xlstm_tune.search_file import QUICKSTART, load_spec, shipped_spaces
 from xlstm_tune.spec import NAME, SearchSpec
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from xlstm_tune.search.terminal import children_outlive_signals
+from xlstm_tune.search.signals import children_outlive_signals
 
 _SHELL = "/bin/sh"
 _SPEAK = 'read -r over || printf "%s\\n" "$1" >&2'

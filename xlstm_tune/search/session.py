@@ -19,8 +19,8 @@ from xlstm_tune.search import local_ray
 from xlstm_tune.search.placement.cluster import check_workers_answer, place_on_cluster
 from xlstm_tune.search.placement.resources import Placement, local_resources
 from xlstm_tune.search.plan import Plan
+from xlstm_tune.search.signals import children_outlive_signals, put_handlers_back
 from xlstm_tune.search.stopping import Stopping
-from xlstm_tune.search.terminal import children_outlive_signals, put_handlers_back
 from xlstm_tune.search.variables import LONGEST_WAIT, number
 from xlstm_tune.tracking import Spool, Writer
 

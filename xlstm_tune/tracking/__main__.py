@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from xlstm_tune.errors import UserError, check_working_folder, print_any_letter
+from xlstm_tune.errors import UserError, check_working_folder
 from xlstm_tune.layout import STORAGE
+from xlstm_tune.output import outliving_terminal
 from xlstm_tune.storage.copy import local_storage
 from xlstm_tune.tracking.logs import set_up_logging
 from xlstm_tune.tracking.uri import default_uri
@@ -34,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser_uri = commands.add_parser("uri", help="print the address of a storage folder's MLflow database")
     parser_uri.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    print_any_letter()
     set_up_logging(person=options.command != "follow")
     try:
         check_working_folder()
@@ -56,4 +56,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with outliving_terminal():
+        sys.exit(main())
