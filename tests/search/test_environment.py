@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,14 @@ def test_switch_is_written_in_several_ways(value: str | None, on: bool, monkeypa
             monkeypatch.setenv(variable, value)
         assert switch(variable) is on and wanted() is on
     check_environment()
+
+
+def test_ray_wants_its_docstrings() -> None:
+    """It would end in a traceback, or not start at all."""
+    asked = [sys.executable, "-OO", "-m", "xlstm_tune.search", "--dry-run"]
+    made = subprocess.run(asked, capture_output=True, text=True)
+    assert made.returncode == 2
+    assert made.stderr.startswith("error: Ray does not start under python -OO")
 
 
 def test_number_takes_what_can_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,18 @@ def test_a_folder_that_takes_no_files_is_told_of_before_anything_starts(
             local_ray.check_room(2)
 
 
+@pytest.mark.parametrize(("said", "folder"), [("", "/tmp/ray"), ("here", "{}/here/ray")])
+def test_a_folder_that_is_nothing_or_relative_is_an_absolute_one(
+    said: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would take the working folder for one, and one that its processes do not agree on for the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", "")
+    monkeypatch.setenv("RAY_TMPDIR", said)
+    with local_ray._short_folder() as told:
+        assert os.path.realpath(told) == folder.format(tmp_path)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 def test_a_read_only_folder_is_told_of(tmp_path: Path) -> None:
     program = "from xlstm_tune.search import local_ray; local_ray.check_room(2)"

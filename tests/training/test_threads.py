@@ -6,7 +6,7 @@ import torch
 from xlstm_tune.kernels.tiles import kernel_threads
 from xlstm_tune.models.config import ModelConfig
 from xlstm_tune.models.forecaster import Shape, build_model
-from xlstm_tune.training.threads import threads_for
+from xlstm_tune.training.threads import threads_asked_for, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,13 @@ def test_one_thread_stays_one():
 def test_double_precision_stays_with_torch():
     with threads_for(model(family="mlstm").double()):
         assert (torch.get_num_threads(), kernel_threads()) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [(None, 1), ("", 1), ("3", 3), (" 4,2", 4), ("0", 1), ("-1", 1), ("auto", 1), ("2.5", 1)]
+)
+def test_openmp_may_say_more_than_a_number(said, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_asked_for() == threads

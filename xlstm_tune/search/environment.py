@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 from xlstm_tune.errors import SpecError
@@ -36,7 +37,10 @@ OF_TESTS = ("XLSTM_TUNE_CLUSTER_TESTS", "XLSTM_TUNE_FUZZ", "XLSTM_TUNE_TEST_GPU"
 
 
 def check_environment() -> None:
-    """Raise SpecError, with one sentence, for a variable of this program that is wrong or that there is not."""
+    """Raise SpecError, with one sentence, for a variable of this program that is wrong or that there is not, and for
+    Python without docstrings, which Ray reads some of."""
+    if sys.flags.optimize > 1:
+        raise SpecError("Ray does not start under python -OO or PYTHONOPTIMIZE=2; use -O or 1 at most")
     for parse in PARSERS.values():
         parse()
     for name in sorted(os.environ):

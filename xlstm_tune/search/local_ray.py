@@ -41,7 +41,7 @@ def check_room(concurrent: int) -> None:
     """
     _object_store()
     folder = _folder()
-    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
         why = "where nothing can be written" if os.path.isdir(there) else "which is no folder"
         below = "" if there == folder else f"below {there}, "
@@ -134,20 +134,23 @@ def _see_to_a_token() -> None:
 
 def _folder() -> Path:
     """Where Ray keeps its files; it makes what is not there."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute() / "ray"
 
 
 @contextmanager
-def _short_folder() -> Iterator[str | None]:
-    """Inside, a short name of the folder for Ray's files, where its own name is too long for sockets; else None."""
+def _short_folder() -> Iterator[str]:
+    """Inside, the folder for Ray's files, by a short name where its own is too long for sockets.
+
+    Ray is told it in any case: of a variable that is set to nothing it would make the current folder.
+    """
     folder = _folder()
     if len(os.fsencode(folder)) + _BELOW <= _LONGEST_SOCKET:
-        yield None
+        yield str(folder)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        (names / "r").symlink_to(folder.absolute())
+        (names / "r").symlink_to(folder)
     except OSError as error:
         raise ResourceError(
             f"Ray keeps sockets below {folder}, whose name is too long for that, and /tmp cannot lead there "

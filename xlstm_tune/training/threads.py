@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,15 @@ from torch import nn
 from xlstm_tune.kernels.matmul_numba import LARGEST_WEIGHT
 from xlstm_tune.kernels.tiles import kernel_threads, set_kernel_threads
 from xlstm_tune.models.forecaster import Forecaster
+
+
+def threads_asked_for() -> int:
+    """By OMP_NUM_THREADS, which Ray sets to a trial's processors where nobody else does; 1 where it says no number.
+
+    OpenMP takes a list, such as `4,2`, for loops within loops; the first is that of the outermost.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else 1
 
 
 @contextmanager

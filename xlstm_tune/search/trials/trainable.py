@@ -41,6 +41,7 @@ from xlstm_tune.training.clock import compile_seconds, nothing_compiled
 from xlstm_tune.training.latency import forecast_latency
 from xlstm_tune.training.loop import Diverged, shape_of
 from xlstm_tune.training.micro import out_of_memory
+from xlstm_tune.training.threads import threads_asked_for
 
 
 class SearchTrial(tune.Trainable):  # type: ignore[misc]
@@ -61,7 +62,7 @@ class SearchTrial(tune.Trainable):  # type: ignore[misc]
         self._system = SystemMetrics()
         self._worker = f"process {os.getpid()} on {platform.node()}"
         keep_freed_memory()
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        torch.set_num_threads(threads_asked_for())
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
