@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def test_a_test_part_of_too_few_years_is_told_of_before_anything_is_trained(tmp_
     console = Console(file=io.StringIO(), width=400)
     print_plan(made, console)
     words = (
-        "note: no two models can be told apart on the test part (tried with group_mean and linear): The test part holds"
+        "note: models can hardly be told apart on the test part; of the baselines, group_mean and linear come nearest "
+        "to it: The test part holds"
     )
     assert f"{words} 3 values of year" in console.file.getvalue()  # type: ignore[attr-defined]
     enough = planned(tmp_path, [header, *sequences(2040, 5)], REGRESSION | {"split": {"validation": 2, "test": 12}})
@@ -120,8 +122,24 @@ def test_a_short_test_part_of_a_forecast_is_told_of(tmp_path: Path) -> None:
     rows = ["id,t,y", *days(0, 200)]
     short = FORECAST | {"exclude": ["id"], "split": {"validation": 20, "test": 8}}
     (note,) = too_little(planned(tmp_path, rows, short))
-    assert "independent block" in note and note.startswith("no two models can be told apart")
+    assert "independent block" in note and note.startswith("models can hardly be told apart")
     assert too_little(planned(tmp_path, rows, short | {"split": {"validation": 20, "test": 120}})) == []
+
+
+def test_the_baselines_that_are_told_apart_best_speak_for_a_test_part(tmp_path: Path) -> None:
+    """Each pair has blocks of its own length: a model that is far off has few, which says nothing of the others."""
+    rng = np.random.default_rng(1)
+    slow = 0.3 * np.convolve(rng.normal(size=500), np.ones(60), mode="valid")[:400]  # one week says little of the next
+    values = slow + np.sin(2 * np.pi * np.arange(400) / 7) + 0.1 * rng.normal(size=400)
+    stamps = [str(np.datetime64("2020-01-01") + day) for day in range(400)]
+    made = planned(
+        tmp_path,
+        ["t,y", *(f"{t},{y:.4f}" for t, y in zip(stamps, values, strict=True))],
+        FORECAST | {"lookback": 21, "horizon": 2, "split": {"validation": 30, "test": 60}},
+    )
+    (note,) = too_little(replace(made, baselines=[one for one in made.baselines if one.name != "dlinear"]))
+    assert note.startswith("models can hardly be told apart")
+    assert too_little(made) == []
 
 
 def test_a_test_part_of_many_series_is_looked_at_whole(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -170,7 +172,7 @@ def _least_gib(plan: Plan) -> float:
 
 
 def too_little(plan: Plan) -> list[str]:
-    """Why the test part can hardly tell two models apart, shown by two baselines."""
+    """Why the test part can hardly tell two models apart, shown by the baselines."""
     truth = actual(plan.table, plan.data, TEST)
     kept = {
         Model(one.name, None, None): np.square(one.predictions[TEST] - truth).mean((1, 2))
@@ -181,12 +183,16 @@ def too_little(plan: Plan) -> list[str]:
         return []
     series, time = zip(*sample_labels(plan.table, plan.data, TEST), strict=True)
     judged = of_squares(TEST, series, time, kept, plan.data.horizon)
-    first, second, *_ = kept
-    found = compare_pairs(judged, [(first, second)], facts(data_facts(plan)))
-    if found.blocks >= FEWEST and not any(one.beyond for one in found.differences):
+    seen = facts(data_facts(plan))
+    pairs = compare_pairs(judged, list(combinations(kept, 2)), seen).differences
+    most = max(pairs, key=lambda one: one.blocks)
+    if most.blocks >= FEWEST and not most.beyond:
         return []
-    why = " ".join(found.notes).rstrip(".")
-    return [f"no two models can be told apart on the test part (tried with {first.name} and {second.name}): {why}"]
+    why = " ".join(compare_pairs(judged, [(most.a, most.b)], seen).notes).rstrip(".")
+    return [
+        f"models can hardly be told apart on the test part; of the baselines, {most.a.name} and {most.b.name} come "
+        f"nearest to it: {why}"
+    ]
 
 
 def _memory(plan: Plan) -> str:
