@@ -21,6 +21,8 @@ from xlstm_tune.data.table import load_table
 from xlstm_tune.predict.__main__ import app as predict_app
 from xlstm_tune.predict.champion import read_about
 from xlstm_tune.predict.make import champion_of
+from xlstm_tune.report.__main__ import main as report
+from xlstm_tune.report.leaderboard import number
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app as search_app
 from xlstm_tune.search_file import load_spec
@@ -144,6 +146,7 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
     folder, _ = shop
     monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
     before = (folder / "searches" / "shop" / "champion" / "champion.json").read_bytes()
+    assert report(["shop", "--storage", str(folder / "searches")]) == 0
     output = search(folder, "--resume", "shop", "--refit")
     about = read_about(folder / "searches" / "shop" / "champion")
     assert about["refit"] is True and about["refit_note"] is None
@@ -163,6 +166,9 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
         [row for row in reported(folder / "searches" / "shop", "validation") if row["step"] == 1]
     )
     assert "before it was trained again" in about["intervals_note"]
+    page = (folder / "searches" / "shop" / "report.html").read_text()
+    score = number(about["refit_scores"]["test"]["rmse"])
+    assert f"for {about['refit_epochs']} epochs, and has a test RMSE of {score}; all else here is" in page
     worse = about["refit_scores"]["test"]["rmse"] > about["scores"]["test"]["rmse"]
     assert ("That is worse by" if worse else "As it was searched it has") in " ".join(output.split())
     assert "has been trained again on training and validation part already" in search(

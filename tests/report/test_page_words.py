@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,25 @@ def test_long_names_that_are_alike_once_cut_have_rows_of_their_own(tmp_path: Pat
     chart = _figure(Inputs(0, 1.0, 240, worth, []))
     assert len(set(chart.data[0]["y"])) == 3 and set(chart.layout["yaxis"]["categoryarray"]) == set(chart.data[0]["y"])
     assert labels(["a", "b"]) == ["a", "b"]
+
+
+def test_a_champion_that_was_trained_again_is_not_the_winner_of_the_page(tmp_path: Path) -> None:
+    write_search(tmp_path)
+    record = read_record(tmp_path)
+    assert record.board.winner is not None
+    about = {"refit": True, "trial": record.board.winner.trial, "refit_epochs": 3, "refit_scores": {"test": {}}}
+    about["refit_scores"]["test"] = {"rmse": 0.5, "mae": 0.4}
+    place = tmp_path / "champion" / "champion.json"
+    place.parent.mkdir()
+    for changes in ({}, {"refit": False}, {"trial": 99}, {"refit_epochs": None}):
+        told = not changes
+        place.write_text(json.dumps(about | changes))
+        section = winner(record)
+        assert section is not None
+        assert ("was trained again" in section.lead) is told
+        assert ("for 3 epochs, and has a test RMSE of 0.500" in section.lead) is told
+    place.write_text("{")
+    assert "trained again" not in (winner(record) or section).lead
 
 
 @pytest.fixture

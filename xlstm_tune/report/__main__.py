@@ -1,4 +1,4 @@
-"""`python -m xlstm_tune.report NAME` writes a page about a search, from its tables alone; also while it runs."""
+"""`python -m xlstm_tune.report NAME` writes a page about a search, from its tables; also while it runs."""
 
 from __future__ import annotations
 

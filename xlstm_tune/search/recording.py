@@ -194,13 +194,13 @@ def record_end(plan: Plan, spool: Spool, board: Leaderboard, interrupted: bool, 
     spool.table("leaderboard", board.columns())
     if plan.spec.search.costs:
         _record_front(plan, spool)
-    pages = _write_report(plan, board, console) if not interrupted and report_wanted() else []
+    pages = write_report(plan, board, console) if not interrupted and report_wanted() else []
     files = [plan.folder / "results", *pages]
     spool.search_ended("interrupted" if interrupted else "completed", board.summary(), files)
     return bool(pages)
 
 
-def _write_report(plan: Plan, board: Leaderboard, console: Console) -> list[Path]:
+def write_report(plan: Plan, board: Leaderboard, console: Console) -> list[Path]:
     """The report page, if it can be made: whatever is wrong with it, the search stands."""
     from xlstm_tune.report.page import write_page
 

@@ -34,7 +34,14 @@ from xlstm_tune.search.persistence.store import StorageAway
 from xlstm_tune.search.placement.resources import Placement
 from xlstm_tune.search.plan import Plan
 from xlstm_tune.search.record import SearchRecord
-from xlstm_tune.search.recording import record_coverage, record_end, record_importance, record_start, score_finalists
+from xlstm_tune.search.recording import (
+    record_coverage,
+    record_end,
+    record_importance,
+    record_start,
+    score_finalists,
+    write_report,
+)
 from xlstm_tune.search.sampling.duplicates import never_begun
 from xlstm_tune.search.session import ray_session, tracked
 from xlstm_tune.search.stopping import INTERRUPTED, KILLED, STOPS, STORAGE_AWAY, Stopping
@@ -103,7 +110,7 @@ def _run_alone(plan: Plan, stopping: Stopping, console: Console) -> int:
         board = build_leaderboard(plan.folder, plan.spec.search.objective)
         print_board(plan, board, console, (plan.folder / PAGE).exists())
         if plan.refit and board.winner:
-            _refit_later(plan, stopping, console)
+            _refit_later(plan, board, stopping, console)
         else:
             _send_the_rest(plan, stopping, console)
         return 0 if board.winner else 1
@@ -156,12 +163,14 @@ def _all_have_ended(plan: Plan) -> str:
     return f"all {plan.trials:,} trials have ended" if plan.trials > 1 else "its trial has ended"
 
 
-def _refit_later(plan: Plan, stopping: Stopping, console: Console) -> None:
+def _refit_later(plan: Plan, board: Leaderboard, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again, unless that has been done."""
     _check_room(plan)
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, stopping, console, ended=True):
         ray = _ray(plan, stopping, console)
         keep_champion(plan, Judge(plan.table, plan.data), ray, spool, console)
+    if (plan.folder / PAGE).exists():  # it tells which model predicts
+        write_report(plan, board, console)
 
 
 def _send_the_rest(plan: Plan, stopping: Stopping, console: Console) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from xlstm_tune.layout import ABOUT, CHAMPION
 from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
 from xlstm_tune.report.forecasts import Forecasts, Model, forecasts_of, models_of, samples_of
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.report.record import Record
 from xlstm_tune.report.sections.errors import by_series, by_step, by_target, residuals
-from xlstm_tune.report.style import ACTUAL, BASELINE, GRID, Trace, axis, counted, layout, thinned
+from xlstm_tune.report.style import ACTUAL, BASELINE, GRID, Trace, axis, counted, layout, metric_title, thinned
 
 POINTS = 300
 """Of a curve of forecasts: what a screen shows."""
@@ -58,7 +60,24 @@ def winner(record: Record) -> Section | None:
     lead = f"{best.model}, trial {best.trial}, on the {part} part" + (
         ", which no choice was made on." if part == "test" else "; its test predictions are not known."
     )
-    return Section("winner", "The winner", lead, blocks)
+    again = _trained_again(record, best.trial)
+    return Section("winner", "The winner", f"{lead} {again}".rstrip(), blocks)
+
+
+def _trained_again(record: Record, trial: int | None) -> str:
+    """That the model which predicts is not the one of this page, in a sentence; empty where it is, or nobody knows."""
+    try:
+        about = json.loads((record.folder / CHAMPION / ABOUT).read_bytes())
+        if not about["refit"] or about["trial"] != trial:
+            return ""
+        epochs, score = int(about["refit_epochs"]), float(about["refit_scores"]["test"][record.metric])
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged, which predict tells
+        return ""
+    return (
+        "The model that predict uses was trained again on training and validation part, for "
+        f"{counted(epochs, 'epoch')}, and has a test {metric_title(record.metric)} of {number(score)}; all else here "
+        "is of the one before."
+    )
 
 
 def _thinned_out(record: Record, part: str, mine: Model) -> str:
