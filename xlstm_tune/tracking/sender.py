@@ -28,6 +28,7 @@ from mlflow.tracking import MlflowClient
 
 from xlstm_tune.tracking.events import VALIDATION_END, read_event, whole_lines
 from xlstm_tune.tracking.gather import Pending, batches, clean, gather, mlflow_key, run_tags
+from xlstm_tune.tracking.moved import take_files_along
 from xlstm_tune.tracking.plot import forecast_picture
 from xlstm_tune.tracking.spool import read_address, spool_path, write_json
 from xlstm_tune.tracking.state import read_state, state_path
@@ -214,6 +215,7 @@ class Sender:
             return self._client
         if self._uri.startswith("sqlite"):
             sqlite_path(self._uri).parent.mkdir(parents=True, exist_ok=True)
+            take_files_along(sqlite_path(self._uri))
         client = MlflowClient(self._uri)
         self._experiment = _experiment(
             client, self._address.experiment, artifact_location(self._uri, self._folder.parent)
