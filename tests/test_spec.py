@@ -130,6 +130,14 @@ def test_load_spec_sets_more_of_a_time_that_is_its_column(tmp_path: Path) -> Non
     assert time is not None and (time.column, time.format) == ("date", "iso")
 
 
+@pytest.mark.parametrize("value", ["a #1.csv", "#1", "[a, b] # both"])
+def test_load_spec_refuses_what_yaml_would_leave_out_of_an_override(tmp_path: Path, value: str) -> None:
+    """`a #1.csv` would be the file `a`."""
+    with pytest.raises(SpecError, match=r"is a comment to YAML, .* 'KEY=\"VALUE\"'"):
+        load(tmp_path, BASE, f"data.exclude={value}")
+    assert load(tmp_path, BASE, 'data.exclude=["a #1.csv", b#2]').data.exclude == ["a #1.csv", "b#2"]
+
+
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "training.epochs=[", "name.x=3"])
 def test_load_spec_refuses_a_bad_override(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match="--set"):

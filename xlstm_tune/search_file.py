@@ -220,9 +220,17 @@ def _yaml_problem(error: Exception) -> str:
 
 def _yaml_value(value: str, text: str) -> Any:
     try:
-        return yaml.load(value, Loader=_Loader)
+        node = yaml.compose(value, Loader=_Loader)
+        found = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise SpecError(f"--set {text}: the value cannot be read as YAML: {_yaml_problem(error)}") from None
+    rest = value[node.end_mark.index if node else 0 :].strip()
+    if rest.startswith("#"):
+        raise SpecError(
+            f"--set {text}: '{rest}' is a comment to YAML, which values are written in; put what is meant into double "
+            "quotes, within single quotes for the shell: 'KEY=\"VALUE\"'"
+        )
+    return found
 
 
 def _assign(raw: dict[Any, Any], key: str, value: Any, above: str = "") -> None:

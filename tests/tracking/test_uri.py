@@ -74,6 +74,12 @@ def test_check_refuses_folders_and_says_sqlite(uri: str) -> None:
     assert refusal(uri).endswith(f"keeps runs in files no longer; use sqlite:///{folder}/mlflow.db")
 
 
+def test_the_database_in_place_of_a_folder_is_one_in_it_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a%20b?c"
+    for uri in (str(folder), folder.as_uri()):
+        assert sqlite_path(refusal(uri).rpartition("use ")[2]) == folder / "mlflow.db"
+
+
 def test_check_names_the_nearest_scheme() -> None:
     assert "unknown scheme 'sqllite'; did you mean 'sqlite'?" in refusal("sqllite:///x.db")
     assert "did you mean 'https'?" in refusal("htps://server")

@@ -127,8 +127,8 @@ def check_tracking_uri(uri: str) -> None:
     elif scheme in _DATABASES:
         _check_database(uri, scheme, shown)
     elif scheme in {"", "file"}:
-        folder = urlsplit(uri).path if scheme else uri
-        instead = f"sqlite:///{Path(folder or '.').absolute() / 'mlflow.db'}"
+        folder = unquote(urlsplit(uri).path) if scheme else uri
+        instead = sqlite_address(str(Path(folder or ".").absolute() / "mlflow.db"))
         raise TrackingError(
             f"the tracking URI '{shown}' names a folder, and MLflow keeps runs in files no longer; use {instead}"
         )
