@@ -56,7 +56,8 @@ def opened(path: Path, as_dictionaries: list[str] | None = None) -> Iterator[pq.
         raise
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
-            f"{path} cannot be read ({first_line(error)}); bring it back, or remove it to go on without what it holds"
+            f"{path} cannot be read ({first_line(error)}); bring it back, or remove it and resume the search, which "
+            "makes anew what it can"
         ) from None
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from xlstm_tune.report.__main__ import main as report
 from xlstm_tune.report.leaderboard import number
 from xlstm_tune.results import read
 from xlstm_tune.search.__main__ import app as search_app
+from xlstm_tune.search.finals.whole import winner_is_whole
 from xlstm_tune.search_file import load_spec
 
 pytestmark = pytest.mark.slow
@@ -104,6 +107,47 @@ def test_a_finished_search_is_not_registered_again(shop: tuple[Path, str], monke
     monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
     assert "is finished" in search(folder, "--resume", "shop")
     assert len(versions(folder)[1]) == 1
+
+
+def _parts(search: Path, table: str) -> None:
+    for path in (search / "results" / table).glob("part-*"):
+        path.unlink()
+
+
+LOST: dict[str, Callable[[Path], None]] = {
+    "champion": lambda search: (search / "champion" / "champion.json").write_bytes(b"{"),
+    "predictions": lambda search: _parts(search, "predictions"),
+    "scores": lambda search: _parts(search, "scores"),
+    "trials": lambda search: _parts(search, "trials"),
+}
+
+
+def test_what_a_finished_search_lost_is_made_anew_when_it_is_resumed(shop: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    mine = folder / "searches" / "shop"
+    shutil.copytree(shop[0] / "searches", folder / "searches")
+    shutil.copy(shop[0] / "several.csv", folder)
+    before = {path.name: path.read_bytes() for path in (mine / "champion").iterdir()}
+    tables = {table: read(mine, table) for table in ("trials", "scores", "predictions")}
+    assert winner_is_whole(mine, "val_rmse")
+    for name, lose in LOST.items():
+        kept = tmp_path / name
+        shutil.copytree(mine, kept)
+        lose(kept)
+        assert winner_is_whole(kept, "val_rmse") is (name == "trials"), "without trials there is no winner"
+        lose(mine)
+    page = tmp_path / "page.html"
+    assert report([str(mine), "--output", str(page)]) == 0
+    assert "its trials are not in results/trials; --resume NAME makes them anew" in page.read_text()
+    assert "is finished" not in search(folder, "--resume", "shop")
+    assert "is finished" in search(folder, "--resume", "shop")
+    assert {path.name: path.read_bytes() for path in (mine / "champion").iterdir()} == before
+    for table, was in tables.items():
+        found = read(mine, table)
+        clocks = [name for name in found.column_names if name in ("started", "ended", "seconds")]
+        rows, rows_before = (sorted(map(str, one.drop_columns(clocks).to_pylist())) for one in (found, was))
+        assert rows == rows_before
+    check_reported(folder)
 
 
 LOAD = """

@@ -282,7 +282,9 @@ def test_winner_without_test_predictions_is_drawn_on_validation(record: Record) 
     assert {one.trial is None for one in models_of(only, "validation")} == {True, False}
     made = winner(dataclasses.replace(record, predictions=only))
     assert made is not None and "its test predictions are not known" in made.lead
-    assert "not known yet" in sentences(winner(dataclasses.replace(record, predictions=only.slice(0, 0))))
+    none = dataclasses.replace(record, predictions=only.slice(0, 0))
+    assert "are not in results/predictions" in sentences(winner(none))
+    assert "not known yet" in sentences(winner(dataclasses.replace(none, status="interrupted")))
 
 
 def test_predictions_that_are_no_numbers_are_left_out(record: Record) -> None:

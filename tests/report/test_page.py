@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report_tables
 from page_tables import FAMILIES, SPEC, figures, forecasts, trial_row, write_baselines, write_search
 
 from xlstm_tune.report import page
@@ -101,6 +102,22 @@ def test_page_of_a_running_search_says_what_is_not_known(tmp_path: Path, trials:
     assert f"The search has not ended: {trials} of 300 trials have." in parsed.text
     assert "not known yet" in parsed.text
     assert ("No trial has ended yet" in parsed.text) == (trials == 0)
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("trials", "The search has ended, and its trials are not in results/trials; --resume NAME makes them anew."),
+        ("scores", "The winner's test figures are not in results/scores; where its weights are there, --resume NAME"),
+        ("predictions", "Its predictions are not in results/predictions; where its weights are there, --resume NAME"),
+    ],
+)
+def test_page_of_a_search_that_lost_a_table_says_how_to_have_it_again(table: str, text: str, tmp_path: Path) -> None:
+    report_tables.write_search(tmp_path)
+    for path in (tmp_path / "results" / table).iterdir():
+        path.unlink()
+    said = built(tmp_path).text
+    assert text in said and "not known yet:" not in said and "No trial has ended yet" not in said
 
 
 def test_page_of_a_folder_with_nothing_but_empty_tables(tmp_path: Path) -> None:

@@ -160,6 +160,26 @@ def test_a_copied_search_has_its_runs_where_it_lies(folder: Path) -> None:
     assert sync(copied) is None and not (folder.parent / "mlflow.db").exists()
 
 
+def test_a_damaged_database_is_moved_away_and_made_anew(folder: Path) -> None:
+    uri = default_uri(folder.parent)
+    with Spool(folder, uri) as spool:
+        say_search(spool, 2)
+    database = folder.parent / "mlflow.db"
+    os.truncate(database, 3000)
+    asked = (
+        "import sys, pathlib; from xlstm_tune.tracking import sync; print(sync(pathlib.Path(sys.argv[1]), attempts=1))"
+    )
+    left = subprocess.run(
+        [sys.executable, "-c", asked, folder], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    told, _, command = left.partition(" with: ")
+    assert told.endswith("MLflow's database is damaged: move it away, and make all runs of this search anew")
+    database.rename(folder.parent / "damaged.db")
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "everything has arrived in MLflow\n"), done.stderr
+    check_search(stored(uri, folder), 2)
+
+
 def test_absent_server_keeps_nobody_waiting(tmp_path: Path) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     with Spool(tmp_path / "s", uri) as spool:

@@ -15,13 +15,13 @@ from rich.console import Console
 from xlstm_tune.data.words import count
 from xlstm_tune.errors import last_line
 from xlstm_tune.layout import PAGE
-from xlstm_tune.report.contenders import contenders
 from xlstm_tune.report.leaderboard import Leaderboard, build_leaderboard
 from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.endings import ended_by_themselves, print_board, resume_words, what_there_is
 from xlstm_tune.search.finals.champion import keep_champion
 from xlstm_tune.search.finals.finalists import Judge
 from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
+from xlstm_tune.search.finals.whole import winner_is_whole
 from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
 from xlstm_tune.search.local_ray import check_room
@@ -238,13 +238,13 @@ def _run(plan: Plan, stopping: Stopping, console: Console) -> tuple[Leaderboard,
 
 
 def _finished(plan: Plan) -> bool:
-    """Every trial of an earlier part of this search has ended by itself, its winner has been judged, and the search has
-    ended, which it said last."""
+    """Every trial of an earlier part of this search has ended by itself, of its winner there is all that there can be,
+    and the search has ended, which it said last."""
     if not (plan.folder / "results").is_dir() or not ended_in_order(plan.folder):
         return False
     rows = read(plan.folder, "trials").to_pylist()
     began = {row["config"] for row in rows if not never_begun(row["reason"])}
     refused = {row["config"] for row in rows} - began if plan.exhausted else set()
-    judged = read(plan.folder, "scores")["trial"].to_pylist()
-    best = contenders(rows, plan.spec.search.objective)[:1]
-    return ended_by_themselves(rows) + len(refused) >= plan.trials and all(row["trial"] in judged for row in best)
+    if ended_by_themselves(rows) + len(refused) < plan.trials:
+        return False
+    return winner_is_whole(plan.folder, plan.spec.search.objective)

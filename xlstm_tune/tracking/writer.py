@@ -53,6 +53,10 @@ _OF_OTHERS = (
 )
 
 
+_DAMAGED = ("database disk image is malformed", "file is not a database")
+"""As SQLite says it."""
+
+
 @dataclass(frozen=True)
 class Unsent:
     """What did not arrive in MLflow."""
@@ -71,7 +75,10 @@ class Unsent:
             return refused + why
         events = "1 event has" if self.events == 1 else f"{self.events} events have"
         again = ", giving the same --tracking-uri again," if self.hidden else ""
-        told = f"{events} not reached MLflow yet{why}; send what is left{again} with: {self.command}"
+        what = f"send what is left{again}"
+        if any(words in self.reason for words in _DAMAGED):
+            what = f"MLflow's database is damaged: move it away, and make all runs of this search anew{again}"
+        told = f"{events} not reached MLflow yet{why}; {what} with: {self.command}"
         return f"{refused}; {told}" if self.refused else told
 
 

@@ -17,11 +17,14 @@ ENDS = (
     ("duplicate", "duplicate"),
 )
 """Status of a trial, and the word for it."""
+_ANEW = "--resume NAME makes them anew"
 
 
 def summary(record: Record) -> Section:
     """The verdict in a sentence, and the key figures."""
     texts = ["No trial has ended yet, so nobody has won."]
+    if record.status == "completed" and record.ended is not None:  # which without trials the search itself has said
+        texts = [f"The search has ended, and its trials are not in results/trials; {_ANEW}."]
     if record.trials:
         texts = [
             f"As things stand, {verdict(record.board)}"
@@ -46,7 +49,9 @@ def not_known_yet(record: Record) -> list[str]:
         )
     elif record.status == "interrupted":
         texts.append(f"The search was interrupted ({record.reason or 'for a reason that is not noted'}).")
-    if waiting and not record.running and record.board.winner:
+    if waiting and record.board.winner and record.status == "completed":
+        texts.append(f"The winner's test figures are not in results/scores; where its weights are there, {_ANEW}.")
+    elif waiting and record.board.winner and not record.running:
         texts.append("No test figures: the finalists are scored on the test part only when a search ends by itself.")
     return texts
 

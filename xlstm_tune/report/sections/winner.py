@@ -35,8 +35,13 @@ def winner(record: Record) -> Section | None:
         if mine is not None:
             break
     else:
-        why = "no trial's predictions are kept before the search has ended"
-        return Section("winner", "The winner", blocks=[Sentences([f"Its predictions are not known yet: {why}."])])
+        text = "Its predictions are not known yet: no trial's predictions are kept before the search has ended."
+        if record.status == "completed":
+            text = (
+                "Its predictions are not in results/predictions; where its weights are there, --resume NAME makes them "
+                "anew."
+            )
+        return Section("winner", "The winner", blocks=[Sentences([text])])
     found = {model: made for model in models if (made := forecasts_of(record.predictions, part, model)) is not None}
     if mine not in found:
         return Section("winner", "The winner", blocks=[Sentences(["None of its predictions is a number."])])
