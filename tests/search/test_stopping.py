@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from xlstm_tune.report.budget import CUT_SHORT
+from xlstm_tune.search.signals import children_outlive_signals
 from xlstm_tune.search.stopping import CUTS, DISK_FULL, INTERRUPTED, Stopping
-from xlstm_tune.search.terminal import children_outlive_signals
 
 
 @pytest.fixture
