@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from tracked import EPOCHS, check_search, say_search, say_trial, send_all, stored
 
 from xlstm_tune.tracking import Spool, default_uri, sync
-from xlstm_tune.tracking.sender import Sender
+from xlstm_tune.tracking.sender import Sender, _told
 from xlstm_tune.tracking.writer import unsent
 
 
@@ -145,6 +145,13 @@ def test_epochs_that_a_lost_machine_sent_are_on_the_curve_once(folder: Path, tmp
     assert set(runs) == {None, 0} and runs[0]["status"] == "FINISHED"
     assert runs[0]["curves"]["val_rmse"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert [step for step, _ in runs[0]["curves"]["train_loss"]] == [1, 2, 3]
+
+
+def test_the_reason_is_what_the_database_says() -> None:
+    hint = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
+    said = "(sqlite3.OperationalError) attempt to write a readonly database"
+    assert _told(f"{hint}\n{said}\n[SQL: INSERT]") == _told(f"{said}\n[SQL: INSERT]") == said
+    assert _told(hint) == hint
 
 
 def test_what_mlflow_never_takes_is_told_and_does_not_hold_up_the_rest(folder: Path) -> None:

@@ -328,8 +328,11 @@ class Sender:
 
 
 def _told(reason: str) -> str:
-    """The first line without credentials, cut behind a word where it is long."""
-    line = hide_credentials(reason.partition("\n")[0])
+    """The first line that tells it, without credentials, cut behind a word where it is long."""
+    first, _, rest = reason.partition("\n")
+    if first.startswith("(raised as a result of"):  # SQLAlchemy's hint, before what the database says
+        first = rest.partition("\n")[0] or first
+    line = hide_credentials(first)
     if len(line) <= _REASON_CHARACTERS:
         return line
     cut = line[:_REASON_CHARACTERS]
