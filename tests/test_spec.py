@@ -130,12 +130,13 @@ def test_load_spec_sets_more_of_a_time_that_is_its_column(tmp_path: Path) -> Non
     assert time is not None and (time.column, time.format) == ("date", "iso")
 
 
-@pytest.mark.parametrize("value", ["a #1.csv", "#1", "[a, b] # both"])
+@pytest.mark.parametrize("value", ["a #1.csv", "#1", "[a, b] # both", "a: b #1", "- a # c", "a: #3"])
 def test_load_spec_refuses_what_yaml_would_leave_out_of_an_override(tmp_path: Path, value: str) -> None:
     """`a #1.csv` would be the file `a`."""
     with pytest.raises(SpecError, match=r"is a comment to YAML, .* 'KEY=\"VALUE\"'"):
         load(tmp_path, BASE, f"data.exclude={value}")
     assert load(tmp_path, BASE, 'data.exclude=["a #1.csv", b#2]').data.exclude == ["a #1.csv", "b#2"]
+    assert load(tmp_path, BASE, "data.exclude=[a,\n# on a line of its own\nb]\n# behind").data.exclude == ["a", "b"]
 
 
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "training.epochs=[", "name.x=3"])

@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.result_tables import VERSION, VERSION_KEY
 
+_MADE_ANEW = ("trials", "scores", "predictions")
+"""Tables that the resume of a finished search looks for."""
+
 
 def place_of(folder: Path, name: str) -> Path:
     """The folder of a table."""
@@ -56,8 +59,8 @@ def opened(path: Path, as_dictionaries: list[str] | None = None) -> Iterator[pq.
         raise
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
-            f"{path} cannot be read ({first_line(error)}); bring it back, or remove it and resume the search, which "
-            "makes anew what it can"
+            f"{path} cannot be read ({first_line(error)}); bring it back, or remove it to "
+            + ("have it made anew by --resume" if path.parent.name in _MADE_ANEW else "go on without what it holds")
         ) from None
 
 

@@ -220,17 +220,27 @@ def _yaml_problem(error: Exception) -> str:
 
 def _yaml_value(value: str, text: str) -> Any:
     try:
-        node = yaml.compose(value, Loader=_Loader)
         found = yaml.load(value, Loader=_Loader)
+        comment = _comment_behind_a_value(value)
     except (yaml.YAMLError, RecursionError) as error:
         raise SpecError(f"--set {text}: the value cannot be read as YAML: {_yaml_problem(error)}") from None
-    rest = value[node.end_mark.index if node else 0 :].strip()
-    if rest.startswith("#"):
+    if comment:
         raise SpecError(
-            f"--set {text}: '{rest}' is a comment to YAML, which values are written in; put what is meant into double "
-            "quotes, within single quotes for the shell: 'KEY=\"VALUE\"'"
+            f"--set {text}: '{comment}' is a comment to YAML, which values are written in; put what is meant into "
+            "double quotes, within single quotes for the shell: 'KEY=\"VALUE\"'"
         )
     return found
+
+
+def _comment_behind_a_value(text: str) -> str:
+    """The first comment behind something on its line, or that is all there is; empty where there is none."""
+    end = 0
+    for token in yaml.scan(text, Loader=_Loader):
+        gap = text[end : token.start_mark.index].partition("\n")[0].strip()
+        if gap.startswith("#"):
+            return gap
+        end = token.end_mark.index
+    return ""
 
 
 def _assign(raw: dict[Any, Any], key: str, value: Any, above: str = "") -> None:

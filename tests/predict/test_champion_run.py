@@ -136,6 +136,14 @@ def test_what_a_finished_search_lost_is_made_anew_when_it_is_resumed(shop: tuple
         lose(kept)
         assert winner_is_whole(kept, "val_rmse") is (name == "trials"), "without trials there is no winner"
         lose(mine)
+    newer = tmp_path / "newer"
+    shutil.copytree(shop[0] / "searches" / "shop", newer)
+    (newer / "champion" / "champion.json").write_text('{"schema": 99, "program": "a newer one"}')
+    assert winner_is_whole(newer, "val_rmse"), "it is not written over"
+    _parts(newer, "predictions")
+    for weights in (newer / "trials").rglob("weights.safetensors"):
+        os.truncate(weights, 40)
+    assert winner_is_whole(newer, "val_rmse"), "there is nothing to make them of"
     page = tmp_path / "page.html"
     assert report([str(mine), "--output", str(page)]) == 0
     assert "its trials are not in results/trials; --resume NAME makes them anew" in page.read_text()

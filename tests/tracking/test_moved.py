@@ -13,8 +13,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from tracked import MlflowClient, check_search, say_search, say_trial, stored
 
+from xlstm_tune.layout import MLFLOW_FILES
 from xlstm_tune.tracking import Spool, default_uri, sync
-from xlstm_tune.tracking.moved import FILES, take_files_along
+from xlstm_tune.tracking.moved import take_files_along
 
 
 @pytest.fixture
@@ -57,18 +58,18 @@ def below(folder: Path) -> set[Path]:
 def test_files_are_found_and_go_where_the_folder_was_moved_to(old: str, sent: Path, tmp_path: Path) -> None:
     """Without that the old place would be made again, or all that comes behind a file wait for ever."""
     before, storage = sent.parent, tmp_path / "50 % another' place"
-    kept = below(before / FILES)
+    kept = below(before / MLFLOW_FILES)
     before.rename(storage)
     if old != "gone":
         before.touch()
     say_more(storage / sent.name)
-    assert all(place.is_relative_to(storage / FILES) for place in places(storage))
+    assert all(place.is_relative_to(storage / MLFLOW_FILES) for place in places(storage))
     uri = default_uri(storage)
     runs = stored(uri, storage / sent.name)
     check_search({number: run for number, run in runs.items() if number != 2}, 2)
     assert runs[2]["files"] == ["weights.safetensors"]
     assert Path(MlflowClient(uri).download_artifacts(runs[0]["id"], "weights.safetensors")).read_bytes() == bytes(100)
-    assert below(storage / FILES) > kept and not before.is_dir()
+    assert below(storage / MLFLOW_FILES) > kept and not before.is_dir()
 
 
 def test_a_copy_leaves_what_it_was_copied_from_alone(sent: Path, tmp_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_a_copy_leaves_what_it_was_copied_from_alone(sent: Path, tmp_path: Path)
     kept, database = below(before), (before / "mlflow.db").read_bytes()
     say_more(storage / sent.name)
     assert below(before) == kept and (before / "mlflow.db").read_bytes() == database
-    assert all(place.is_relative_to(storage / FILES) for place in places(storage))
-    assert below(storage / FILES) > below(before / FILES)
+    assert all(place.is_relative_to(storage / MLFLOW_FILES) for place in places(storage))
+    assert below(storage / MLFLOW_FILES) > below(before / MLFLOW_FILES)
 
 
 def test_files_that_were_left_where_they_were_stay_there(sent: Path, tmp_path: Path) -> None:
@@ -93,6 +94,19 @@ def test_the_same_folder_by_another_name_is_no_move(sent: Path, tmp_path: Path) 
     (tmp_path / "link").symlink_to(sent.parent)
     said = places(sent.parent)
     take_files_along(tmp_path / "link" / "mlflow.db")
+    assert places(sent.parent) == said
+
+
+def test_a_database_among_the_files_of_another_names_its_own(sent: Path, tmp_path: Path) -> None:
+    """Copied alone into a folder that has runs of its own, or shared by a link from there."""
+    said = places(sent.parent)
+    (tmp_path / "other" / MLFLOW_FILES / "0123").mkdir(parents=True)
+    shutil.copy(sent.parent / "mlflow.db", tmp_path / "other" / "mlflow.db")
+    take_files_along(tmp_path / "other" / "mlflow.db")
+    assert places(tmp_path / "other") == said
+    (tmp_path / "other" / "mlflow.db").unlink()
+    (tmp_path / "other" / "mlflow.db").symlink_to(sent.parent / "mlflow.db")
+    take_files_along(tmp_path / "other" / "mlflow.db")
     assert places(sent.parent) == said
 
 

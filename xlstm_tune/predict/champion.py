@@ -45,6 +45,10 @@ LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the interval widths that `champion.json` shows; any other comes from the residuals themselves."""
 
 
+class DamagedChampion(StorageError):
+    """What makes a champion is lacking or damaged, and can be made anew by a search that has its weights."""
+
+
 @dataclass(frozen=True)
 class Champion:
     """A model and all that turns a table into its inputs and its outputs into the target's units."""
@@ -168,11 +172,11 @@ def load_champion(folder: Path | str) -> Champion:
         path = folder / name
         with reaching(path, StorageError):
             if not path.is_file():
-                raise StorageError(
+                raise DamagedChampion(
                     f"the champion {folder} lacks its file {name}; remove the folder to have it made anew"
                 )
             if sha256_of(path) != about["files"].get(name):
-                raise StorageError(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
+                raise DamagedChampion(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
     try:
         config = TrialConfig(
             ModelConfig.parse(about["model"], "model"),
@@ -213,7 +217,7 @@ def load_champion(folder: Path | str) -> Champion:
             about=about,
         )
     except (LookupError, TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
-        raise StorageError(
+        raise DamagedChampion(
             f"the champion {folder / ABOUT} is damaged ({type(error).__name__}: {joined_lines(error)[:200]}); remove "
             f"{folder} to have it made anew"
         ) from None
@@ -229,18 +233,22 @@ def read_about(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"{path} cannot be read ({error.strerror}); mend that and try again") from None
     except (ValueError, RecursionError) as error:
-        raise StorageError(f"the champion {path} is damaged: {error}; remove {folder} to have it made anew") from None
+        raise DamagedChampion(
+            f"the champion {path} is damaged: {error}; remove {folder} to have it made anew"
+        ) from None
     if not isinstance(about, dict) or not isinstance(schema := about.get("schema"), int):
-        raise StorageError(f"{path} is not a champion: it names no schema")
+        raise DamagedChampion(f"{path} is not a champion: it names no schema")
     if schema > SCHEMA:
         raise StorageError(
             f"the champion {folder} has schema {schema} of {about.get('program')}, this program reads up to {SCHEMA}; "
             "use the program that wrote it"
         )
     if not isinstance(about.get("files"), dict):
-        raise StorageError(f"the champion {path} is damaged: it names no files; remove {folder} to have it made anew")
+        raise DamagedChampion(
+            f"the champion {path} is damaged: it names no files; remove {folder} to have it made anew"
+        )
     if about.pop(CHECKSUM, None) not in (None, _checksum(about)):
-        raise StorageError(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
+        raise DamagedChampion(f"{path} is damaged (its checksum differs); remove {folder} to have it made anew")
     return about
 
 

@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from xlstm_tune.layout import MLFLOW_FILES
+
 log = logging.getLogger(__name__)
 
-FILES = "mlflow-artifacts"
-"""The folder beside an SQLite database."""
 _COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -30,10 +30,10 @@ _PATIENCE = 30.0
 def take_files_along(database: Path) -> None:
     """Where files are said to lie in the folder of another database, name them where they lie beside this one.
 
-    Unless they were left where they were: then there is no such folder here, while that one is still there. What goes
-    wrong is noted and changes nothing: they stay where they are said to be.
+    Unless they were left where they were: while the folder is there, the files of some run have to lie here too. What
+    goes wrong is noted and changes nothing: they stay where they are said to be.
     """
-    here = database.parent / FILES
+    here = database.resolve().parent / MLFLOW_FILES
     if not database.is_file():
         return
     try:
@@ -42,28 +42,36 @@ def take_files_along(database: Path) -> None:
             if "experiments" not in tables:
                 return
             said = [place for (place,) in store.execute("SELECT DISTINCT artifact_location FROM experiments")]
-            for old in said:
-                if not _moved(old, here):
-                    continue
-                with store:
-                    for table, column in _COLUMNS:
-                        if table in tables:
-                            _replace(store, table, column, old, here.as_uri())
-                log.warning("MLflow's files of %s lie in %s now, and its database says so", old, here)
-    except (OSError, sqlite3.Error) as error:
-        log.warning("%s still names the files of where it was (%s)", database, error)
+            for old in filter(None, said):
+                if _moved(store, old, here):
+                    _rename(store, tables, old, here.as_uri())
+                    log.warning("MLflow's files of %s lie in %s now, and its database says so", old, here)
+    except (OSError, sqlite3.Error) as error:  # MLflow will say more of a database that cannot be used
+        log.info("nobody looked whether the files of %s have moved (%s)", database, error)
 
 
-def _moved(said: str | None, here: Path) -> bool:
+def _moved(store: sqlite3.Connection, said: str, here: Path) -> bool:
     """Whether files lie here that are said to lie in another such folder."""
-    if not said or urlsplit(said).scheme != "file":
+    if urlsplit(said).scheme != "file":
         return False
     there = Path(unquote(urlsplit(said).path))
-    if there.name != FILES or there == here:
+    if there.name != MLFLOW_FILES or there == here:
         return False
     if not os.path.isdir(there):  # Path.is_dir raises for a folder closed to us
         return True
-    return os.path.isdir(here) and not os.path.samefile(here, there)
+    if not os.path.isdir(here) or os.path.samefile(here, there):
+        return False
+    below = f"{said}/"
+    runs = store.execute("SELECT artifact_uri FROM runs WHERE substr(artifact_uri, 1, ?) = ?", (len(below), below))
+    return any(os.path.isdir(here / unquote(uri[len(below) :])) for (uri,) in runs)
+
+
+def _rename(store: sqlite3.Connection, tables: set[str], old: str, new: str) -> None:
+    """In one transaction."""
+    with store:
+        for table, column in _COLUMNS:
+            if table in tables:
+                _replace(store, table, column, old, new)
 
 
 def _replace(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:

@@ -22,8 +22,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from xlstm_tune.addresses import sqlite_address
 from xlstm_tune.errors import TrackingError, reaching
+from xlstm_tune.layout import MLFLOW_FILES
 from xlstm_tune.strict import did_you_mean
-from xlstm_tune.tracking.moved import FILES
 
 # Scheme -> default port and the driver that SQLAlchemy takes when the URI names none.
 _DATABASES = {"postgresql": (5432, "psycopg2"), "mysql": (3306, "mysqldb"), "mssql": (1433, "pyodbc")}
@@ -56,9 +56,9 @@ def artifact_location(uri: str, storage: Path) -> str | None:
     A database that is written without a server has no say in it: MLflow would then use the current folder.
     """
     if _scheme(uri) == "sqlite":
-        return (sqlite_path(uri).parent / FILES).as_uri()
+        return (sqlite_path(uri).parent / MLFLOW_FILES).as_uri()
     if _scheme(uri) in _DATABASES:
-        return (storage.absolute() / FILES).as_uri()
+        return (storage.absolute() / MLFLOW_FILES).as_uri()
     return None
 
 
