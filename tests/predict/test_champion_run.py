@@ -198,6 +198,7 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
     folder, _ = shop
     monkeypatch.setenv("XLSTM_TUNE_REGISTER", "on")
     before = (folder / "searches" / "shop" / "champion" / "champion.json").read_bytes()
+    monkeypatch.setenv("XLSTM_TUNE_REPORT", "on")
     assert report(["shop", "--storage", str(folder / "searches")]) == 0
     output = search(folder, "--resume", "shop", "--refit")
     about = read_about(folder / "searches" / "shop" / "champion")
@@ -221,6 +222,7 @@ def test_the_winner_that_is_trained_again_is_another_version_with_the_same_inter
     page = (folder / "searches" / "shop" / "report.html").read_text()
     score = number(about["refit_scores"]["test"]["rmse"])
     assert f"for {about['refit_epochs']} epochs, and has a test RMSE of {score}; all else here is" in page
+    assert Path(client.download_artifacts(run.info.run_id, "report.html")).read_text() == page
     worse = about["refit_scores"]["test"]["rmse"] > about["scores"]["test"]["rmse"]
     assert ("That is worse by" if worse else "As it was searched it has") in " ".join(output.split())
     assert "has been trained again on training and validation part already" in search(
