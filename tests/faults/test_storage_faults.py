@@ -17,7 +17,8 @@ from xlstm_tune.storage.copy import read_copy
 from xlstm_tune.storage.objects import Objects
 
 pytestmark = pytest.mark.slow
-TWO: dict[str, Any] = {"space": {"model.family": {"choice": ["lstm", "slstm"]}}, "training": {"epochs": 60}}
+TWO: dict[str, Any] = {"space": {"model.family": {"choice": ["lstm", "slstm"]}}, "training": {"epochs": 180}}
+"""Long enough for two copies on a busy machine, where one takes seconds and the next comes ten times as many later."""
 
 
 class Elsewhere(Search):
