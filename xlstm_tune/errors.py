@@ -3,9 +3,13 @@
 The command line turns any of these into that sentence and exit code 2; none is ever a traceback.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Codes of an OSError that means there is no room."""
 
 
 class UserError(ValueError):

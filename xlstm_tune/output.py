@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar, cast
 
+from xlstm_tune.errors import FULL_DISK
+
 Result = TypeVar("Result")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.EIO, errno.EPIPE, errno.ENXIO)
 """As writing fails to a terminal that was closed, or a pipe that nobody reads."""
 
@@ -45,7 +46,7 @@ class Lasting:
         try:
             return call()
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL_DISK:
                 self.full = True
                 return instead
             if error.errno not in _GONE:

@@ -29,6 +29,8 @@ from xlstm_tune.strict import did_you_mean
 if TYPE_CHECKING:
     from xlstm_tune.report.study import Rebuilt
 
+MADE_ANEW = "--resume NAME makes them anew"
+"""What is said of tables that a search which has ended lacks."""
 OBJECTIVES = tuple(f"val_{name}" for name in METRICS)
 
 

@@ -20,7 +20,7 @@ from xlstm_tune.results import ResultsWriter, read
 from xlstm_tune.search.endings import ended_by_themselves, print_board, resume_words, what_there_is
 from xlstm_tune.search.finals.champion import keep_champion
 from xlstm_tune.search.finals.finalists import Judge
-from xlstm_tune.search.finals.refit import asked_for_refit, refit_of_before, wish_for_refit
+from xlstm_tune.search.finals.refit import asked_for_refit, wish_for_refit
 from xlstm_tune.search.finals.whole import winner_is_whole
 from xlstm_tune.search.last_words import last_words
 from xlstm_tune.search.libraries import quiet
@@ -167,11 +167,10 @@ def _all_have_ended(plan: Plan) -> str:
 def _refit_later(plan: Plan, board: Leaderboard, stopping: Stopping, console: Console) -> None:
     """Train the winner of a finished search again, unless that has been done."""
     _check_room(plan)
-    before = refit_of_before(plan)
     with Spool(plan.folder, plan.tracking_uri) as spool, tracked(plan, spool, stopping, console, ended=True):
         ray = _ray(plan, stopping, console)
-        keep_champion(plan, Judge(plan.table, plan.data), ray, spool, console)
-        if before is None and report_wanted() and (plan.folder / PAGE).exists():  # it tells which model predicts
+        again = keep_champion(plan, Judge(plan.table, plan.data), ray, spool, console)
+        if again and report_wanted() and (plan.folder / PAGE).exists():  # it tells which model predicts
             for page in write_report(plan, board, console):
                 spool.artifact(page)
 

@@ -38,13 +38,12 @@ def take_files_along(database: Path) -> None:
         return
     try:
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=_PATIENCE)) as store:
-            tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if "experiments" not in tables:
-                return
             said = [place for (place,) in store.execute("SELECT DISTINCT artifact_location FROM experiments")]
             for old in filter(None, said):
                 if _moved(store, old, here):
-                    _rename(store, tables, old, here.as_uri())
+                    with store:  # a transaction
+                        for table, column in _COLUMNS:
+                            _replace(store, table, column, old, here.as_uri())
                     log.warning("MLflow's files of %s lie in %s now, and its database says so", old, here)
     except (OSError, sqlite3.Error) as error:  # MLflow will say more of a database that cannot be used
         log.info("nobody looked whether the files of %s have moved (%s)", database, error)
@@ -66,16 +65,8 @@ def _moved(store: sqlite3.Connection, said: str, here: Path) -> bool:
     return any(os.path.isdir(here / unquote(uri[len(below) :])) for (uri,) in runs)
 
 
-def _rename(store: sqlite3.Connection, tables: set[str], old: str, new: str) -> None:
-    """In one transaction."""
-    with store:
-        for table, column in _COLUMNS:
-            if table in tables:
-                _replace(store, table, column, old, new)
-
-
 def _replace(store: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
-    """Of this folder and what lies below it."""
+    """Of this folder and what lies below it, where there is such a column."""
     if column not in {row[1] for row in store.execute(f"PRAGMA table_info({table})")}:
         return
     store.execute(

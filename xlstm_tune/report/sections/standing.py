@@ -5,7 +5,7 @@ from __future__ import annotations
 from xlstm_tune.report.blocks import Cell, Column, Row, Section, Sentences, Table, Tile, Tiles
 from xlstm_tune.report.budget import EARLY, REFUSED, UNFINISHED
 from xlstm_tune.report.leaderboard import Entry, number, verdict
-from xlstm_tune.report.record import Record
+from xlstm_tune.report.record import MADE_ANEW, Record
 from xlstm_tune.report.style import counted, duration, metric_title
 
 ENDS = (
@@ -17,14 +17,13 @@ ENDS = (
     ("duplicate", "duplicate"),
 )
 """Status of a trial, and the word for it."""
-_ANEW = "--resume NAME makes them anew"
 
 
 def summary(record: Record) -> Section:
     """The verdict in a sentence, and the key figures."""
     texts = ["No trial has ended yet, so nobody has won."]
     if record.status == "completed" and record.ended is not None:  # which without trials the search itself has said
-        texts = [f"The search has ended, and its trials are not in results/trials; {_ANEW}."]
+        texts = [f"The search has ended, and its trials are not in results/trials; {MADE_ANEW}."]
     if record.trials:
         texts = [
             f"As things stand, {verdict(record.board)}"
@@ -50,7 +49,7 @@ def not_known_yet(record: Record) -> list[str]:
     elif record.status == "interrupted":
         texts.append(f"The search was interrupted ({record.reason or 'for a reason that is not noted'}).")
     if waiting and record.board.winner and record.status == "completed":
-        texts.append(f"The winner's test figures are not in results/scores; where its weights are there, {_ANEW}.")
+        texts.append(f"The winner's test figures are not in results/scores; where its weights are there, {MADE_ANEW}.")
     elif waiting and record.board.winner and not record.running:
         texts.append("No test figures: the finalists are scored on the test part only when a search ends by itself.")
     return texts

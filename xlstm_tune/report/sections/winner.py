@@ -12,7 +12,7 @@ from xlstm_tune.layout import ABOUT, CHAMPION
 from xlstm_tune.report.blocks import Block, Figure, Figures, Section, Sentences, label
 from xlstm_tune.report.forecasts import Forecasts, Model, forecasts_of, models_of, samples_of
 from xlstm_tune.report.leaderboard import number
-from xlstm_tune.report.record import Record
+from xlstm_tune.report.record import MADE_ANEW, Record
 from xlstm_tune.report.sections.errors import by_series, by_step, by_target, residuals
 from xlstm_tune.report.style import ACTUAL, BASELINE, GRID, Trace, axis, counted, layout, metric_title, thinned
 
@@ -37,10 +37,7 @@ def winner(record: Record) -> Section | None:
     else:
         text = "Its predictions are not known yet: no trial's predictions are kept before the search has ended."
         if record.status == "completed":
-            text = (
-                "Its predictions are not in results/predictions; where its weights are there, --resume NAME makes them "
-                "anew."
-            )
+            text = f"Its predictions are not in results/predictions; where its weights are there, {MADE_ANEW}."
         return Section("winner", "The winner", blocks=[Sentences([text])])
     found = {model: made for model in models if (made := forecasts_of(record.predictions, part, model)) is not None}
     if mine not in found:

@@ -31,16 +31,17 @@ def wanted() -> bool:
 
 def keep_champion(
     plan: Plan, judge: Judge, ray: AbstractContextManager[Placement], spool: Spool, console: Console
-) -> None:
+) -> bool:
     """The winner as a folder that predicts, trained again if that is wanted, and as a version of a registered model.
 
-    ray: entered where something is trained.
+    ray: entered where something is trained. Returns whether something was, or was to be.
     """
+    again = False
     try:
         before = refit_of_before(plan) if plan.refit else None
         made = make_champion(plan.folder, plan.spec, plan.table, plan.data, before)
         if made is not None and plan.refit:
-            if before is None:
+            if again := before is None:
                 made = _refit(plan, judge, ray, spool, console, made)
             else:
                 console.print(
@@ -56,9 +57,10 @@ def keep_champion(
             "the champion stays that of before" if (plan.folder / CHAMPION / ABOUT).exists() else "there is no champion"
         )
         console.print(f"note: {stands}: {error}", highlight=False, markup=False, soft_wrap=True)
-        return
+        return again
     if made is not None and wanted():
         spool.model(made, plan.spec.name)
+    return again
 
 
 def _refit(

@@ -19,7 +19,7 @@ import yaml
 from xlstm_tune import __version__
 from xlstm_tune.data.read import without_credentials
 from xlstm_tune.data.words import listing
-from xlstm_tune.errors import StorageError
+from xlstm_tune.errors import FULL_DISK, StorageError
 from xlstm_tune.layout import CHECKPOINTS as CHECKPOINTS
 from xlstm_tune.layout import CONFIG as CONFIG
 from xlstm_tune.layout import ENVIRONMENT as ENVIRONMENT
@@ -43,7 +43,6 @@ HUNG = "hung.txt"
 """In a trial's folder: where its worker hung when `resources.trial_timeout` ended it."""
 STOPPED = "stopped"
 """An empty file in a trial's folder: the scheduler has stopped it, while others that it is trained with go on."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EROFS, errno.ESTALE)
 
 
@@ -206,7 +205,7 @@ def check_same_data(folder: Path, fingerprint: str, rounded: Rounded | None = No
 
 def disk_full(error: BaseException | None) -> bool:
     """Whether an error means that there is no room, be it wrapped in those of Ray or safetensors."""
-    return _tells(error, _FULL)
+    return _tells(error, FULL_DISK)
 
 
 def disk_stop(error: BaseException | None) -> str | None:
