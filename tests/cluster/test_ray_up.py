@@ -125,7 +125,7 @@ def test_a_search_outlives_a_cut_network_a_lost_host_and_its_driver(cluster: Loc
     cut.mend()
     search.wait_for(lambda: search.epochs(on_cut) > before)
     search.wait_for(lambda: on_lost in search.died())
-    assert before < 10 and min(map(search.epochs, workers)) < long["epochs"], "else the driver has nothing left to do"
+    assert search.epochs(on_lost) < long["epochs"], "else the driver has nothing left to do"
 
     search.kill()
     search.start("--resume", NAME)

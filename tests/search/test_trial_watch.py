@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -90,6 +91,27 @@ def test_one_hang_does_not_make_later_losses_hangs(tmp_path: Path) -> None:
     note.write_text("Timeout (0:00:30)!\n")  # a worker's own note is its trial's, and its next worker's to clear
     losses.on_trial_error(None, trial)
     assert losses.why("a").startswith("hung") and note.exists()
+
+
+@pytest.mark.slow
+def test_what_a_workers_start_raised_is_the_reason(tmp_path: Path) -> None:
+    """In the words of the Ray that is installed."""
+    import ray
+    from ray import tune
+
+    class Trial(tune.Trainable):  # type: ignore[misc]  # local, so that it travels to the worker by value
+        def setup(self, config: dict[str, Any]) -> None:
+            raise ValueError("no such\nthing")
+
+    losses = Losses(tmp_path)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        config = {"trials": [{"number": 3}]}
+        place = {"name": "ray", "storage_path": str(tmp_path), "verbose": 0}
+        (lost,) = tune.run(Trial, config=config, scheduler=losses, raise_on_failed_trial=False, **place).trials
+    finally:
+        ray.shutdown()
+    assert losses.why(lost.trial_id) == "worker died at its start: ValueError: no such thing"
 
 
 def test_a_note_of_an_earlier_worker_is_no_word_on_the_next(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ _WORDS = {
     "node is dead": NODE_LOST,
 }
 """What Ray says of a lost worker, and what that means."""
+_AT_ITS_START = re.compile(r'error raised in its creation task.*\n  File "[^\n]*\n(?:    [^\n]*\n)*(.+)', re.DOTALL)
+"""The exception with which a worker's own start ended, in what Ray says of it: all behind the last traceback."""
 FIRST_EPOCH = 60.0
 """Seconds that the first epoch of a worker process gets more than `resources.trial_timeout`: it loads the kernels."""
 COMPILING = 600.0
@@ -72,8 +75,7 @@ class Losses(FIFOScheduler):  # type: ignore[misc]
             self._reasons[trial.trial_id] = "hung: no epoch within resources.trial_timeout"
             return
         text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
-        found = (meaning for words, meaning in _WORDS.items() if words in text)
-        self._reasons[trial.trial_id] = next(found, "worker died")
+        self._reasons[trial.trial_id] = _meaning(text)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None in particular: Ray then begins its pending trials in their order, of which it keeps a list.
@@ -178,6 +180,15 @@ class Watch(tune.Callback):  # type: ignore[misc]
                 note.write_text(f"{SILENT} for {self._seconds:.0f} s; the search ended the worker\n")
                 self._heard.pop(trial.trial_id)
                 ray.kill(actor)
+
+
+def _meaning(text: str) -> str:
+    """Why a worker was lost. text: Ray's account of it, empty if there is none."""
+    for words, meaning in _WORDS.items():
+        if words in text:
+            return meaning
+    raised = _AT_ITS_START.search(text)
+    return f"worker died at its start: {' '.join(raised[1].split())}" if raised else "worker died"
 
 
 def _note(folder: Path, trial: Trial) -> Path:
