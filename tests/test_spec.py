@@ -193,6 +193,8 @@ def test_load_spec_finds_data_of_the_command_line_where_one_is(
     ("override", "message"),
     [
         ("training.epohcs=5", "'training.epohcs' is not a key .* did you mean 'training.epochs'"),
+        ("space.training.lr.log=[0.1, 1]", r"did you mean 'space\.training\.lr\.log_float' or '.*log_int'\?"),
+        ("training.lr=0.1", "'training.lr' is not a key .* did you mean 'training.learning_rate'"),
         ("trainig={}", "'trainig' is not a key .* did you mean 'training'"),
         ("training.epochs=2.5", "'training.epochs' must be a whole number, got 2.5"),
         ("training.epochs='5'", "'training.epochs' must be a whole number, got '5'"),

@@ -50,15 +50,18 @@ class Spec(BaseModel):
 def did_you_mean(word: str, known: Iterable[str], dotted: bool = True) -> str:
     """`did you mean 'x'?` for the nearest known word, or the list of what is known.
 
+    A word that is a part of two is asked back as both, `log` as log_float or log_int; initials are known, `lr` for one.
     `dotted`: words are key paths such as `model.heads`; False for names that may hold any character.
     """
     choices = sorted(known)
     # Only the last part can be misspelt here: a shared prefix would make everything look near.
     last = {choice.rpartition(".")[2] if dotted else choice: choice for choice in choices}
     wanted = word.rpartition(".")[2] if dotted else word
-    near = [last[name] for name in difflib.get_close_matches(wanted, last, n=1, cutoff=0.6)]
+    near = [name for name in last if wanted in (parts := name.split("_")) or wanted == "".join(p[:1] for p in parts)]
+    if not 1 <= len(near) <= 2:
+        near = difflib.get_close_matches(wanted, last, n=1, cutoff=0.6)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return "did you mean " + " or ".join(f"'{last[name]}'" for name in near) + "?"
     return f"known here: {', '.join(choices)}"
 
 

@@ -49,18 +49,36 @@ def test_a_single_one_of_nines_too_and_in_the_target() -> None:
     assert note.startswith("in the training part 'y' is -99 in 1 row and 0 to ")
 
 
+@pytest.mark.parametrize("at", [370, 395])
+def test_a_value_outside_of_the_training_part_is_told(at: int) -> None:
+    cells = normal()
+    cells[at] = 1e4
+    (note,) = notes(cells)
+    assert note.startswith("outside of the training part a value lies more than 1,000 of its deviations away, ")
+    assert f": 'x' 10000 in row {at + 1} of the data; " in note
+    cells[at] = 1e3
+    assert not notes(cells)
+
+
 def test_targets_of_a_regression_are_looked_at() -> None:
     years = [str(1900 + year) for year in range(60) for _ in range(3)]
     cases = with_codes(np.arange(60.0) % 17, -999.0, 4)
-    table, config = make(
-        {"year": years, "x": np.random.default_rng(0).normal(size=180).tolist(), "cases": np.repeat(cases, 3).tolist()},
-        task="regression",
-        sequence=["year"],
-        target="cases",
-        split={"by": "time", "order": "year"},
-    )
-    (note,) = [note for note in prepare(table, config).notes if "cases" in note]
+
+    def of_cases(cases: np.ndarray) -> list[str]:
+        x = np.random.default_rng(0).normal(size=180).tolist()
+        table, config = make(
+            {"year": years, "x": x, "cases": np.repeat(cases, 3).tolist()},
+            task="regression",
+            sequence=["year"],
+            target="cases",
+            split={"by": "time", "order": "year"},
+        )
+        return [note for note in prepare(table, config).notes if "cases" in note]
+
+    (note,) = of_cases(cases)
     assert "'cases' is -999 in " in note and " sequences and 0 to 16 in all others" in note
+    _, note = of_cases(np.append(np.arange(59.0) % 17, 1e6))
+    assert "outside of the training part" in note and "'cases' 1e+06 in a sequence; mend" in note
 
 
 @pytest.mark.parametrize(

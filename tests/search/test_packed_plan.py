@@ -110,6 +110,14 @@ def test_dry_run_notes_a_grace_period_that_leaves_the_scheduler_idle(grace: int,
     assert "stops no trial early" not in text(scheduler="none")
 
 
+@pytest.mark.parametrize("trials", [None, 1, 8])
+def test_dry_run_notes_trials_of_a_file_without_a_space(trials: int | None, tmp_path: Path) -> None:
+    words = f"note: search.trials is {trials}, but without a space there is one configuration to train"
+    alone, searched = ({"space": space} for space in ({}, {"model.dropout": {"choice": [0.0, 0.1]}}))
+    assert (words in printed(spec_of(tmp_path, search={"trials": trials}, **alone), tmp_path)) == (trials == 8)
+    assert "without a space" not in printed(spec_of(tmp_path, search={"trials": 8}, **searched), tmp_path)
+
+
 def test_dry_run_notes_a_limit_that_no_model_keeps(tmp_path: Path) -> None:
     def text(limit: int, **more: object) -> str:
         made = spec_of(tmp_path, search={"constraints": {"max_parameters": limit}, **more})

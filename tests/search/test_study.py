@@ -124,7 +124,9 @@ def test_a_damaged_line_of_the_study_is_one_sentence(line: bytes, tmp_path: Path
         open_study("t", spec.search, tmp_path, resume=True)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / JOURNAL} is damaged (") and "\n" not in message
-    assert message.endswith("; bring it back, or start a new search with another --name")
+    assert message.endswith("; bring it back, or remove it: --resume makes it anew from the search's own journal")
+    (tmp_path / JOURNAL).unlink()
+    assert Bench(spec, tmp_path, resume=True).searcher.made_up == 1
 
 
 def test_a_name_already_used_is_refused_and_offers_resume(tmp_path: Path) -> None:
@@ -177,23 +179,42 @@ def test_a_study_that_lacks_trials_of_the_journal_is_refused(held: int | None, t
     assert again.searcher.started == 4
 
 
-def test_a_study_that_was_lost_is_refused_until_it_is_back(tmp_path: Path) -> None:
-    spec = make_spec(SMALL, trials=2)
-    Bench(spec, tmp_path).run(lambda params: "completed")
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("kept", [None, 0.0, 0.3, 0.6, 0.9])
+def test_a_study_that_was_lost_is_made_anew(kept: float | None, algorithm: str, tmp_path: Path) -> None:
+    """kept: the share of the file that is left; None = none. Two trials are under way."""
+    spec = make_spec(SMALL, trials=9, algorithm=algorithm, start_with="defaults")
+    first = Bench(spec, tmp_path)
+    for outcome in ("completed", "pruned", "diverged", "nan", "completed"):
+        trial_id = first.ask()
+        assert trial_id and any(first.step(trial_id, epoch, outcome) for epoch in range(1, 5))
+    first.ask()
+    under_way = first.ask()
+    assert under_way
+    first.epoch(under_way, 1, 2.0)
+    first.journal.close()
+    whole = first.trials()
     content = (tmp_path / JOURNAL).read_bytes()
-    for left in (None, b"", content[: len(content) // 4]):
-        (tmp_path / JOURNAL).unlink()
-        if left is not None:
-            (tmp_path / JOURNAL).write_bytes(left)
-        with pytest.raises(StorageError, match="bring it back"):
-            Bench(spec, tmp_path, resume=True)
-    (tmp_path / JOURNAL).write_bytes(content)
-    assert Bench(spec, tmp_path, resume=True).searcher.started == 2
+    (tmp_path / JOURNAL).unlink()
+    if kept is not None:
+        (tmp_path / JOURNAL).write_bytes(content[: int(kept * len(content))])
+    again = Bench(spec, tmp_path, resume=True)
+    assert again.searcher.made_up == len(whole) if not kept else again.searcher.made_up < len(whole)
+    for before, now in zip(whole, again.trials(), strict=True):
+        for what in ("number", "state", "values", "params", "distributions", "intermediate_values", "user_attrs"):
+            assert getattr(now, what) == getattr(before, what), what
+        assert now.constraints == before.constraints
+    assert again.searcher.started == first.searcher.started
+    again.run(lambda params: "completed")
+    assert again.searcher.started == 9
+    assert ended_lines(tmp_path) == [trial.number for trial in again.trials()]
 
 
-def test_a_study_that_lacks_a_refused_trial_is_refused(tmp_path: Path) -> None:
+def test_a_study_that_lacks_a_refused_trial_has_it_anew(tmp_path: Path) -> None:
     """Its number would be given out again, and the journal would have two configurations of it."""
     with_end = Bench(make_spec(SMALL, trials=1), tmp_path)
     with_end.journal.ended(TrialEnd(0, None, "failed", "invalid: no model", None, {}))
-    with pytest.raises(StorageError, match=r"lacks 1 trial that the search 't' has had \(the first: 0\)"):
-        Bench(make_spec(SMALL, trials=1), tmp_path, resume=True)
+    with_end.journal.close()
+    again = Bench(make_spec(SMALL, trials=1), tmp_path, resume=True)
+    (lost,) = again.trials()
+    assert again.searcher.made_up == 1 and lost.state == TrialState.FAIL and again.searcher.started == 1

@@ -8,6 +8,8 @@ from xlstm_tune.data.words import count, listing
 
 _FAR = 50.0
 """Deviations from the mean beyond which a single value is told of."""
+_ALIEN = 1000.0
+"""Deviations of the training part from its mean beyond which a value outside of it is told of."""
 _APART = 5.0
 """Times the range of all others that a repeated value lies away from them where it may stand for a blank."""
 _NINES_APART = 0.5
@@ -17,11 +19,12 @@ _FEW = 10
 
 
 class Extremes:
-    """What is told of the training part's columns, gathered column by column."""
+    """What is told of columns, of their training part above all, gathered column by column."""
 
     def __init__(self) -> None:
         self._codes: list[str] = []
         self._lone: list[str] = []
+        self._alien: list[str] = []
 
     def look(self, name: str, cells: np.ndarray, mean: float, std: float, rows: np.ndarray | None = None) -> None:
         """At the float64 cells [n] of one column.
@@ -34,6 +37,16 @@ class Extremes:
             self._codes.append(f"'{name}' is {value:g} in {where} and {low:g} to {high:g} in all others")
         elif rows is not None and (far := _lone(cells, mean, std)) is not None:
             self._lone.append(f"'{name}' {cells[far]:g} in row {int(rows[far]) + 1} of the data")
+
+    def look_outside(
+        self, name: str, cells: np.ndarray, mean: float, std: float, rows: np.ndarray | None = None
+    ) -> None:
+        """At the cells [n] outside of the training part, NaN where there is none. mean, std: of the training part."""
+        away = np.nan_to_num(np.abs(cells - mean) / std)
+        if len(away) and away.max() > _ALIEN:
+            far = int(away.argmax())
+            where = "a sequence" if rows is None else f"row {int(rows[far]) + 1} of the data"
+            self._alien.append(f"'{name}' {cells[far]:g} in {where}")
 
     def notes(self) -> list[str]:
         """A sentence for each kind."""
@@ -48,6 +61,12 @@ class Extremes:
             told.append(
                 f"{lie} so far from the rest of the training part that it hides how the rest differs: "
                 f"{listing(self._lone, 'column')}; mend what is wrong"
+            )
+        if self._alien:
+            lie = "a value lies" if len(self._alien) == 1 else "values lie"
+            told.append(
+                f"outside of the training part {lie} more than {_ALIEN:,.0f} of its deviations away, which decides what is "
+                f"said of the part that it is in: {listing(self._alien, 'column')}; mend what is wrong"
             )
         return told
 

@@ -108,6 +108,8 @@ def fit_scaling(
         moments.append(_moments(seen))
         if column not in table.one_hot:
             extremes.look(name, seen, *moments[-1], in_file)
+            if seen.min() < seen.max():
+                extremes.look_outside(name, table.cells(column)[~rows], *moments[-1], table.file_rows[~rows])
         if forecast and name in targets.names:
             at = targets.names.index(name)
             moments[-1] = (targets.mean[at], targets.std[at])
@@ -153,6 +155,7 @@ def _target_statistics(table: Table, seen: np.ndarray, extremes: Extremes | None
         moments.append(_moments(cells))
         if extremes is not None:
             extremes.look(name, cells, *moments[-1])
+            extremes.look_outside(name, np.delete(table.targets[:, column], seen), *moments[-1])
     return _columns(list(table.target_names), moments)
 
 

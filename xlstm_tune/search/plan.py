@@ -81,7 +81,7 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the search starts, one sentence each."""
         lost = _levels_lost(self.spec, self.space, self.table)
-        return (*self.data.notes, *self.space.notes, *_idle_scheduler(self.spec), *lost)
+        return (*self.data.notes, *self.space.notes, *_no_space(self.spec), *_idle_scheduler(self.spec), *lost)
 
     def size(self) -> str:
         """How much there is to search: `176 points, 16 of them repeat another: 160 distinct configurations`."""
@@ -165,6 +165,16 @@ def check_data(spec: SearchSpec, space: Space) -> tuple[Table, Prepared]:
 def chosen_uri(storage: Path) -> str:
     """Where MLflow's runs go without --tracking-uri: MLflow's own environment variable, else a file in the storage."""
     return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(storage)
+
+
+def _no_space(spec: SearchSpec) -> list[str]:
+    """A note where many trials are asked for, and the file leaves nothing to search."""
+    if spec.space or (spec.search.trials or 1) == 1:
+        return []
+    return [
+        f"search.trials is {spec.search.trials:,}, but without a space there is one configuration to train; "
+        "give what is searched, for example space: {model.family: {choice: [lstm, slstm, mlstm]}}"
+    ]
 
 
 def _idle_scheduler(spec: SearchSpec) -> list[str]:

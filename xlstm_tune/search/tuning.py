@@ -12,7 +12,9 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from xlstm_tune.data.words import count
 from xlstm_tune.errors import last_line
+from xlstm_tune.layout import OPTUNA_JOURNAL
 from xlstm_tune.report.leaderboard import best_baseline
 from xlstm_tune.results import ResultsWriter
 from xlstm_tune.search.driver import Driver
@@ -101,6 +103,13 @@ def all_trials(
         room=placement.room,
         none_begins=stopping.none_begins,
     )
+    if searcher.made_up:
+        console.print(
+            f"note: the study {plan.folder / OPTUNA_JOURNAL} lacked {count(searcher.made_up, 'trial')} that the search "
+            "has had; made anew from the search's own journal",
+            highlight=False,
+            markup=False,
+        )
     data = ray.put(plan.data)
     scratch = plan.folder / f"ray-{os.getpid()}"
     tuner = tune.Tuner(

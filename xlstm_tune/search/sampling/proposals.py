@@ -82,10 +82,9 @@ class Proposals:
         self.exhausted: str | None = None
         """Why there is nothing new to try although the number of trials is not reached; None until then."""
         begun = {trial.user_attrs[START] for trial in trials if START in trial.user_attrs}
-        if not (self._grid and spec.search.start_with == "defaults"):  # a grid's order is the file's
-            for index, point in enumerate(starts):
-                if index not in begun:
-                    self._waiting.add_start(point, {START: index})
+        for index, point in enumerate(starts):
+            if index not in begun:
+                self._waiting.add_start(point, {START: index})
         self._later: Iterator[Params] = iter(())
         """Points of a grid behind those that wait."""
         if self._grid:

@@ -48,7 +48,7 @@ from xlstm_tune.search.sampling.fusion import NO_FUSION, Fusion
 from xlstm_tune.search.sampling.goals import Goals, costs_of
 from xlstm_tune.search.sampling.proposals import Live, Proposals, key_of
 from xlstm_tune.search.sampling.space import Params, Space
-from xlstm_tune.search.sampling.study import open_study, open_trials
+from xlstm_tune.search.sampling.study import make_up, open_study, open_trials
 from xlstm_tune.search.scheduling.losses import NODE_LOST
 from xlstm_tune.spec import SearchSpec
 
@@ -106,7 +106,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         super().__init__(metric=f"best_{spec.search.objective}", mode="min")
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
         known = journal.history.trials
-        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, known)
+        self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, known, may_lack=True)
+        self.made_up = make_up(self._study, storage, {n: past.params for n, past in known.items()}, space.starts())
+        """Trials that the study's file had lost."""
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
         self._why_lost = why_lost

@@ -110,8 +110,8 @@ class Space:
         Raises SpecError for a point that lies outside the space.
         """
         wanted = self._spec.search.start_with
-        if wanted == "none":
-            return []
+        if wanted == "none" or (wanted == "defaults" and self._spec.search.algorithm == "grid"):
+            return []  # a grid's order is the file's
         if wanted == "defaults":
             family = next((d for d in self.domains if d.key == "model.family"), None)
             families = (family.values or ()) if family else (self._spec.model.family,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
+from xlstm_tune.search.sampling.duplicates import START
 from xlstm_tune.search.sampling.samplers import NumberedSampler
+from xlstm_tune.search.sampling.space import Params
 from xlstm_tune.search.sampling.study_memory import StudyMemory
 from xlstm_tune.search.sampling.thinning import GP, TPE, ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
@@ -64,12 +66,18 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, Over
 
 
 def open_study(
-    name: str, config: SearchConfig, folder: Path, resume: bool = False, known: Collection[int] = ()
+    name: str,
+    config: SearchConfig,
+    folder: Path,
+    resume: bool = False,
+    known: Collection[int] = (),
+    may_lack: bool = False,
 ) -> tuple[optuna.Study, BaseStorage, Callable[[], None]]:
     """Create the study of a search, or, to resume it, open it again.
 
     folder: the search folder, which holds the journal unless `search.storage` names an Optuna URL.
     known: numbers of trials of the search's journal; the study was on the disk before each was written there.
+    may_lack: `make_up` follows, for a study that lies in the folder. Elsewhere another study may have been named.
     Returns the study, where it is kept, and what to call to force it to disk.
     Raises StorageError when the storage cannot be opened, lacks trials of `known`, or holds a study of this name
     already and `resume` is not set.
@@ -78,7 +86,8 @@ def open_study(
     where = hide_credentials(config.storage or str(folder / JOURNAL))
     try:
         storage, sync = _open_storage(config.storage, folder / JOURNAL)
-        if lacking := _lacking(storage, name, known):
+        made_up = may_lack and config.storage is None
+        if not made_up and (lacking := _lacking(storage, name, known)):
             raise StorageError(
                 f"the study in {where} lacks {count(len(lacking), 'trial')} that the search '{name}' has had (the "
                 f"first: {min(lacking)}); bring it back, or give the search.storage that the search was begun with"
@@ -134,9 +143,33 @@ def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[]
         return JournalStorage(journal), journal.sync
     except _DAMAGE as error:
         raise StorageError(
-            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); bring it back, or start a new search "
-            "with another --name"
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); bring it back, or remove it: --resume "
+            "makes it anew from the search's own journal"
         ) from None
+
+
+def make_up(study: optuna.Study, storage: BaseStorage, begun: Mapping[int, Params], starts: Sequence[Params]) -> int:
+    """Let the study wait for what its file has lost of a search's trials; how many those were.
+
+    begun: the points of all that the search's journal knows, by number. They keep both; how they went the journal says,
+    as of trials that are under way. A number between them that it does not know was a point drawn again of one under
+    way, whose end it shares: it is drawn once more. starts: the points that were to be tried first.
+    """
+    held = study.get_trials(deepcopy=False)
+    for trial in held:
+        if not trial.state.is_finished() and begun.get(trial.number, {}).keys() - trial.params.keys():
+            storage.set_trial_system_attr(trial._trial_id, "fixed_params", begun[trial.number])
+    numbers = range(len(held), 1 + max(begun, default=-1))
+    left = dict(enumerate(starts))
+    for trial in held:
+        left.pop(trial.user_attrs.get(START, -1), None)
+    for number in numbers:
+        point = begun.get(number, {})
+        start = next((index for index, first in left.items() if first.items() <= point.items()), None)
+        if start is not None:
+            del left[start]
+        study.enqueue_trial(point, user_attrs={} if start is None else {START: start})
+    return len(numbers)
 
 
 def open_trials(study: optuna.Study, storage: BaseStorage) -> list[optuna.Trial]:
