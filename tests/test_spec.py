@@ -99,10 +99,11 @@ training: &training {epochs: 3, batch_size: 16}
     assert (spec.training.epochs, spec.training.clip) == (3, 2.0)  # what is written wins, then the first that is merged
     with pytest.raises(SpecError, match=r"line 6.*'layers' stands twice"):
         load(tmp_path, text + "model: {<<: {layers: 3}, layers: 1,\n layers: 2}\n")
+    for odd in ("3", "[{layers: 3}, 4]"):
+        with pytest.raises(SpecError, match=r"line 5: what << merges must be a mapping, or a list of them"):
+            load(tmp_path, text + f"model: {{<<: {odd}, dropout: 0.2}}\n")
     with pytest.raises(SpecError, match=r"'<<' stands twice"):
         load(tmp_path, text + "model: {<<: {layers: 3}, <<: {layers: 1}}\n")
-    with pytest.raises(SpecError, match="expected a mapping"):
-        load(tmp_path, text + "model: {<<: 3}\n")
 
 
 def test_load_spec_sets_nested_keys_and_keys_of_the_space(tmp_path: Path) -> None:

@@ -44,6 +44,24 @@ class _Loader(yaml.SafeLoader):
         self._check_keys(node, set())
         return super().construct_document(node)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what is merged (`<<`) in front: what is written wins, then what is merged first, as YAML has it. PyYAML
+        6.0.4 lets the last one win."""
+        written = [pair for pair in node.value if pair[0].tag != _MERGE]
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    line = source.start_mark.line + 1
+                    raise SpecError(f"line {line}: what << merges must be a mapping, or a list of them")
+                self.flatten_mapping(source)
+                for pair in source.value:
+                    merged.setdefault(pair[0].value, pair)
+        mine = {key.value for key, _ in written}
+        node.value = [pair for name, pair in merged.items() if name not in mine] + written
+
     def _check_keys(self, node: yaml.Node, known: set[int]) -> None:
         """Raise SpecError for a key that is written twice. Before anything is merged (`<<`), which writes keys anew."""
         if id(node) in known or isinstance(node, yaml.ScalarNode):

@@ -264,8 +264,9 @@ def test_masks_of_a_wrong_kind_are_refused(op, backend):
         run(resets=torch.zeros(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"resets must be boolean, True where a sample starts anew, got torch.float32"):
         run(resets=torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="lengths must be integers"):
-        run(lengths=torch.ones(2))
+    for odd in (torch.float32, torch.uint16, torch.bool):
+        with pytest.raises(ValueError, match=f"lengths must be integers, such as torch.int64, .* got {odd}"):
+            run(lengths=torch.ones(2, dtype=odd))
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.3 \(the steps\), got 4"):
         run(lengths=torch.tensor([4, 1]))
     with pytest.raises(ValueError, match=r"lengths must lie in 1\.\.3 \(the steps\), got 0"):
@@ -310,6 +311,9 @@ def test_ops_refuse_what_is_no_floating_point_tensor(op):
             function(*changed)
         with pytest.raises(TypeError, match=rf"{op}: {name} must be a torch tensor, got ndarray"):
             function(*inputs[:at], inputs[at].numpy(), *inputs[at + 1 : count])
+        moved = [*inputs[:at], inputs[at].to("meta"), *inputs[at + 1 :]]  # as weights are that a file left out
+        with pytest.raises(ValueError, match=rf"{op}: .* is on .*; move them to one device"):
+            function(*moved)
     with pytest.raises(TypeError, match=rf"{op}: lengths must be a torch tensor, got list"):
         function(*inputs, lengths=[5, 5, 5])
 

@@ -124,5 +124,17 @@ def test_from_inputs_of_no_samples_or_of_no_floats():
     assert all(not found.any() for found in torch.autograd.grad(h.sum(), inputs))
     with pytest.raises(TypeError, match="slstm: for_zo must be a torch tensor, got ndarray"):
         slstm_from_inputs(inputs[0], inputs[1].detach().numpy(), *inputs[2:5])
-    with pytest.raises(ValueError, match=r"slstm: gates must be floating-point, .* got torch.int64"):
+    with pytest.raises(ValueError, match=r"slstm: for_if must be floating-point, .* got torch.int64"):
         slstm_from_inputs(*(tensor.long() for tensor in inputs[:5]))
+    for what, at, changed in (("for_zo", 1, inputs[1] > 0), ("in_weight", 2, inputs[2] + 0j)):
+        with pytest.raises(ValueError, match=rf"slstm: {what} must be floating-point"):
+            slstm_from_inputs(*inputs[:at], changed, *inputs[at + 1 : 5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_from_inputs_of_too_few_axes(dtype):
+    inputs = [tensor.to(dtype) for tensor in problem(2, 7, 2, 16)]
+    for what, at in (("for_if", 0), ("for_zo", 1), ("in_weight", 2), ("recurrent", 3), ("bias", 4)):
+        for few in (inputs[at][0], inputs[at].sum()):
+            with pytest.raises(ValueError, match=rf"{what} must be \[.*: it has {few.dim()} axes and must have "):
+                slstm_from_inputs(*inputs[:at], few, *inputs[at + 1 : 5])

@@ -51,14 +51,17 @@ def test_gather_holds_every_model_and_the_comparisons_that_matter(tmp_path: Path
         ("slstm d32", "last_value"),
         ("lstm d32", "last_value"),
     ]
+    (other,) = found.others
+    assert (other.a.name, other.b.name) == ("slstm d32", "lstm d32") and other.p_adjusted == other.p
     lead = found.difference(found.winner, found.best_baseline)
     assert lead is not None and lead.told_apart and lead.p_adjusted >= lead.p
     assert 0 < lead.low < lead.gain < lead.high
-    winner, other = (found.metrics[model]["rmse"] for model in (lead.a, lead.b))
-    assert winner is not None and other is not None
-    assert lead.gain == pytest.approx(other - winner)
-    assert lead.gain_percent == pytest.approx(100 * (1 - winner / other))
-    assert lead.low_percent == pytest.approx(100 * lead.low / other)
+    for one in (lead, other):
+        better, worse = (found.metrics[model]["rmse"] for model in (one.a, one.b))
+        assert better is not None and worse is not None
+        assert one.gain == pytest.approx(worse - better)
+        assert one.gain_percent == pytest.approx(100 * (1 - better / worse))
+        assert one.low_percent == pytest.approx(100 * one.low / worse)
     assert found.by_group[lead.a] == {} and found.by_target[lead.a] == {}
     assert found.metrics[lead.a]["mase"] == pytest.approx((found.metrics[lead.a]["mae"] or 0) / 2)
     assert found.block >= 3 and found.blocks == 240 / found.block

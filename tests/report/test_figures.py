@@ -214,6 +214,7 @@ def evidence_of(
         "best_baseline": None,
         "by_group": {},
         "by_target": {},
+        "others": [],
         "unit": "windows",
         "samples": 279,
         "compared": 279,

@@ -158,9 +158,18 @@ def test_only_errors_that_are_not_drawn_are_said_not_to_be(windows: int, share: 
 @pytest.mark.parametrize(
     ("actual", "predicted", "said"),
     [
-        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], "The model explains 100 % of the variance, and errs by 0.000 on average."),
-        ([1.0, 2.0, 3.0], [5.0, 6.0, 7.0], "The model errs more than the part's own mean would (R² -23.00), and errs "),
-        ([0.1, 0.1, 0.1], [1.1, 1.1, 1.1], "The model errs by 1.000 on average."),
+        (
+            [1.0, 2.0, 3.0],
+            [1.0, 2.0, 3.0],
+            "explains 100 % of the variance, and forecasts neither too high nor too low on",
+        ),
+        (
+            [1.0, 2.0, 3.0],
+            [5.0, 6.0, 7.0],
+            "The model errs more than the part's own mean would (R² -23.00), and forecasts ",
+        ),
+        ([0.1, 0.1, 0.1], [1.1, 1.1, 1.1], "The model forecasts 1.000 too high on average."),
+        ([0.1, 0.1, 0.2], [0.1, 0.1, 0.1], ", and forecasts 0.03333 too low on average."),
     ],
 )
 def test_what_explains_nothing_is_not_said_to_explain_less(

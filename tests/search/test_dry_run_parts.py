@@ -87,6 +87,12 @@ def test_parts_of_a_regression_are_those_of_its_sequences(tmp_path: Path) -> Non
     assert found["parts"] == expected and list(found)[-2:] == ["sequences", "parts"]
 
 
+def test_parts_by_the_values_of_a_key_are_those_values(tmp_path: Path) -> None:
+    data = REGRESSION | {"split": {"order": "year", "validation": 2, "test": 1}}
+    found = lines(tmp_path, ["county,year,t,rain,cases", *sequences()], data)
+    assert found["parts"] == "train 2000 … 2004, validation from 2005, test from 2007"
+
+
 @pytest.mark.parametrize(
     ("rows", "data"),
     [
@@ -95,9 +101,8 @@ def test_parts_of_a_regression_are_those_of_its_sequences(tmp_path: Path) -> Non
             ["id,t,y", *days(0, 40), *days(0, 40, "b"), *days(0, 40, "c")],
             FORECAST | {"series": "id", "split": {"by": "id", "validation": 1, "test": 1}},
         ),
-        (["county,year,t,rain,cases", *sequences()], REGRESSION | {"split": {"order": "year", "test": 1}}),
     ],
-    ids=["no time", "groups", "values of a key"],
+    ids=["no time", "groups"],
 )
 def test_no_parts_where_no_time_divides(rows: list[str], data: dict[str, Any], tmp_path: Path) -> None:
     assert "parts" not in lines(tmp_path, rows, data)
@@ -114,6 +119,9 @@ def test_a_test_part_of_too_few_years_is_told_of_before_anything_is_trained(tmp_
         "to it: The test part holds"
     )
     assert f"{words} 3 values of year" in console.file.getvalue()  # type: ignore[attr-defined]
+    both = REGRESSION | {"split": {"by": ["time", "county"], "validation": 2, "test": 2}}
+    (note,) = too_little(planned(tmp_path, [header, *sequences(2020, 5)], both))  # no mean of a group is known there
+    assert "of the baselines, mean and linear come nearest to it" in note
     enough = planned(tmp_path, [header, *sequences(2040, 5)], REGRESSION | {"split": {"validation": 2, "test": 12}})
     assert too_little(enough) == []
 

@@ -121,8 +121,7 @@ def test_a_read_only_folder_is_told_of(tmp_path: Path) -> None:
 
 
 def test_too_few_threads_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begins = tmp_path / "pids"
-    monkeypatch.setattr(local_ray, "_PIDS", (str(begins),))
+    monkeypatch.setattr(local_ray, "groups", lambda controller: [tmp_path])
     (tmp_path / "pids.current").write_text("100\n")
     for most in ("max\n", "340\n"):
         (tmp_path / "pids.max").write_text(most)

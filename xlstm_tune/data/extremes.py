@@ -65,8 +65,8 @@ class Extremes:
         if self._alien:
             lie = "a value lies" if len(self._alien) == 1 else "values lie"
             told.append(
-                f"outside of the training part {lie} more than {_ALIEN:,.0f} of its deviations away, which decides what is "
-                f"said of the part that it is in: {listing(self._alien, 'column')}; mend what is wrong"
+                f"outside of the training part {lie} more than {_ALIEN:,.0f} of its deviations away, which decides all "
+                f"figures of the part that it is in: {listing(self._alien, 'column')}; mend what is wrong"
             )
         return told
 

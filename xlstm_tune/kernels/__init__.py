@@ -185,13 +185,18 @@ def slstm_from_inputs(
 ) -> tuple[Tensor, SLSTMState]:
     """`slstm` of the gates that `slstm_gates` makes of its inputs, without writing them to memory where that can be.
 
-    for_if, for_zo: [B, T, E], what the gates i and f, and z and o, see. in_weight: [N, 4, D out, D in], N D = E.
-    The rest, what is returned and raised: as for `slstm`.
+    for_if, for_zo: [B, T, E], what the gates i and f, and z and o, see. in_weight: [N, 4, D out, D in], N D = E, whose
+    dtype the gates, and so h, have. The rest, what is returned and raised: as for `slstm`.
     """
     state = as_state(initial_state, SLSTMState, "slstm")
     tensors = (for_if, for_zo, in_weight, recurrent, bias, *(state or ()))
-    for name, tensor in zip(("for_if", "for_zo", "in_weight", "recurrent", "bias"), tensors, strict=False):
+    named = dict(zip(("for_if", "for_zo", "in_weight", "recurrent", "bias"), tensors, strict=False))
+    for name, tensor in named.items():
         expect_tensor(tensor, f"slstm: {name}")
+    expect_floats("slstm", **named, **_named(state))
+    square = in_weight.shape[2] if in_weight.dim() == 4 else None
+    expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=square)
+    expect_shape(for_if, "slstm: for_if", B=None, T=None, E=None)
     plain = (
         len(for_if) > 0
         and all(tensor.dtype == torch.float32 for tensor in tensors)
@@ -201,7 +206,6 @@ def slstm_from_inputs(
     plain = plain and from_inputs_fits(in_weight)
     device = for_if.device.type
     if plain and not torch.is_autocast_enabled(device) and resolve("slstm", backend, device).backend == "numba":
-        expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=in_weight.shape[2])
         heads, _, width, _ = in_weight.shape
         expect_shape(for_if, "slstm: for_if", B=None, T=None, E=heads * width)
         expect_shape(for_zo, "slstm: for_zo", B=for_if.shape[0], T=for_if.shape[1], E=heads * width)

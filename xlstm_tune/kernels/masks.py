@@ -16,6 +16,8 @@ SHUT = -1e30
 """A gate that is shut for certain, and yet finite, so that no arithmetic on it gives NaN; its negative is open."""
 UNSEEN = -1e20
 """An input gate up to here is shut; the stabiliser of a past that weighs nothing beside any open gate's input."""
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Torch compares no others."""
 
 
 def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch: int, steps: int) -> None:
@@ -31,8 +33,10 @@ def check_masks(name: str, resets: Tensor | None, lengths: Tensor | None, batch:
             raise ValueError(f"{name}: resets must be boolean, True where a sample starts anew, got {resets.dtype}")
     if lengths is not None:
         expect_shape(lengths, f"{name}: lengths", B=batch)
-        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-            raise ValueError(f"{name}: lengths must be integers, steps of each sample, got {lengths.dtype}")
+        if lengths.dtype not in _INTEGERS:
+            raise ValueError(
+                f"{name}: lengths must be integers, such as torch.int64, steps of each sample, got {lengths.dtype}"
+            )
         if not batch:
             return
         # Reading them out would break a graph that is being compiled, and a vmapped tensor has no one value.

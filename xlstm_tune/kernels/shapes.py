@@ -42,18 +42,30 @@ def expect_shape(tensor: Tensor, name: str, /, **axes: int | None) -> None:
 
 
 def expect_dtype(tensor: Tensor, name: str, wanted: torch.dtype) -> None:
-    """Raise ValueError unless `tensor` has the dtype of the weights that it meets; autocast, where on, makes it so."""
-    if tensor.dtype != wanted and not torch.is_autocast_enabled(tensor.device.type):
+    """Raise ValueError unless `tensor` has the dtype of the weights that it meets; autocast, where on, makes it so, but
+    for float64."""
+    cast = torch.is_autocast_enabled(tensor.device.type) and torch.float64 not in (tensor.dtype, wanted)
+    if tensor.dtype != wanted and not cast:
         short = {torch.float32: "float()", torch.float64: "double()"}
         remedy = f"{name.split()[-1]}.{short.get(wanted, f'to({wanted})')}"
         raise ValueError(f"{name} must be {wanted}, as the weights are, got {tensor.dtype}; {remedy} makes it so")
 
 
 def expect_floats(op: str, **tensors: Tensor | None) -> None:
-    """Raise ValueError for a tensor of whole numbers, truths or complex numbers: cast to one, h would be zeros."""
+    """Raise ValueError for a tensor of whole numbers, truths or complex numbers: cast to one, h would be zeros. So too
+    for tensors of several devices: torch would compute with whatever lies behind an empty (meta) one.
+    """
+    first: tuple[str, torch.device] | None = None
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
             raise ValueError(f"{op}: {name} must be floating-point, such as torch.float32, got {tensor.dtype}")
+        first = first or (name, tensor.device)
+        if tensor.device != first[1]:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} and {first[0]} on {first[1]}; move them to one device with .to()"
+            )
 
 
 def as_state(given: Any, kind: type[State], op: str, name: str = "initial_state") -> State | None:

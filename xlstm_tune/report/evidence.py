@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Evidence:
     """`rmse` and `mae` of each target; {} where there is one."""
     differences: list[Difference]
     """Of the winner to every other finalist and every baseline, and of the other finalists to the best baseline."""
+    others: list[Difference]
+    """Of the other finalists to each other, corrected among themselves: many pairs, which would hide the winner's."""
     unit: str
     """What was drawn anew: `windows` or `sequences`."""
     samples: int
@@ -112,6 +115,7 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
     seeds = {one: scored[one.trial] for one in finalists if one.trial in scored}
     whole = of_all_samples(folder, judged)
     compared = compare_pairs(whole, pairs, seen, seeds)
+    others = compare_pairs(whole, list(combinations(finalists[1:], 2)), seen, seeds)
     notes += [*judged.left_out, *_notes(judged, whole, seen, trials, winner, objective), *compared.notes]
     groups = groups_of(judged, seen)
     figures = {
@@ -132,6 +136,7 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
             model: scores.by_target(values, judged.actual, judged.targets) for model, values in judged.predicted.items()
         },
         differences=compared.differences,
+        others=others.differences,
         unit=compared.unit,
         samples=len(judged.time),
         compared=len(whole.time),

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from xlstm_tune.data.cut import PARTS
+from xlstm_tune.data.periods import ordered_values
 from xlstm_tune.data.words import count, listing
 from xlstm_tune.models.baselines import JUDGED
 from xlstm_tune.models.drawn import drawn
@@ -81,18 +82,24 @@ def data_lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:
-    """Where the parts begin, by the time of what is forecast or of the sequences; nothing where no time divides."""
+    """Where the parts begin, by the time of what is forecast or of the sequences, or by what orders these; nothing
+    where no time divides."""
     split = plan.spec.data.split
-    if plan.table.time_kind == "order" or "time" not in split.by or split.order is not None:
+    if "time" not in split.by or (plan.table.time_kind == "order" and split.order is None):
         return []
     train, validation, test = (_span(plan, part) for part in PARTS)
     return [("parts", f"train {train[0]} … {train[1]}, validation from {validation[0]}, test from {test[0]}")]
 
 
 def _span(plan: Plan, part: str) -> tuple[str, str]:
-    """Earliest and latest time that a part's windows forecast, or of the rows of its sequences, as the user wrote."""
+    """Earliest and latest time that a part's windows forecast, or of the rows of its sequences, or the lowest and
+    highest value of `data.split.order`, as the user wrote."""
     data, table = plan.data, plan.table
     samples = data.parts[part]
+    if (order := plan.spec.data.split.order) is not None:
+        sequences = np.searchsorted(table.offsets, data.starts[samples], side="right") - 1
+        values, column = ordered_values(table, order)[0][sequences], table.key_names.index(order)
+        return table.keys[sequences[values.argmin()]][column], table.keys[sequences[values.argmax()]][column]
     first, last = data.starts[samples], data.ends[samples] - 1
     if data.task == "forecast":
         first, last = data.ends[samples], data.ends[samples] + data.horizon - 1
@@ -174,11 +181,14 @@ def _least_gib(plan: Plan) -> float:
 def too_little(plan: Plan) -> list[str]:
     """Why the test part can hardly tell two models apart, shown by the baselines."""
     truth = actual(plan.table, plan.data, TEST)
-    kept = {
+    known = {
         Model(one.name, None, None): np.square(one.predictions[TEST] - truth).mean((1, 2))
         for one in plan.baselines
-        if np.isfinite(one.predictions[TEST]).all() and one.name not in ("mean", "last_value")
+        if np.isfinite(one.predictions[TEST]).all()
     }
+    kept = {model: squares for model, squares in known.items() if model.name not in ("mean", "last_value")}
+    if len(kept) < 2:
+        kept = known
     if len(kept) < 2:
         return []
     series, time = zip(*sample_labels(plan.table, plan.data, TEST), strict=True)

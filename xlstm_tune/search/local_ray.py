@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xlstm_tune.errors import ResourceError, last_line
+from xlstm_tune.search.placement.limits import groups
 from xlstm_tune.search.placement.resources import memory_mib
 
 TOKEN = "~/.ray/auth_token"
@@ -30,8 +31,6 @@ _LEAST_MIB = 256
 _THREADS, _TRIAL_THREADS = 190, 25
 """That Ray, MLflow's writer and the driver have with two processors, and that each trial at a time has; measured: with
 fewer to be had Ray's start waits for ever, or libraries end its processes. More processors take some more."""
-_PIDS = ("/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids/pids")
-"""How the files begin that tell what a container allows, and has."""
 
 
 def check_room(concurrent: int) -> None:
@@ -63,9 +62,10 @@ def _thread_limits() -> Iterator[tuple[int, int, str]]:
     most, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if most != resource.RLIM_INFINITY and os.geteuid() != 0:  # root may have any number
         yield most, sum(_threads_of(os.getuid())), "this user's limit (ulimit -u)"
-    for begins in _PIDS:
+    for group in groups("pids"):
         with suppress(OSError, ValueError):  # not there, or "max"
-            yield int(_read(f"{begins}.max")), int(_read(f"{begins}.current")), f"the container's limit ({begins}.max)"
+            most, used = (int(_read(f"{group}/pids.{what}")) for what in ("max", "current"))
+            yield most, used, f"the limit of this process's control group ({group}/pids.max)"
 
 
 def _threads_of(user: int) -> Iterator[int]:

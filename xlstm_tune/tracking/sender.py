@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, RunInfo, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -217,34 +217,36 @@ class Sender:
             sqlite_path(self._uri).parent.mkdir(parents=True, exist_ok=True)
             take_files_along(sqlite_path(self._uri))
         client = MlflowClient(self._uri)
-        self._experiment = _experiment(
-            client, self._address.experiment, artifact_location(self._uri, self._folder.parent)
-        )
-        self._forget_if_lost(client)
+        known = self._runs.get(None)
+        parent = _run(client, known.id) if known and known.id else None
+        if known and known.id and parent is None:
+            log.warning("the store does not know this search any more; everything is sent again")
+            self._forget()
+        if parent is None:
+            location = artifact_location(self._uri, self._folder.parent)
+            self._experiment = _experiment(client, self._address.experiment, location)
+        else:  # wherever it lies: an experiment may have been given another name
+            self._experiment = _restored(client, client.get_experiment(parent.experiment_id))
         self._client = client
         return client
 
-    def _forget_if_lost(self, client: MlflowClient) -> None:
-        """Start over where the store does not know our runs any more, e.g. because its database was removed."""
-        if self._lost(client):
-            log.warning("the store does not know this search any more; everything is sent again")
-            self._forget()
-
     def _lost(self, client: MlflowClient) -> bool:
+        """Whether the store does not know our runs any more, e.g. because its database was removed."""
         parent = self._runs.get(None)
-        if parent is None or not parent.id:
-            return False
-        try:
-            client.get_run(parent.id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return True
-        return False
+        return parent is not None and bool(parent.id) and _run(client, parent.id) is None
 
     def _deleted(self) -> bool:
         """Whether someone deleted the experiment, so that its runs take nothing until the next connect restores it."""
         return bool(self.connect().get_experiment(self._experiment).lifecycle_stage != "active")
+
+    def _brought_back(self, run: Run) -> bool:
+        """Whether someone had deleted the run, which is then brought back, as a deleted experiment is."""
+        found = _run(self.connect(), run.id)
+        if found is None or found.lifecycle_stage == "active":
+            return False
+        log.warning("run %s had been deleted; it is restored", run.id)
+        self.connect().restore_run(run.id)
+        return True
 
     def _find(self, number: int | None) -> Run | None:
         if number not in self._runs and not self._listed:
@@ -252,12 +254,17 @@ class Sender:
         return self._runs.get(number)
 
     def _list(self) -> None:
-        """Learn which runs of this search the server has already."""
+        """Learn which runs of this search the server has already, those that someone deleted last."""
+        for shown in (ViewType.ACTIVE_ONLY, ViewType.DELETED_ONLY):
+            self._list_shown(shown)
+        self._listed = True
+
+    def _list_shown(self, shown: str) -> None:
         client, token = self.connect(), None
         mine = f"tags.`{SEARCH_TAG}` = '{self._address.search}'"
         oldest = ["attributes.start_time ASC"]
         while True:
-            page = client.search_runs([self._experiment], mine, ViewType.ACTIVE_ONLY, order_by=oldest, page_token=token)
+            page = client.search_runs([self._experiment], mine, shown, order_by=oldest, page_token=token)
             for found in page:
                 trial = found.data.tags.get(TRIAL_TAG)
                 number = None if trial is None else int(trial)
@@ -270,7 +277,6 @@ class Sender:
             token = page.token
             if not token:
                 break
-        self._listed = True
 
     def _create(self, number: int | None, pending: Pending) -> Run:
         tags = {tag.key: tag.value for tag in run_tags(pending.tags)} | {SEARCH_TAG: self._address.search}
@@ -294,6 +300,9 @@ class Sender:
             self._refuse(0, str(error))
         self._listed = True
         self._runs[number] = run
+        if number is None and run.id:  # of a parent that is gone for good there may be children
+            for child in [one for one in self._runs.values() if one is not run and one.id]:
+                self._guarded(child, 0, partial(self.connect().set_tag, child.id, PARENT_TAG, run.id))
         return run
 
     def _guarded(self, run: Run, entries: int, call: Callable[[], Any]) -> None:
@@ -304,6 +313,8 @@ class Sender:
             gone = error.error_code == "RESOURCE_DOES_NOT_EXIST" and self._lost(self.connect())
             if gone or error.error_code not in _REFUSALS or self._deleted():
                 raise
+            if self._brought_back(run):
+                return self._guarded(run, entries, call)
             self._refuse(entries, f"run {run.id}: {error}")
         except requests.HTTPError as error:  # uploads of artifacts
             status = error.response.status_code if error.response is not None else 0
@@ -353,7 +364,23 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
                 raise
             found = client.get_experiment_by_name(name)  # another search was faster
             assert found is not None
-    if found.lifecycle_stage != "active":
-        log.warning("experiment '%s' had been deleted; it is restored", name)
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    return _restored(client, found)
+
+
+def _restored(client: MlflowClient, experiment: Experiment) -> str:
+    """The experiment's id; it is brought back if someone deleted it."""
+    if experiment.lifecycle_stage != "active":
+        log.warning("experiment '%s' had been deleted; it is restored", experiment.name)
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _run(client: MlflowClient, run_id: str) -> RunInfo | None:
+    """What the store knows of a run; None where it knows none."""
+    try:
+        found: RunInfo = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return found

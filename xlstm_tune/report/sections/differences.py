@@ -41,6 +41,18 @@ def differences(record: Record) -> Section | None:
     if evidence is None or not evidence.differences:
         return None
     blocks = pairs_of_models(list(evidence.differences), evidence.part)
+    if evidence.others:
+        told = sum(bool(one.told_apart) for one in evidence.others)
+        blocks += [
+            Sentences(
+                [
+                    f"Above stand the winner's pairs and those with the best baseline. Of the "
+                    f"{counted(len(evidence.others), 'pair')} of the other models with each other, which are corrected "
+                    f"for one another alone, {told} {'are' if told != 1 else 'is'} told apart."
+                ]
+            ),
+            _table(evidence.others, evidence.part, "Pairs of the others"),
+        ]
     notes = [str(note) for note in evidence.notes]
     if notes:
         blocks.append(Sentences(notes))
@@ -101,7 +113,7 @@ def pairs_of_models(pairs: Sequence[Any], part: str, name_of: Callable[[Any], st
     return [figure, _table(pairs, part), *([Sentences(notes)] if notes else [])]
 
 
-def _table(pairs: Sequence[Any], part: str) -> Table:
+def _table(pairs: Sequence[Any], part: str, title: str = "Pairs of models") -> Table:
     rows = []
     for one in pairs:
         known = finite(one.low_percent) and finite(one.high_percent)
@@ -127,7 +139,7 @@ def _table(pairs: Sequence[Any], part: str) -> Table:
         Column("p, adjusted", True),
         Column("Verdict"),
     ]
-    return Table(f"Pairs of models, {part} part", columns, rows)
+    return Table(f"{title}, {part} part", columns, rows)
 
 
 def _p(value: float) -> Cell:

@@ -231,11 +231,18 @@ def _scatter(record: Record, mine: Forecasts, part: str, thinned_out: str) -> Fi
     of = f"{mine.which}: " if mine.which else ""
     caption = (
         f"{of}{counted(len(mine.step), f'{part} sample')}{shown}; on the line a prediction is right. The model "
-        f"{_explains(mine)}errs by {number(float(np.mean(mine.error)))} on average."
+        f"{_explains(mine)}forecasts {_off(float(np.mean(mine.error)))}."
     ) + f" {thinned_out}".rstrip()
     target = label(mine.first_target, 40)
     shape = layout(axis(f"Actual {target}"), axis(f"Predicted {target}"))
     return Figure("scatter", "Predicted against actual", caption, data, shape, 440)
+
+
+def _off(bias: float) -> str:
+    """In which direction the errors go, all in all."""
+    if not bias:
+        return "neither too high nor too low on average"
+    return f"{number(abs(bias))} too {'high' if bias > 0 else 'low'} on average"
 
 
 def _explains(mine: Forecasts) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from xlstm_tune.errors import ResourceError
+from xlstm_tune.search.placement.limits import cpu_limit, memory_limit
 from xlstm_tune.spec import ResourceConfig
 
 
@@ -146,14 +145,13 @@ def own_gpus_alone() -> None:
 
 
 def cpus() -> int:
-    """Processors that this process may use: not all of them, where it is bound to some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use: not all of them, where it is bound to some or may have so much of their
+    time alone."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return found if (limit := cpu_limit()) is None else max(1, min(found, int(limit)))
 
 
 def memory_mib() -> float:
-    """Memory that this machine, or the container that this process runs in, has for programs."""
+    """Memory that this machine, or the container or job that this process runs in, has for programs."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            found = min(found, int(limit.read_text()))
-    return found / 2**20
+    return (found if (limit := memory_limit()) is None else min(found, limit)) / 2**20
