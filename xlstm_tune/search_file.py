@@ -167,7 +167,9 @@ def find_file(file: str) -> Path:
         raise SpecError(f"'{file}' is a folder; give a search file (YAML) or a shipped name: {', '.join(shipped)}")
     if path.suffix in (".yaml", ".yml") or path.parent != Path("."):
         nearby = sorted(p.name for p in path.parent.glob("*.y*ml")) if os.path.isdir(path.parent) else []
-        hint = did_you_mean(path.name, nearby) if nearby else f"shipped search files: {', '.join(shipped)}"
+        hint = (
+            did_you_mean(path.name, nearby, dotted=False) if nearby else f"shipped search files: {', '.join(shipped)}"
+        )
         raise SpecError(f"there is no search file '{file}'; {hint}")
     raise SpecError(f"'{file}' is neither a file nor a shipped search file; {did_you_mean(file, shipped)}")
 

@@ -58,6 +58,11 @@ def test_a_value_outside_of_the_training_part_is_told(at: int) -> None:
     assert f": 'x' 10000 in row {at + 1} of the data; " in note
     cells[at] = 1e3
     assert not notes(cells)
+    cells[at] = 1e4
+    y = np.random.default_rng(1).normal(size=400)
+    split = {"train": 200, "validation": 20, "test": 20}  # the rows behind are in no part
+    table, config = make({"x": cells.tolist(), "y": y.tolist()}, lookback=2, split=split)
+    assert not [note for note in prepare(table, config).notes if "outside of the training part" in note]
 
 
 def test_targets_of_a_regression_are_looked_at() -> None:

@@ -126,6 +126,8 @@ def test_from_inputs_of_no_samples_or_of_no_floats():
         slstm_from_inputs(inputs[0], inputs[1].detach().numpy(), *inputs[2:5])
     with pytest.raises(ValueError, match=r"slstm: for_if must be floating-point, .* got torch.int64"):
         slstm_from_inputs(*(tensor.long() for tensor in inputs[:5]))
+    with pytest.raises(TypeError, match="slstm: state h must be a torch tensor, got ndarray"):
+        slstm_from_inputs(*inputs[:5], tuple(one.detach().numpy() for one in inputs[5:]))
     for what, at, changed in (("for_zo", 1, inputs[1] > 0), ("in_weight", 2, inputs[2] + 0j)):
         with pytest.raises(ValueError, match=rf"slstm: {what} must be floating-point"):
             slstm_from_inputs(*inputs[:at], changed, *inputs[at + 1 : 5])

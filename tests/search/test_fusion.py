@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from ray.tune.search import Searcher
 
 from xlstm_tune.errors import SpecError
 from xlstm_tune.models.config import ModelConfig
-from xlstm_tune.search.persistence.journal import Journal
-from xlstm_tune.search.sampling.duplicates import TrialEnd
+from xlstm_tune.search.persistence.journal import Journal, read_journal
+from xlstm_tune.search.sampling.duplicates import DUPLICATE_OF, START, TrialEnd
 from xlstm_tune.search.sampling.fusion import NO_FUSION, Fusion, Waiting, fuses, widest
 from xlstm_tune.search.sampling.searcher import OptunaSearcher
 from xlstm_tune.search.sampling.space import Params, Space
@@ -82,6 +83,39 @@ class Bench:
 def row(number: int, epoch: int = 1, best: float = 1.0, **changes: Any) -> dict[str, Any]:
     figures = {"number": number, "epoch": epoch, METRIC: best, "status": "running", "finished": False, "done": False}
     return figures | changes
+
+
+@pytest.mark.parametrize("space", [GRID, RANDOM], ids=["finite", "infinite"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_random_search_goes_on_alike_when_its_study_was_lost(
+    seed: int, space: dict[str, Any], tmp_path: Path
+) -> None:
+    """Trials leave the line out of turn there, and repetitions of what is under way are in the study alone."""
+    start = [{"model.dropout": 0.1}]
+    spec = make_spec(space, algorithm="random", trials=11, seed=seed, start_with=start)
+    first = Bench(spec, tmp_path / "whole")
+    for _ in range(2 + seed % 2):
+        trial_id, trials = first.ask()
+        for one in trials:
+            first.journal.epoch(row(one["number"], status="completed", finished=True, done=True), stop=False)
+        first.complete(trial_id, trials)
+    assert first.ask()[1], "under way"
+    first.journal.close()
+    shutil.copytree(tmp_path / "whole", tmp_path / "lost")
+    (tmp_path / "lost" / "optuna.journal").unlink()
+    known = read_journal(tmp_path / "whole").trials
+    whole, lost = (Bench(spec, tmp_path / name, resume=True) for name in ("whole", "lost"))
+    before, now = (bench.searcher.study.get_trials(deepcopy=False) for bench in (whole, lost))
+    for one, other in zip(before, now, strict=False):
+        if one.number in known:
+            assert (one.state, one.params, one.values) == (other.state, other.params, other.values)
+            assert all(one.user_attrs.get(name) == other.user_attrs.get(name) for name in (START, DUPLICATE_OF))
+        else:
+            assert other.number not in lost.searcher._live, "it repeats one that is known"
+    assert whole.searcher.started == lost.searcher.started
+    assert keys([point for group in whole.drain() for point in group]) == keys(
+        [point for group in lost.drain() for point in group]
+    )
 
 
 def keys(points: list[Params]) -> list[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -395,14 +396,30 @@ def test_store_emptied_while_we_are_connected_is_filled_again(folder: Path, afte
     assert unsent(folder) is None
 
 
-def test_children_of_a_parent_that_is_gone_for_good_go_to_the_new_one(folder: Path) -> None:
+def test_children_of_a_parent_that_is_gone_for_good_go_to_the_new_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = default_uri(folder.parent)
     with Spool(folder, uri) as spool:
         say_search(spool, 2)
     send_all(folder, uri)
     before = stored(uri, folder)
     MlflowClient(uri)._tracking_client.store._hard_delete_run(before[None]["id"])
-    sync(folder)
+    with Spool(folder, uri) as spool:
+        spool.metrics({"test_rmse": 1.0})
+    set_tag, cut = MlflowClient.set_tag, [True]
+
+    def once(client: MlflowClient, run_id: str, key: str, value: Any) -> None:
+        if key == "mlflow.parentRunId" and run_id == before[1]["id"] and cut:
+            cut.clear()
+            raise ConnectionError("away")
+        set_tag(client, run_id, key, value)
+
+    with monkeypatch.context() as patch, contextlib.suppress(ConnectionError):
+        patch.setattr(MlflowClient, "set_tag", once)
+        send_all(folder, uri)
+    assert not cut, "it was cut off between the two"
+    send_all(folder, uri)
     runs = stored(uri, folder)
     assert set(runs) == {None, 0, 1} and runs[None]["id"] != before[None]["id"]
     assert all(runs[n]["id"] == before[n]["id"] for n in (0, 1))

@@ -41,7 +41,7 @@ class Extremes:
     def look_outside(
         self, name: str, cells: np.ndarray, mean: float, std: float, rows: np.ndarray | None = None
     ) -> None:
-        """At the cells [n] outside of the training part, NaN where there is none. mean, std: of the training part."""
+        """At the cells [n] of the other parts, NaN where there is none. mean, std: of the training part."""
         away = np.nan_to_num(np.abs(cells - mean) / std)
         if len(away) and away.max() > _ALIEN:
             far = int(away.argmax())

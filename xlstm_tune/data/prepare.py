@@ -46,7 +46,10 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
 
     series = np.searchsorted(table.offsets, result.ends - 1, side="right").astype(np.int64) - 1
     train = result.parts["train"]
-    scaling = fit_scaling(table, result.train_rows, train, series[train], config.task == "forecast", notes)
+    forecast = config.task == "forecast"
+    judged = np.concatenate([result.parts[part] for part in ("validation", "test")])
+    judged_rows = _rows_of(result, judged, lookback, config.horizon if forecast else 0) & ~result.train_rows
+    scaling = fit_scaling(table, result.train_rows, train, series[train], forecast, notes, judged_rows, judged)
     # Keys that came later are not in it until they are given, so that older searches can go on.
     later: dict[str, Any] = {} if config.split.order else {"split": {"order"}}
     if config.target_minimum is None:
@@ -69,6 +72,15 @@ def prepare(table: Table, config: DataConfig, max_lookback: int | None = None, r
     if table.rounded is None:
         return made
     return replace(made, rounded=Rounded(_fingerprint(table.rounded, cut), scaling.inputs.exact))
+
+
+def _rows_of(result: Split, samples: np.ndarray, lookback: int, ahead: int) -> np.ndarray:
+    """bool [R]: rows that these samples see, or that are `ahead` steps behind them at most."""
+    first = np.maximum(result.starts[samples], result.ends[samples] - lookback)
+    change = np.zeros(len(result.train_rows) + 1, dtype=np.int64)
+    np.add.at(change, first, 1)
+    np.add.at(change, result.ends[samples] + ahead, -1)
+    return np.cumsum(change[:-1]) > 0
 
 
 def _fingerprint(table: str, cut: str) -> str:

@@ -88,16 +88,24 @@ class Scaling:
 
 
 def fit_scaling(
-    table: Table, rows: np.ndarray, samples: np.ndarray, series: np.ndarray, forecast: bool, notes: list[str]
+    table: Table,
+    rows: np.ndarray,
+    samples: np.ndarray,
+    series: np.ndarray,
+    forecast: bool,
+    notes: list[str],
+    judged_rows: np.ndarray,
+    judged_samples: np.ndarray,
 ) -> Scaling:
     """The statistics of the training part.
 
-    rows: bool [R]. samples: of a regression, the sequences in it. series: of each training sample.
+    rows: bool [R]. samples: of a regression, the sequences in it. series: of each training sample. judged_rows,
+    judged_samples: as those, of the other parts.
     `notes` grows by a sentence on what was left out or is constant. Raises DataError when a target is constant, or no
     input is left.
     """
     extremes = Extremes()
-    targets = _target_statistics(table, rows if forecast else samples, None if forecast else extremes)
+    targets = _target_statistics(table, rows if forecast else samples, judged_samples, None if forecast else extremes)
     in_file = table.file_rows[rows]
     kept, constant = [], []
     moments: list[tuple[float, float]] = []
@@ -109,7 +117,9 @@ def fit_scaling(
         if column not in table.one_hot:
             extremes.look(name, seen, *moments[-1], in_file)
             if seen.min() < seen.max():
-                extremes.look_outside(name, table.cells(column)[~rows], *moments[-1], table.file_rows[~rows])
+                extremes.look_outside(
+                    name, table.cells(column)[judged_rows], *moments[-1], table.file_rows[judged_rows]
+                )
         if forecast and name in targets.names:
             at = targets.names.index(name)
             moments[-1] = (targets.mean[at], targets.std[at])
@@ -138,9 +148,9 @@ def _moments(cells: np.ndarray) -> tuple[float, float]:
     return float(cells.mean()), std if std > 0 else 1.0
 
 
-def _target_statistics(table: Table, seen: np.ndarray, extremes: Extremes | None) -> Columns:
-    """Of the observed targets of the training part. `seen`: rows or samples of it. extremes: where they are no inputs
-    too, which are looked at all the same."""
+def _target_statistics(table: Table, seen: np.ndarray, judged: np.ndarray, extremes: Extremes | None) -> Columns:
+    """Of the observed targets of the training part. seen, judged: rows or samples of it, and of the other parts.
+    extremes: where they are no inputs too, which are looked at all the same."""
     moments = []
     for column, name in enumerate(table.target_names):
         cells = table.targets[seen, column][table.observed[seen, column]]
@@ -155,7 +165,7 @@ def _target_statistics(table: Table, seen: np.ndarray, extremes: Extremes | None
         moments.append(_moments(cells))
         if extremes is not None:
             extremes.look(name, cells, *moments[-1])
-            extremes.look_outside(name, np.delete(table.targets[:, column], seen), *moments[-1])
+            extremes.look_outside(name, table.targets[judged, column], *moments[-1])
     return _columns(list(table.target_names), moments)
 
 

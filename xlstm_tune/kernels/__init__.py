@@ -186,12 +186,14 @@ def slstm_from_inputs(
     """`slstm` of the gates that `slstm_gates` makes of its inputs, without writing them to memory where that can be.
 
     for_if, for_zo: [B, T, E], what the gates i and f, and z and o, see. in_weight: [N, 4, D out, D in], N D = E, whose
-    dtype the gates, and so h, have. The rest, what is returned and raised: as for `slstm`.
+    dtype, or autocast's, the gates and so h have. The rest, what is returned and raised: as for `slstm`.
     """
     state = as_state(initial_state, SLSTMState, "slstm")
     tensors = (for_if, for_zo, in_weight, recurrent, bias, *(state or ()))
     named = dict(zip(("for_if", "for_zo", "in_weight", "recurrent", "bias"), tensors, strict=False))
     for name, tensor in named.items():
+        expect_tensor(tensor, f"slstm: {name}")
+    for name, tensor in _named(state).items():
         expect_tensor(tensor, f"slstm: {name}")
     expect_floats("slstm", **named, **_named(state))
     square = in_weight.shape[2] if in_weight.dim() == 4 else None

@@ -60,7 +60,7 @@ class Difference:
     p: float
     """Two-sided, of no difference."""
     p_adjusted: float
-    """Holm's, over all differences shown together."""
+    """Holm's, over all differences that were asked for together."""
     told_apart: bool
     """p_adjusted is below what so many blocks ask for: 0.05 from ENOUGH on, FEW_ALPHA from FEWEST on, never below."""
     blocks: float

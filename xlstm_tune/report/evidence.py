@@ -59,9 +59,9 @@ class Evidence:
     compared: int
     """Those that the differences are made of, which may be more."""
     block: int
-    """Windows of a series in a row that are drawn together, of the pair with most; 1 for sequences."""
+    """Windows of a series in a row that are drawn together, of the pair of `differences` with most; 1 for sequences."""
     blocks: float
-    """Independent blocks, or groups of sequences, of the pair with fewest; 0 where nothing was compared."""
+    """Independent blocks, or groups of sequences, of that with fewest; 0 where nothing was compared."""
     resampled: str
     """In words: what was drawn together, and how that was chosen."""
     notes: list[str]
@@ -117,6 +117,7 @@ def gather(folder: Path, objective: str | None = None) -> Evidence | None:
     compared = compare_pairs(whole, pairs, seen, seeds)
     others = compare_pairs(whole, list(combinations(finalists[1:], 2)), seen, seeds)
     notes += [*judged.left_out, *_notes(judged, whole, seen, trials, winner, objective), *compared.notes]
+    notes += [note for note in others.notes if note not in notes]
     groups = groups_of(judged, seen)
     figures = {
         model: scores.metrics(predicted, judged.actual, seen.target_std, seen.mase_scale)

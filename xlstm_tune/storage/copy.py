@@ -124,8 +124,7 @@ def bring(where: Objects, name: str, root: Path) -> Path:
             lost = _lost(objects, folder, copy) if has_all else []
             if has_all and not (lost and known_there and ours == theirs):  # else all of it is fetched
                 if lost:
-                    lacking = _trials_of(ours[len(theirs) :]) - _trials_of(theirs)
-                    _bring_back(objects, folder, copy, lost, lacking)
+                    _bring_back(objects, folder, copy, lost)
                 if not known_there or not same:
                     remember(folder, where, noted | _as_noted(copy.generation))
                 _complete(objects, folder)
@@ -267,20 +266,13 @@ def _lost(objects: Objects, folder: Path, copy: Copy) -> list[str]:
     return lost
 
 
-def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str], lacking: set[int]) -> None:
+def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str]) -> None:
     """Fetch what a folder has lost whose search journal goes on behind the copy's, and stays: the driver makes from it
-    what the copy's tables and study lack. lacking: trials that only this journal knows. Raises StorageError for a study
-    that would have to know them."""
+    what the copy's tables and study lack."""
     unfinished = folder / f".fetched.{os.getpid()}.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         if OPTUNA_JOURNAL in lost:
-            if lacking:
-                raise StorageError(
-                    f"the folder {folder} has lost part of {OPTUNA_JOURNAL}, and the copy at {objects.shown} cannot "
-                    f"make up for it, since it lacks trial {min(lacking)}; bring that file back, or rename the folder "
-                    "to go on with the copy, without what the copy lacks"
-                )
             _fetch_journal(objects, OPTUNA_JOURNAL, copy, unfinished)
             _sync_all(unfinished)
             (unfinished / OPTUNA_JOURNAL).replace(folder / OPTUNA_JOURNAL)
@@ -291,20 +283,6 @@ def _bring_back(objects: Objects, folder: Path, copy: Copy, lost: list[str], lac
         sync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _trials_of(journal: bytes) -> set[int]:
-    """The trials that these lines of a search journal begin, or end without a worker. Damaged lines are told of by who
-    reads it, and duplicates by the study: it has them before they end."""
-    found = set[int]()
-    for line in journal.splitlines():
-        with suppress(ValueError, KeyError, TypeError, RecursionError):
-            event = json.loads(line)
-            if event["e"] == "began":
-                found.update(event["numbers"])
-            elif event["e"] == "ended" and event["end"].get("duplicate_of") is None:
-                found.add(event["end"]["number"])
-    return found
 
 
 def _complete(objects: Objects, folder: Path) -> None:

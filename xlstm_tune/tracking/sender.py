@@ -90,6 +90,7 @@ class Sender:
         self._listed = False  # whether _runs holds every run of this search that the server may have
         self._params: dict[str, set[str]] = {}  # by run id: keys that the server has already
         self._curves: dict[str, dict[str, int]] = {}  # by run id: the last step of each curve that it has already
+        self._parents: dict[str, str] = {}  # by id of a child that was found, until that is looked at: its parent's
 
     def send_next(self) -> bool:
         """Send what the spool holds next; returns whether more may be waiting already.
@@ -150,6 +151,7 @@ class Sender:
         elif pending.started is not None and run.id:
             self._guarded(run, 0, partial(self.connect().update_run, run.id, status="RUNNING"))
             run.open, run.done = True, False
+        self._adopt()
         if not run.id:
             return self._refuse(pending.events, f"{pending.name or f'trial {number}'} could not be made")
         there = self._params.get(run.id, set())
@@ -244,8 +246,12 @@ class Sender:
         found = _run(self.connect(), run.id)
         if found is None or found.lifecycle_stage == "active":
             return False
+        try:
+            self.connect().restore_run(run.id)
+        except MlflowException as error:  # who may write need not have leave for this
+            log.warning("run %s was deleted and cannot be restored (%s)", run.id, _told(str(error)))
+            return False
         log.warning("run %s had been deleted; it is restored", run.id)
-        self.connect().restore_run(run.id)
         return True
 
     def _find(self, number: int | None) -> Run | None:
@@ -268,6 +274,8 @@ class Sender:
             for found in page:
                 trial = found.data.tags.get(TRIAL_TAG)
                 number = None if trial is None else int(trial)
+                if number is not None and shown == ViewType.ACTIVE_ONLY:
+                    self._parents[found.info.run_id] = found.data.tags.get(PARENT_TAG, "")
                 known = self._runs.setdefault(number, Run(found.info.run_id, open=found.info.status == "RUNNING"))
                 self._params[found.info.run_id] = set(found.data.params)
                 latest = found.data.to_proto().metrics  # `data.metrics` leaves the steps out
@@ -300,10 +308,16 @@ class Sender:
             self._refuse(0, str(error))
         self._listed = True
         self._runs[number] = run
-        if number is None and run.id:  # of a parent that is gone for good there may be children
-            for child in [one for one in self._runs.values() if one is not run and one.id]:
-                self._guarded(child, 0, partial(self.connect().set_tag, child.id, PARENT_TAG, run.id))
         return run
+
+    def _adopt(self) -> None:
+        """Children whose parent is gone for good get the new one."""
+        parent = self._runs.get(None)
+        while parent is not None and parent.id and self._parents:
+            child, of = next(iter(self._parents.items()))
+            if of != parent.id:
+                self._guarded(Run(child), 0, partial(self.connect().set_tag, child, PARENT_TAG, parent.id))
+            del self._parents[child]
 
     def _guarded(self, run: Run, entries: int, call: Callable[[], Any]) -> None:
         """Make the call; what the server will never take is noted and passed over, so that the rest can follow."""

@@ -39,11 +39,11 @@ def groups(controller: str, root: Path = ROOT, mine: Path = MINE) -> Iterator[Pa
     """The folders of this process's groups, outwards; they need not be there. A container that sees its own group alone
     has it at the root."""
     try:
-        lines = mine.read_text().splitlines()
+        lines = mine.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     for line in [*lines, "0::/", f"0:{controller}:/"]:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "?", "?"][:3]
         if not controllers:  # version 2, which has all of them in one tree
             mounts = [root]
         elif controller in controllers.split(","):

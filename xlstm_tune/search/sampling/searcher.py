@@ -46,9 +46,10 @@ from xlstm_tune.search.sampling.duplicates import (
 )
 from xlstm_tune.search.sampling.fusion import NO_FUSION, Fusion
 from xlstm_tune.search.sampling.goals import Goals, costs_of
+from xlstm_tune.search.sampling.making_up import make_up
 from xlstm_tune.search.sampling.proposals import Live, Proposals, key_of
 from xlstm_tune.search.sampling.space import Params, Space
-from xlstm_tune.search.sampling.study import make_up, open_study, open_trials
+from xlstm_tune.search.sampling.study import open_study, open_trials
 from xlstm_tune.search.scheduling.losses import NODE_LOST
 from xlstm_tune.spec import SearchSpec
 
@@ -107,7 +108,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._spec, self._space, self._journal, self._on_end = spec, space, journal, on_end
         known = journal.history.trials
         self._study, storage, self._sync = open_study(spec.name, spec.search, folder, resume, known, may_lack=True)
-        self.made_up = make_up(self._study, storage, {n: past.params for n, past in known.items()}, space.starts())
+        points = {number: past.params for number, past in known.items()}
+        self.made_up = make_up(self._study, storage, points, space, spec.search)
         """Trials that the study's file had lost."""
         self._goals = goals or Goals(spec.search)
         self._ledger = Ledger()
@@ -353,7 +355,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             for trial in trials:  # ended, but the power went before the journal was on the disk
                 if trial.state.is_finished() and (trial.number not in past or past[trial.number].end is None):
                     self._report(self._end_of(trial))
-        for trial in open_trials(self._study, storage):
+        # One that the journal does not know may repeat one that it knows, whatever their numbers.
+        for trial in sorted(open_trials(self._study, storage), key=lambda trial: trial.number not in past):
             reported = trials[trial.number].intermediate_values if trial.number < len(trials) else {}
             self._go_on(trial, dict(reported), past.get(trial.number))
         groups: dict[tuple[int, ...], list[int]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,7 @@ from xlstm_tune.data.words import count
 from xlstm_tune.errors import StorageError, first_line
 from xlstm_tune.layout import OPTUNA_JOURNAL as JOURNAL
 from xlstm_tune.lines import cut_torn_line
-from xlstm_tune.search.sampling.duplicates import START
 from xlstm_tune.search.sampling.samplers import NumberedSampler
-from xlstm_tune.search.sampling.space import Params
 from xlstm_tune.search.sampling.study_memory import StudyMemory
 from xlstm_tune.search.sampling.thinning import GP, TPE, ThinnedSampler, ThinnedStudy, Thinning
 from xlstm_tune.spec import SearchConfig
@@ -146,30 +144,6 @@ def _open_storage(url: str | None, path: Path) -> tuple[BaseStorage, Callable[[]
             f"{path} is damaged ({type(error).__name__}: {first_line(error)}); bring it back, or remove it: --resume "
             "makes it anew from the search's own journal"
         ) from None
-
-
-def make_up(study: optuna.Study, storage: BaseStorage, begun: Mapping[int, Params], starts: Sequence[Params]) -> int:
-    """Let the study wait for what its file has lost of a search's trials; how many those were.
-
-    begun: the points of all that the search's journal knows, by number. They keep both; how they went the journal says,
-    as of trials that are under way. A number between them that it does not know was a point drawn again of one under
-    way, whose end it shares: it is drawn once more. starts: the points that were to be tried first.
-    """
-    held = study.get_trials(deepcopy=False)
-    for trial in held:
-        if not trial.state.is_finished() and begun.get(trial.number, {}).keys() - trial.params.keys():
-            storage.set_trial_system_attr(trial._trial_id, "fixed_params", begun[trial.number])
-    numbers = range(len(held), 1 + max(begun, default=-1))
-    left = dict(enumerate(starts))
-    for trial in held:
-        left.pop(trial.user_attrs.get(START, -1), None)
-    for number in numbers:
-        point = begun.get(number, {})
-        start = next((index for index, first in left.items() if first.items() <= point.items()), None)
-        if start is not None:
-            del left[start]
-        study.enqueue_trial(point, user_attrs={} if start is None else {START: start})
-    return len(numbers)
 
 
 def open_trials(study: optuna.Study, storage: BaseStorage) -> list[optuna.Trial]:
