@@ -46,9 +46,9 @@ def differences(record: Record) -> Section | None:
         blocks += [
             Sentences(
                 [
-                    f"Above stand the winner's pairs and those with the best baseline. Of the "
-                    f"{counted(len(evidence.others), 'pair')} of the other models with each other, which are corrected "
-                    f"for one another alone, {told} {'are' if told != 1 else 'is'} told apart."
+                    "Above stand the winner's pairs and those with the best baseline; below, corrected for one another "
+                    f"alone, the other models with each other: {told} of {counted(len(evidence.others), 'pair')} told "
+                    "apart."
                 ]
             ),
             _table(evidence.others, evidence.part, "Pairs of the others"),
