@@ -85,7 +85,8 @@ def test_memory_that_runs_out_changes_no_number(name: str, key: str) -> None:
     assert fitted[1.05] == [None, None]
     assert all(fitted[0.7]) and all(fitted[0.4]) and fitted[0.4][0] < fitted[0.7][0]
     for row in rows:
-        assert row["apart"] < (1e-6 if row["micro_batch"] else 1e-12), row
+        # Some processors' products of one member round otherwise than those of several.
+        assert row["apart"] < (1e-6 if row["micro_batch"] or row["together"] else 1e-12), row
         assert not row["captured"]
     refused = [row["backend"].partition("no CUDA graph: ")[2] for row in rows if row["capture"] == "auto"]
     assert refused[0].startswith("capturing one failed (OutOfMemoryError: CUDA out of memory")
