@@ -189,19 +189,17 @@ def slstm_from_inputs(
     dtype, or autocast's, the gates and so h have. The rest, what is returned and raised: as for `slstm`.
     """
     state = as_state(initial_state, SLSTMState, "slstm")
-    tensors = (for_if, for_zo, in_weight, recurrent, bias, *(state or ()))
-    named = dict(zip(("for_if", "for_zo", "in_weight", "recurrent", "bias"), tensors, strict=False))
+    named = {"for_if": for_if, "for_zo": for_zo, "in_weight": in_weight, "recurrent": recurrent, "bias": bias}
+    named |= _named(state)
     for name, tensor in named.items():
         expect_tensor(tensor, f"slstm: {name}")
-    for name, tensor in _named(state).items():
-        expect_tensor(tensor, f"slstm: {name}")
-    expect_floats("slstm", **named, **_named(state))
+    expect_floats("slstm", **named)
     square = in_weight.shape[2] if in_weight.dim() == 4 else None
     expect_shape(in_weight, "slstm: in_weight", N=None, gates=4, D_out=None, D_in=square)
     expect_shape(for_if, "slstm: for_if", B=None, T=None, E=None)
     plain = (
         len(for_if) > 0
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and all(tensor.dtype == torch.float32 for tensor in named.values())
         and resets is None
         and lengths is None
     )
