@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 from tracked import free_port
 
+from xlstm_tune.search import session
 from xlstm_tune.search.session import tracked
 from xlstm_tune.search.stopping import Stopping
 from xlstm_tune.tracking import Spool
@@ -67,3 +69,20 @@ def test_a_signal_that_has_ended_the_search_ends_it_still(
         raise KeyboardInterrupt
     assert '"interrupted"' in (plan.folder / "mlflow" / "spool.jsonl").read_text()
     assert "not reached" not in capsys.readouterr().out
+
+
+def test_what_cannot_go_on_waits_for_mlflow_no_longer_than_what_was_stopped(
+    plan: Any, stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full while finalists are judged, as MLflow's database on it is too."""
+    monkeypatch.setattr(session, "DRAIN_SECONDS_STOPPED", 0.5)
+    began = time.monotonic()
+    with (
+        pytest.raises(OSError, match="No space left"),
+        Spool(plan.folder, plan.tracking_uri) as spool,
+        tracked(plan, spool, stopping, Console()),
+    ):
+        spool.search_started("wave", {}, {})
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert stopping.reason is None
+    assert time.monotonic() - began < 30, "it waited as a finished search does"

@@ -36,7 +36,8 @@ HELPERS = ("monitor", "dashboard", "log_monitor")
 DRAIN = "XLSTM_TUNE_DRAIN_SECONDS"
 """Environment variable: how long a finished search waits for MLflow to take what is left; 120 where it is not set."""
 DRAIN_SECONDS_STOPPED = 10.0
-"""How long one waits that has been stopped: the machine may go away."""
+"""How long one waits at most that has been stopped, since its machine may go away, or that cannot go on, as MLflow's
+database may not be writable either."""
 
 
 @contextmanager
@@ -59,7 +60,8 @@ def tracked(plan: Plan, spool: Spool, stopping: Stopping, console: Console, ende
     finally:
         try:
             with console.status("writing the last records to MLflow"):
-                left = writer.finish(DRAIN_SECONDS_STOPPED if stopping.reason else drain)
+                whole = done and not stopping.reason
+                left = writer.finish(drain if whole else min(drain, DRAIN_SECONDS_STOPPED))
         except KeyboardInterrupt:
             if not done:
                 raise
